@@ -1,161 +1,286 @@
 """The use case: source, engine, store, with deadline, cancellation and timings."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Protocol
+import asyncio
+import hashlib
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from contextvars import copy_context
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import Literal
 
 from PIL.Image import Image
 
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """A decoded source image.
-
-    `image` is RGB in sRGB, upright, at most `images.Limits.working_pixels` large; `width_px` and
-    `height_px` are the picture's own size before that reduction, after orientation.
-    """
-
-    image: Image
-    width_px: int
-    height_px: int
-    format: str
-    size_bytes: int
-    cached: bool = False
-    stale: bool = False
-    fetch_ms: float = 0.0
-    decode_ms: float = 0.0
-    notes: tuple[str, ...] = ()
+from retouch import images
+from retouch.admission import Admission
+from retouch.contract import (
+    MAX_PROMPT_TOKENS,
+    EditRequest,
+    EditResult,
+    Meta,
+    Progress,
+    Result,
+    SourceMeta,
+    Timings,
+)
+from retouch.errors import Cancelled, DeadlineExceeded, InvalidRequest
+from retouch.planning import plan_work, result_key
+from retouch.ports import Edited, Engine, EngineInfo, Source, Sources, Store, Work
 
 
 @dataclass(frozen=True, slots=True)
-class Preset:
-    """What a checkpoint wants where a request says nothing.
+class EditorSettings:
+    """Where results go and how long things may take."""
 
-    `guided` is False for weights without classifier-free guidance (few-step and demo weights).
-    """
-
-    steps: int
-    guidance_scale: float
-    area_px: int
-    guided: bool = True
+    prefix: str = ""
+    link_expires_in_s: int = 86400
+    store_timeout_s: float = 120.0
+    job_timeout_s: float = 600.0
 
 
 @dataclass(frozen=True, slots=True)
-class EngineInfo:
-    """What is loaded: names for `meta`, the preset and the schedulers that run."""
+class _Delivered:
+    """Where a result went."""
 
-    model: str
-    revision: str
-    dtype: str
-    memory_plan: str
-    preset: Preset
-    notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """One edit as the engine gets it: nothing left to default. Sizes are multiples of 16."""
-
-    prompt: str
-    negative_prompt: str
-    seed: int
-    steps: int
-    guidance_scale: float
-    scheduler: str
-    width_px: int
-    height_px: int
+    link: str
+    key: str
+    content_type: str
+    expires_at: datetime
+    encode_ms: float
+    store_ms: float
 
 
-@dataclass(frozen=True, slots=True)
-class Edited:
-    """An edited image (RGB, the size asked for) and the milliseconds of each model phase."""
-
-    image: Image
-    condition_ms: float
-    denoise_ms: float
-    vae_decode_ms: float
-    notes: tuple[str, ...] = ()
+def ignore(_: Progress) -> None:
+    """Take no notice of progress."""
 
 
-class Engine(Protocol):
-    """The model. One `edit` at a time, called from one thread; the caller sees to that."""
+class Editor:
+    """Runs edits: fetching, encoding and storing of many overlap the model's work on one."""
+
+    def __init__(
+        self,
+        *,
+        sources: Sources,
+        engine: Engine,
+        store: Store,
+        admission: Admission,
+        settings: EditorSettings,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._sources = sources
+        self._engine = engine
+        self._store = store
+        self._admission = admission
+        self._settings = settings
+        self._clock = clock
+        self._model_thread = ThreadPoolExecutor(1, thread_name_prefix="model")
+        self._result_threads = ThreadPoolExecutor(8, thread_name_prefix="result")
 
     @property
     def info(self) -> EngineInfo:
-        """Name what is loaded."""
-        ...
+        """What is loaded."""
+        return self._engine.info
 
-    def count_tokens(self, text: str) -> int:
-        """Count the tokenizer's tokens in `text`. Safe to call from any thread during an edit."""
-        ...
+    def close(self) -> None:
+        """Let running work end and take no more."""
+        self._model_thread.shutdown()
+        self._result_threads.shutdown()
 
-    def edit(self, image: Image, work: Work, *, before_step: Callable[[int, int], None]) -> Edited:
-        """Edit `image` (RGB, any size) as `work` says; the same work gives the same pixels.
-
-        `before_step(step, steps)` is called before each denoising step, 0-based, and once more as
-        `before_step(steps, steps)` before decoding; what it raises ends the edit within that step
-        and passes through unchanged. After any outcome the engine is as it was before the call.
-
-        Raises:
-            ModelError: the model failed, ran out of memory, or made values that are no numbers.
-        """
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """An object from the store: its bytes and the metadata it was put with."""
-
-    body: bytes
-    metadata: Mapping[str, str] = field(default_factory=dict)
-
-
-class Store(Protocol):
-    """Where cached sources and results live. Sync and thread-safe; every call has a time limit.
-
-    Keys are `[0-9a-z/._-]`, without empty, `.` or `..` segments, and come with their prefix.
-    Metadata keys are lower-case `[a-z0-9-]`, values printable ASCII.
-    """
-
-    name: str
-    """The bucket, or for a local store the word `local`."""
-
-    def get(self, key: str, *, max_bytes: int, timeout_s: float) -> Stored | None:
-        """Return the object, or None where there is none. One request.
-
-        Raises:
-            StorageError: it cannot be read, or is over `max_bytes`.
-        """
-        ...
-
-    def put(
+    async def run(
         self,
-        key: str,
-        body: bytes,
+        request: EditRequest,
         *,
-        content_type: str,
-        metadata: Mapping[str, str],
-        timeout_s: float,
-    ) -> None:
-        """Store `body` whole or not at all.
+        job_id: str,
+        request_id: str,
+        progress: Callable[[Progress], None] = ignore,
+    ) -> EditResult:
+        """Edit one image and return the link to the result.
+
+        If the awaiting task is cancelled, the edit ends within a denoising step, and only then does
+        the cancellation go on: the model is free when it arrives.
 
         Raises:
-            StorageError: it could not be stored in time.
+            EditError: any class of `errors`.
         """
-        ...
+        began = self._clock()
+        deadline = began + self._settings.job_timeout_s
+        with self._admission.place():
+            self._require_tokens(request)
+            progress(Progress(stage="source"))
+            source = await self._load(request.image_url, deadline=deadline)
+            work, notes = plan_work(request, source, self._engine.info.preset, job_id=job_id)
+            progress(Progress(stage="queue"))
+            queued = self._clock()
+            async with self._admission.turn(timeout_s=deadline - queued):
+                queue_ms = 1000 * (self._clock() - queued)
+                edited = await self._edit(source.image, work, deadline=deadline, progress=progress)
+            progress(Progress(stage="store"))
+            key = result_key(self._settings.prefix, source.id, job_id, request.output_format)
+            delivered = await self._deliver(edited.image, request, key, deadline=deadline)
+        timings = Timings(
+            queue=queue_ms,
+            fetch=source.fetch_ms,
+            source_decode=source.decode_ms,
+            condition=edited.condition_ms,
+            denoise=edited.denoise_ms,
+            vae_decode=edited.vae_decode_ms,
+            encode=delivered.encode_ms,
+            store=delivered.store_ms,
+            total=1000 * (self._clock() - began),
+        )
+        notes += [*edited.notes, *self._engine.info.notes]
+        meta = _describe(
+            work, source, self._engine.info, timings, notes, job_id=job_id, request_id=request_id
+        )
+        return EditResult(result=self._result(delivered, meta))
 
-    def link(self, key: str, *, content_type: str, filename: str, expires_in_s: int) -> str:
-        """Sign a URL that opens the object for 1 s to 7 days. No request is made.
+    def _require_tokens(self, request: EditRequest) -> None:
+        texts = {"prompt": request.prompt, "negative_prompt": request.negative_prompt or ""}
+        fields = {
+            name: f"must be at most {MAX_PROMPT_TOKENS} tokens"
+            for name, text in texts.items()
+            if self._engine.count_tokens(text) > MAX_PROMPT_TOKENS
+        }
+        if fields:
+            raise InvalidRequest(fields)
 
-        Raises:
-            StorageError: the link could not be signed.
-        """
-        ...
+    async def _load(self, image_url: str, *, deadline: float) -> Source:
+        left_s = self._left_s(deadline)
+        try:
+            async with asyncio.timeout(left_s):
+                return await self._sources.load(image_url, timeout_s=left_s)
+        except TimeoutError as error:
+            raise DeadlineExceeded("the job's time ran out while its image was loaded") from error
 
-    def check(self, *, timeout_s: float) -> None:
-        """Put, get and delete a probe object.
+    async def _edit(
+        self, image: Image, work: Work, *, deadline: float, progress: Callable[[Progress], None]
+    ) -> Edited:
+        loop = asyncio.get_running_loop()
+        stop = threading.Event()
 
-        Raises:
-            StorageError: one of the three failed; the message says what to mend.
-        """
-        ...
+        def before_step(step: int, steps: int) -> None:
+            if stop.is_set():
+                raise Cancelled("the caller went away")
+            if self._clock() >= deadline:
+                raise DeadlineExceeded("the job's time ran out in the middle of the edit")
+            stage: Literal["denoise", "vae_decode"] = "denoise" if step < steps else "vae_decode"
+            loop.call_soon_threadsafe(progress, Progress(stage=stage, step=step, steps=steps))
+
+        progress(Progress(stage="condition", steps=work.steps))
+        edit = partial(self._engine.edit, image, work, before_step=before_step)
+        running = loop.run_in_executor(self._model_thread, copy_context().run, edit)
+        try:
+            return await asyncio.shield(running)
+        except asyncio.CancelledError:
+            stop.set()
+            await _settle(running)
+            raise
+
+    async def _deliver(
+        self, image: Image, request: EditRequest, key: str, *, deadline: float
+    ) -> _Delivered:
+        loop = asyncio.get_running_loop()
+        left_s = self._left_s(deadline)
+        deliver = partial(
+            self._encode_and_put,
+            image,
+            key,
+            request,
+            timeout_s=min(left_s, self._settings.store_timeout_s),
+        )
+        return await loop.run_in_executor(self._result_threads, copy_context().run, deliver)
+
+    def _encode_and_put(
+        self, image: Image, key: str, request: EditRequest, *, timeout_s: float
+    ) -> _Delivered:
+        began = self._clock()
+        body = images.encode(image, request.output_format, quality=request.output_quality)
+        encoded = self._clock()
+        content_type = images.CONTENT_TYPES[request.output_format]
+        self._store.put(
+            key,
+            body,
+            content_type=content_type,
+            metadata={"sha256": hashlib.sha256(body).hexdigest()},
+            timeout_s=timeout_s,
+        )
+        expires_in_s = self._settings.link_expires_in_s
+        link = self._store.link(
+            key,
+            content_type=content_type,
+            filename=key.rpartition("/")[2],
+            expires_in_s=expires_in_s,
+        )
+        return _Delivered(
+            link=link,
+            key=key,
+            content_type=content_type,
+            expires_at=datetime.now(UTC) + timedelta(seconds=expires_in_s),
+            encode_ms=1000 * (encoded - began),
+            store_ms=1000 * (self._clock() - encoded),
+        )
+
+    def _result(self, delivered: _Delivered, meta: Meta) -> Result:
+        return Result(
+            presigned_url=delivered.link,
+            bucket=self._store.name,
+            object_key=delivered.key,
+            content_type=delivered.content_type,
+            expires_in=self._settings.link_expires_in_s,
+            expires_at=delivered.expires_at.strftime("%Y-%m-%dT%H:%M:%SZ"),
+            meta=meta,
+        )
+
+    def _left_s(self, deadline: float) -> float:
+        left_s = deadline - self._clock()
+        if left_s <= 0:
+            raise DeadlineExceeded("the job's time ran out")
+        return left_s
+
+
+async def _settle(running: asyncio.Future[Edited]) -> None:
+    """Wait until `running` has ended, however often the waiting task is cancelled meanwhile."""
+    while not running.done():
+        with suppress(asyncio.CancelledError):
+            await asyncio.wait([running])
+    running.exception()  # seen; the cancellation is what the caller is told
+
+
+def _describe(
+    work: Work,
+    source: Source,
+    info: EngineInfo,
+    timings: Timings,
+    notes: list[str],
+    *,
+    job_id: str,
+    request_id: str,
+) -> Meta:
+    return Meta(
+        request_id=request_id,
+        job_id=job_id,
+        seed=work.seed,
+        num_inference_steps=work.steps,
+        guidance_scale=work.guidance_scale,
+        scheduler=work.scheduler,
+        width=work.width_px,
+        height=work.height_px,
+        model=info.model,
+        revision=info.revision,
+        dtype=info.dtype,
+        memory_plan=info.memory_plan,
+        source=SourceMeta(
+            width=source.width_px,
+            height=source.height_px,
+            format=source.format,
+            bytes=source.size_bytes,
+            cached=source.cached,
+            stale=source.stale,
+        ),
+        timings_ms=timings,
+        notes=notes,
+    )

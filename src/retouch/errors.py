@@ -4,7 +4,7 @@ The message of an error is safe to show to a caller; `context` is for the log on
 """
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 
 class EditError(Exception):
@@ -27,6 +27,12 @@ class EditError(Exception):
         self.message = message
         self.details: dict[str, Any] = dict(details or {})
         self.context = context
+
+    def fresh(self) -> Self:
+        """Return this error without its traceback and causes, to be kept or raised elsewhere."""
+        clone = type(self).__new__(type(self), *self.args)
+        clone.__dict__.update(self.__dict__)
+        return clone
 
 
 class InternalError(EditError):

@@ -1,0 +1,40 @@
+"""The wire for both doors: what a request may say (`request`) and what an answer says (`answer`).
+
+JSON Schema and the OpenAPI document come from these models, so every field carries its own words.
+"""
+
+from retouch.contract.answer import (
+    EditResult,
+    ErrorBody,
+    Meta,
+    Progress,
+    Result,
+    SourceMeta,
+    Timings,
+    error_body,
+)
+from retouch.contract.request import (
+    MAX_PROMPT_TOKENS,
+    MAX_STEPS,
+    SCHEDULERS,
+    SIDE_MULTIPLE_PX,
+    EditRequest,
+    invalid_request,
+)
+
+__all__ = [
+    "MAX_PROMPT_TOKENS",
+    "MAX_STEPS",
+    "SCHEDULERS",
+    "SIDE_MULTIPLE_PX",
+    "EditRequest",
+    "EditResult",
+    "ErrorBody",
+    "Meta",
+    "Progress",
+    "Result",
+    "SourceMeta",
+    "Timings",
+    "error_body",
+    "invalid_request",
+]

@@ -1,0 +1,103 @@
+"""One JSON object a line on stdout, with the request id, without URLs, secrets or prompts."""
+
+import json
+import logging
+import math
+import re
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import UTC, datetime
+
+REDACTED = "[redacted]"
+# Libraries that would log every request, full URLs included, at INFO or DEBUG.
+_QUIET = ("httpx", "httpcore", "urllib3", "minio", "PIL", "asyncio", "filelock", "hpack")
+_URL = re.compile(r"""\b([a-zA-Z][a-zA-Z0-9+.-]*://)(?:[^\s"\\/?#@]*@)?([^\s"\\/?#]*)[^\s"\\]*""")
+_DATA_URL = re.compile(r"""\bdata:[^\s"\\,]*,[^\s"\\]*""", re.IGNORECASE)
+_MIN_PRIVATE_CHARACTERS = 4
+
+_request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
+_private: ContextVar[tuple[str, ...]] = ContextVar("private", default=())
+
+
+@contextmanager
+def bind(request_id: str, *, private: Iterable[str] = ()) -> Iterator[None]:
+    """Put `request_id` on every line logged inside, and keep the `private` texts out of them."""
+    id_token = _request_id.set(request_id)
+    private_token = _private.set(tuple(t for t in private if len(t) >= _MIN_PRIVATE_CHARACTERS))
+    try:
+        yield
+    finally:
+        _request_id.reset(id_token)
+        _private.reset(private_token)
+
+
+def event(
+    log: logging.Logger, name: str, /, *, level: int = logging.INFO, **fields: object
+) -> None:
+    """Log that `name` happened (dotted, past tense, constant), with its fields."""
+    log.log(level, name, extra={"fields": fields}, stacklevel=2)
+
+
+def redact(text: str, secrets: Iterable[str] = ()) -> str:
+    """Return `text` with every URL cut to its host and every secret replaced.
+
+    >>> redact("GET https://user:pw@example.com/a/b?token=1 failed")
+    'GET https://example.com/[redacted] failed'
+    >>> redact("key K0123", ["K0123"])
+    'key [redacted]'
+    """
+    for secret in secrets:
+        text = text.replace(secret, REDACTED)
+    text = _DATA_URL.sub(f"data:{REDACTED}", text)
+    return _URL.sub(rf"\1\2/{REDACTED}", text)
+
+
+class _Formatter(logging.Formatter):
+    """Builds the object; every text in it is redacted, so that no field can slip past."""
+
+    def __init__(self, secrets: Iterable[str]) -> None:
+        super().__init__()
+        self._secrets = tuple(secret for secret in secrets if secret)
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Format `record` as one redacted line of JSON."""
+        moment = datetime.fromtimestamp(record.created, tz=UTC)
+        line: dict[str, object] = {
+            "time": moment.isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+            "requestId": _request_id.get(),
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        hidden = (*self._secrets, *_private.get())
+        return json.dumps({name: _clean(value, hidden) for name, value in line.items()})
+
+
+def _clean(value: object, hidden: Sequence[str]) -> object:
+    if value is None or isinstance(value, bool | int):
+        return value
+    if isinstance(value, float) and math.isfinite(value):
+        return round(value, 3)
+    return redact(str(value), hidden)
+
+
+def install(level: str, *, secrets: Iterable[str] = ()) -> None:
+    """Send every logger of this process to stdout as JSON, at `level`.
+
+    Loggers that libraries gave handlers of their own lose them, so call this after those imports.
+    """
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(_Formatter(secrets))
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+    for name in list(logging.root.manager.loggerDict):
+        library = logging.getLogger(name)
+        library.handlers.clear()
+        library.propagate = True
+    for name in _QUIET:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.captureWarnings(capture=True)
