@@ -121,17 +121,18 @@ class Editor:
             progress(Progress(stage="store"))
             key = result_key(self._settings.prefix, source.id, job_id, request.output_format)
             delivered = await self._deliver(edited.image, request, key, deadline=deadline)
-        timings = Timings(
-            queue=queue_ms,
-            fetch=source.fetch_ms,
-            source_decode=source.decode_ms,
-            condition=edited.condition_ms,
-            denoise=edited.denoise_ms,
-            vae_decode=edited.vae_decode_ms,
-            encode=delivered.encode_ms,
-            store=delivered.store_ms,
-            total=1000 * (self._clock() - began),
-        )
+        phases_ms = {
+            "queue": queue_ms,
+            "fetch": source.fetch_ms,
+            "source_decode": source.decode_ms,
+            "condition": edited.condition_ms,
+            "denoise": edited.denoise_ms,
+            "vae_decode": edited.vae_decode_ms,
+            "encode": delivered.encode_ms,
+            "store": delivered.store_ms,
+            "total": 1000 * (self._clock() - began),
+        }
+        timings = Timings(**{phase: round(ms, 3) for phase, ms in phases_ms.items()})
         notes += [*edited.notes, *self._engine.info.notes]
         meta = _describe(
             work, source, self._engine.info, timings, notes, job_id=job_id, request_id=request_id

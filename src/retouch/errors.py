@@ -21,7 +21,7 @@ class EditError(Exception):
     retryable: ClassVar[bool] = False
 
     def __init__(
-        self, message: str, *, details: Mapping[str, Any] | None = None, **context: object
+        self, message: str, *, details: Mapping[str, Any] | None = None, **context: Any
     ) -> None:
         super().__init__(message)
         self.message = message
@@ -53,7 +53,7 @@ class InvalidRequest(BadInput):
 
     code = "invalid_request"
 
-    def __init__(self, fields: Mapping[str, str], **context: object) -> None:
+    def __init__(self, fields: Mapping[str, str], **context: Any) -> None:
         text = "; ".join(f"{name}: {wrong}" for name, wrong in fields.items())
         super().__init__(text, details={"fields": dict(fields)}, **context)
 
@@ -138,7 +138,7 @@ class SourceUnreachable(DownloadFailed):
 
     code, retryable = "source_unreachable", False
 
-    def __init__(self, **context: object) -> None:
+    def __init__(self, **context: Any) -> None:
         super().__init__("the host of image_url does not exist or may not be reached", **context)
 
 
@@ -258,7 +258,7 @@ class Overloaded(EditError):
 
     type, code, status, retryable = "Overloaded", "queue_full", 429, True
 
-    def __init__(self, message: str, *, retry_after_s: int, **context: object) -> None:
+    def __init__(self, message: str, *, retry_after_s: int, **context: Any) -> None:
         super().__init__(message, details={"retry_after": retry_after_s}, **context)
         self.retry_after_s = retry_after_s
 

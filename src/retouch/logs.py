@@ -9,11 +9,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from typing import Any
 
 REDACTED = "[redacted]"
 # Libraries that would log every request, full URLs included, at INFO or DEBUG.
-_QUIET = ("httpx", "httpcore", "urllib3", "minio", "PIL", "asyncio", "filelock", "hpack")
-_URL = re.compile(r"""\b([a-zA-Z][a-zA-Z0-9+.-]*://)(?:[^\s"\\/?#@]*@)?([^\s"\\/?#]*)[^\s"\\]*""")
+_QUIET = ("httpx", "httpcore", "urllib3", "minio", "PIL", "asyncio", "filelock", "uvicorn.access")
+_URL = re.compile(
+    r"""\b([a-zA-Z][a-zA-Z0-9+.-]*://)(?:[^\s"\\/?#@]*@)?([^\s"\\/?#]*)/?([^\s"\\]*)"""
+)
 _DATA_URL = re.compile(r"""\bdata:[^\s"\\,]*,[^\s"\\]*""", re.IGNORECASE)
 _MIN_PRIVATE_CHARACTERS = 4
 
@@ -34,10 +37,16 @@ def bind(request_id: str, *, private: Iterable[str] = ()) -> Iterator[None]:
 
 
 def event(
-    log: logging.Logger, name: str, /, *, level: int = logging.INFO, **fields: object
+    log: logging.Logger,
+    name: str,
+    /,
+    *,
+    level: int = logging.INFO,
+    cause: BaseException | None = None,
+    **fields: Any,
 ) -> None:
-    """Log that `name` happened (dotted, past tense, constant), with its fields."""
-    log.log(level, name, extra={"fields": fields}, stacklevel=2)
+    """Log that `name` happened (dotted, past tense, constant), with its fields and its cause."""
+    log.log(level, name, extra={"fields": fields}, exc_info=cause, stacklevel=2)
 
 
 def redact(text: str, secrets: Iterable[str] = ()) -> str:
@@ -51,7 +60,7 @@ def redact(text: str, secrets: Iterable[str] = ()) -> str:
     for secret in secrets:
         text = text.replace(secret, REDACTED)
     text = _DATA_URL.sub(f"data:{REDACTED}", text)
-    return _URL.sub(rf"\1\2/{REDACTED}", text)
+    return _URL.sub(lambda url: url[1] + url[2] + (f"/{REDACTED}" if url[3] else ""), text)
 
 
 class _Formatter(logging.Formatter):

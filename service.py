@@ -1,0 +1,55 @@
+"""The BentoML service: `bentoml serve`, `bentoml build` and the built image start here."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(
+    0, str(Path(__file__).parent / "src")
+)  # neither serve nor build installs the package
+
+import bentoml
+from starlette.responses import Response
+
+from retouch import logs, wiring
+from retouch.contract import EditRequest, EditResult
+from retouch.settings import load_settings
+from retouch.studio import Studio
+from retouch.web.edits import Edits
+from retouch.web.exchange import current
+from retouch.web.metrics import Metrics
+from retouch.web.middleware import Front
+
+settings = load_settings()
+logs.install(settings.log_level, secrets=wiring.secrets_of(settings))
+studio = Studio(settings)
+metrics = Metrics()
+
+
+@bentoml.service(
+    name="retouch",
+    workers=1,
+    resources={"gpu": 1},
+    traffic={"timeout": settings.job_timeout_seconds + 30},
+    metrics={"enabled": False},
+    logging={"access": {"enabled": False}},
+)
+class Retouch:
+    """Edits images by instruction."""
+
+    def __init__(self) -> None:
+        self._edits = Edits(studio, metrics)
+        studio.open()
+
+    @bentoml.api(route="/edit")  # type: ignore[untyped-decorator]  # BentoML has no types for it
+    async def edit(self, request: EditRequest, /) -> EditResult:
+        """Edit the image at a URL as the prompt says and answer with a link to the result."""
+        response: Response = await self._edits.answer(request, current.get())
+        return response  # type: ignore[return-value]  # BentoML passes a response through as it is
+
+    @bentoml.on_shutdown  # type: ignore[untyped-decorator]
+    def close(self) -> None:
+        """Let the edit under way end."""
+        studio.close()
+
+
+Retouch.add_asgi_middleware(Front, studio=studio, metrics=metrics)  # type: ignore[attr-defined]

@@ -1,0 +1,92 @@
+"""Reads a request body within bounds of bytes, time and memory, and makes an `EditRequest` of it."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from pydantic import ValidationError
+from starlette.datastructures import Headers
+from starlette.types import Receive
+
+from retouch.contract import EditRequest, invalid_request
+from retouch.errors import (
+    BodyTooLarge,
+    Cancelled,
+    DeadlineExceeded,
+    MalformedBody,
+    Overloaded,
+    UnsupportedContentType,
+)
+
+_WHOLE_BODIES = 8
+_NOT_AN_OBJECT = ("json_invalid", "model_type", "model_attributes_type")
+
+
+class Bodies:
+    """Reads bodies; all that are in memory at once are bounded to the size of eight of the largest."""
+
+    def __init__(self, *, max_bytes: int, timeout_s: float) -> None:
+        self._max_bytes = max_bytes
+        self._timeout_s = timeout_s
+        self._held_bytes = 0
+
+    @asynccontextmanager
+    async def read(self, headers: Headers, receive: Receive) -> AsyncIterator[bytes]:
+        """Read a body and hold its share of memory until the block ends.
+
+        Raises:
+            UnsupportedContentType: it is not declared as JSON.
+            BodyTooLarge: it is, or says it is, over the limit.
+            Overloaded: too many large bodies are being held.
+            DeadlineExceeded: it did not arrive in time.
+            Cancelled: the caller left in the middle.
+        """
+        kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "application/json":
+            raise UnsupportedContentType("the body must be sent as Content-Type: application/json")
+        said = headers.get("content-length", "")
+        if said.isdigit() and int(said) > self._max_bytes:
+            raise self._too_large()
+        body = bytearray()
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await self._fill(body, receive)
+            yield bytes(body)
+        except TimeoutError as error:
+            raise DeadlineExceeded("the request body did not arrive in time") from error
+        finally:
+            self._held_bytes -= len(body)
+
+    async def _fill(self, body: bytearray, receive: Receive) -> None:
+        more = True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise Cancelled("the caller went away")
+            piece = message.get("body", b"")
+            if len(body) + len(piece) > self._max_bytes:
+                raise self._too_large()
+            if self._held_bytes + len(piece) > _WHOLE_BODIES * self._max_bytes:
+                raise Overloaded("too many large requests at once", retry_after_s=1)
+            body += piece
+            self._held_bytes += len(piece)
+            more = message.get("more_body", False)
+
+    def _too_large(self) -> BodyTooLarge:
+        return BodyTooLarge(f"the body is over {self._max_bytes} bytes (from MAX_IMAGE_BYTES)")
+
+
+def parse_request(body: bytes) -> EditRequest:
+    """Return the request in `body`.
+
+    Raises:
+        MalformedBody: it is not one JSON object.
+        InvalidRequest: fields are wrong; each is named.
+    """
+    try:
+        return EditRequest.model_validate_json(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        if not first["loc"] and first["type"] in _NOT_AN_OBJECT:
+            raise MalformedBody("the body must be one JSON object in UTF-8") from None
+        raise invalid_request(error) from None

@@ -1,0 +1,160 @@
+"""The door for edits: one request to one answer, or to a stream of progress that ends in one."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+
+from pydantic import BaseModel
+from starlette.responses import JSONResponse, Response, StreamingResponse
+
+from retouch.contract import EditRequest, EditResult, Progress, error_body
+from retouch.editor import ignore
+from retouch.errors import Cancelled, DeadlineExceeded, EditError, InternalError
+from retouch.logs import bind, event
+from retouch.studio import Studio
+from retouch.web.exchange import Exchange
+from retouch.web.metrics import Metrics
+
+_log = logging.getLogger(__name__)
+# An edit ends itself at its deadline; one that does not (a hung device) is answered for after this.
+_GRACE_S = 15.0
+_KEEP_ALIVE_S = 15.0
+_SERVER_FAULT = 500
+
+
+class Edits:
+    """Answers edit requests with the studio's editor."""
+
+    def __init__(self, studio: Studio, metrics: Metrics) -> None:
+        self._studio = studio
+        self._metrics = metrics
+        self._running: set[asyncio.Task[EditResult]] = set()  # the loop itself keeps no task alive
+
+    async def answer(self, request: EditRequest, exchange: Exchange) -> Response:
+        """Edit and answer; the edit ends if the caller leaves.
+
+        Raises:
+            EditError: any. Once a stream has begun it is the last event instead.
+        """
+        _ = self._studio.editor  # not ready is told by a status, in a stream too
+        if exchange.wants_events:
+            return StreamingResponse(
+                self._stream(request, exchange),
+                media_type="text/event-stream",
+                headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
+            )
+        result = await self._run(request, exchange, ignore)
+        return JSONResponse(result.model_dump(mode="json"))
+
+    async def _stream(self, request: EditRequest, exchange: Exchange) -> AsyncIterator[str]:
+        news: asyncio.Queue[Progress | None] = asyncio.Queue()
+        run = asyncio.create_task(self._run(request, exchange, news.put_nowait))
+        run.add_done_callback(lambda _: news.put_nowait(None))
+        try:
+            while True:
+                try:
+                    async with asyncio.timeout(_KEEP_ALIVE_S):
+                        progress = await news.get()
+                except TimeoutError:
+                    yield ": still working\n\n"
+                    continue
+                if progress is None:
+                    break
+                yield _format("progress", progress)
+            try:
+                yield _format("result", run.result())
+            except EditError as error:
+                yield _format("error", error_body(error, request_id=exchange.request_id))
+        finally:
+            run.cancel()
+
+    async def _run(
+        self, request: EditRequest, exchange: Exchange, progress: Callable[[Progress], None]
+    ) -> EditResult:
+        self._metrics.count_inside(1)
+        try:
+            with bind(exchange.request_id, private=(request.prompt, request.negative_prompt or "")):
+                return await self._run_logged(request, exchange, progress)
+        finally:
+            self._metrics.count_inside(-1)
+
+    async def _run_logged(
+        self, request: EditRequest, exchange: Exchange, progress: Callable[[Progress], None]
+    ) -> EditResult:
+        try:
+            result = await self._run_while_awaited(request, exchange, progress)
+        except Exception as raised:
+            error = raised if isinstance(raised, EditError) else InternalError("an internal error")
+            broken = error.status >= _SERVER_FAULT
+            event(
+                _log,
+                "edit.failed",
+                level=logging.ERROR if broken else logging.INFO,
+                cause=raised if broken else None,
+                job_id=exchange.job_id,
+                type=error.type,
+                code=error.code,
+                reason=error.message,
+                **error.context,
+            )
+            self._metrics.count_failure(error.code)
+            if error is raised:
+                raise
+            raise error from raised
+        self._metrics.count_success(result)
+        meta = result.result.meta
+        phases = {f"{phase}_ms": ms for phase, ms in meta.timings_ms.model_dump().items()}
+        event(
+            _log,
+            "edit.finished",
+            job_id=meta.job_id,
+            source_cached=meta.source.cached,
+            steps=meta.num_inference_steps,
+            width=meta.width,
+            height=meta.height,
+            **phases,
+        )
+        return result
+
+    async def _run_while_awaited(
+        self, request: EditRequest, exchange: Exchange, progress: Callable[[Progress], None]
+    ) -> EditResult:
+        editor = self._studio.editor
+        edit = asyncio.create_task(
+            editor.run(
+                request, job_id=exchange.job_id, request_id=exchange.request_id, progress=progress
+            )
+        )
+        self._running.add(edit)
+        edit.add_done_callback(self._forget)
+        left = asyncio.create_task(exchange.wait_until_left())
+        limit_s = self._studio.settings.job_timeout_seconds + _GRACE_S
+        try:
+            done, _ = await asyncio.wait(
+                {edit, left}, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED
+            )
+            if edit in done:
+                return self._complete(edit.result(), exchange)
+            if left in done:
+                raise Cancelled("the caller went away")
+            raise DeadlineExceeded("the edit did not end in time")
+        finally:
+            left.cancel()
+            edit.cancel()
+
+    def _forget(self, edit: asyncio.Task[EditResult]) -> None:
+        self._running.discard(edit)
+        if not edit.cancelled():
+            edit.exception()  # seen, also where nobody waits any more
+
+    def _complete(self, answer: EditResult, exchange: Exchange) -> EditResult:
+        """Give a local link the host the caller used, where PUBLIC_URL names none."""
+        link = answer.result.presigned_url
+        if not link.startswith("/"):
+            return answer
+        result = answer.result.model_copy(update={"presigned_url": exchange.base_url + link})
+        return answer.model_copy(update={"result": result})
+
+
+def _format(name: str, body: BaseModel) -> str:
+    return f"event: {name}\ndata: {body.model_dump_json()}\n\n"

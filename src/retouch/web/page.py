@@ -1,0 +1,63 @@
+"""The page for people at `/` and the reference at `/docs`: static, with nothing from elsewhere."""
+
+import base64
+import hashlib
+import re
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from starlette.responses import HTMLResponse, Response
+
+if TYPE_CHECKING:
+    from retouch.web.exchange import Exchange
+
+_INLINE = re.compile(r"<(script|style)>(.*?)</\1>", re.DOTALL)
+
+
+@cache
+def _read(name: str) -> tuple[str, str]:
+    """Return a page and the policy under which only what is written in it runs."""
+    text = (Path(__file__).parent / name).read_text(encoding="utf-8")
+    hashes = {"script": "", "style": ""}
+    for tag, content in _INLINE.findall(text):
+        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+        hashes[tag] += f" 'sha256-{digest}'"
+    policy = (
+        f"default-src 'none'; script-src{hashes['script']}; style-src{hashes['style']}; "
+        "connect-src 'self'; img-src 'self' http: https: data: blob:; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+    return text, policy
+
+
+def _answer(name: str) -> Response:
+    text, policy = _read(name)
+    return HTMLResponse(
+        text,
+        headers={
+            "Content-Security-Policy": policy,
+            "Referrer-Policy": "no-referrer",
+            "X-Content-Type-Options": "nosniff",
+        },
+    )
+
+
+async def answer_page(_: "Exchange") -> Response:
+    """Answer `/`."""
+    return _answer("page.html")
+
+
+async def answer_docs(_: "Exchange") -> Response:
+    """Answer `/docs`."""
+    return _answer("docs.html")
+
+
+async def answer_sample(_: "Exchange") -> Response:
+    """Answer `/sample.jpg`: a cup of coffee to try an edit on."""
+    return Response(_read_sample(), media_type="image/jpeg")
+
+
+@cache
+def _read_sample() -> bytes:
+    return (Path(__file__).parent / "sample.jpg").read_bytes()

@@ -1,0 +1,131 @@
+"""The only place that joins settings to the parts that need them."""
+
+import logging
+
+from PIL import Image
+
+from retouch import images
+from retouch.admission import Admission
+from retouch.decoder import Decoder, DecoderSettings
+from retouch.editor import Editor, EditorSettings
+from retouch.engine.checkpoint import CheckpointSettings, load
+from retouch.fetch import Fetcher, FetchLimits
+from retouch.logs import event
+from retouch.ports import Engine, Store, Work
+from retouch.settings import Settings
+from retouch.sources import CachedSources, SourceSettings
+from retouch.storage.local import LocalStore, load_secret
+from retouch.storage.s3 import S3Settings, S3Store
+
+_log = logging.getLogger(__name__)
+_WARM_UP_SEED = 0
+
+
+def secrets_of(settings: Settings) -> list[str]:
+    """Return every secret value there is, to be kept out of the logs."""
+    named = (
+        settings.s3_access_key,
+        settings.s3_secret_key,
+        settings.hf_token,
+        settings.link_secret,
+    )
+    return [text for secret in named if (text := secret.get_secret_value())] + [*settings.api_keys]
+
+
+def build_store(settings: Settings) -> Store:
+    """Build the S3 store, or without S3 settings the local one."""
+    if settings.uses_s3:
+        return S3Store(
+            S3Settings(
+                endpoint=settings.s3_host,
+                access_key=settings.s3_access_key.get_secret_value(),
+                secret_key=settings.s3_secret_key.get_secret_value(),
+                bucket=settings.s3_bucket,
+                region=settings.s3_effective_region,
+                secure=settings.s3_secure,
+                timeout_s=settings.timeout_seconds,
+            )
+        )
+    folder = settings.local_store_dir
+    return LocalStore(
+        folder,
+        secret=load_secret(folder, settings.link_secret.get_secret_value()),
+        public_url=settings.public_url,
+        result_ttl_s=settings.presign_expiry,
+    )
+
+
+def build_engine(settings: Settings) -> Engine:
+    """Load the checkpoint the settings name, or what fits this machine.
+
+    Raises:
+        ModelError: it cannot be found, read or placed.
+    """
+    return load(
+        CheckpointSettings(
+            model_id=settings.model_id,
+            revision=settings.model_revision,
+            dtype=settings.dtype,
+            hf_token=settings.hf_token.get_secret_value(),
+        ),
+        progress=lambda message: event(_log, "engine.loading", progress=message),
+    )
+
+
+def warm_up(engine: Engine) -> None:
+    """Run one real edit, so that the first caller does not pay for what happens once."""
+    side_px = round(engine.info.preset.area_px**0.5) // 32 * 32
+    work = Work(
+        prompt="keep the image unchanged",
+        negative_prompt=" ",
+        seed=_WARM_UP_SEED,
+        steps=2,
+        guidance_scale=engine.info.preset.guidance_scale,
+        scheduler="Euler",
+        width_px=side_px,
+        height_px=side_px,
+    )
+    engine.edit(Image.new("RGB", (side_px, side_px), "gray"), work, before_step=lambda _i, _n: None)
+
+
+def build_sources(settings: Settings, store: Store) -> CachedSources:
+    """Build the source cache over the store, with its fetcher and decoder."""
+    allowed_hosts = frozenset(settings.allowed_source_hosts)
+    for host in sorted(allowed_hosts):
+        event(_log, "source.host_exempted", level=logging.WARNING, host=host)
+    fetcher = Fetcher(
+        FetchLimits(
+            max_bytes=settings.max_image_bytes,
+            timeout_s=settings.source_timeout_seconds,
+            allowed_hosts=allowed_hosts,
+        )
+    )
+    decoder = Decoder(images.Limits(max_pixels=settings.max_image_pixels), DecoderSettings())
+    return CachedSources(
+        store=store,
+        fetch=fetcher.fetch,
+        decode=decoder.decode,
+        settings=SourceSettings(
+            prefix=settings.s3_object_prefix,
+            max_bytes=settings.max_image_bytes,
+            ttl_s=settings.source_ttl_seconds,
+            timeout_s=min(settings.source_timeout_seconds, settings.timeout_seconds),
+            allowed_hosts=allowed_hosts,
+        ),
+    )
+
+
+def build_editor(settings: Settings, engine: Engine, store: Store) -> Editor:
+    """Build the editor over a loaded engine and an open store."""
+    return Editor(
+        sources=build_sources(settings, store),
+        engine=engine,
+        store=store,
+        admission=Admission(max_queue=settings.max_queue),
+        settings=EditorSettings(
+            prefix=settings.s3_object_prefix,
+            link_expires_in_s=settings.presign_expiry,
+            store_timeout_s=settings.timeout_seconds,
+            job_timeout_s=settings.job_timeout_seconds,
+        ),
+    )
