@@ -282,8 +282,8 @@ class Cancelled(EditError):
 
 
 def error_classes() -> list[type[EditError]]:
-    """Every class of the tree, each once, parents first."""
+    """Every class of the tree that is raised, each once, parents first."""
     found: list[type[EditError]] = [EditError]
     for cls in found:
         found.extend(sub for sub in cls.__subclasses__() if sub.__module__ == __name__)
-    return found[1:]
+    return [cls for cls in found if cls not in {EditError, BadInput, DownloadFailed}]

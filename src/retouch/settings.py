@@ -64,7 +64,7 @@ class Settings(BaseSettings):
     )
     model_revision: str = Field(default="", description="hub revision to pin; unset: main")
     dtype: Literal["float16", "bfloat16", "float32"] = Field(
-        default="float16", description="precision of the transformer on a GPU; a CPU runs float32"
+        default="bfloat16", description="precision of the model on a GPU; a CPU runs float32"
     )
     max_image_pixels: int = Field(
         default=50_000_000, ge=4096, le=1 << 28, description="pixels of a source image at most"

@@ -21,6 +21,7 @@ from retouch.errors import (
     CacheReadFailed,
     DownloadFailed,
     EditError,
+    SourceMalformed,
     StorageError,
 )
 from retouch.fetch import Fetched
@@ -196,7 +197,7 @@ class CachedSources:
         now_s = self._now()
         if fetched.body is None:
             if cached is None:  # pragma: no cover - a fetch without validators refuses a 304
-                raise DownloadFailed("the origin says a version nobody has is current")
+                raise SourceMalformed("the origin says a version nobody has is current")
             self._confirmed[source_id] = now_s
             event(_log, "cache.confirmed", bytes=len(cached.body))
             return cached, False

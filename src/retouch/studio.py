@@ -26,6 +26,10 @@ class Studio:
     def open(self) -> None:
         """Open the store and begin to load the model; return at once."""
         self._store = wiring.build_store(self.settings)
+        if not self.settings.uses_s3:
+            event(_log, "store.local", folder=self.settings.local_store_dir)
+        if not self.settings.api_keys:
+            event(_log, "access.open", level=logging.WARNING, setting="API_KEYS")
         threading.Thread(target=self._load, name="load", daemon=True).start()
 
     def close(self) -> None:

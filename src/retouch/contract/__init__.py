@@ -14,6 +14,7 @@ from retouch.contract.answer import (
     error_body,
 )
 from retouch.contract.request import (
+    EXAMPLE,
     MAX_PROMPT_TOKENS,
     MAX_STEPS,
     SCHEDULERS,
@@ -23,6 +24,7 @@ from retouch.contract.request import (
 )
 
 __all__ = [
+    "EXAMPLE",
     "MAX_PROMPT_TOKENS",
     "MAX_STEPS",
     "SCHEDULERS",

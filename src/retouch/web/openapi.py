@@ -9,7 +9,7 @@ from typing import Any
 from pydantic.json_schema import models_json_schema
 
 from retouch import __version__
-from retouch.contract import EditRequest, EditResult, ErrorBody, Progress
+from retouch.contract import EXAMPLE, EditRequest, EditResult, ErrorBody, Progress
 from retouch.errors import error_classes
 
 _JSON, _EVENTS, _TEXT = "application/json", "text/event-stream", "text/plain"
@@ -77,7 +77,10 @@ def _edit() -> dict[str, Any]:
                 "schema": {"type": "string", "pattern": "^[A-Za-z0-9._:-]{1,128}$"},
             }
         ],
-        "requestBody": {"required": True, "content": _content(_JSON, _ref("EditRequest"))},
+        "requestBody": {
+            "required": True,
+            "content": {_JSON: {"schema": _ref("EditRequest"), "example": dict(EXAMPLE)}},
+        },
         "responses": {
             "200": {
                 "description": "The image is edited.",

@@ -1,0 +1,174 @@
+"""README, DOCS.md, .env.example and the code say the same."""
+
+import json
+import re
+import typing
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+
+from retouch.contract import EXAMPLE, SCHEDULERS, EditRequest, EditResult
+from retouch.contract.answer import ErrorInfo, Meta, Result
+from retouch.errors import error_classes
+from retouch.settings import DEFAULT_REGION, Settings
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCS = (ROOT / "DOCS.md").read_text(encoding="utf-8")
+ENV = (ROOT / ".env.example").read_text(encoding="utf-8")
+SOURCE = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "src").rglob("*.py"))
+
+# To the letter from the project's first description; what it calls required has no default.
+PROMISED_SETTINGS = {
+    "S3_ENDPOINT": "",
+    "S3_ACCESS_KEY": "",
+    "S3_SECRET_KEY": "",
+    "S3_BUCKET": "",
+    "HF_TOKEN": "",
+    "S3_REGION": "us-west-000",
+    "S3_SECURE": "true",
+    "S3_OBJECT_PREFIX": "qwen-image-edit/",
+    "PRESIGN_EXPIRY": "86400",
+    "MAX_IMAGE_BYTES": "26214400",
+    "TIMEOUT_SECONDS": "120",
+    "LOG_LEVEL": "INFO",
+}
+PROMISED_ERRORS = {"BadInput", "DownloadFailed", "CacheReadFailed", "ModelError", "StorageError"}
+PROMISED_RESULT = {"presigned_url", "bucket", "object_key", "content_type", "expires_in", "meta"}
+
+
+def rows(text: str, heading: str, columns: int) -> dict[str, list[str]]:
+    """Read the first table under a heading: first cell without backticks to the other cells."""
+    section = text.split(f"\n{heading}\n", 1)[1].split("\n## ", 1)[0]
+    found = {}
+    for line in section.splitlines():
+        cells = [cell.strip() for cell in line.replace("\\|", "¦").strip("|").split("|")]
+        if line.startswith("| `") and len(cells) == columns:
+            for name in re.findall(r"`([^`]+)`", cells[0]):
+                found[name] = cells[1:]
+    return found
+
+
+def plain_defaults() -> dict[str, str]:
+    defaults = {}
+    for name, field in Settings.model_fields.items():
+        value = field.default
+        if isinstance(value, SecretStr):
+            value = value.get_secret_value()
+        text = ",".join(value) if isinstance(value, tuple) else str(value)
+        defaults[name.upper()] = text.lower() if isinstance(value, bool) else text
+    return defaults
+
+
+def test_every_setting_stands_in_env_example_with_its_default() -> None:
+    lines = [line for line in ENV.splitlines() if line and not line.startswith("#")]
+    assert dict(line.split("=", 1) for line in lines) == plain_defaults()
+
+
+def test_every_setting_stands_in_the_docs_with_its_default() -> None:
+    documented = {
+        name: cells[0].strip("`") for name, cells in rows(DOCS, "## 3 Settings", 4).items()
+    }
+    expected = {name: value or "unset" for name, value in plain_defaults().items()}
+    assert documented == expected | {"S3_REGION": DEFAULT_REGION}
+
+
+@pytest.mark.parametrize("name", PROMISED_SETTINGS)
+def test_a_promised_setting_has_its_promised_default(name: str) -> None:
+    promised = PROMISED_SETTINGS[name]
+    if name == "S3_REGION":
+        assert promised == DEFAULT_REGION
+    else:
+        assert plain_defaults()[name] == promised
+
+
+def test_every_error_code_stands_in_the_docs_with_type_status_and_advice() -> None:
+    documented = {code: tuple(cells[:3]) for code, cells in rows(DOCS, "## 2 Errors", 5).items()}
+    assert documented == {
+        cls.code: (cls.type, str(cls.status), "yes" if cls.retryable else "no")
+        for cls in error_classes()
+    }
+
+
+def test_every_error_type_stands_in_the_readme_with_its_statuses() -> None:
+    found: dict[str, set[str]] = {}
+    section = README.split("## Errors", 1)[1].split("\n## ", 1)[0]
+    for line in section.splitlines():
+        if line.startswith("| `"):
+            types, statuses = line.split("|")[1:3]
+            names, numbers = re.findall(r"`(\w+)`", types), re.findall(r"\d{3}", statuses)
+            split = len(names) > 1
+            for at, name in enumerate(names):
+                found[name] = {numbers[at]} if split else set(numbers)
+    expected: dict[str, set[str]] = {}
+    for cls in error_classes():
+        expected.setdefault(cls.type, set()).add(str(cls.status))
+    assert found == expected
+
+
+def test_the_promised_error_types_are_those_of_the_contract() -> None:
+    types = set(typing.get_args(ErrorInfo.model_fields["type"].annotation))
+    assert types >= PROMISED_ERRORS
+    assert {cls.type for cls in error_classes()} == types
+
+
+def test_the_promised_answer_has_every_field() -> None:
+    assert set(Result.model_fields) >= PROMISED_RESULT
+    assert set(EditResult.model_fields) == {"status", "result"}
+
+
+def test_the_example_of_the_contract_is_a_request() -> None:
+    request = EditRequest.model_validate(dict(EXAMPLE))
+    assert request.model_dump(exclude_none=True) == dict(EXAMPLE)
+
+
+def test_every_request_field_stands_in_readme_and_docs() -> None:
+    fields = set(EditRequest.model_fields)
+    assert set(rows(README, "## Request", 3)) >= fields
+    assert set(rows(DOCS, "## 1 Contract", 3)) >= fields
+
+
+def test_every_field_of_meta_stands_in_the_docs() -> None:
+    assert [name for name in Meta.model_fields if f"`{name}`" not in DOCS] == []
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_a_scheduler_stands_in_readme_and_docs(name: str) -> None:
+    assert f"`{name}`" in README
+    assert f"`{name}`" in DOCS
+
+
+def test_every_event_that_is_logged_stands_in_the_docs() -> None:
+    logged = set(re.findall(r'event\(\s*_?log,\s*"([a-z_.]+)"', SOURCE))
+    logged |= set(re.findall(r'_log\.\w+\("([a-z_]+\.[a-z_]+)"', SOURCE))
+    section = DOCS.split("## 8 Logs", 1)[1].split("\n## ", 1)[0]
+    assert {name for name in logged if f"`{name}`" not in section} == set()
+    assert logged
+
+
+def test_the_request_of_the_readme_parses() -> None:
+    body = re.search(r"echo '(\{.*\})' \|", README)
+    assert body
+    text = re.sub(r"'\$\(base64 [^)]*\)'", "AAAA", body[1])
+    assert EditRequest.model_validate(json.loads(text)).prompt
+
+
+def test_the_answer_of_the_readme_parses() -> None:
+    body = README.split("```json\n", 1)[1].split("```", 1)[0]
+    assert EditResult.model_validate(json.loads(body)).result.meta.model
+
+
+def test_ci_runs_the_readmes_test_command() -> None:
+    command = "pip install -r tests/requirements.txt && pre-commit run -a && pytest"
+    assert f"\n{command}\n" in README
+    ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert ci.rstrip().replace("pip install -q -r", "pip install -r").endswith(command)
+
+
+def test_every_requirement_is_pinned_exactly() -> None:
+    for file in ("requirements.txt", "tests/requirements.txt"):
+        for line in (ROOT / file).read_text(encoding="utf-8").splitlines():
+            assert (
+                not line or line.startswith(("#", "-r ")) or re.fullmatch(r"[\w-]+==[\w.]+", line)
+            )
