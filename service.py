@@ -12,12 +12,13 @@ from starlette.responses import Response
 
 from retouch import logs, wiring
 from retouch.contract import EditRequest, EditResult
+from retouch.errors import EditError
 from retouch.settings import load_settings
 from retouch.studio import Studio
 from retouch.web.edits import Edits
 from retouch.web.exchange import current
 from retouch.web.metrics import Metrics
-from retouch.web.middleware import Front
+from retouch.web.middleware import Front, envelope
 
 settings = load_settings()
 logs.install(settings.log_level, secrets=wiring.secrets_of(settings))
@@ -43,7 +44,11 @@ class Retouch:
     @bentoml.api(route="/edit")  # type: ignore[untyped-decorator]  # BentoML has no types for it
     async def edit(self, request: EditRequest, /) -> EditResult:
         """Edit the image at a URL as the prompt says and answer with a link to the result."""
-        response: Response = await self._edits.answer(request, current.get())
+        exchange = current.get()
+        try:
+            response: Response = await self._edits.answer(request, exchange)
+        except EditError as error:  # BentoML would answer it with 500 and a body of its own
+            response = envelope(error, exchange)
         return response  # type: ignore[return-value]  # BentoML passes a response through as it is
 
     @bentoml.on_shutdown  # type: ignore[untyped-decorator]

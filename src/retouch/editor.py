@@ -119,7 +119,7 @@ class Editor:
                 queue_ms = 1000 * (self._clock() - queued)
                 edited = await self._edit(source.image, work, deadline=deadline, progress=progress)
             progress(Progress(stage="store"))
-            key = result_key(self._settings.prefix, source.id, job_id, request.output_format)
+            key = result_key(self._settings.prefix, source.id, job_id, request.file_format)
             delivered = await self._deliver(edited.image, request, key, deadline=deadline)
         phases_ms = {
             "queue": queue_ms,
@@ -199,9 +199,9 @@ class Editor:
         self, image: Image, key: str, request: EditRequest, *, timeout_s: float
     ) -> _Delivered:
         began = self._clock()
-        body = images.encode(image, request.output_format, quality=request.output_quality)
+        body = images.encode(image, request.file_format, quality=request.output_quality)
         encoded = self._clock()
-        content_type = images.CONTENT_TYPES[request.output_format]
+        content_type = images.CONTENT_TYPES[request.file_format]
         self._store.put(
             key,
             body,

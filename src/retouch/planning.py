@@ -68,11 +68,11 @@ def plan_work(
     return work, notes
 
 
-def result_key(prefix: str, source_id: str, job_id: str, output_format: str) -> str:
+def result_key(prefix: str, source_id: str, job_id: str, file_format: str) -> str:
     """Return the key of a job's result, known before anything is fetched.
 
-    >>> result_key("p/", "ab12", "job-1", "jpg")
+    >>> result_key("p/", "ab12", "job-1", "jpeg")
     'p/results/ab12/job-1.jpg'
     """
     word = job_id if _KEY_WORD.match(job_id) else hashlib.sha256(job_id.encode()).hexdigest()
-    return f"{prefix}results/{source_id}/{word}.{EXTENSIONS[output_format]}"
+    return f"{prefix}results/{source_id}/{word}.{EXTENSIONS[file_format]}"

@@ -177,6 +177,11 @@ class EditRequest(BaseModel):
         ),
     ] = None
 
+    @property
+    def file_format(self) -> str:
+        """The output format by its one name: jpg is jpeg."""
+        return "jpeg" if self.output_format == "jpg" else self.output_format
+
     @model_validator(mode="after")
     def _require_both_sides(self) -> Self:
         if (self.width is None) != (self.height is None):

@@ -101,7 +101,7 @@ class Front:
             except Exception as raised:
                 if status:
                     raise
-                await _envelope(raised, exchange)(scope, receive, send_named)
+                await envelope(raised, exchange)(scope, receive, send_named)
             finally:
                 if not route.quiet:
                     ms = 1000 * (time.perf_counter() - began)
@@ -160,7 +160,7 @@ class Front:
             return Response(status_code=204)
 
 
-def _envelope(raised: Exception, exchange: Exchange) -> Response:
+def envelope(raised: Exception, exchange: Exchange) -> Response:
     """Return any failure in the error envelope; what nobody foresaw is logged and told as nothing."""
     if isinstance(raised, EditError):
         error = raised
