@@ -52,9 +52,9 @@ class Retouch:
         return response  # type: ignore[return-value]  # BentoML passes a response through as it is
 
     @bentoml.on_shutdown  # type: ignore[untyped-decorator]
-    def close(self) -> None:
+    async def close(self) -> None:
         """Let the edit under way end."""
-        studio.close()
+        await studio.close()
 
 
 Retouch.add_asgi_middleware(Front, studio=studio, metrics=metrics)  # type: ignore[attr-defined]

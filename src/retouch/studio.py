@@ -3,6 +3,7 @@
 import logging
 import threading
 import time
+from contextlib import AsyncExitStack
 
 from retouch import wiring
 from retouch.editor import Editor
@@ -22,6 +23,7 @@ class Studio:
         self._store: Store | None = None
         self._editor: Editor | None = None
         self._failed = False
+        self._exits = AsyncExitStack()
 
     def open(self) -> None:
         """Open the store and begin to load the model; return at once."""
@@ -32,10 +34,9 @@ class Studio:
             event(_log, "access.open", level=logging.WARNING, setting="API_KEYS")
         threading.Thread(target=self._load, name="load", daemon=True).start()
 
-    def close(self) -> None:
-        """Let running edits end."""
-        if self._editor is not None:
-            self._editor.close()
+    async def close(self) -> None:
+        """Let running edits end, then their threads and child processes."""
+        await self._exits.aclose()
 
     @property
     def store(self) -> Store:
@@ -73,7 +74,7 @@ class Studio:
             engine = wiring.build_engine(self.settings)
             loaded = time.perf_counter()
             wiring.warm_up(engine)
-            self._editor = wiring.build_editor(self.settings, engine, self.store)
+            self._editor = wiring.build_editor(self.settings, engine, self.store, exits=self._exits)
         except ModelError as error:
             self._failed = True
             event(_log, "engine.failed", level=logging.CRITICAL, reason=error.message)

@@ -1,6 +1,7 @@
 """The only place that joins settings to the parts that need them."""
 
 import logging
+from contextlib import AsyncExitStack
 
 from PIL import Image
 
@@ -15,7 +16,6 @@ from retouch.ports import Engine, Store, Work
 from retouch.settings import Settings
 from retouch.sources import CachedSources, SourceSettings
 from retouch.storage.local import LocalStore, load_secret
-from retouch.storage.s3 import S3Settings, S3Store
 
 _log = logging.getLogger(__name__)
 _WARM_UP_SEED = 0
@@ -35,6 +35,8 @@ def secrets_of(settings: Settings) -> list[str]:
 def build_store(settings: Settings) -> Store:
     """Build the S3 store, or without S3 settings the local one."""
     if settings.uses_s3:
+        from retouch.storage.s3 import S3Settings, S3Store  # most of a second
+
         return S3Store(
             S3Settings(
                 endpoint=settings.s3_host,
@@ -43,6 +45,7 @@ def build_store(settings: Settings) -> Store:
                 bucket=settings.s3_bucket,
                 region=settings.s3_effective_region,
                 secure=settings.s3_secure,
+                prefix=settings.s3_object_prefix,
                 timeout_s=settings.timeout_seconds,
             )
         )
@@ -88,8 +91,8 @@ def warm_up(engine: Engine) -> None:
     engine.edit(Image.new("RGB", (side_px, side_px), "gray"), work, before_step=lambda _i, _n: None)
 
 
-def build_sources(settings: Settings, store: Store) -> CachedSources:
-    """Build the source cache over the store, with its fetcher and decoder."""
+def build_sources(settings: Settings, store: Store, *, exits: AsyncExitStack) -> CachedSources:
+    """Build the source cache over the store, with its fetcher and decoder; `exits` closes them."""
     allowed_hosts = frozenset(settings.allowed_source_hosts)
     for host in sorted(allowed_hosts):
         event(_log, "source.host_exempted", level=logging.WARNING, host=host)
@@ -101,7 +104,9 @@ def build_sources(settings: Settings, store: Store) -> CachedSources:
         )
     )
     decoder = Decoder(images.Limits(max_pixels=settings.max_image_pixels), DecoderSettings())
-    return CachedSources(
+    exits.callback(decoder.close)
+    exits.push_async_callback(fetcher.aclose)
+    sources = CachedSources(
         store=store,
         fetch=fetcher.fetch,
         decode=decoder.decode,
@@ -113,12 +118,16 @@ def build_sources(settings: Settings, store: Store) -> CachedSources:
             allowed_hosts=allowed_hosts,
         ),
     )
+    exits.callback(sources.close)
+    return sources
 
 
-def build_editor(settings: Settings, engine: Engine, store: Store) -> Editor:
-    """Build the editor over a loaded engine and an open store."""
-    return Editor(
-        sources=build_sources(settings, store),
+def build_editor(
+    settings: Settings, engine: Engine, store: Store, *, exits: AsyncExitStack
+) -> Editor:
+    """Build the editor over a loaded engine and an open store; `exits` lets running work end."""
+    editor = Editor(
+        sources=build_sources(settings, store, exits=exits),
         engine=engine,
         store=store,
         admission=Admission(max_queue=settings.max_queue),
@@ -129,3 +138,5 @@ def build_editor(settings: Settings, engine: Engine, store: Store) -> Editor:
             job_timeout_s=settings.job_timeout_seconds,
         ),
     )
+    exits.callback(editor.close)
+    return editor

@@ -1,0 +1,139 @@
+"""The command line: `PYTHONPATH=src python -m retouch edit PHOTO_OR_URL "make it warmer"`."""
+
+import argparse
+import asyncio
+import base64
+import sys
+import uuid
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+from pydantic import ValidationError
+from tqdm import tqdm
+
+from retouch import logs, wiring
+from retouch.contract import SCHEDULERS, EditRequest, EditResult, Progress, invalid_request
+from retouch.errors import EditError
+from retouch.ports import Stored
+from retouch.settings import Settings, load_settings
+
+_FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp", ".avif": "avif"}
+_BAR = "{desc:<10} {bar} {n_fmt}/{total_fmt}"
+
+
+class FileStore:
+    """The `Store` port of a single edit: its result is written to `path`, nothing else is kept."""
+
+    name = "file"
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def get(self, key: str, *, max_bytes: int, timeout_s: float) -> Stored | None:  # noqa: ARG002
+        """Return nothing: there is no cache."""
+        return None
+
+    def put(
+        self,
+        key: str,
+        body: bytes,
+        *,
+        content_type: str,  # noqa: ARG002
+        metadata: Mapping[str, str],  # noqa: ARG002
+        timeout_s: float,  # noqa: ARG002
+    ) -> None:
+        """Write a result."""
+        if "results/" in key:
+            self._path.write_bytes(body)
+
+    def link(self, key: str, *, content_type: str, filename: str, expires_in_s: int) -> str:  # noqa: ARG002
+        """Return where the file is."""
+        return str(self._path)
+
+    def check(self, *, timeout_s: float) -> None:
+        """Need nothing."""
+
+
+class _Bar:
+    """Shows the stages of an edit, and its steps as a bar, on standard error."""
+
+    def __init__(self) -> None:
+        self._bar: tqdm[None] | None = None
+
+    def show(self, progress: Progress) -> None:
+        if progress.stage in ("denoise", "vae_decode"):
+            if self._bar is None:
+                self._bar = tqdm(total=progress.steps, desc="editing", bar_format=_BAR)
+            self._bar.update(progress.step - self._bar.n)
+        if progress.stage == "store" and self._bar is not None:
+            self._bar.close()
+
+
+def _build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="retouch", description="Edit images by instruction.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    edit = commands.add_parser("edit", help="edit one image, without a server")
+    edit.add_argument("source", metavar="PHOTO_OR_URL", help="a file or an http(s) URL")
+    edit.add_argument("prompt", metavar="INSTRUCTION", help='such as "make it warmer"')
+    edit.add_argument(
+        "-o", "--output", type=Path, help="png, jpg, webp or avif (default: edited.png)"
+    )
+    edit.add_argument("--negative-prompt", help="what to steer away from")
+    edit.add_argument("--seed", type=int, help="the same seed gives the same bytes")
+    edit.add_argument("--steps", type=int, dest="num_inference_steps", help="1 to 50")
+    edit.add_argument("--guidance", type=float, dest="guidance_scale", help="1 (off) to 20")
+    edit.add_argument("--scheduler", choices=SCHEDULERS)
+    edit.add_argument("--quality", type=int, dest="output_quality", help="1 to 100, not for png")
+    edit.add_argument("--width", type=int, help="pixels, a multiple of 16, with --height")
+    edit.add_argument("--height", type=int, help="pixels, a multiple of 16, with --width")
+    return parser
+
+
+def _request(options: argparse.Namespace, output: Path) -> EditRequest:
+    """Make the request the options say.
+
+    Raises:
+        InvalidRequest: fields are wrong.
+    """
+    fields = {name: getattr(options, name, None) for name in EditRequest.model_fields}
+    fields["image_url"] = options.source
+    fields["output_format"] = _FORMATS.get(output.suffix.lower(), output.suffix.lstrip("."))
+    if "://" not in options.source:
+        body = base64.b64encode(Path(options.source).read_bytes()).decode()
+        fields["image_url"] = f"data:;base64,{body}"
+    try:
+        return EditRequest.model_validate({k: v for k, v in fields.items() if v is not None})
+    except ValidationError as error:
+        raise invalid_request(error) from None
+
+
+async def _edit(request: EditRequest, settings: Settings, output: Path) -> EditResult:
+    engine = wiring.build_engine(settings)
+    job_id = uuid.uuid4().hex
+    async with AsyncExitStack() as exits:
+        editor = wiring.build_editor(settings, engine, FileStore(output), exits=exits)
+        return await editor.run(request, job_id=job_id, request_id=job_id, progress=_Bar().show)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; return its exit status: 0, or 1 with one line that says what was wrong."""
+    options = _build_parser().parse_args(arguments)
+    settings = load_settings()
+    logs.install("ERROR", secrets=wiring.secrets_of(settings))
+    output = options.output or Path("edited.png")
+    try:
+        answer = asyncio.run(_edit(_request(options, output), settings, output))
+    except (EditError, OSError) as error:
+        print(f"retouch: {error}", file=sys.stderr)
+        return 1
+    meta = answer.result.meta
+    seconds = meta.timings_ms.total / 1000
+    print(f"{output}  {meta.width} x {meta.height}  {seconds:.1f} s  {meta.model}")
+    for note in meta.notes:
+        print(f"note: {note}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

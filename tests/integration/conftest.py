@@ -1,0 +1,41 @@
+"""Fixtures of the integration tests; servers listen on 127.0.0.1 and live for the session."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+from rgw import PACKAGES, Rgw, missing_binaries
+
+from retouch.storage.s3 import S3Settings
+
+
+@pytest.fixture(scope="session")
+def rgw(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rgw]:
+    if missing := missing_binaries():
+        if os.environ.get("RETOUCH_SKIP_RGW") == "1":
+            pytest.skip(f"RETOUCH_SKIP_RGW=1 and {', '.join(missing)} missing")
+        pytest.fail(
+            f"{', '.join(missing)} missing: apt-get install --no-install-recommends {PACKAGES}"
+            " (or set RETOUCH_SKIP_RGW=1)",
+            pytrace=False,
+        )
+    gateway = Rgw(tmp_path_factory.mktemp("rgw"))
+    try:
+        gateway.start()
+        yield gateway
+    finally:
+        gateway.stop()
+
+
+@pytest.fixture
+def s3_settings(rgw: Rgw) -> S3Settings:
+    """The gateway over http; the region is made up, so that whoever drops it is found out."""
+    return S3Settings(
+        endpoint=rgw.endpoint,
+        access_key=rgw.access_key,
+        secret_key=rgw.secret_key,
+        bucket=rgw.bucket,
+        region="us-west-000",
+        secure=False,
+        prefix="retouch/",
+    )

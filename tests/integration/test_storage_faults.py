@@ -1,0 +1,286 @@
+"""What an S3 can do wrong, and what comes of it: a success by retry or one typed error, in time."""
+
+import gc
+import logging
+import os
+import socket
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import pytest
+from faults import (
+    Exchange,
+    FaultProxy,
+    Step,
+    answered,
+    cut,
+    dripped,
+    garbage,
+    lost,
+    passed,
+    reset,
+    s3_error,
+    silent,
+)
+from rgw import Rgw
+
+from retouch.errors import StorageError, StoreDenied, StoreUnavailable
+from retouch.ports import Stored
+from retouch.storage.s3 import S3Settings, S3Store
+
+pytestmark = pytest.mark.integration
+KEY = "retouch/results/0f/job-1.png"
+BODY = b"picture" * 1000
+TIMEOUT_S = 0.4
+MARGIN_S = 0.5
+HTML = b"<html>busy</html>"
+OK_HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\nETag: x\r\n\r\n"
+
+
+@pytest.fixture
+def proxy(rgw: Rgw) -> Iterator[FaultProxy]:
+    with FaultProxy(upstream=("127.0.0.1", rgw.port)) as listening:
+        yield listening
+
+
+@pytest.fixture
+def settings(s3_settings: S3Settings, proxy: FaultProxy) -> S3Settings:
+    """Impatient, and through the proxy."""
+    return replace(
+        s3_settings, endpoint=proxy.endpoint, connect_timeout_s=0.15, read_timeout_s=0.15
+    )
+
+
+@pytest.fixture
+def store(settings: S3Settings) -> Iterator[S3Store]:
+    opened = S3Store(settings)
+    yield opened
+    opened.close()
+
+
+def put(store: S3Store, timeout_s: float = 10.0, body: bytes = BODY) -> None:
+    store.put(KEY, body, content_type="image/png", metadata={"n": "1"}, timeout_s=timeout_s)
+
+
+def get(store: S3Store, timeout_s: float = 10.0) -> Stored | None:
+    return store.get(KEY, max_bytes=1 << 20, timeout_s=timeout_s)
+
+
+def check(store: S3Store, timeout_s: float = 10.0) -> None:
+    store.check(timeout_s=timeout_s)
+
+
+CALLS: list[Callable[[S3Store, float], object]] = [put, get, check]
+
+TRANSIENT: dict[str, Step] = {
+    "503 SlowDown": s3_error(503, "SlowDown"),
+    "503 SlowDown, Retry-After": s3_error(503, "SlowDown", {"Retry-After": "0"}),
+    "503 with a Retry-After that is no time": s3_error(503, "SlowDown", {"Retry-After": "soon"}),
+    "503 HTML": answered(503, HTML, {"Content-Type": "text/html"}),
+    "503 broken XML": answered(503, b"<Error><Code>", {"Content-Type": "application/xml"}),
+    "500": s3_error(500, "InternalError"),
+    "502 without a body": answered(502),
+    "504": answered(504, HTML),
+    "408": answered(408, HTML),
+    "429": s3_error(429, "TooManyRequests"),
+    "400 RequestTimeout": s3_error(400, "RequestTimeout"),
+    "reset": reset,
+    "no HTTP": garbage,
+    "lost answer": lost,
+    "silence": silent,
+    "short answer": answered(200, b"short", {"Content-Length": "9"}),
+    "header dripped": dripped(OK_HEAD, at_once=20),
+    "body dripped": dripped(OK_HEAD + bytes(1000), at_once=len(OK_HEAD)),
+    "error body dripped": dripped(OK_HEAD.replace(b"200", b"503") + bytes(1000), at_once=80),
+}
+# A drip is never silent for long, so it lasts until the deadline and no time is left for a retry.
+HEALING = [name for name in TRANSIENT if "dripped" not in name]
+
+DENIALS: dict[str, tuple[Step, str]] = {
+    "key": (s3_error(403, "InvalidAccessKeyId"), "S3_ACCESS_KEY"),
+    "secret": (s3_error(403, "SignatureDoesNotMatch"), "S3_SECRET_KEY"),
+    "rights": (s3_error(403, "AccessDenied"), "S3_BUCKET"),
+    "clock": (s3_error(403, "RequestTimeTooSkewed"), "clock"),
+    "bucket": (s3_error(404, "NoSuchBucket"), "S3_BUCKET"),
+    "region": (s3_error(400, "AuthorizationHeaderMalformed"), "S3_REGION"),
+    "307": (s3_error(307, "TemporaryRedirect", {"Location": "http://127.0.0.1:1/"}), "S3_REGION"),
+    "301 without a body": (answered(301, b"", {"Location": "http://127.0.0.1:1/"}), "S3_ENDPOINT"),
+    "404 HTML": (answered(404, HTML), "S3_ENDPOINT"),
+    "409 without a body": (answered(409), "S3_ENDPOINT"),
+    "400 unknown": (s3_error(400, "Whatever"), "S3_ENDPOINT"),
+    "501": (s3_error(501, "NotImplemented"), "S3_ENDPOINT"),
+}
+
+
+@pytest.mark.parametrize("name", HEALING)
+def test_a_passing_fault_is_healed_by_a_retry(store: S3Store, proxy: FaultProxy, name: str) -> None:
+    put(store)
+    proxy.plan = deque([TRANSIENT[name]])
+    found = get(store)
+    assert found is not None
+    assert found.body == BODY
+    proxy.plan = deque([TRANSIENT[name]])
+    put(store)
+    assert not proxy.plan
+
+
+@pytest.mark.parametrize("call", [put, get])
+@pytest.mark.parametrize("name", TRANSIENT)
+def test_a_lasting_fault_ends_in_one_error_within_the_time(
+    store: S3Store, proxy: FaultProxy, name: str, call: Callable[[S3Store, float], object]
+) -> None:
+    proxy.otherwise = TRANSIENT[name]
+    started_s = time.monotonic()
+    with pytest.raises(StoreUnavailable) as caught:
+        call(store, TIMEOUT_S)
+    assert time.monotonic() - started_s < TIMEOUT_S + MARGIN_S
+    assert caught.value.retryable
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("name", DENIALS)
+def test_a_denial_is_not_retried_and_names_the_setting(
+    store: S3Store, proxy: FaultProxy, name: str, call: Callable[[S3Store, float], object]
+) -> None:
+    step, setting = DENIALS[name]
+    proxy.otherwise = step
+    with pytest.raises(StoreDenied, match=setting) as caught:
+        call(store, 10.0)
+    assert not caught.value.retryable
+    assert len(proxy.seen) == 1
+
+
+def test_a_refused_connection_ends_in_one_error_within_the_time(settings: S3Settings) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        port = held.getsockname()[1]
+    store = S3Store(replace(settings, endpoint=f"127.0.0.1:{port}", timeout_s=TIMEOUT_S))
+    started_s = time.monotonic()
+    with pytest.raises(StoreUnavailable):
+        put(store, timeout_s=60.0)
+    assert time.monotonic() - started_s < TIMEOUT_S + MARGIN_S
+
+
+def test_a_body_cut_short_is_fetched_again(store: S3Store, proxy: FaultProxy) -> None:
+    put(store)
+    proxy.plan = deque([cut(10), cut(len(BODY))])
+    found = get(store)
+    assert found is not None
+    assert found.body == BODY
+
+
+def test_a_put_whose_answer_is_lost_is_sent_again_with_the_same_bytes(
+    store: S3Store, proxy: FaultProxy
+) -> None:
+    proxy.plan = deque([lost])
+    put(store)
+    assert [exchange.body for exchange in proxy.seen] == [BODY, BODY]
+
+
+def test_retry_after_is_kept(store: S3Store, proxy: FaultProxy) -> None:
+    proxy.plan = deque([s3_error(503, "SlowDown", {"Retry-After": "1"})])
+    started_s = time.monotonic()
+    put(store)
+    assert time.monotonic() - started_s >= 1.0
+
+
+def test_a_retry_after_past_the_deadline_is_not_waited_for(
+    store: S3Store, proxy: FaultProxy
+) -> None:
+    proxy.otherwise = s3_error(503, "SlowDown", {"Retry-After": "86400"})
+    started_s = time.monotonic()
+    with pytest.raises(StoreUnavailable):
+        put(store, TIMEOUT_S)
+    assert time.monotonic() - started_s < MARGIN_S
+    assert len(proxy.seen) == 1
+
+
+def test_an_object_of_12_mb_is_one_put(store: S3Store, proxy: FaultProxy) -> None:
+    put(store, body=bytes(12_000_000))
+    assert [exchange.method for exchange in proxy.seen] == ["PUT"]
+
+
+def only_as_backblaze_does(exchange: Exchange) -> None:
+    """Refuse what B2 refuses and Ceph does not."""
+    headers = exchange.headers
+    scope = headers["authorization"].partition("Credential=")[2].split("/")[2]
+    if exchange.method == "PUT" and {"if-none-match", "if-match"} & set(headers):
+        s3_error(501, "NotImplemented")(exchange)
+    elif any(name.startswith(("x-amz-checksum-", "x-amz-sdk-checksum")) for name in headers) or any(
+        name == "x-amz-acl" or name.startswith("x-amz-grant-") for name in headers
+    ):
+        s3_error(400, "InvalidArgument")(exchange)
+    elif scope != "us-west-000":
+        s3_error(403, "SignatureDoesNotMatch")(exchange)
+    else:
+        passed(exchange)
+
+
+def test_nothing_is_sent_that_backblaze_refuses(store: S3Store, proxy: FaultProxy) -> None:
+    proxy.otherwise = only_as_backblaze_does
+    put(store)
+    assert get(store) is not None
+    store.check(timeout_s=10)
+    methods = [exchange.method for exchange in proxy.seen]
+    assert methods == ["PUT", "GET", "PUT", "GET", "DELETE"]  # no location, no HEAD, no list
+    assert all(b"chunked" not in exchange.head.lower() for exchange in proxy.seen)
+
+
+def test_a_store_that_forgets_fails_its_check(store: S3Store, proxy: FaultProxy) -> None:
+    proxy.plan = deque([passed, s3_error(404, "NoSuchKey"), passed])
+    with pytest.raises(StorageError, match="does not return what was stored"):
+        store.check(timeout_s=10)
+
+
+def test_faults_leave_no_thread_and_no_socket(rgw: Rgw, settings: S3Settings) -> None:
+    def open_things() -> tuple[int, int]:
+        gc.collect()  # what earlier tests left must not hide a leak of this one
+        return threading.active_count(), len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+
+    before = open_things()
+    for name in ("503 SlowDown", "reset", "silence", "short answer", "body dripped"):
+        with FaultProxy(upstream=("127.0.0.1", rgw.port), otherwise=TRANSIENT[name]) as proxy:
+            # One connection: a leak of one would block the next call for ever.
+            store = S3Store(replace(settings, endpoint=proxy.endpoint, max_connections=1))
+            for _ in range(3):
+                with pytest.raises(StorageError):
+                    get(store, 0.2)
+            proxy.otherwise = passed
+            for _ in range(2):  # a body left half read holds its connection, too
+                put(store)
+                with pytest.raises(StorageError, match="over 1 bytes"):
+                    store.get(KEY, max_bytes=1, timeout_s=10)
+            store.close()
+    assert open_things() == before
+
+
+def test_no_secret_gets_into_an_error_or_a_log(
+    settings: S3Settings, proxy: FaultProxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    access_key, secret_key = "KEYIDCANARY", "SECRETCANARY"
+    echo = f"<Error><Code>{access_key}x1</Code><Message>{access_key} {secret_key}</Message></Error>"
+    store = S3Store(replace(settings, access_key=access_key, secret_key=secret_key))
+    said = repr(store) + repr(settings)
+    for status in (403, 503):
+        proxy.otherwise = answered(
+            status,
+            echo.encode(),
+            {"Content-Type": "application/xml", "X-Amz-Request-Id": secret_key},
+        )
+        for call in CALLS:
+            with pytest.raises(StorageError) as caught:
+                call(store, 0.5)
+            error = caught.value
+            said += repr((error.message, error.details, error.context))
+            said += "".join(traceback.format_exception(error))
+    proxy.otherwise = passed
+    with pytest.raises(StoreDenied, match="S3_ACCESS_KEY"):
+        put(store)
+    said += caplog.text + "".join(repr(vars(record)) for record in caplog.records)
+    assert "store.retried" in said
+    assert "CANARY" not in said
+    store.close()

@@ -1,0 +1,261 @@
+import os
+import stat
+import time
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from retouch.errors import StorageError, StoreUnavailable
+from retouch.storage import local
+from retouch.storage.local import LocalStore, load_secret
+
+KEY = "retouch/results/0f/job-1.png"
+SOURCE = "retouch/sources/v1/ab/abcd"
+TTL_S = 3600
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now_s = 1_800_000_000.5
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def build(folder: Path, clock: Clock | None = None, public_url: str = "") -> LocalStore:
+    return LocalStore(
+        folder,
+        secret=b"s" * 32,
+        public_url=public_url,
+        result_ttl_s=TTL_S,
+        clock=clock or Clock(),
+    )
+
+
+def put(store: LocalStore, key: str = KEY, body: bytes = b"picture") -> None:
+    store.put(key, body, content_type="image/png", metadata={"n": "1"}, timeout_s=1)
+
+
+def get(store: LocalStore, key: str = KEY) -> bytes | None:
+    found = store.get(key, max_bytes=1000, timeout_s=1)
+    return found.body if found else None
+
+
+def signed(store: LocalStore, expires_in_s: int = 60, filename: str = "cat.png") -> tuple[str, str]:
+    url = store.link(KEY, content_type="image/png", filename=filename, expires_in_s=expires_in_s)
+    return KEY, urlsplit(url).query
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def age(path: Path, moment_s: float) -> None:
+    os.utime(path, (moment_s, moment_s))
+
+
+def test_an_object_is_one_file_that_only_this_user_can_read(tmp_path: Path) -> None:
+    put(build(tmp_path))
+    (path,) = files(tmp_path)
+    assert path == tmp_path / "objects" / KEY
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert path.read_bytes().endswith(b"\npicture")
+
+
+def test_a_body_may_hold_line_breaks(tmp_path: Path) -> None:
+    store = build(tmp_path)
+    put(store, body=b"\n\n{}\n")
+    assert get(store) == b"\n\n{}\n"
+
+
+def test_a_key_below_an_object_is_absent_and_cannot_be_put(tmp_path: Path) -> None:
+    store = build(tmp_path)
+    put(store, "a")
+    assert get(store, "a/b") is None
+    with pytest.raises(StorageError, match="LOCAL_STORE_DIR"):
+        put(store, "a/b")
+    assert get(store, "a") == b"picture"
+    assert len(files(tmp_path)) == 1
+
+
+def test_a_symbolic_link_out_of_the_folder_is_not_followed(tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "a").write_bytes(b'{"metadata": {}}\nsecret')
+    store = build(tmp_path / "store")
+    (tmp_path / "store/objects/folder").symlink_to(outside)
+    (tmp_path / "store/objects/file").symlink_to(outside / "a")
+    for key in ("folder/a", "file"):
+        with pytest.raises(StorageError):
+            get(store, key)
+    with pytest.raises(StorageError):
+        put(store, "folder/b/c")
+    assert [path.name for path in outside.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("content", [b"", b"no json\nx", b"[]\nx", b"{}\nx"])
+def test_a_file_of_another_make_is_a_storage_error(tmp_path: Path, content: bytes) -> None:
+    store = build(tmp_path)
+    put(store)
+    (tmp_path / "objects" / KEY).write_bytes(content)
+    with pytest.raises(StoreUnavailable):
+        get(store)
+
+
+def test_a_full_disk_is_a_storage_error_and_leaves_no_draft(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = build(tmp_path)
+
+    def fail(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(StoreUnavailable, match="LOCAL_STORE_DIR"):
+        put(store)
+    assert files(tmp_path) == []
+
+
+def test_a_folder_that_may_not_be_used_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="LOCAL_STORE_DIR"):
+        build(tmp_path / "file")
+    with pytest.raises(StorageError, match="LOCAL_STORE_DIR"):
+        load_secret(tmp_path / "file", "")
+
+
+def test_no_permission_is_a_denial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = build(tmp_path)
+
+    def refuse(*args: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(StorageError, match="may not be used; check LOCAL_STORE_DIR") as caught:
+        get(store)
+    assert not caught.value.retryable
+
+
+def test_a_check_that_reads_something_else_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = build(tmp_path)
+    store.check(timeout_s=1)
+    assert files(tmp_path) == []
+    monkeypatch.setattr(store, "get", lambda *_, **__: None)
+    with pytest.raises(StorageError, match="LOCAL_STORE_DIR"):
+        store.check(timeout_s=1)
+
+
+def test_a_put_survives_a_sweep_that_takes_its_empty_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    clock.now_s = time.time()
+    store = build(tmp_path, clock)
+    replace = Path.replace
+    swept: list[Path] = []
+
+    def sweep_first(draft: Path, path: Path) -> Path:
+        if not swept:
+            swept.append(path.parent)
+            store.sweep()
+        return replace(draft, path)
+
+    monkeypatch.setattr(Path, "replace", sweep_first)
+    put(store)
+    assert swept
+    assert get(store) == b"picture"
+
+
+# --- sweeping
+
+
+def test_results_go_with_their_links_and_sources_after_a_month(tmp_path: Path) -> None:
+    clock = Clock()
+    store = build(tmp_path, clock)
+    for key in (KEY, SOURCE):
+        put(store, key)
+        age(tmp_path / "objects" / key, clock.now_s)
+    clock.now_s += TTL_S
+    store.sweep()
+    assert get(store, KEY) == b"picture"
+    clock.now_s += 1
+    store.sweep()
+    assert get(store, KEY) is None
+    assert not (tmp_path / "objects/retouch/results").exists()
+    clock.now_s += local.SOURCE_LIFE_S
+    build(tmp_path, clock)
+    assert files(tmp_path) == []
+
+
+def test_a_new_link_prolongs_the_life_of_its_object(tmp_path: Path) -> None:
+    clock = Clock()
+    store = build(tmp_path, clock)
+    put(store)
+    age(tmp_path / "objects" / KEY, clock.now_s)
+    clock.now_s += TTL_S - 1
+    link = signed(store, expires_in_s=TTL_S)
+    clock.now_s += TTL_S - 1
+    store.sweep()
+    assert store.open_link(*link).body == b"picture"
+
+
+def test_a_put_sweeps_only_once_in_a_while(tmp_path: Path) -> None:
+    clock = Clock()
+    store = build(tmp_path, clock)
+    put(store)
+    old = tmp_path / "objects" / KEY
+    age(old, clock.now_s - TTL_S - 1)
+    put(store, "other")
+    assert old.exists()
+    clock.now_s += local.SWEEP_EVERY_S
+    put(store, "other")
+    assert not old.exists()
+
+
+def test_drafts_of_dead_writers_go_and_those_of_living_ones_stay(tmp_path: Path) -> None:
+    clock = Clock()
+    build(tmp_path, clock)
+    for name, age_s in (("dead", local.LEFTOVER_AFTER_S + 1), ("alive", 1)):
+        (tmp_path / "drafts" / name).write_bytes(b"half")
+        age(tmp_path / "drafts" / name, clock.now_s - age_s)
+    build(tmp_path, clock)
+    assert [path.name for path in files(tmp_path)] == ["alive"]
+
+
+def test_one_sweep_at_a_time(tmp_path: Path) -> None:
+    clock = Clock()
+    store = build(tmp_path, clock)
+    put(store)
+    age(tmp_path / "objects" / KEY, clock.now_s - TTL_S - 1)
+    with store._sweeping:  # noqa: SLF001
+        store.sweep()
+    assert get(store) == b"picture"
+
+
+# --- the secret
+
+
+def test_a_configured_secret_wins_and_writes_nothing(tmp_path: Path) -> None:
+    assert load_secret(tmp_path / "store", "configured") == b"configured"
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_made_secret_is_kept_for_this_user_alone(tmp_path: Path) -> None:
+    first = load_secret(tmp_path / "store", "")
+    assert len(first) == 32
+    assert load_secret(tmp_path / "store", "") == first
+    (path,) = files(tmp_path)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert load_secret(tmp_path / "other", "") != first
+
+
+def test_of_two_processes_that_make_a_secret_the_first_wins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = load_secret(tmp_path, "")
+    monkeypatch.setattr(Path, "exists", lambda _: False)  # as seen before the first was there
+    assert load_secret(tmp_path, "") == first
+    assert len(files(tmp_path)) == 1
