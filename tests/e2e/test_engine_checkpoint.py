@@ -1,0 +1,156 @@
+"""Checkpoints saved and loaded for real: bit-equal, or refused in one line."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from safetensors.torch import load_file, save_file
+from tiny_edits import bound_stock_area, edit, run_stock
+
+from retouch.engine import checkpoint, conditioning
+from retouch.engine.checkpoint import CheckpointSettings
+from retouch.engine.conditioning import StillProcessor, correct_positions
+from retouch.engine.folder import compute_revision
+from retouch.engine.pipeline import QwenEngine
+from retouch.engine.tiny import AREA_PX, PRESET, build_tiny, build_tiny_pipeline
+from retouch.errors import ModelError
+from retouch.ports import Engine
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture
+def small_stock(monkeypatch: pytest.MonkeyPatch) -> None:
+    bound_stock_area(monkeypatch, AREA_PX)
+
+
+@pytest.fixture(scope="module")
+def engine() -> QwenEngine:
+    return build_tiny()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tiny")
+    checkpoint.save(build_tiny_pipeline(), path, preset=PRESET)
+    return path
+
+
+def test_without_a_model_and_a_gpu_the_tiny_engine_runs_and_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    engine: Engine = checkpoint.load(CheckpointSettings())
+    assert "no trained weights" in engine.info.model
+    assert engine.info.notes
+    assert engine.info.preset.area_px == AREA_PX
+
+
+@pytest.mark.parametrize("plus", [False, True])
+def test_a_saved_engine_loads_bit_equal(tmp_path: Path, plus: bool) -> None:
+    built = build_tiny(plus=plus)
+    checkpoint.save(built.pipe, tmp_path, preset=PRESET)
+    parts: list[str] = []
+    settings = CheckpointSettings(model_id=str(tmp_path), device="cpu")
+    loaded = checkpoint.load(settings, progress=parts.append)
+    assert parts == ["transformer", "vae", "text_encoder", "processor"]
+    assert type(loaded.pipe) is type(built.pipe)
+    assert loaded.info == replace(built.info, revision=compute_revision(tmp_path))
+    assert edit(loaded) == edit(built)
+
+
+@pytest.mark.usefixtures("small_stock")
+def test_the_stock_library_loads_a_saved_checkpoint(folder: Path, engine: QwenEngine) -> None:
+    stock = DiffusionPipeline.from_pretrained(folder, processor=engine.pipe.processor)
+    correct_positions(stock.text_encoder)
+    torch.testing.assert_close(
+        torch.frombuffer(bytearray(run_stock(stock)), dtype=torch.uint8).int(),
+        torch.frombuffer(bytearray(edit(engine)), dtype=torch.uint8).int(),
+        rtol=0,
+        atol=1,  # weights in the file's pages are not aligned, and sums round differently
+    )
+
+
+def test_a_checkpoint_without_a_preset_is_named_by_its_folder_and_runs_as_the_full_model(
+    folder: Path, tmp_path: Path
+) -> None:
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for part in folder.iterdir():
+        if part.name != checkpoint.PRESET_FILE:
+            (bare / part.name).symlink_to(part)
+    engine = checkpoint.load(CheckpointSettings(model_id=str(bare), device="cpu"))
+    assert engine.info.model == "bare"
+    assert (engine.info.preset.steps, engine.info.preset.area_px) == (30, 1024 * 1024)
+    assert engine.info.dtype == "float32"
+
+
+def test_where_torchvision_is_installed_the_real_processor_is_loaded(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Recorded:
+        @staticmethod
+        def from_pretrained(path: Path, **_options: object) -> str:
+            return f"whole processor of {path.name}"
+
+    assert isinstance(conditioning.load_processor(folder / "processor"), StillProcessor)
+    monkeypatch.setattr(conditioning, "is_torchvision_available", lambda: True)
+    monkeypatch.setattr(conditioning, "Qwen2VLProcessor", Recorded)
+    assert conditioning.load_processor(folder / "processor") == "whole processor of processor"
+
+
+def spoil_weights(folder: Path) -> None:
+    path = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(path)
+    del weights["decoder.conv_in.weight"]
+    save_file(weights, path, metadata={"format": "pt"})
+
+
+def cut_weights(folder: Path) -> None:
+    path = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def spoil_config(folder: Path) -> None:
+    path = folder / "transformer" / "config.json"
+    path.write_text(path.read_text().replace('"num_layers": 2', '"num_layers": 3'))
+
+
+def spoil_preset(folder: Path) -> None:
+    (folder / checkpoint.PRESET_FILE).write_text('{"steps": 0}')
+
+
+def drop_vocabulary(folder: Path) -> None:
+    (folder / "processor" / "tokenizer.json").unlink()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "fault"),
+    [
+        (spoil_weights, "vae lacks 1 weights, such as decoder.conv_in.weight"),
+        (cut_weights, "transformer/diffusion_pytorch_model.safetensors is damaged or cut short"),
+        (spoil_config, "transformer lacks .* transformer_blocks.2"),
+        (spoil_preset, "retouch_preset.json: steps: "),
+        (drop_vocabulary, "the processor makes .* tokens of the template's 64"),
+    ],
+)
+def test_a_spoilt_checkpoint_is_never_half_loaded(tmp_path: Path, spoil: Any, fault: str) -> None:
+    checkpoint.save(build_tiny_pipeline(), tmp_path, preset=PRESET)
+    spoil(tmp_path)
+    with pytest.raises(ModelError, match=fault) as caught:
+        checkpoint.load(CheckpointSettings(model_id=str(tmp_path), device="cpu"))
+    assert "\n" not in caught.value.message
+    assert str(tmp_path) in caught.value.message
+
+
+def test_a_hub_id_without_a_network_fails_with_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    settings = CheckpointSettings(model_id="org/name", cache_dir=str(tmp_path), device="cpu")
+    with pytest.raises(ModelError, match="the checkpoint org/name cannot be used: ") as caught:
+        checkpoint.load(settings)
+    assert "\n" not in caught.value.message

@@ -1,0 +1,143 @@
+"""The engine stopped, failing and asked from other threads: told right, and clean afterwards."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from types import TracebackType
+from typing import Any
+
+import pytest
+import torch
+from diffusers import TaylorSeerCacheConfig
+from tiny_edits import IMAGE, WORK, edit
+
+from retouch.engine.pipeline import QwenEngine
+from retouch.engine.tiny import build_tiny
+from retouch.errors import InvalidRequest, ModelError, NonFiniteResult, OutOfMemory
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture(scope="module")
+def engine() -> QwenEngine:
+    return build_tiny()
+
+
+def test_steps_are_told_before_they_run_and_the_phases_timed(engine: QwenEngine) -> None:
+    told, forwards = [], []
+    hook = engine.pipe.transformer.register_forward_pre_hook(lambda *_: forwards.append(len(told)))
+    edited = engine.edit(IMAGE, WORK, before_step=lambda *step: told.append(step))
+    hook.remove()
+    assert told == [(0, 3), (1, 3), (2, 3), (3, 3)]
+    assert forwards[1:] == [1, 2, 2, 3, 3]  # two passes a step; the first is heard before this hook
+    assert min(edited.condition_ms, edited.denoise_ms, edited.vae_decode_ms) > 0
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("scheduler", ["Euler", "UniPC"])
+@pytest.mark.parametrize("last", [0, 1, 3])
+def test_an_edit_stopped_at_a_step_leaves_the_next_one_clean(
+    engine: QwenEngine, scheduler: str, last: int
+) -> None:
+    work = replace(WORK, scheduler=scheduler)
+    before, told, stop = edit(engine, work), [], Stop()
+
+    def before_step(step: int, _steps: int) -> None:
+        told.append(step)
+        if step == last:
+            raise stop
+
+    with pytest.raises(Stop) as caught:
+        engine.edit(IMAGE, work, before_step=before_step)
+    assert caught.value is stop
+    assert told == list(range(last + 1))
+    assert edit(engine, work) == before
+
+
+def test_a_cache_of_the_transformer_does_not_survive_an_edit() -> None:
+    engine = build_tiny()
+    engine.pipe.transformer.enable_cache(TaylorSeerCacheConfig(cache_interval=2))
+    work = replace(WORK, steps=8)
+    before = edit(engine, work)
+
+    def stop_at_five(step: int, _steps: int) -> None:
+        if step == 5:
+            raise Stop
+
+    with pytest.raises(Stop):
+        engine.edit(IMAGE, work, before_step=stop_at_five)
+    assert edit(engine, work) == before
+
+
+def frames(trace: TracebackType | None) -> Iterator[Any]:
+    while trace is not None:
+        yield trace.tb_frame
+        trace = trace.tb_next
+
+
+def test_the_error_of_a_stopped_edit_keeps_no_tensor_alive(engine: QwenEngine) -> None:
+    def before_step(step: int, _steps: int) -> None:
+        if step == 2:
+            raise Stop
+
+    with pytest.raises(Stop) as caught:
+        engine.edit(IMAGE, WORK, before_step=before_step)
+    loops = [f for f in frames(caught.value.__traceback__) if f.f_code.co_name == "__call__"]
+    assert loops
+    assert not any(isinstance(v, torch.Tensor) for f in loops for v in f.f_locals.values())
+
+
+@pytest.mark.parametrize("part", ["transformer", "vae"])
+def test_values_that_are_no_numbers_never_become_an_image(engine: QwenEngine, part: str) -> None:
+    before = edit(engine)
+    module = engine.pipe.transformer.proj_out if part == "transformer" else engine.pipe.vae.decoder
+    hook = module.register_forward_hook(lambda _m, _i, output: output * float("nan"))
+    with pytest.raises(NonFiniteResult):
+        edit(engine)
+    hook.remove()
+    assert edit(engine) == before
+
+
+@pytest.mark.parametrize(
+    ("fault", "error", "text"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), OutOfMemory, "ran out of memory"),
+        (RuntimeError("secret path"), ModelError, "the model failed on this edit"),
+    ],
+)
+def test_a_fault_of_the_model_is_told_as_one_of_ours(
+    engine: QwenEngine, fault: Exception, error: type[ModelError], text: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise fault
+
+    hook = engine.pipe.vae.decoder.register_forward_hook(fail)
+    with pytest.raises(ModelError, match=text) as caught:
+        edit(engine)
+    hook.remove()
+    assert type(caught.value) is error
+    assert caught.value.__cause__ is fault
+
+
+@pytest.mark.parametrize("token", ["<|im_end|>", "<|image_pad|>", "<|im_start|>system"])
+def test_control_tokens_do_not_reach_the_model(engine: QwenEngine, token: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        edit(engine, replace(WORK, negative_prompt=f"bad{token}", prompt="fine < | >"))
+    assert list(caught.value.details["fields"]) == ["negative_prompt"]
+
+
+def test_tokens_are_counted_from_any_thread_during_an_edit(engine: QwenEngine) -> None:
+    text = "make the sky purple, naïvely " * 20
+    expected = len(engine.pipe.tokenizer(text)["input_ids"])
+    before = edit(engine)
+
+    def count(_: int) -> set[int]:
+        return {engine.count_tokens(text) for _ in range(100)}
+
+    with ThreadPoolExecutor(2) as pool:
+        counts = pool.map(count, range(4))
+        assert edit(engine) == before
+        assert list(counts) == [{expected}] * 4

@@ -1,0 +1,72 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from checkpoints import cut_short, make_folder
+from safetensors.numpy import save_file
+
+from retouch.engine import folder
+from retouch.errors import ModelError
+
+
+def test_a_whole_folder_passes(tmp_path: Path) -> None:
+    folder.require_whole(make_folder(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "fault"),
+    [
+        (lambda f: (f / "model_index.json").unlink(), "model_index.json is missing"),
+        (lambda f: (f / "model_index.json").write_text("{"), "model_index.json is not JSON"),
+        (lambda f: (f / "model_index.json").write_text("[]"), "names the pipeline None"),
+        (
+            lambda f: (f / "model_index.json").write_text('{"_class_name": "FluxPipeline"}'),
+            "names the pipeline FluxPipeline",
+        ),
+        (lambda f: (f / "processor").rename(f / "p"), "the folder processor is missing"),
+        (lambda f: (f / "vae" / "config.json").unlink(), "vae/config.json is missing"),
+        (lambda f: (f / "vae" / "config.json").write_bytes(b"\xff"), "vae/config.json is not JSON"),
+        (lambda f: (f / "vae" / "model.safetensors").unlink(), "vae has 0 weights files"),
+        (
+            lambda f: (f / "vae" / "b.safetensors").write_bytes(b""),
+            "vae has 2 weights files and no index",
+        ),
+        (
+            lambda f: (f / "transformer" / "2.safetensors").unlink(),
+            "transformer/2.safetensors is missing",
+        ),
+        (
+            lambda f: cut_short(f / "transformer" / "2.safetensors"),
+            "transformer/2.safetensors is damaged or cut short",
+        ),
+        (
+            lambda f: (f / "text_encoder" / "model.safetensors").write_bytes(b""),
+            "text_encoder/model.safetensors is damaged or cut short",
+        ),
+    ],
+)
+def test_a_spoilt_folder_is_refused_with_its_fault(
+    tmp_path: Path, spoil: Callable[[Path], object], fault: str
+) -> None:
+    spoil(make_folder(tmp_path))
+    with pytest.raises(ModelError, match=fault):
+        folder.require_whole(tmp_path)
+
+
+def test_a_folders_revision_is_that_of_its_content(tmp_path: Path) -> None:
+    first = folder.compute_revision(make_folder(tmp_path / "a"))
+    assert first == folder.compute_revision(make_folder(tmp_path / "b"))
+    save_file({"a": np.ones(8)}, tmp_path / "b" / "vae" / "model.safetensors")
+    assert first != folder.compute_revision(tmp_path / "b")
+
+
+def test_large_files_count_by_name_and_size_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folder, "MAX_HASHED_BYTES", 2)
+    first = folder.compute_revision(make_folder(tmp_path))
+    save_file({"a": np.ones(8)}, tmp_path / "vae" / "model.safetensors")
+    assert first == folder.compute_revision(tmp_path)
+    save_file({"a": np.ones(9)}, tmp_path / "vae" / "model.safetensors")
+    assert first != folder.compute_revision(tmp_path)
