@@ -1,0 +1,421 @@
+import asyncio
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pictures
+import pytest
+from PIL import Image
+
+from retouch import decoder, errors, images
+
+pytestmark = pytest.mark.integration
+
+LIMITS = images.Limits()
+PHOTO = pictures.saved(pictures.photo(640, 480), "JPEG", quality=90)
+COSTLY = pictures.wide_webp(7000, 7000)  # 34 bytes: seconds of processor time, 0.8 GiB
+PATIENCE_S = 30.0
+
+
+@pytest.fixture
+def build() -> Iterator[Callable[..., decoder.Decoder]]:
+    made: list[decoder.Decoder] = []
+
+    def build(**settings: Any) -> decoder.Decoder:
+        made.append(decoder.Decoder(LIMITS, decoder.DecoderSettings(**settings)))
+        return made[-1]
+
+    yield build
+    for each in made:
+        each.close()
+
+
+@pytest.fixture
+def decoding(build: Callable[..., decoder.Decoder]) -> decoder.Decoder:
+    return build()
+
+
+def children() -> set[int]:
+    """The processes, zombies too, whose parent is this one."""
+    found = set()
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(stat.read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue  # gone in between
+        if parent == os.getpid():
+            found.add(int(stat.parent.name))
+    return found
+
+
+def is_running(pid: int) -> bool:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] != "Z"
+
+
+async def until(claim: Callable[[], bool]) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        while not claim():  # noqa: ASYNC110  # the kernel sends no event for this
+            await asyncio.sleep(0.02)
+
+
+async def idle(decoding: decoder.Decoder) -> set[int]:
+    """Wait until every spare child is ready, and return their process ids."""
+    spares = decoding._spares  # noqa: SLF001  # no caller needs to know
+    await until(lambda: all(spare.done() for spare in spares))
+    return {spare.result()._process.pid for spare in spares}  # noqa: SLF001
+
+
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+# --- what comes out --------------------------------------------------------------------------
+
+
+async def test_a_child_gives_what_decoding_in_place_gives(decoding: decoder.Decoder) -> None:
+    for body in pictures.samples().values():
+        wanted = images.decode(body, LIMITS)
+        decoded = await decoding.decode(body, timeout_s=PATIENCE_S)
+        assert decoded.image.tobytes() == wanted.image.tobytes()
+        assert (decoded.image.mode, decoded.image.size) == ("RGB", wanted.image.size)
+        assert (decoded.width_px, decoded.height_px) == (wanted.width_px, wanted.height_px)
+        assert (decoded.format, decoded.notes) == (wanted.format, wanted.notes)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"<svg/>",
+        PHOTO[:-2],
+        pictures.saved(Image.new("1", (8000, 8000)), "PNG"),
+        pictures.saved(Image.new("1", (2100, 100)), "PNG"),
+        pictures.wide_webp(16383, 16383),
+        pictures.scan_bomb(64, 2010),
+    ],
+)
+async def test_a_refusal_arrives_as_it_was_made(decoding: decoder.Decoder, body: bytes) -> None:
+    with pytest.raises(errors.BadInput) as wanted:
+        images.decode(body, LIMITS)
+    with pytest.raises(errors.BadInput) as refusal:
+        await decoding.decode(body, timeout_s=PATIENCE_S)
+    assert type(refusal.value) is type(wanted.value)
+    assert refusal.value.message == wanted.value.message
+
+
+@pytest.mark.parametrize(
+    ("mode", "image_format", "options"),
+    [
+        ("RGBA", "PNG", {"compress_level": 1}),
+        ("I;16", "PNG", {"compress_level": 1}),
+        ("RGB", "JPEG", {"progressive": True}),
+    ],
+)
+async def test_50_megapixels_decode_within_the_limits(
+    decoding: decoder.Decoder, mode: str, image_format: str, options: dict[str, Any]
+) -> None:
+    body = pictures.saved(Image.new(mode, (7071, 7071)), image_format, **options)
+    decoded = await decoding.decode(body, timeout_s=PATIENCE_S)
+    assert (decoded.width_px, decoded.height_px) == (7071, 7071)
+    assert decoded.image.size == (2048, 2048)
+
+
+# --- what it may cost ------------------------------------------------------------------------
+
+
+async def test_the_scan_bomb_is_refused_in_time(decoding: decoder.Decoder) -> None:
+    bomb = pictures.scan_bomb(4000, 2010)
+    await idle(decoding)
+    start_s = time.monotonic()
+    with pytest.raises(errors.ImageTooCostly):
+        await decoding.decode(bomb, timeout_s=PATIENCE_S)
+    assert time.monotonic() - start_s < 2.5
+
+
+async def test_processor_time_is_limited(build: Callable[..., decoder.Decoder]) -> None:
+    with pytest.raises(errors.ImageTooCostly, match="1 s of processor time") as refusal:
+        await build(cpu_seconds=1).decode(COSTLY, timeout_s=PATIENCE_S)
+    assert refusal.value.context["returncode"] in (-signal.SIGXCPU, -signal.SIGKILL)
+
+
+async def test_memory_is_limited(build: Callable[..., decoder.Decoder]) -> None:
+    body = pictures.saved(Image.new("1", (7000, 7000)), "PNG")
+    with pytest.raises(errors.ImageTooCostly, match="memory"):
+        await build(memory_bytes=40 << 20).decode(body, timeout_s=PATIENCE_S)
+
+
+async def test_wall_time_is_limited(build: Callable[..., decoder.Decoder]) -> None:
+    decoding = build(timeout_s=0.2)
+    with pytest.raises(errors.ImageTooCostly, match=r"more than 0\.2 s"):
+        await decoding.decode(COSTLY, timeout_s=PATIENCE_S)
+
+
+async def test_the_callers_deadline_ends_a_decode_that_may_go_on(
+    decoding: decoder.Decoder,
+) -> None:
+    await idle(decoding)
+    start_s = time.monotonic()
+    with pytest.raises(errors.DeadlineExceeded):
+        await decoding.decode(COSTLY, timeout_s=0.2)
+    assert time.monotonic() - start_s < 1
+
+
+async def test_the_callers_deadline_ends_the_wait_for_a_child(decoding: decoder.Decoder) -> None:
+    with pytest.raises(errors.DeadlineExceeded):
+        await decoding.decode(PHOTO, timeout_s=0.001)  # none is started yet
+    decoded = await decoding.decode(PHOTO, timeout_s=PATIENCE_S)
+    assert decoded.width_px == 640
+
+
+async def test_who_finds_no_free_child_in_time_is_told_to_come_again(
+    build: Callable[..., decoder.Decoder],
+) -> None:
+    decoding = build(children=1)
+    await idle(decoding)
+    first = asyncio.create_task(decoding.decode(COSTLY, timeout_s=PATIENCE_S))
+    await asyncio.sleep(0.1)
+    with pytest.raises(errors.Overloaded) as refusal:
+        await decoding.decode(PHOTO, timeout_s=0.1)
+    assert refusal.value.retry_after_s == 10
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+
+
+# --- ends and accidents ----------------------------------------------------------------------
+
+
+async def test_cancelling_ends_the_child(build: Callable[..., decoder.Decoder]) -> None:
+    decoding = build(children=1)
+    (pid,) = await idle(decoding)
+    task = asyncio.create_task(decoding.decode(COSTLY, timeout_s=PATIENCE_S))
+    await asyncio.sleep(0.3)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await until(lambda: pid not in children())
+    assert (await decoding.decode(PHOTO, timeout_s=PATIENCE_S)).width_px == 640
+
+
+@pytest.mark.parametrize("wait_s", [0.0, 0.02])
+async def test_cancelling_before_a_child_is_there_leaves_none_at_work(
+    build: Callable[..., decoder.Decoder], wait_s: float
+) -> None:
+    decoding = build(children=1)
+    task = asyncio.create_task(decoding.decode(COSTLY, timeout_s=PATIENCE_S))
+    await asyncio.sleep(wait_s)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    start_s = time.monotonic()
+    assert (await decoding.decode(PHOTO, timeout_s=PATIENCE_S)).width_px == 640
+    assert time.monotonic() - start_s < 1.5, "the cancelled picture was decoded first"
+
+
+async def test_a_child_killed_at_any_point_costs_no_more_than_its_picture(
+    decoding: decoder.Decoder,
+) -> None:
+    moments = random.Random(1)  # noqa: S311
+    outcomes: set[type] = set()
+    for _ in range(15):
+        task = asyncio.create_task(decoding.decode(PHOTO, timeout_s=PATIENCE_S))
+        await asyncio.sleep(moments.uniform(0, 0.06))
+        for pid in children():
+            os.kill(pid, signal.SIGKILL)
+        try:
+            outcomes.add(type(await task))
+        except errors.EditError as error:
+            outcomes.add(type(error))
+    assert outcomes <= {images.Decoded, errors.ImageTooCostly, errors.InternalError}
+    assert (await decoding.decode(PHOTO, timeout_s=PATIENCE_S)).width_px == 640
+
+
+async def test_a_child_killed_while_it_waits_is_replaced(decoding: decoder.Decoder) -> None:
+    pids = await idle(decoding)
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    await until(lambda: not any(is_running(pid) for pid in pids))
+    assert (await decoding.decode(PHOTO, timeout_s=PATIENCE_S)).width_px == 640
+
+
+@pytest.mark.parametrize("program", ["/bin/false", "/nowhere/python"])
+async def test_without_a_child_the_fault_is_ours(
+    build: Callable[..., decoder.Decoder], monkeypatch: pytest.MonkeyPatch, program: str
+) -> None:
+    monkeypatch.setattr(sys, "executable", program)
+    with pytest.raises(errors.InternalError, match="could not be started"):
+        await build().decode(PHOTO, timeout_s=PATIENCE_S)
+
+
+@pytest.mark.parametrize(
+    ("script", "refusal"),
+    [
+        ("w(b'\\xff' * 100000)", errors.BrokenImage),
+        ("w(b'\\0' * 20)", errors.BrokenImage),
+        ("w(struct.pack('>5I', 4, 65536, 65536, 9, 9) + b'jpeg' + bytes(9))", errors.BrokenImage),
+        ("w(struct.pack('>5I', 4, 4, 4, 9, 9) + b'jpeg' + bytes(9))", errors.ImageTooCostly),
+        ("w(struct.pack('>5I', 4, 4, 4, 9, 9)); time.sleep(60)", errors.ImageTooCostly),
+        ("pass", errors.ImageTooCostly),
+        ("os._exit(3)", errors.ImageTooCostly),
+        ("os.kill(os.getpid(), 11)", errors.ImageTooCostly),
+    ],
+)
+async def test_a_child_gone_bad_is_not_believed(
+    build: Callable[..., decoder.Decoder],
+    monkeypatch: pytest.MonkeyPatch,
+    script: str,
+    refusal: type[errors.EditError],
+) -> None:
+    entry = (
+        "import os, struct, time\nw = lambda data: os.write(1, data)\nw(b'\\1'); os.read(0, 9)\n"
+    )
+    monkeypatch.setattr(decoder, "_ENTRY", entry + script)
+    with pytest.raises(refusal):
+        await build(timeout_s=1.0).decode(b"?", timeout_s=PATIENCE_S)
+
+
+async def test_a_child_that_does_not_read_is_not_waited_for(
+    build: Callable[..., decoder.Decoder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoder, "_ENTRY", "import os, time; os.write(1, b'1'); time.sleep(60)")
+    more_than_a_pipe_holds = bytes(3 << 20)
+    with pytest.raises(errors.ImageTooCostly):
+        await build(timeout_s=0.5).decode(more_than_a_pipe_holds, timeout_s=PATIENCE_S)
+
+
+async def test_200_decodes_leave_nothing_behind(build: Callable[..., decoder.Decoder]) -> None:
+    decoding = build()
+    await asyncio.gather(*(decoding.decode(PHOTO, timeout_s=PATIENCE_S) for _ in range(8)))
+    await idle(decoding)
+    before = open_files(), threading.active_count(), len(children())
+    bodies = [PHOTO, PHOTO[:-9], b"", pictures.samples()["png"]] * 50
+    found = await asyncio.gather(
+        *(decoding.decode(body, timeout_s=120) for body in bodies), return_exceptions=True
+    )
+    assert [type(each) for each in found[:3]] == [
+        images.Decoded,
+        errors.BrokenImage,
+        errors.UnsupportedImage,
+    ]
+    assert len(found) == 200
+    await idle(decoding)
+    after = open_files(), threading.active_count(), len(children())
+    assert after == before
+
+
+async def test_closing_ends_everything() -> None:
+    threads = threading.active_count()
+    others = children()
+    decoding = decoder.Decoder(LIMITS, decoder.DecoderSettings(children=1))
+    await idle(decoding)
+    running, queued = (
+        asyncio.create_task(decoding.decode(COSTLY, timeout_s=PATIENCE_S)) for _ in range(2)
+    )
+    await asyncio.sleep(0.2)
+    await asyncio.to_thread(decoding.close)
+    for task in (running, queued):
+        with pytest.raises(errors.NotReady):
+            await task
+    with pytest.raises(errors.NotReady):
+        await decoding.decode(PHOTO, timeout_s=PATIENCE_S)
+    assert children() == others
+    assert threading.active_count() <= threads + 1  # the one of `to_thread`
+
+
+# --- the child's rights ----------------------------------------------------------------------
+
+
+async def test_a_child_has_no_secrets_no_files_and_no_way_to_open_any(
+    build: Callable[..., decoder.Decoder],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setenv("S3_SECRET_KEY", "canary")
+    with (tmp_path / "open").open("w") as handle:
+        os.set_inheritable(handle.fileno(), True)
+        (pid,) = await idle(build(children=1))
+        process = Path(f"/proc/{pid}")
+        assert b"canary" not in (process / "environ").read_bytes()
+        assert {handle.name for handle in (process / "fd").iterdir()} == {"0", "1", "2"}
+    rows = (process / "limits").read_text().splitlines()
+    limits = {row[:25].strip(): row[25:].split()[:2] for row in rows}
+    for name in ("Max file size", "Max core file size", "Max processes"):
+        assert limits[name] == ["0", "0"]
+    assert limits["Max open files"] == ["3", "3"]
+    assert limits["Max cpu time"] == ["5", "6"]
+    assert int(limits["Max address space"][1]) < (1 << 30) + (200 << 20)
+
+
+async def test_no_file_is_opened_for_writing(decoding: decoder.Decoder) -> None:
+    written: list[object] = []
+    watching = True
+
+    def watch(event: str, args: tuple[Any, ...]) -> None:
+        if watching and event == "open" and args[2] & (os.O_WRONLY | os.O_RDWR):
+            path = args[0]
+            written.extend([path] if isinstance(path, str | bytes) else [])  # else a pipe's number
+
+    sys.addaudithook(watch)
+    try:
+        await decoding.decode(PHOTO, timeout_s=PATIENCE_S)
+        await idle(decoding)
+    finally:
+        watching = False
+    assert set(written) <= {os.devnull}
+
+
+async def test_children_end_with_their_parent() -> None:
+    script = (
+        "import os, sys, time; from retouch import decoder, images\n"
+        "made = decoder.Decoder(images.Limits())\n"
+        "print(*(spare.result()._process.pid for spare in made._spares), flush=True)\n"
+        "time.sleep(60)"
+    )
+    path = os.pathsep.join(sys.path)
+    with subprocess.Popen(  # noqa: ASYNC220, S603
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, env={"PYTHONPATH": path}
+    ) as parent:
+        assert parent.stdout is not None
+        pids = parent.stdout.readline().split()
+        parent.kill()
+    assert len(pids) == 2
+    await until(lambda: not any(is_running(int(pid)) for pid in pids))
+
+
+# --- where it works --------------------------------------------------------------------------
+
+
+def test_it_works_in_several_loops_and_threads_at_a_time(
+    build: Callable[..., decoder.Decoder],
+) -> None:
+    decoding = build()
+    widths: list[int] = []
+
+    def run() -> None:
+        for _ in range(2):
+            decoded = asyncio.run(decoding.decode(PHOTO, timeout_s=PATIENCE_S))
+            widths.append(decoded.width_px)
+
+    threads = [threading.Thread(target=run) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert widths == [640] * 8
+
+
+def test_it_works_under_uvloop(decoding: decoder.Decoder) -> None:
+    uvloop = pytest.importorskip("uvloop")
+    decoded = uvloop.run(decoding.decode(PHOTO, timeout_s=PATIENCE_S))
+    assert decoded.width_px == 640
