@@ -1,11 +1,13 @@
 """Fixtures of the integration tests; servers listen on 127.0.0.1 and live for the session."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from rgw import PACKAGES, Rgw, missing_binaries
 
+from retouch import decoder, images
 from retouch.storage.s3 import S3Settings
 
 
@@ -39,3 +41,21 @@ def s3_settings(rgw: Rgw) -> S3Settings:
         secure=False,
         prefix="retouch/",
     )
+
+
+@pytest.fixture
+def build() -> Iterator[Callable[..., decoder.Decoder]]:
+    made: list[decoder.Decoder] = []
+
+    def build(**settings: Any) -> decoder.Decoder:
+        made.append(decoder.Decoder(images.Limits(), decoder.DecoderSettings(**settings)))
+        return made[-1]
+
+    yield build
+    for each in made:
+        each.close()
+
+
+@pytest.fixture
+def decoding(build: Callable[..., decoder.Decoder]) -> decoder.Decoder:
+    return build()

@@ -2,85 +2,28 @@ import asyncio
 import os
 import random
 import signal
-import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pictures
 import pytest
+from decoding import (
+    COSTLY,
+    LIMITS,
+    PATIENCE_S,
+    PHOTO,
+    children,
+    idle,
+    is_running,
+    until,
+)
 from PIL import Image
 
 from retouch import decoder, errors, images
 
 pytestmark = pytest.mark.integration
-
-LIMITS = images.Limits()
-PHOTO = pictures.saved(pictures.photo(640, 480), "JPEG", quality=90)
-COSTLY = pictures.wide_webp(7000, 7000)  # 34 bytes: seconds of processor time, 0.8 GiB
-PATIENCE_S = 30.0
-
-
-@pytest.fixture
-def build() -> Iterator[Callable[..., decoder.Decoder]]:
-    made: list[decoder.Decoder] = []
-
-    def build(**settings: Any) -> decoder.Decoder:
-        made.append(decoder.Decoder(LIMITS, decoder.DecoderSettings(**settings)))
-        return made[-1]
-
-    yield build
-    for each in made:
-        each.close()
-
-
-@pytest.fixture
-def decoding(build: Callable[..., decoder.Decoder]) -> decoder.Decoder:
-    return build()
-
-
-def children() -> set[int]:
-    """The processes, zombies too, whose parent is this one."""
-    found = set()
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parent = int(stat.read_text().rpartition(")")[2].split()[1])
-        except OSError:
-            continue  # gone in between
-        if parent == os.getpid():
-            found.add(int(stat.parent.name))
-    return found
-
-
-def is_running(pid: int) -> bool:
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return False
-    return stat.rpartition(")")[2].split()[0] != "Z"
-
-
-async def until(claim: Callable[[], bool]) -> None:
-    async with asyncio.timeout(PATIENCE_S):
-        while not claim():  # noqa: ASYNC110  # the kernel sends no event for this
-            await asyncio.sleep(0.02)
-
-
-async def idle(decoding: decoder.Decoder) -> set[int]:
-    """Wait until every spare child is ready, and return their process ids."""
-    spares = decoding._spares  # noqa: SLF001  # no caller needs to know
-    await until(lambda: all(spare.done() for spare in spares))
-    return {spare.result()._process.pid for spare in spares}  # noqa: SLF001
-
-
-def open_files() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
-
-
-# --- what comes out --------------------------------------------------------------------------
 
 
 async def test_a_child_gives_what_decoding_in_place_gives(decoding: decoder.Decoder) -> None:
@@ -292,130 +235,3 @@ async def test_a_child_that_does_not_read_is_not_waited_for(
     more_than_a_pipe_holds = bytes(3 << 20)
     with pytest.raises(errors.ImageTooCostly):
         await build(timeout_s=0.5).decode(more_than_a_pipe_holds, timeout_s=PATIENCE_S)
-
-
-async def test_200_decodes_leave_nothing_behind(build: Callable[..., decoder.Decoder]) -> None:
-    decoding = build()
-    await asyncio.gather(*(decoding.decode(PHOTO, timeout_s=PATIENCE_S) for _ in range(8)))
-    await idle(decoding)
-    before = open_files(), threading.active_count(), len(children())
-    bodies = [PHOTO, PHOTO[:-9], b"", pictures.samples()["png"]] * 50
-    found = await asyncio.gather(
-        *(decoding.decode(body, timeout_s=120) for body in bodies), return_exceptions=True
-    )
-    assert [type(each) for each in found[:3]] == [
-        images.Decoded,
-        errors.BrokenImage,
-        errors.UnsupportedImage,
-    ]
-    assert len(found) == 200
-    await idle(decoding)
-    after = open_files(), threading.active_count(), len(children())
-    assert after == before
-
-
-async def test_closing_ends_everything() -> None:
-    threads = threading.active_count()
-    others = children()
-    decoding = decoder.Decoder(LIMITS, decoder.DecoderSettings(children=1))
-    await idle(decoding)
-    running, queued = (
-        asyncio.create_task(decoding.decode(COSTLY, timeout_s=PATIENCE_S)) for _ in range(2)
-    )
-    await asyncio.sleep(0.2)
-    await asyncio.to_thread(decoding.close)
-    for task in (running, queued):
-        with pytest.raises(errors.NotReady):
-            await task
-    with pytest.raises(errors.NotReady):
-        await decoding.decode(PHOTO, timeout_s=PATIENCE_S)
-    assert children() == others
-    assert threading.active_count() <= threads + 1  # the one of `to_thread`
-
-
-# --- the child's rights ----------------------------------------------------------------------
-
-
-async def test_a_child_has_no_secrets_no_files_and_no_way_to_open_any(
-    build: Callable[..., decoder.Decoder],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-) -> None:
-    monkeypatch.setenv("S3_SECRET_KEY", "canary")
-    with (tmp_path / "open").open("w") as handle:
-        os.set_inheritable(handle.fileno(), True)
-        (pid,) = await idle(build(children=1))
-        process = Path(f"/proc/{pid}")
-        assert b"canary" not in (process / "environ").read_bytes()
-        assert {handle.name for handle in (process / "fd").iterdir()} == {"0", "1", "2"}
-    rows = (process / "limits").read_text().splitlines()
-    limits = {row[:25].strip(): row[25:].split()[:2] for row in rows}
-    for name in ("Max file size", "Max core file size", "Max processes"):
-        assert limits[name] == ["0", "0"]
-    assert limits["Max open files"] == ["3", "3"]
-    assert limits["Max cpu time"] == ["5", "6"]
-    assert int(limits["Max address space"][1]) < (1 << 30) + (200 << 20)
-
-
-async def test_no_file_is_opened_for_writing(decoding: decoder.Decoder) -> None:
-    written: list[object] = []
-    watching = True
-
-    def watch(event: str, args: tuple[Any, ...]) -> None:
-        if watching and event == "open" and args[2] & (os.O_WRONLY | os.O_RDWR):
-            path = args[0]
-            written.extend([path] if isinstance(path, str | bytes) else [])  # else a pipe's number
-
-    sys.addaudithook(watch)
-    try:
-        await decoding.decode(PHOTO, timeout_s=PATIENCE_S)
-        await idle(decoding)
-    finally:
-        watching = False
-    assert set(written) <= {os.devnull}
-
-
-async def test_children_end_with_their_parent() -> None:
-    script = (
-        "import os, sys, time; from retouch import decoder, images\n"
-        "made = decoder.Decoder(images.Limits())\n"
-        "print(*(spare.result()._process.pid for spare in made._spares), flush=True)\n"
-        "time.sleep(60)"
-    )
-    path = os.pathsep.join(sys.path)
-    with subprocess.Popen(  # noqa: ASYNC220, S603
-        [sys.executable, "-c", script], stdout=subprocess.PIPE, env={"PYTHONPATH": path}
-    ) as parent:
-        assert parent.stdout is not None
-        pids = parent.stdout.readline().split()
-        parent.kill()
-    assert len(pids) == 2
-    await until(lambda: not any(is_running(int(pid)) for pid in pids))
-
-
-# --- where it works --------------------------------------------------------------------------
-
-
-def test_it_works_in_several_loops_and_threads_at_a_time(
-    build: Callable[..., decoder.Decoder],
-) -> None:
-    decoding = build()
-    widths: list[int] = []
-
-    def run() -> None:
-        for _ in range(2):
-            decoded = asyncio.run(decoding.decode(PHOTO, timeout_s=PATIENCE_S))
-            widths.append(decoded.width_px)
-
-    threads = [threading.Thread(target=run) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert widths == [640] * 8
-
-
-def test_it_works_under_uvloop(decoding: decoder.Decoder) -> None:
-    uvloop = pytest.importorskip("uvloop")
-    decoded = uvloop.run(decoding.decode(PHOTO, timeout_s=PATIENCE_S))
-    assert decoded.width_px == 640

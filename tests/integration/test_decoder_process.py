@@ -1,0 +1,153 @@
+import asyncio
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pictures
+import pytest
+from decoding import (
+    COSTLY,
+    LIMITS,
+    PATIENCE_S,
+    PHOTO,
+    children,
+    idle,
+    is_running,
+    open_files,
+    until,
+)
+
+from retouch import decoder, errors, images
+
+pytestmark = pytest.mark.integration
+
+
+async def test_200_decodes_leave_nothing_behind(build: Callable[..., decoder.Decoder]) -> None:
+    decoding = build()
+    await asyncio.gather(*(decoding.decode(PHOTO, timeout_s=PATIENCE_S) for _ in range(8)))
+    await idle(decoding)
+    before = open_files(), threading.active_count(), len(children())
+    bodies = [PHOTO, PHOTO[:-9], b"", pictures.samples()["png"]] * 50
+    found = await asyncio.gather(
+        *(decoding.decode(body, timeout_s=120) for body in bodies), return_exceptions=True
+    )
+    assert [type(each) for each in found[:3]] == [
+        images.Decoded,
+        errors.BrokenImage,
+        errors.UnsupportedImage,
+    ]
+    assert len(found) == 200
+    await idle(decoding)
+    after = open_files(), threading.active_count(), len(children())
+    assert after == before
+
+
+async def test_closing_ends_everything() -> None:
+    threads = threading.active_count()
+    others = children()
+    decoding = decoder.Decoder(LIMITS, decoder.DecoderSettings(children=1))
+    await idle(decoding)
+    running, queued = (
+        asyncio.create_task(decoding.decode(COSTLY, timeout_s=PATIENCE_S)) for _ in range(2)
+    )
+    await asyncio.sleep(0.2)
+    await asyncio.to_thread(decoding.close)
+    for task in (running, queued):
+        with pytest.raises(errors.NotReady):
+            await task
+    with pytest.raises(errors.NotReady):
+        await decoding.decode(PHOTO, timeout_s=PATIENCE_S)
+    assert children() == others
+    assert threading.active_count() <= threads + 1  # the one of `to_thread`
+
+
+# --- the child's rights ----------------------------------------------------------------------
+
+
+async def test_a_child_has_no_secrets_no_files_and_no_way_to_open_any(
+    build: Callable[..., decoder.Decoder],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setenv("S3_SECRET_KEY", "canary")
+    with (tmp_path / "open").open("w") as handle:
+        os.set_inheritable(handle.fileno(), True)
+        (pid,) = await idle(build(children=1))
+        process = Path(f"/proc/{pid}")
+        assert b"canary" not in (process / "environ").read_bytes()
+        assert {handle.name for handle in (process / "fd").iterdir()} == {"0", "1", "2"}
+    rows = (process / "limits").read_text().splitlines()
+    limits = {row[:25].strip(): row[25:].split()[:2] for row in rows}
+    for name in ("Max file size", "Max core file size", "Max processes"):
+        assert limits[name] == ["0", "0"]
+    assert limits["Max open files"] == ["3", "3"]
+    assert limits["Max cpu time"] == ["5", "6"]
+    assert int(limits["Max address space"][1]) < (1 << 30) + (200 << 20)
+
+
+async def test_no_file_is_opened_for_writing(decoding: decoder.Decoder) -> None:
+    written: list[object] = []
+    watching = True
+
+    def watch(event: str, args: tuple[Any, ...]) -> None:
+        if watching and event == "open" and args[2] & (os.O_WRONLY | os.O_RDWR):
+            path = args[0]
+            written.extend([path] if isinstance(path, str | bytes) else [])  # else a pipe's number
+
+    sys.addaudithook(watch)
+    try:
+        await decoding.decode(PHOTO, timeout_s=PATIENCE_S)
+        await idle(decoding)
+    finally:
+        watching = False
+    assert set(written) <= {os.devnull}
+
+
+async def test_children_end_with_their_parent() -> None:
+    script = (
+        "import os, sys, time; from retouch import decoder, images\n"
+        "made = decoder.Decoder(images.Limits())\n"
+        "print(*(spare.result()._process.pid for spare in made._spares), flush=True)\n"
+        "time.sleep(60)"
+    )
+    path = os.pathsep.join(sys.path)
+    with subprocess.Popen(  # noqa: ASYNC220, S603
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, env={"PYTHONPATH": path}
+    ) as parent:
+        assert parent.stdout is not None
+        pids = parent.stdout.readline().split()
+        parent.kill()
+    assert len(pids) == 2
+    await until(lambda: not any(is_running(int(pid)) for pid in pids))
+
+
+# --- where it works --------------------------------------------------------------------------
+
+
+def test_it_works_in_several_loops_and_threads_at_a_time(
+    build: Callable[..., decoder.Decoder],
+) -> None:
+    decoding = build()
+    widths: list[int] = []
+
+    def run() -> None:
+        for _ in range(2):
+            decoded = asyncio.run(decoding.decode(PHOTO, timeout_s=PATIENCE_S))
+            widths.append(decoded.width_px)
+
+    threads = [threading.Thread(target=run) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert widths == [640] * 8
+
+
+def test_it_works_under_uvloop(decoding: decoder.Decoder) -> None:
+    uvloop = pytest.importorskip("uvloop")
+    decoded = uvloop.run(decoding.decode(PHOTO, timeout_s=PATIENCE_S))
+    assert decoded.width_px == 640
