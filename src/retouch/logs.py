@@ -14,10 +14,11 @@ from typing import Any
 REDACTED = "[redacted]"
 # Libraries that would log every request, full URLs included, at INFO or DEBUG.
 _QUIET = ("httpx", "httpcore", "urllib3", "minio", "PIL", "asyncio", "filelock", "uvicorn.access")
+# Bounded, so that a long text that is no URL takes time in proportion.
 _URL = re.compile(
-    r"""\b([a-zA-Z][a-zA-Z0-9+.-]*://)(?:[^\s"\\/?#@]*@)?([^\s"\\/?#]*)/?([^\s"\\]*)"""
+    r"""([a-zA-Z][a-zA-Z0-9+.-]{0,30}://)(?:[^\s"\\/?#@]*@)?([^\s"\\/?#]*)/?([^\s"\\]*)"""
 )
-_DATA_URL = re.compile(r"""\bdata:[^\s"\\,]*,[^\s"\\]*""", re.IGNORECASE)
+_DATA_URL = re.compile(r"""\bdata:[^\s"\\,]{0,256},[^\s"\\]*""", re.IGNORECASE)
 _MIN_PRIVATE_CHARACTERS = 4
 
 _request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
@@ -28,7 +29,8 @@ _private: ContextVar[tuple[str, ...]] = ContextVar("private", default=())
 def bind(request_id: str, *, private: Iterable[str] = ()) -> Iterator[None]:
     """Put `request_id` on every line logged inside, and keep the `private` texts out of them."""
     id_token = _request_id.set(request_id)
-    private_token = _private.set(tuple(t for t in private if len(t) >= _MIN_PRIVATE_CHARACTERS))
+    texts = (text.strip() for text in private)  # as the model gets them
+    private_token = _private.set(tuple(t for t in texts if len(t) >= _MIN_PRIVATE_CHARACTERS))
     try:
         yield
     finally:
@@ -57,7 +59,7 @@ def redact(text: str, secrets: Iterable[str] = ()) -> str:
     >>> redact("key K0123", ["K0123"])
     'key [redacted]'
     """
-    for secret in secrets:
+    for secret in sorted(secrets, key=len, reverse=True):  # one may begin with another
         text = text.replace(secret, REDACTED)
     text = _DATA_URL.sub(f"data:{REDACTED}", text)
     return _URL.sub(lambda url: url[1] + url[2] + (f"/{REDACTED}" if url[3] else ""), text)
@@ -109,4 +111,5 @@ def install(level: str, *, secrets: Iterable[str] = ()) -> None:
         library.propagate = True
     for name in _QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("xformers").setLevel(logging.ERROR)  # at import it warns of a CPU's torch
     logging.captureWarnings(capture=True)
