@@ -1,0 +1,112 @@
+import asyncio
+import time
+import tracemalloc
+from dataclasses import replace
+from itertools import count
+
+import pytest
+from origin import (
+    Exchange,
+    Script,
+    answer,
+    internet,
+    reset_after,
+    say,
+    until,
+)
+
+from retouch.errors import (
+    EditError,
+    SourceEncoded,
+    SourceMalformed,
+    SourceTooLarge,
+)
+from retouch.fetch import FetchLimits
+
+pytestmark = pytest.mark.integration
+
+LIMITS = FetchLimits(max_bytes=1 << 20, timeout_s=5, connect_timeout_s=2)
+OK = b"HTTP/1.1 200 OK\r\n"
+SLACK_S = 0.5
+
+
+CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
+CHUNK = b"10000\r\n" + b"x" * 65536 + b"\r\n"
+
+
+@pytest.mark.parametrize(
+    ("script", "expected"),
+    [
+        (answer(b"", length=1 << 40), SourceTooLarge),
+        (answer(b"x" * ((1 << 20) + 1)), SourceTooLarge),
+        (answer(b"x" * ((1 << 20) + 1), length=-1), SourceTooLarge),
+        (say(OK + b"\r\n", again=b"x" * 65536), SourceTooLarge),
+        (say(CHUNKED, again=CHUNK), SourceTooLarge),
+        (say(CHUNKED, again=b"1\r\nx\r\n" * 10_000), SourceMalformed),
+        (say(OK, again=b"X-A: b\r\n" * 1000), SourceMalformed),
+        (say(OK + b"X-A: ", again=b"b" * 65536), SourceMalformed),
+        (say(b"", again=b"HTTP/1.1 100 -\r\n\r\n" * 1000), SourceMalformed),
+        (say(CHUNKED + b"1;", again=b"x" * 65536), SourceMalformed),
+        (answer(b"x" * 10, length=20), SourceMalformed),
+        (reset_after(b""), SourceMalformed),
+        (reset_after(OK + b"Content-Length: 20\r\n\r\nabc"), SourceMalformed),
+        (answer(b"\x1f\x8b", headers=["Content-Encoding: gzip"]), SourceEncoded),
+    ],
+)
+async def test_a_body_that_is_too_much_broken_or_packed_is_refused_at_once(
+    script: Script, expected: type[EditError]
+) -> None:
+    async with internet({"a.example": script}, limits=LIMITS) as (net, origins):
+        with pytest.raises(EditError) as caught:
+            await net.get("http://a.example/")
+        assert type(caught.value) is expected
+        await until(lambda: not origins["a.example"].open)
+
+
+@pytest.mark.parametrize("length", [None, -1])
+async def test_exactly_the_limit_passes(length: int | None) -> None:
+    body = bytes(1 << 20)
+    async with internet({"a.example": answer(body, length=length)}, limits=LIMITS) as (net, _):
+        assert (await net.get("http://a.example/")).body == body
+
+
+@pytest.mark.parametrize(
+    "flood", [b"1\r\nx\r\n" * 10_000, b"\n".join([b"1"] * 10_000), b"1;" + b"x" * 65536]
+)
+async def test_a_flood_of_chunks_does_not_hold_up_the_loop(flood: bytes) -> None:
+    async with internet({"a.example": say(CHUNKED, again=flood)}, limits=LIMITS) as (net, _):
+        task = asyncio.create_task(net.get("http://a.example/"))
+        longest_s = 0.0
+        while not task.done():
+            began_s = time.monotonic()
+            await asyncio.sleep(0)
+            longest_s = max(longest_s, time.monotonic() - began_s)
+        assert isinstance(task.exception(), SourceMalformed)
+        assert longest_s < SLACK_S
+
+
+@pytest.mark.parametrize("pieces", [256, None], ids=["exactly the limit", "endless"])
+async def test_memory_stays_near_the_limit(pieces: int | None) -> None:
+    limits = replace(LIMITS, max_bytes=16 << 20)
+    async with internet({"a.example": pour(pieces)}, limits=limits) as (net, _):
+        tracemalloc.start()
+        try:
+            size = len((await net.get("http://a.example/")).body or b"")
+        except SourceTooLarge:
+            size = None
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert size == (limits.max_bytes if pieces else None)
+    # BytesIO reserves an eighth more than it holds, asyncio reads 256 KiB at a time.
+    assert peak < limits.max_bytes * 9 // 8 + (1 << 20)
+
+
+def pour(pieces: int | None) -> Script:
+    """Send so many pieces of 64 KiB and close, or never stop."""
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.send(OK + b"\r\n")
+        for _ in count() if pieces is None else range(pieces):
+            await exchange.send(bytes(65536))
+
+    return script

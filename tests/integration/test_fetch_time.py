@@ -1,0 +1,212 @@
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from origin import (
+    Detour,
+    Exchange,
+    Internet,
+    Names,
+    Origin,
+    Script,
+    answer,
+    in_turn,
+    internet,
+    plain_server,
+    say,
+    until,
+)
+
+from retouch.errors import (
+    SourceTimedOut,
+)
+from retouch.fetch import Fetcher, FetchLimits
+from retouch.netguard import parse_url
+
+pytestmark = pytest.mark.integration
+
+LIMITS = FetchLimits(max_bytes=1 << 20, timeout_s=5, connect_timeout_s=2)
+OK = b"HTTP/1.1 200 OK\r\n"
+SLACK_S = 0.5
+
+
+SLOW = {
+    "silent": say(b""),
+    "head, drop by drop": say(OK, again=b"X-A: b\r\n", every_s=0.1),
+    "interim answers, drop by drop": say(b"", again=b"HTTP/1.1 102 -\r\n\r\n", every_s=0.1),
+    "one header, drop by drop": say(OK + b"X-A: ", again=b"b", every_s=0.1),
+    "body, drop by drop": say(OK + b"\r\n", again=b"x", every_s=0.1),
+    "chunks, drop by drop": say(
+        OK + b"Transfer-Encoding: chunked\r\n\r\n", again=b"1\r\nx\r\n", every_s=0.1
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SLOW)
+@pytest.mark.parametrize("whose", ["caller", "limits"])
+async def test_one_deadline_holds_whatever_the_origin_does(name: str, whose: str) -> None:
+    limits = replace(LIMITS, timeout_s=0.6 if whose == "limits" else 60)
+    async with internet({"a.example": SLOW[name]}, limits=limits) as (net, origins):
+        began_s = time.monotonic()
+        with pytest.raises(SourceTimedOut):
+            await net.get("http://a.example/", timeout_s=0.6 if whose == "caller" else 60)
+        assert 0.55 < time.monotonic() - began_s < 0.6 + SLACK_S
+        await until(lambda: not origins["a.example"].open)
+
+
+async def test_the_deadline_spans_the_second_try() -> None:
+    scripts = {"a.example": in_turn(answer(status=503), say(b""))}
+    async with internet(scripts, limits=LIMITS) as (net, origins):
+        began_s = time.monotonic()
+        with pytest.raises(SourceTimedOut):
+            await net.get("http://a.example/", timeout_s=0.6)
+        assert time.monotonic() - began_s < 0.6 + SLACK_S
+        assert len(origins["a.example"].requests) == 2
+
+
+async def test_the_deadline_holds_during_a_tls_handshake_and_the_socket_is_closed() -> None:
+    gone = asyncio.Event()
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            await reader.read()
+        gone.set()
+        writer.close()
+
+    async with plain_server(accept, LIMITS) as net:
+        began_s = time.monotonic()
+        with pytest.raises(SourceTimedOut):
+            await net.get("https://a.example/", timeout_s=0.4)
+        assert time.monotonic() - began_s < 0.4 + SLACK_S
+        await asyncio.wait_for(gone.wait(), 1)
+
+
+async def test_the_deadline_holds_while_a_name_is_looked_up() -> None:
+    with hanging_lookups("slow") as resolve:
+        fetcher = Fetcher(LIMITS, resolve=resolve)
+        began_s = time.monotonic()
+        with pytest.raises(SourceTimedOut):
+            await fetcher.fetch(parse_url("http://slow.example/"), timeout_s=0.3)
+        assert time.monotonic() - began_s < 0.3 + SLACK_S
+        await fetcher.aclose()
+
+
+@contextlib.contextmanager
+def hanging_lookups(prefix: str, otherwise: Names | None = None) -> Iterator[Any]:
+    """A resolver that does not answer for names with this prefix until the test is over."""
+    over = threading.Event()
+
+    def resolve(host: str, port: int) -> Sequence[str]:
+        if otherwise and not host.startswith(prefix):
+            return otherwise(host, port)
+        over.wait(20)
+        return []
+
+    yield resolve
+    over.set()
+
+
+async def test_the_deadline_holds_while_waiting_for_a_place() -> None:
+    limits = replace(LIMITS, max_fetches_per_host=1)
+    async with internet({"a.example": say(b"")}, limits=limits) as (net, origins):
+        both = [net.get("http://a.example/", timeout_s=0.4) for _ in range(2)]
+        began_s = time.monotonic()
+        results = await asyncio.gather(*both, return_exceptions=True)
+        assert time.monotonic() - began_s < 0.4 + SLACK_S
+        assert [type(result) for result in results] == [SourceTimedOut] * 2
+        assert len(origins["a.example"].requests) == 1
+
+
+async def test_a_cancelled_fetch_is_cancelled_and_closes_its_connection() -> None:
+    async with internet({"a.example": SLOW["body, drop by drop"]}, limits=LIMITS) as (net, origins):
+        task = asyncio.create_task(net.get("http://a.example/"))
+        await until(lambda: origins["a.example"].requests)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await until(lambda: not origins["a.example"].open)
+
+
+def late(delay_s: float) -> Script:
+    async def script(exchange: Exchange) -> None:
+        await asyncio.sleep(delay_s)
+        await answer(b"abc")(exchange)
+
+    return script
+
+
+async def time_fetch(net: Internet, url: str) -> float:
+    began_s = time.monotonic()
+    await net.get(url)
+    return time.monotonic() - began_s
+
+
+async def test_a_hundred_dripping_origins_delay_a_healthy_one_by_less_than_a_tenth() -> None:
+    scripts = {f"drip{n}.example": SLOW["body, drop by drop"] for n in range(100)}
+    scripts["healthy.example"] = late(0.5)
+    async with internet(scripts, limits=LIMITS) as (net, origins):
+        alone_s = await time_fetch(net, "http://healthy.example/")
+        drips = [
+            asyncio.create_task(net.get(f"http://drip{n}.example/", timeout_s=4))
+            for n in range(100)
+        ]
+        await until(lambda: all(origin.requests for origin in origins.values()))
+        among_s = sorted([await time_fetch(net, "http://healthy.example/") for _ in range(3)])[1]
+        assert not any(drip.done() for drip in drips)
+        assert among_s < alone_s * 1.1
+        for drip in drips:
+            drip.cancel()
+        await asyncio.gather(*drips, return_exceptions=True)
+
+
+async def test_names_that_do_not_resolve_hold_up_no_other_while_threads_are_left() -> None:
+    names = Names({"a.example": [["93.184.0.1"]]})
+    async with Origin(answer(b"abc")) as origin:
+        with hanging_lookups("slow", names) as resolve:
+            detour = Detour({("93.184.0.1", 80): origin.port})
+            fetcher = Fetcher(replace(LIMITS, max_lookups=8), resolve=resolve, network=detour)
+            net = Internet(fetcher, names, detour)
+            slow = [asyncio.create_task(net.get(f"http://slow{n}.example/")) for n in range(7)]
+            assert await time_fetch(net, "http://a.example/") < SLACK_S
+            for task in slow:
+                task.cancel()
+            await asyncio.gather(*slow, return_exceptions=True)
+            await fetcher.aclose()
+
+
+async def test_bodies_that_never_end_give_way_when_memory_is_short() -> None:
+    hoard = say(OK + b"\r\n" + b"x" * 700_000, again=b"x", every_s=0.1)
+    scripts = {f"hoard{n}.example": hoard for n in range(4)}
+    scripts["healthy.example"] = answer(bytes(1 << 20))
+    limits = replace(LIMITS, max_buffered_bytes=2 << 20, timeout_s=60)
+    async with internet(scripts, limits=limits) as (net, _):
+        hoards = [asyncio.create_task(net.get(f"http://hoard{n}.example/")) for n in range(4)]
+        await asyncio.sleep(0.3)
+        assert (await net.get("http://healthy.example/")).body == bytes(1 << 20)
+        ended = [task for task in hoards if task.done()]
+        assert len(ended) == 3
+        assert all(isinstance(task.exception(), SourceTimedOut) for task in ended)
+        for task in hoards:
+            task.cancel()
+        await asyncio.gather(*hoards, return_exceptions=True)
+
+
+async def test_a_finished_body_counts_no_more_against_those_still_arriving() -> None:
+    scripts = {
+        "slow.example": say(OK + b"\r\n" + b"x" * 700_000, again=b"x", every_s=0.1),
+        "healthy.example": answer(bytes(1 << 20)),
+    }
+    limits = replace(LIMITS, max_buffered_bytes=2 << 20, timeout_s=60)
+    async with internet(scripts, limits=limits) as (net, _):
+        slow = asyncio.create_task(net.get("http://slow.example/"))
+        await asyncio.sleep(0.2)
+        for _ in range(5):
+            assert (await net.get("http://healthy.example/")).body == bytes(1 << 20)
+        assert not slow.done()
+        slow.cancel()
+        await asyncio.gather(slow, return_exceptions=True)
