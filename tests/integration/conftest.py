@@ -1,32 +1,13 @@
-"""Fixtures of the integration tests; servers listen on 127.0.0.1 and live for the session."""
+"""What the integration tests are built on."""
 
-import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from rgw import PACKAGES, Rgw, missing_binaries
+from rgw import Rgw
 
 from retouch import decoder, images
 from retouch.storage.s3 import S3Settings
-
-
-@pytest.fixture(scope="session")
-def rgw(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rgw]:
-    if missing := missing_binaries():
-        if os.environ.get("RETOUCH_SKIP_RGW") == "1":
-            pytest.skip(f"RETOUCH_SKIP_RGW=1 and {', '.join(missing)} missing")
-        pytest.fail(
-            f"{', '.join(missing)} missing: apt-get install --no-install-recommends {PACKAGES}"
-            " (or set RETOUCH_SKIP_RGW=1)",
-            pytrace=False,
-        )
-    gateway = Rgw(tmp_path_factory.mktemp("rgw"))
-    try:
-        gateway.start()
-        yield gateway
-    finally:
-        gateway.stop()
 
 
 @pytest.fixture

@@ -1,0 +1,25 @@
+"""The object store of all tests that need one: it listens on 127.0.0.1 and lives for the session."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+from rgw import PACKAGES, Rgw, missing_binaries
+
+
+@pytest.fixture(scope="session")
+def rgw(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rgw]:
+    if missing := missing_binaries():
+        if os.environ.get("RETOUCH_SKIP_RGW") == "1":
+            pytest.skip(f"RETOUCH_SKIP_RGW=1 and {', '.join(missing)} missing")
+        pytest.fail(
+            f"{', '.join(missing)} missing: apt-get install --no-install-recommends {PACKAGES}"
+            " (or set RETOUCH_SKIP_RGW=1)",
+            pytrace=False,
+        )
+    gateway = Rgw(tmp_path_factory.mktemp("rgw"))
+    try:
+        gateway.start()
+        yield gateway
+    finally:
+        gateway.stop()

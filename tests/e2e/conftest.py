@@ -1,0 +1,85 @@
+"""The services under test, each started once a session, and what they reach: an origin and S3."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from rgw import Rgw
+from serving import SAMPLE_URL, LiveOrigin, Service, serving
+
+# Planted where they must never be printed; after all tests each service's log is held to that.
+API_KEY = "api-key-5d1f0c"
+LINK_SECRET = "link-secret-9b2e47"  # noqa: S105 - planted
+
+
+@pytest.fixture(scope="session")
+def origin() -> Iterator[LiveOrigin]:
+    with LiveOrigin() as live:
+        yield live
+
+
+def audited(folder: Path) -> dict[str, str]:
+    """Have every file that the service opens for writing noted in `folder`."""
+    hook = Path(__file__).parent / "audit"
+    return {"PYTHONPATH": str(hook), "AUDIT_FILE": str(folder / "audit")}
+
+
+@pytest.fixture(scope="session")
+def local(tmp_path_factory: pytest.TempPathFactory, origin: LiveOrigin) -> Iterator[Service]:
+    """Run on the local store, open to all, with small limits on images."""
+    folder = tmp_path_factory.mktemp("local")
+    settings = {
+        "ALLOWED_SOURCE_HOSTS": origin.address,
+        "MAX_IMAGE_BYTES": "1048576",
+        "MAX_IMAGE_PIXELS": "1000000",
+        "PRESIGN_EXPIRY": "4",
+        "LOG_LEVEL": "DEBUG",
+    }
+    with serving(folder, settings | audited(folder)) as service:
+        yield service
+    service.require_clean_log([SAMPLE_URL[:40]])
+
+
+@pytest.fixture(scope="session")
+def strict(tmp_path_factory: pytest.TempPathFactory, origin: LiveOrigin) -> Iterator[Service]:
+    """Want a key, let one edit wait, give an edit 6 s."""
+    settings = {
+        "ALLOWED_SOURCE_HOSTS": origin.address,
+        "API_KEYS": f"another, {API_KEY}",
+        "LINK_SECRET": LINK_SECRET,
+        "MAX_QUEUE": "1",
+        "JOB_TIMEOUT_SECONDS": "6",
+        "LOG_LEVEL": "DEBUG",
+    }
+    with serving(tmp_path_factory.mktemp("strict"), settings) as service:
+        service.client.headers["X-API-Key"] = API_KEY
+        yield service
+    service.require_clean_log([API_KEY, LINK_SECRET])
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory, origin: LiveOrigin, rgw: Rgw) -> Iterator[Service]:
+    """Run on a real S3 server, with 4 s for any of its operations."""
+    folder = tmp_path_factory.mktemp("s3")
+    settings = {
+        "ALLOWED_SOURCE_HOSTS": origin.address,
+        "S3_ENDPOINT": rgw.endpoint,
+        "S3_ACCESS_KEY": rgw.access_key,
+        "S3_SECRET_KEY": rgw.secret_key,
+        "S3_BUCKET": rgw.bucket,
+        "S3_SECURE": "false",
+        "TIMEOUT_SECONDS": "4",
+        "JOB_TIMEOUT_SECONDS": "30",
+        "PRESIGN_EXPIRY": "4",
+        "LOG_LEVEL": "DEBUG",
+    }
+    with serving(folder, settings | audited(folder)) as service:
+        yield service
+    service.require_clean_log([rgw.access_key, rgw.secret_key, "X-Amz-Signature"])
+
+
+@pytest.fixture(params=["local", "s3"])
+def either(request: pytest.FixtureRequest) -> Service:
+    """Run with S3 settings and without."""
+    service: Service = request.getfixturevalue(request.param)
+    return service

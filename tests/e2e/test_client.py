@@ -1,0 +1,135 @@
+"""What others make of the service: its OpenAPI document, a generated client, BentoML's own client."""
+
+import importlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from openapi_spec_validator import OpenAPIV31SpecValidator
+from serving import SAMPLE_URL, Service
+
+pytestmark = pytest.mark.e2e
+
+FIELDS: dict[str, Any] = {"image_url": SAMPLE_URL, "prompt": "make colors warmer", "seed": 5}
+
+
+def test_the_openapi_document_is_valid_and_of_version_3_1(local: Service) -> None:
+    document = local.client.get("/openapi.json").json()
+    assert document["openapi"].startswith("3.1.")
+    OpenAPIV31SpecValidator(document).validate()
+
+
+def test_the_document_knows_every_status_that_an_edit_was_seen_to_answer(local: Service) -> None:
+    known = local.client.get("/openapi.json").json()["paths"]["/edit"]["post"]["responses"]
+    seen = {each["status"] for each in local.events("http.answered", method="POST")}
+    seen.add(local.ask().status_code)
+    assert {str(status) for status in seen} <= set(known)
+
+
+@pytest.fixture(scope="module")
+def generated(local: Service, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Generate a client from the running service, and make it importable."""
+    folder = tmp_path_factory.mktemp("client")
+    tool = Path(sys.executable).parent / "openapi-python-client"
+    url = f"{local.url}/openapi.json"
+    done = subprocess.run(  # noqa: S603 - our own tool and address
+        [tool, "generate", "--url", url, "--fail-on-warning"],
+        cwd=folder,
+        env={"PATH": f"{tool.parent}:/usr/bin:/bin", "HOME": str(folder)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    told = done.stdout + done.stderr
+    assert done.returncode == 0, told
+    assert not [word for word in ("warning", "error", "unable") if word in told.lower()], told
+    project = folder / "retouch-client"
+    sys.path.insert(0, str(project))
+    yield project
+    sys.path.remove(str(project))
+
+
+def call(url: str, *, token: str = "", **fields: Any) -> Any:
+    """Send an edit as the README does."""
+    package = importlib.import_module("retouch_client")
+    models = importlib.import_module("retouch_client.models")
+    edit = importlib.import_module("retouch_client.api.default.edit")
+    with (
+        package.AuthenticatedClient(url, token=token, timeout=60)
+        if token
+        else package.Client(url, timeout=60)
+    ) as client:
+        return edit.sync_detailed(client=client, body=models.EditRequest(**fields))
+
+
+@pytest.mark.usefixtures("generated")
+def test_a_generated_client_parses_success_into_its_models(local: Service) -> None:
+    answer = call(local.url, **FIELDS)
+    assert answer.status_code == 200
+    assert type(answer.parsed).__name__ == "EditResult"
+    meta = answer.parsed.result.meta
+    assert (meta.seed, meta.source.format_, type(meta.timings_ms).__name__) == (
+        5,
+        "jpeg",
+        "Timings",
+    )
+    assert httpx.get(answer.parsed.result.presigned_url, trust_env=False).status_code == 200
+
+
+@pytest.mark.usefixtures("generated")
+@pytest.mark.parametrize(
+    ("fields", "status", "code"),
+    [
+        ({"prompt": " ", "num_inference_steps": 0}, 400, "invalid_request"),
+        ({"image_url": "http://no-such-name.invalid/a.jpg"}, 502, "source_unreachable"),
+    ],
+)
+def test_a_generated_client_parses_failure_into_its_models(
+    local: Service, fields: dict[str, Any], status: int, code: str
+) -> None:
+    answer = call(local.url, **{**FIELDS, **fields})
+    assert answer.status_code == status
+    assert type(answer.parsed).__name__ == "ErrorBody"
+    assert answer.parsed.error.details.code == code
+
+
+@pytest.mark.usefixtures("generated")
+def test_a_generated_client_with_a_key_gets_in(strict: Service) -> None:
+    key = strict.client.headers["X-API-Key"]
+    assert type(call(strict.url, token=key, **FIELDS).parsed).__name__ == "EditResult"
+    assert call(strict.url, **FIELDS).parsed.error.details.code == "unauthorized"
+
+
+_WITH_BENTOML = """
+import json, sys, bentoml
+url, fields = sys.argv[1], json.loads(sys.argv[2])
+with bentoml.SyncHTTPClient(url) as client:
+    answer = client.edit(fields)
+    try:
+        client.edit({**fields, "seed": -2})
+    except bentoml.exceptions.BentoMLException as error:
+        refusal = [error.error_code, str(error)]
+print(json.dumps([answer, refusal]))
+"""
+
+
+def test_bentomls_own_client_edits_and_is_told_what_is_wrong(local: Service) -> None:
+    done = subprocess.run(  # noqa: S603 - in a process of its own, as it warns and leaves a folder
+        [sys.executable, "-W", "ignore", "-c", _WITH_BENTOML, local.url, json.dumps(FIELDS)],
+        env={"HOME": str(local.folder), "BENTOML_HOME": str(local.home)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    answer, (status, text) = json.loads(done.stdout)
+    assert (answer["status"], answer["result"]["meta"]["seed"]) == ("success", 5)
+    assert status == 400
+    assert "invalid_request" in text
