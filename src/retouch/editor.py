@@ -1,7 +1,6 @@
 """The use case: source, engine, store, with deadline, cancellation and timings."""
 
 import asyncio
-import hashlib
 import threading
 import time
 from collections.abc import Callable
@@ -24,12 +23,15 @@ from retouch.contract import (
     Meta,
     Progress,
     Result,
-    SourceMeta,
     Timings,
 )
 from retouch.errors import Cancelled, DeadlineExceeded, InvalidRequest
 from retouch.planning import plan_work, result_key
 from retouch.ports import Edited, Engine, EngineInfo, Source, Sources, Store, Work
+from retouch.results import Delivered, describe, metadata_of, read_meta
+
+_MAX_RESULT_BYTES = 64 << 20
+_FIND_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,18 +42,6 @@ class EditorSettings:
     link_expires_in_s: int = 86400
     store_timeout_s: float = 120.0
     job_timeout_s: float = 600.0
-
-
-@dataclass(frozen=True, slots=True)
-class _Delivered:
-    """Where a result went."""
-
-    link: str
-    key: str
-    content_type: str
-    expires_at: datetime
-    encode_ms: float
-    store_ms: float
 
 
 def ignore(_: Progress) -> None:
@@ -120,7 +110,11 @@ class Editor:
                 edited = await self._edit(source.image, work, deadline=deadline, progress=progress)
             progress(Progress(stage="store"))
             key = result_key(self._settings.prefix, source.id, job_id, request.file_format)
-            delivered = await self._deliver(edited.image, request, key, deadline=deadline)
+            notes += [*edited.notes, *self._engine.info.notes]
+            meta = describe(
+                work, source, self._engine.info, notes, job_id=job_id, request_id=request_id
+            )
+            delivered = await self._deliver(edited.image, request, key, meta, deadline=deadline)
         phases_ms = {
             "queue": queue_ms,
             "fetch": source.fetch_ms,
@@ -133,11 +127,39 @@ class Editor:
             "total": 1000 * (self._clock() - began),
         }
         timings = Timings(**{phase: round(ms, 3) for phase, ms in phases_ms.items()})
-        notes += [*edited.notes, *self._engine.info.notes]
-        meta = _describe(
-            work, source, self._engine.info, timings, notes, job_id=job_id, request_id=request_id
+        return self._answer(delivered, meta.model_copy(update={"timings_ms": timings}))
+
+    async def find(
+        self, request: EditRequest, *, job_id: str, request_id: str
+    ) -> EditResult | None:
+        """Return the result that an earlier attempt at this job stored, by a new link.
+
+        One GET at most, whether or not there is one; nothing is fetched or edited.
+
+        Raises:
+            BadInput: the image's URL cannot be used.
+            StorageError: the store could not be asked.
+        """
+        began = self._clock()
+        source_id = await self._sources.identify(request.image_url)
+        key = result_key(self._settings.prefix, source_id, job_id, request.file_format)
+        get = partial(
+            self._store.get,
+            key,
+            max_bytes=_MAX_RESULT_BYTES,
+            timeout_s=min(_FIND_TIMEOUT_S, self._settings.store_timeout_s),
         )
-        return EditResult(result=self._result(delivered, meta))
+        loop = asyncio.get_running_loop()
+        stored = await loop.run_in_executor(self._result_threads, copy_context().run, get)
+        if stored is None:
+            return None
+        get_ms = 1000 * (self._clock() - began)
+        meta = read_meta(stored, job_id=job_id, request_id=request_id, get_ms=get_ms)
+        if meta is None:
+            return None
+        link, expires_at = self._link(key, request)
+        content_type = images.CONTENT_TYPES[request.file_format]
+        return self._answer(Delivered(link, key, content_type, expires_at), meta)
 
     def _require_tokens(self, request: EditRequest) -> None:
         texts = {"prompt": request.prompt, "negative_prompt": request.negative_prompt or ""}
@@ -182,51 +204,64 @@ class Editor:
             raise
 
     async def _deliver(
-        self, image: Image, request: EditRequest, key: str, *, deadline: float
-    ) -> _Delivered:
+        self, image: Image, request: EditRequest, key: str, meta: Meta, *, deadline: float
+    ) -> Delivered:
         loop = asyncio.get_running_loop()
-        left_s = self._left_s(deadline)
+        stop = threading.Event()
         deliver = partial(
-            self._encode_and_put,
-            image,
-            key,
-            request,
-            timeout_s=min(left_s, self._settings.store_timeout_s),
+            self._encode_and_put, image, request, key, meta, deadline=deadline, stop=stop
         )
-        return await loop.run_in_executor(self._result_threads, copy_context().run, deliver)
+        try:
+            return await loop.run_in_executor(self._result_threads, copy_context().run, deliver)
+        except asyncio.CancelledError:
+            stop.set()
+            raise
 
     def _encode_and_put(
-        self, image: Image, key: str, request: EditRequest, *, timeout_s: float
-    ) -> _Delivered:
+        self,
+        image: Image,
+        request: EditRequest,
+        key: str,
+        meta: Meta,
+        *,
+        deadline: float,
+        stop: threading.Event,
+    ) -> Delivered:
         began = self._clock()
         body = images.encode(image, request.file_format, quality=request.output_quality)
         encoded = self._clock()
+        if stop.is_set():
+            raise Cancelled("the caller went away")
         content_type = images.CONTENT_TYPES[request.file_format]
         self._store.put(
             key,
             body,
             content_type=content_type,
-            metadata={"sha256": hashlib.sha256(body).hexdigest()},
-            timeout_s=timeout_s,
+            metadata=metadata_of(body, meta),
+            timeout_s=min(self._left_s(deadline), self._settings.store_timeout_s),
         )
-        expires_in_s = self._settings.link_expires_in_s
-        link = self._store.link(
-            key,
-            content_type=content_type,
-            filename=key.rpartition("/")[2],
-            expires_in_s=expires_in_s,
-        )
-        return _Delivered(
+        link, expires_at = self._link(key, request)
+        return Delivered(
             link=link,
             key=key,
             content_type=content_type,
-            expires_at=datetime.now(UTC) + timedelta(seconds=expires_in_s),
+            expires_at=expires_at,
             encode_ms=1000 * (encoded - began),
             store_ms=1000 * (self._clock() - encoded),
         )
 
-    def _result(self, delivered: _Delivered, meta: Meta) -> Result:
-        return Result(
+    def _link(self, key: str, request: EditRequest) -> tuple[str, datetime]:
+        expires_in_s = self._settings.link_expires_in_s
+        link = self._store.link(
+            key,
+            content_type=images.CONTENT_TYPES[request.file_format],
+            filename=key.rpartition("/")[2],
+            expires_in_s=expires_in_s,
+        )
+        return link, datetime.now(UTC) + timedelta(seconds=expires_in_s)
+
+    def _answer(self, delivered: Delivered, meta: Meta) -> EditResult:
+        result = Result(
             presigned_url=delivered.link,
             bucket=self._store.name,
             object_key=delivered.key,
@@ -235,6 +270,7 @@ class Editor:
             expires_at=delivered.expires_at.strftime("%Y-%m-%dT%H:%M:%SZ"),
             meta=meta,
         )
+        return EditResult(result=result)
 
     def _left_s(self, deadline: float) -> float:
         left_s = deadline - self._clock()
@@ -249,39 +285,3 @@ async def _settle(running: asyncio.Future[Edited]) -> None:
         with suppress(asyncio.CancelledError):
             await asyncio.wait([running])
     running.exception()  # seen; the cancellation is what the caller is told
-
-
-def _describe(
-    work: Work,
-    source: Source,
-    info: EngineInfo,
-    timings: Timings,
-    notes: list[str],
-    *,
-    job_id: str,
-    request_id: str,
-) -> Meta:
-    return Meta(
-        request_id=request_id,
-        job_id=job_id,
-        seed=work.seed,
-        num_inference_steps=work.steps,
-        guidance_scale=work.guidance_scale,
-        scheduler=work.scheduler,
-        width=work.width_px,
-        height=work.height_px,
-        model=info.model,
-        revision=info.revision,
-        dtype=info.dtype,
-        memory_plan=info.memory_plan,
-        source=SourceMeta(
-            width=source.width_px,
-            height=source.height_px,
-            format=source.format,
-            bytes=source.size_bytes,
-            cached=source.cached,
-            stale=source.stale,
-        ),
-        timings_ms=timings,
-        notes=notes,
-    )

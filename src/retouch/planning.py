@@ -7,7 +7,7 @@ from retouch.contract import MAX_STEPS, EditRequest
 from retouch.images import EXTENSIONS
 from retouch.ports import Preset, Source, Work
 
-_KEY_WORD = re.compile(r"^[0-9a-z][0-9a-z_-]{0,127}$")
+_KEY_WORD = re.compile(r"[0-9a-z][0-9a-z_-]{0,127}")
 _DEFAULT_SIDE_MULTIPLE_PX = 32
 _NO_GUIDANCE = 1.0
 
@@ -74,5 +74,5 @@ def result_key(prefix: str, source_id: str, job_id: str, file_format: str) -> st
     >>> result_key("p/", "ab12", "job-1", "jpeg")
     'p/results/ab12/job-1.jpg'
     """
-    word = job_id if _KEY_WORD.match(job_id) else hashlib.sha256(job_id.encode()).hexdigest()
+    word = job_id if _KEY_WORD.fullmatch(job_id) else hashlib.sha256(job_id.encode()).hexdigest()
     return f"{prefix}results/{source_id}/{word}.{EXTENSIONS[file_format]}"

@@ -166,6 +166,14 @@ class Store(Protocol):
 class Sources(Protocol):
     """Where decoded source images come from."""
 
+    async def identify(self, image_url: str) -> str:
+        """Return the id that `load` gives the source; nobody is asked for it.
+
+        Raises:
+            BadInput: the URL is wrong in form, or a data: URL is over the limit on bytes.
+        """
+        ...
+
     async def load(self, image_url: str, *, timeout_s: float) -> Source:
         """Return the picture at `image_url`, from the cache or its origin.
 

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-_B2_ENDPOINT = re.compile(r"^s3\.([a-z0-9-]+)\.backblazeb2\.com$")
+_B2_ENDPOINT = re.compile(r"^s3\.([a-z0-9-]+)\.backblazeb2\.com(?::\d+)?$")
 _PREFIX = re.compile(r"^([0-9a-z_-][0-9a-z._-]*/)*$")
 _HOST_PORT = re.compile(r"^[^\s/@:]+:\d{1,5}$|^\[[0-9a-fA-F:.]+\]:\d{1,5}$")
 _S3_REQUIRED = ("s3_endpoint", "s3_access_key", "s3_secret_key", "s3_bucket")
@@ -86,6 +86,12 @@ class Settings(BaseSettings):
         default=600, gt=0, le=86400, description="seconds for a whole edit, queue included"
     )
     max_queue: int = Field(default=32, ge=0, le=10000, description="edits that may wait")
+    prefetch_jobs: int = Field(
+        default=0,
+        ge=0,
+        le=4,
+        description="jobs a Runpod worker takes ahead, to fetch their sources",
+    )
     api_keys: Words = Field(
         default=(),
         repr=False,
@@ -170,9 +176,14 @@ class Settings(BaseSettings):
             ValueError: it is no endpoint, or its scheme contradicts S3_SECURE.
         """
         text = self.s3_endpoint if "://" in self.s3_endpoint else f"//{self.s3_endpoint}"
-        parts = urlsplit(text)
+        wrong = "S3_ENDPOINT must be a host, with or without https:// and a port"
+        try:
+            parts = urlsplit(text)
+            _ = parts.port  # read, so that a wrong one is refused here
+        except ValueError:
+            raise ValueError(wrong) from None
         if not parts.hostname or parts.path.strip("/") or parts.query or "@" in parts.netloc:
-            raise ValueError("S3_ENDPOINT must be a host, with or without https:// and a port")
+            raise ValueError(wrong)
         if parts.scheme not in ("", "http", "https"):
             raise ValueError("S3_ENDPOINT must be http or https")
         if parts.scheme and (parts.scheme == "https") != self.s3_secure:
@@ -186,7 +197,7 @@ class Settings(BaseSettings):
         Raises:
             ValueError: the setting and a Backblaze endpoint name different regions.
         """
-        found = _B2_ENDPOINT.match(self.s3_host)
+        found = _B2_ENDPOINT.match(self.s3_host.lower())
         if found and self.s3_region and self.s3_region != found[1]:
             raise ValueError(f"S3_REGION is {self.s3_region}, the endpoint's region is {found[1]}")
         return self.s3_region or (found[1] if found else DEFAULT_REGION)

@@ -99,11 +99,18 @@ class CachedSources:
         self._refused: TTLCache[str, EditError] = TTLCache(_REMEMBERED, _REFUSED_FOR_S, timer=now)
         self._failed: TTLCache[str, EditError] = TTLCache(_REMEMBERED, _FAILED_FOR_S, timer=now)
         # Times at which an origin said "not modified"; rewriting the object would only add a version.
+        self._down: TTLCache[str, bool] = TTLCache(_REMEMBERED, _FAILED_FOR_S, timer=now)
         self._confirmed: TTLCache[str, float] = TTLCache(_REMEMBERED, _MAX_FRESH_S, timer=now)
 
     def close(self) -> None:
         """Let running cache writes end and take no more."""
         self._threads.shutdown()
+
+    async def identify(self, image_url: str) -> str:
+        """Hash the canonical URL, or the bytes of a data: URL."""
+        if is_data_url(image_url):
+            return (await self._in_thread(partial(self._read_data_url, image_url))).id
+        return _hash_url(parse_url(image_url))
 
     async def load(self, image_url: str, *, timeout_s: float) -> Source:
         """Return the picture; concurrent calls for one URL share one look-up and one download."""
@@ -112,7 +119,7 @@ class CachedSources:
             return await self._picture(original, fetch_ms=0.0, timeout_s=timeout_s)
         url = parse_url(image_url)
         require_port(url, allowed_hosts=self._settings.allowed_hosts)
-        source_id = hashlib.sha256(url.canonical.encode()).hexdigest()
+        source_id = _hash_url(url)
         for remembered in (self._refused, self._failed):
             if (error := remembered.get(source_id)) is not None:
                 raise error.fresh()
@@ -174,10 +181,13 @@ class CachedSources:
             if is_fresh(max(confirmed_at_s, cached.fetched_at_s), self._now(), cached.fresh_s):
                 event(_log, "cache.hit", bytes=len(cached.body))
                 return cached, False
+            if source_id in self._down:  # asked a moment ago: nobody need wait for it again
+                return replace(cached, stale=True), False
         try:
             return await self._ask_origin(url, source_id, cached)
         except DownloadFailed as error:
             if cached is not None and error.retryable:
+                self._down[source_id] = True
                 event(_log, "cache.stale_used", level=logging.WARNING, code=error.code)
                 return replace(cached, stale=True), False
             if cache_fault is not None:
@@ -239,7 +249,7 @@ class CachedSources:
 
         def finish(done: asyncio.Future[None]) -> None:
             self._storing.pop(source_id, None)
-            error = done.exception()
+            error = None if done.cancelled() else done.exception()
             if isinstance(error, EditError):
                 event(_log, "cache.not_kept", level=logging.WARNING, code=error.code)
             elif error is not None:
@@ -250,3 +260,7 @@ class CachedSources:
     async def _in_thread(self, call: Callable[[], T]) -> T:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, copy_context().run, call)
+
+
+def _hash_url(url: SourceUrl) -> str:
+    return hashlib.sha256(url.canonical.encode()).hexdigest()

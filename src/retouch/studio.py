@@ -78,10 +78,9 @@ class Studio:
         except ModelError as error:
             self._failed = True
             event(_log, "engine.failed", level=logging.CRITICAL, reason=error.message)
-        except BaseException:
+        except BaseException as error:  # noqa: BLE001 - the thread ends here, whatever it was
             self._failed = True
-            _log.critical("engine.failed", exc_info=True)
-            raise
+            event(_log, "engine.failed", level=logging.CRITICAL, cause=error)
         else:
             event(
                 _log,

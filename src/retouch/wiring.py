@@ -2,6 +2,7 @@
 
 import logging
 from contextlib import AsyncExitStack
+from pathlib import Path
 
 from PIL import Image
 
@@ -9,7 +10,7 @@ from retouch import images
 from retouch.admission import Admission
 from retouch.decoder import Decoder, DecoderSettings
 from retouch.editor import Editor, EditorSettings
-from retouch.engine.checkpoint import CheckpointSettings, load
+from retouch.engine.checkpoint import FULL_MODEL, CheckpointSettings, load
 from retouch.fetch import Fetcher, FetchLimits
 from retouch.logs import event
 from retouch.ports import Engine, Store, Work
@@ -19,6 +20,8 @@ from retouch.storage.local import LocalStore, load_secret
 
 _log = logging.getLogger(__name__)
 _WARM_UP_SEED = 0
+RUNPOD_MODELS = Path("/runpod-volume/huggingface-cache/hub")
+"""Where Runpod puts an endpoint's cached model before it starts a worker, in the hub's layout."""
 
 
 def secrets_of(settings: Settings) -> list[str]:
@@ -58,6 +61,13 @@ def build_store(settings: Settings) -> Store:
     )
 
 
+def find_cache(settings: Settings) -> Path | None:
+    """Return the folder of Runpod's cached models if the model is there, else None: the hub's own."""
+    model_id = settings.model_id or FULL_MODEL
+    repository = RUNPOD_MODELS / f"models--{model_id.replace('/', '--')}"
+    return RUNPOD_MODELS if (repository / "snapshots").is_dir() else None
+
+
 def build_engine(settings: Settings) -> Engine:
     """Load the checkpoint the settings name, or what fits this machine.
 
@@ -69,6 +79,7 @@ def build_engine(settings: Settings) -> Engine:
             model_id=settings.model_id,
             revision=settings.model_revision,
             dtype=settings.dtype,
+            cache_dir=str(find_cache(settings) or ""),
             hf_token=settings.hf_token.get_secret_value(),
         ),
         progress=lambda message: event(_log, "engine.loading", progress=message),

@@ -2,9 +2,17 @@
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Literal, Self, get_args
+from typing import Annotated, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from retouch.errors import InvalidRequest
 from retouch.netguard import parse_url
@@ -174,6 +182,7 @@ class EditRequest(BaseModel):
             title="Height",
             description="The result's height in pixels, with width.",
             examples=[1024],
+            validate_default=True,
         ),
     ] = None
 
@@ -182,11 +191,14 @@ class EditRequest(BaseModel):
         """The output format by its one name: jpg is jpeg."""
         return "jpeg" if self.output_format == "jpg" else self.output_format
 
-    @model_validator(mode="after")
-    def _require_both_sides(self) -> Self:
-        if (self.width is None) != (self.height is None):
+    # On the field, not the model: pydantic asks a model's validator only where no field is wrong.
+    @field_validator("height")
+    @classmethod
+    def _require_both_sides(cls, height: int | None, info: ValidationInfo) -> int | None:
+        has_width = info.data.get("width", "a wrong one") is not None
+        if has_width != (height is not None):
             raise ValueError("give width and height together, or neither")
-        return self
+        return height
 
 
 def invalid_request(error: ValidationError) -> InvalidRequest:

@@ -45,15 +45,16 @@ class Bodies:
         if kind != "application/json":
             raise UnsupportedContentType("the body must be sent as Content-Type: application/json")
         said = headers.get("content-length", "")
-        if said.isdigit() and int(said) > self._max_bytes:
+        if said.isascii() and said.isdigit() and int(said[:20]) > self._max_bytes:
             raise self._too_large()
         body = bytearray()
         try:
-            async with asyncio.timeout(self._timeout_s):
-                await self._fill(body, receive)
+            try:
+                async with asyncio.timeout(self._timeout_s):
+                    await self._fill(body, receive)
+            except TimeoutError as error:
+                raise DeadlineExceeded("the request body did not arrive in time") from error
             yield bytes(body)
-        except TimeoutError as error:
-            raise DeadlineExceeded("the request body did not arrive in time") from error
         finally:
             self._held_bytes -= len(body)
 

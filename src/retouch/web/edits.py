@@ -50,6 +50,7 @@ class Edits:
         news: asyncio.Queue[Progress | None] = asyncio.Queue()
         run = asyncio.create_task(self._run(request, exchange, news.put_nowait))
         run.add_done_callback(lambda _: news.put_nowait(None))
+        run.add_done_callback(self._forget)
         try:
             while True:
                 try:
@@ -83,24 +84,16 @@ class Edits:
     ) -> EditResult:
         try:
             result = await self._run_while_awaited(request, exchange, progress)
+        except asyncio.CancelledError:  # how a stream hears that its reader left
+            self._tell_failure(Cancelled("the caller went away"), exchange)
+            raise
+        except EditError as error:
+            self._tell_failure(error, exchange, cause=error)
+            raise
         except Exception as raised:
-            error = raised if isinstance(raised, EditError) else InternalError("an internal error")
-            broken = error.status >= _SERVER_FAULT
-            event(
-                _log,
-                "edit.failed",
-                level=logging.ERROR if broken else logging.INFO,
-                cause=raised if broken else None,
-                job_id=exchange.job_id,
-                type=error.type,
-                code=error.code,
-                reason=error.message,
-                **error.context,
-            )
-            self._metrics.count_failure(error.code)
-            if error is raised:
-                raise
-            raise error from raised
+            fault = InternalError("an internal error")
+            self._tell_failure(fault, exchange, cause=raised)
+            raise fault from raised
         self._metrics.count_success(result)
         meta = result.result.meta
         phases = {f"{phase}_ms": ms for phase, ms in meta.timings_ms.model_dump().items()}
@@ -115,6 +108,25 @@ class Edits:
             **phases,
         )
         return result
+
+    def _tell_failure(
+        self, error: EditError, exchange: Exchange, *, cause: Exception | None = None
+    ) -> None:
+        broken = error.status >= _SERVER_FAULT
+        event(
+            _log,
+            "edit.failed",
+            level=logging.ERROR if broken else logging.INFO,
+            cause=cause if broken else None,
+            **{
+                "reason": error.message,
+                **error.context,  # its own reason says more
+                "job_id": exchange.job_id,
+                "type": error.type,
+                "code": error.code,
+            },
+        )
+        self._metrics.count_failure(error.code)
 
     async def _run_while_awaited(
         self, request: EditRequest, exchange: Exchange, progress: Callable[[Progress], None]

@@ -97,8 +97,8 @@ def _edit() -> dict[str, Any]:
 def _paths() -> dict[str, Any]:
     ready = {"200": _text("Ready."), **_errors(500, 503)}
     key = {"name": "key", "in": "path", "required": True, "schema": {"type": "string"}}
-    binary = {"*/*": {"schema": {"type": "string", "format": "binary"}}}
-    image = {"description": "The file.", "content": binary}
+    # Its type is the link's own; generators of clients know neither a range nor images.
+    image = {"description": "The image."}
     return {
         "/edit": _edit(),
         "/livez": _get(

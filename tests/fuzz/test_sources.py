@@ -1,0 +1,161 @@
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+import pytest
+from fakes import PNG, Clock, FakeDecoder, FakeStore, until
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from retouch.errors import EditError, SourceRefused, SourceTimedOut
+from retouch.fetch import Fetched
+from retouch.netguard import SourceUrl
+from retouch.ports import Source
+from retouch.sources import CachedSources, SourceSettings
+
+pytestmark = pytest.mark.fuzz
+
+T = TypeVar("T")
+URLS = [f"https://pictures.example/{name}" for name in "ab"]
+FOUND = Fetched(PNG, None, None, None, None, storable=False)
+
+
+class Origin:
+    """Answers a fetch when it is told to; at most one may be under way for a URL."""
+
+    def __init__(self) -> None:
+        self.landing: dict[str, asyncio.Future[Fetched]] = {}
+        self.asked = 0
+
+    async def fetch(
+        self, url: SourceUrl, *, timeout_s: float, etag: str | None, last_modified: str | None
+    ) -> Fetched:
+        assert url.canonical not in self.landing, "two fetches of one URL"
+        self.asked += 1
+        self.landing[url.canonical] = asyncio.get_running_loop().create_future()
+        try:
+            return await self.landing[url.canonical]
+        finally:
+            del self.landing[url.canonical]
+
+
+class Flying(RuleBasedStateMachine):
+    """Callers come, leave and land in any order: they share a fetch, and none suffers for another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop = asyncio.new_event_loop()
+        self.origin = Origin()
+        self.clock = Clock()
+        self.sources = CachedSources(
+            store=FakeStore(),
+            fetch=self.origin.fetch,
+            decode=FakeDecoder().decode,
+            settings=SourceSettings(),
+            now=self.clock,
+        )
+        self.waiting: dict[str, list[asyncio.Task[Source]]] = {url: [] for url in URLS}
+        self.fetches = 0
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        return self.loop.run_until_complete(work)
+
+    def call(self, url: str) -> asyncio.Task[Source]:
+        return self.loop.create_task(self.sources.load(url, timeout_s=5))
+
+    async def until_as_expected(self) -> None:
+        """A URL is being fetched if and only if somebody waits for it."""
+        expected = {url for url, callers in self.waiting.items() if callers}
+        await until(lambda: set(self.origin.landing) == expected)
+
+    def land(self, url: str, answer: Fetched | EditError) -> None:
+        landing = self.origin.landing[url]
+        if isinstance(answer, Fetched):
+            landing.set_result(answer)
+        else:
+            landing.set_exception(answer)
+
+    @rule(url=st.sampled_from(URLS), callers=st.integers(1, 3))
+    def come(self, url: str, callers: int) -> None:
+        self.fetches += not self.waiting[url]
+        self.waiting[url] += [self.call(url) for _ in range(callers)]
+        self.run(self.until_as_expected())
+
+    @rule(url=st.sampled_from(URLS), turns=st.integers(0, 4))
+    def come_and_leave_at_once(self, url: str, turns: int) -> None:
+        async def visit() -> None:
+            caller = self.call(url)
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            caller.cancel()
+            await asyncio.wait([caller])
+            assert caller.cancelled()
+
+        self.run(visit())
+        self.run(self.until_as_expected())
+        may_have_asked = not self.waiting[url]
+        assert self.fetches <= self.origin.asked <= self.fetches + may_have_asked
+        self.fetches = self.origin.asked
+
+    @precondition(lambda self: any(self.waiting.values()))
+    @rule(data=st.data())
+    def leave(self, data: st.DataObject) -> None:
+        url = data.draw(st.sampled_from([url for url in URLS if self.waiting[url]]))
+        caller = self.waiting[url].pop(data.draw(st.integers(0, len(self.waiting[url]) - 1)))
+
+        async def go() -> None:
+            caller.cancel()
+            await asyncio.wait([caller])
+            assert caller.cancelled()
+
+        self.run(go())
+        self.run(self.until_as_expected())
+
+    @precondition(lambda self: any(self.waiting.values()))
+    @rule(data=st.data(), fails=st.sampled_from([None, SourceTimedOut, SourceRefused]))
+    def arrive(self, data: st.DataObject, fails: type[EditError] | None) -> None:
+        url = data.draw(st.sampled_from([url for url in URLS if self.waiting[url]]))
+        leaves = data.draw(st.none() | st.integers(0, len(self.waiting[url]) - 1))
+        callers, self.waiting[url] = self.waiting[url], []
+
+        async def finish() -> list[Source | BaseException]:
+            self.land(url, FOUND if fails is None else fails("no"))
+            if leaves is not None:
+                callers.pop(leaves).cancel()
+            return await asyncio.gather(*callers, return_exceptions=True)
+
+        results = self.run(finish())
+        self.run(self.until_as_expected())
+        self.clock.now_s += 61  # longer than any failure is remembered
+        if fails is None:
+            assert all(isinstance(result, Source) for result in results)
+            assert len({id(result) for result in results}) <= 1
+        else:
+            assert all(type(result) is fails for result in results)
+
+    @invariant()
+    def who_waits_still_waits(self) -> None:
+        assert not any(caller.done() for callers in self.waiting.values() for caller in callers)
+
+    @invariant()
+    def nobody_fetched_twice(self) -> None:
+        assert self.origin.asked == self.fetches
+
+    def teardown(self) -> None:
+        async def leave_all() -> None:
+            everybody = [caller for callers in self.waiting.values() for caller in callers]
+            for caller in everybody:
+                caller.cancel()
+            await asyncio.gather(*everybody, return_exceptions=True)
+            await until(lambda: len(asyncio.all_tasks()) == 1)
+
+        self.run(leave_all())
+        assert not self.origin.landing
+        assert not self.sources._flights._flights  # noqa: SLF001 - that none leaks is the claim
+        self.sources.close()
+        self.loop.close()
+
+
+Flying.TestCase.settings = settings(max_examples=40, stateful_step_count=20, deadline=None)
+TestFlying = Flying.TestCase

@@ -1,0 +1,158 @@
+import re
+from typing import get_args
+
+import pytest
+
+from retouch import errors
+from retouch.contract import ErrorBody, error_body
+from retouch.contract.answer import ErrorType
+from retouch.errors import EditError, error_classes
+
+STATUSES = {
+    "BadInput": {400, 404, 405, 413, 415},
+    "DownloadFailed": {502},
+    "CacheReadFailed": {502},
+    "ModelError": {500},
+    "StorageError": {503},
+    "Unauthorized": {401, 403},
+    "Overloaded": {429},
+    "NotReady": {503},
+    "DeadlineExceeded": {504},
+    "Cancelled": {499},
+    "InternalError": {500},
+}
+
+
+def raised(cls: type[EditError]) -> EditError:
+    """An error of this class with its own arguments."""
+    if cls is errors.SourceUnreachable:
+        return errors.SourceUnreachable(host="h")
+    if cls is errors.InvalidRequest:
+        return errors.InvalidRequest({"prompt": "is wrong"}, host="h")
+    if cls is errors.Overloaded:
+        return errors.Overloaded("full", retry_after_s=7, host="h")
+    return cls("it went wrong", details={"more": 1}, host="h")
+
+
+def test_every_class_of_the_module_is_listed_once_but_the_three_that_only_group() -> None:
+    of_module = {
+        cls
+        for cls in vars(errors).values()
+        if isinstance(cls, type)
+        and issubclass(cls, EditError)
+        and cls.__module__ == "retouch.errors"
+    }
+    groups = {errors.EditError, errors.BadInput, errors.DownloadFailed}
+    listed = error_classes()
+    assert len(listed) == len(set(listed))
+    assert set(listed) == of_module - groups
+
+
+def test_codes_are_unique_snake_case() -> None:
+    codes = [cls.code for cls in error_classes()]
+    assert len(codes) == len(set(codes))
+    assert all(re.fullmatch("[a-z]+(_[a-z]+)*", code) for code in codes)
+
+
+@pytest.mark.parametrize("cls", error_classes(), ids=lambda cls: cls.code)
+def test_type_and_status_are_those_of_the_contract(cls: type[EditError]) -> None:
+    assert cls.status in STATUSES[cls.type]
+    assert cls.__doc__
+
+
+def test_every_type_of_the_contract_has_a_class_and_each_of_its_statuses_an_error() -> None:
+    found: dict[str, set[int]] = {}
+    for cls in error_classes():
+        found.setdefault(cls.type, set()).add(cls.status)
+    assert found == STATUSES
+    assert set(get_args(ErrorType)) == set(STATUSES)
+
+
+def test_a_bad_file_link_is_forbidden_and_a_missing_key_is_unauthorized() -> None:
+    assert errors.Unauthorized.status == 401
+    assert {errors.LinkInvalid.status, errors.LinkExpired.status} == {403}
+
+
+def test_only_what_may_pass_is_called_retryable() -> None:
+    assert {cls.code for cls in error_classes() if cls.retryable} == {
+        "cache_unreadable",
+        "deadline_exceeded",
+        "non_finite_result",
+        "not_ready",
+        "out_of_memory",
+        "queue_full",
+        "source_connect_failed",
+        "source_failing",
+        "source_malformed",
+        "source_timed_out",
+        "storage_failed",
+        "store_unavailable",
+    }
+
+
+@pytest.mark.parametrize("cls", error_classes(), ids=lambda cls: cls.code)
+def test_every_error_makes_a_valid_body_without_its_context(cls: type[EditError]) -> None:
+    error = raised(cls)
+    body = error_body(error, request_id="r-1").model_dump(mode="json")
+    assert ErrorBody.model_validate(body).model_dump(mode="json") == body
+    assert body == {
+        "status": "error",
+        "error": {
+            "type": cls.type,
+            "message": error.message,
+            "details": {
+                **error.details,
+                "code": cls.code,
+                "retryable": cls.retryable,
+                "request_id": "r-1",
+            },
+        },
+    }
+    assert "host" not in body["error"]["details"]
+
+
+def test_details_cannot_stand_in_for_the_code() -> None:
+    error = errors.BrokenImage("no", details={"code": "mine", "request_id": "mine", "more": [1]})
+    details = error_body(error, request_id="r").error.details
+    assert (details.code, details.request_id) == ("broken_image", "r")
+    assert details.model_extra == {"more": [1]}
+
+
+def test_a_refused_address_and_an_unknown_name_read_the_same() -> None:
+    one, other = (
+        errors.SourceUnreachable(host="a", reason="refused"),
+        errors.SourceUnreachable(host="b", reason="unknown"),
+    )
+    assert error_body(one, request_id="r") == error_body(other, request_id="r")
+
+
+def test_invalid_request_names_every_field_in_text_and_details() -> None:
+    error = errors.InvalidRequest({"seed": "too big", "width": "odd"}, host="h")
+    assert error.message == "seed: too big; width: odd"
+    assert error.details == {"fields": {"seed": "too big", "width": "odd"}}
+    assert error.context == {"host": "h"}
+
+
+def test_overloaded_says_when_to_come_again() -> None:
+    error = errors.Overloaded("full", retry_after_s=7)
+    assert (error.retry_after_s, error.details) == (7, {"retry_after": 7})
+
+
+@pytest.mark.parametrize("cls", error_classes(), ids=lambda cls: cls.code)
+def test_a_fresh_copy_is_equal_but_carries_no_trace_and_no_cause(cls: type[EditError]) -> None:
+    try:
+        raise raised(cls) from ValueError("the cause")
+    except EditError as error:
+        first, again = error, error.fresh()
+    assert type(again) is cls
+    assert vars(again) == vars(first)
+    assert str(again) == str(first) == first.message
+    assert first.__traceback__ is not None
+    assert (again.__traceback__, again.__cause__, again.__context__) == (None, None, None)
+
+
+def test_details_given_are_copied() -> None:
+    details = {"more": 1}
+    error = errors.BrokenImage("no", details=details)
+    details["more"] = 2
+    assert error.details == {"more": 1}

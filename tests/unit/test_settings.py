@@ -1,0 +1,288 @@
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from retouch.settings import Settings, WrongSetting, load_settings
+
+S3 = {
+    "S3_ENDPOINT": "s3.us-east-005.backblazeb2.com",
+    "S3_ACCESS_KEY": "key-id",
+    "S3_SECRET_KEY": "s3cr3t-key",
+    "S3_BUCKET": "pictures",
+}
+
+
+@pytest.fixture(autouse=True)
+def _bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No variable of this machine and no `.env` plays in."""
+    monkeypatch.chdir(tmp_path)
+    for name in Settings.model_fields:
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+class Environment:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._monkeypatch = monkeypatch
+
+    def load(self, **variables: str) -> Settings:
+        for name, value in variables.items():
+            self._monkeypatch.setenv(name, value)
+        return load_settings()
+
+    def refusal(self, **variables: str) -> str:
+        """The one line that a start with these ends in."""
+        with pytest.raises(WrongSetting) as caught:
+            self.load(**variables)
+        line = str(caught.value)
+        assert "\n" not in line
+        return line
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch) -> Environment:
+    return Environment(monkeypatch)
+
+
+def test_the_defaults_of_the_project_hold(environment: Environment) -> None:
+    settings = environment.load(**S3 | {"S3_ENDPOINT": "s3.example.com"})
+    assert settings.s3_effective_region == "us-west-000"
+    assert settings.s3_secure is True
+    assert settings.s3_object_prefix == "qwen-image-edit/"
+    assert settings.presign_expiry == 86400
+    assert settings.max_image_bytes == 26214400
+    assert settings.timeout_seconds == 120
+    assert settings.log_level == "INFO"
+    assert settings.hf_token.get_secret_value() == ""
+
+
+def test_the_other_defaults_hold_too(environment: Environment) -> None:
+    settings = environment.load()
+    names = ("s3_endpoint", "s3_bucket", "s3_region", "model_id", "model_revision", "public_url")
+    assert {getattr(settings, name) for name in names} == {""}
+    assert settings.dtype == "bfloat16"
+    assert settings.max_image_pixels == 50_000_000
+    assert settings.source_timeout_seconds == 20
+    assert settings.source_ttl_seconds == 3600
+    assert settings.allowed_source_hosts == ()
+    assert settings.job_timeout_seconds == 600
+    assert settings.max_queue == 32
+    assert settings.api_keys == ()
+    assert settings.local_store_dir == Path(".local-store")
+    assert settings.link_secret.get_secret_value() == ""
+    assert settings.max_body_bytes == 26214400 * 4 // 3 + 65536
+
+
+def test_every_setting_has_a_description() -> None:
+    assert all(field.description for field in Settings.model_fields.values())
+
+
+def test_without_s3_settings_the_local_store_is_used(environment: Environment) -> None:
+    assert not environment.load().uses_s3
+    assert environment.load(**S3).uses_s3
+
+
+@pytest.mark.parametrize("name", S3)
+def test_a_missing_s3_setting_is_named_and_only_that(environment: Environment, name: str) -> None:
+    line = environment.refusal(**{key: value for key, value in S3.items() if key != name})
+    assert [key for key in S3 if f"{key} missing" in line or f"{key}," in line] == [name]
+
+
+def test_one_s3_setting_alone_names_the_other_three(environment: Environment) -> None:
+    line = environment.refusal(S3_BUCKET="b")
+    assert "S3_ENDPOINT, S3_ACCESS_KEY, S3_SECRET_KEY missing" in line
+
+
+def test_empty_variables_are_unset(environment: Environment) -> None:
+    blank = environment.load(**{name.upper(): "" for name in Settings.model_fields})
+    assert blank == environment.load()
+    assert blank.presign_expiry == 86400
+
+
+def test_a_dotenv_file_is_read_and_the_environment_wins(environment: Environment) -> None:
+    Path(".env").write_text("MAX_QUEUE=3\nLOG_LEVEL=\nPRESIGN_EXPIRY=60\nNOT_OURS=1\n")
+    settings = environment.load(PRESIGN_EXPIRY="90")
+    assert (settings.max_queue, settings.log_level, settings.presign_expiry) == (3, "INFO", 90)
+
+
+def test_a_wrong_line_in_the_dotenv_file_is_named_too(environment: Environment) -> None:
+    Path(".env").write_text("MAX_QUEUE=many\n")
+    assert "MAX_QUEUE: " in environment.refusal()
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "region", "effective"),
+    [
+        ("s3.us-east-005.backblazeb2.com", "", "us-east-005"),
+        ("https://s3.eu-central-003.backblazeb2.com", "", "eu-central-003"),
+        ("https://s3.eu-central-003.backblazeb2.com/", "", "eu-central-003"),
+        ("s3.eu-central-003.backblazeb2.com:443", "", "eu-central-003"),
+        ("S3.EU-central-003.BackblazeB2.com", "", "eu-central-003"),
+        ("s3.us-east-005.backblazeb2.com", "us-east-005", "us-east-005"),
+        ("minio.example:9000", "", "us-west-000"),
+        ("minio.example:9000", "eu-1", "eu-1"),
+        ("s3.us-east-005.backblazeb2.com.example", "", "us-west-000"),
+    ],
+)
+def test_the_region_is_the_setting_or_the_endpoint_s(
+    environment: Environment, endpoint: str, region: str, effective: str
+) -> None:
+    settings = environment.load(**S3 | {"S3_ENDPOINT": endpoint, "S3_REGION": region})
+    assert settings.s3_effective_region == effective
+
+
+def test_a_region_that_contradicts_the_endpoint_is_refused(environment: Environment) -> None:
+    line = environment.refusal(**S3, S3_REGION="us-west-004")
+    assert "S3_REGION" in line
+    assert "us-east-005" in line
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "secure", "host"),
+    [
+        ("s3.example", "true", "s3.example"),
+        ("s3.example:9000", "false", "s3.example:9000"),
+        ("https://s3.example", "true", "s3.example"),
+        ("http://s3.example:9000/", "false", "s3.example:9000"),
+        ("[::1]:9000", "false", "[::1]:9000"),
+    ],
+)
+def test_an_endpoint_comes_with_or_without_its_scheme(
+    environment: Environment, endpoint: str, secure: str, host: str
+) -> None:
+    settings = environment.load(**S3 | {"S3_ENDPOINT": endpoint, "S3_SECURE": secure})
+    assert settings.s3_host == host
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "secure"), [("http://s3.example", "true"), ("https://s3.example", "false")]
+)
+def test_a_scheme_that_contradicts_s3_secure_is_refused(
+    environment: Environment, endpoint: str, secure: str
+) -> None:
+    line = environment.refusal(**S3 | {"S3_ENDPOINT": endpoint, "S3_SECURE": secure})
+    assert "S3_ENDPOINT" in line
+    assert "S3_SECURE" in line
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "ftp://s3.example",
+        "https://",
+        "s3.example/bucket",
+        "https://s3.example/?a=b",
+        "https://user:pw@s3.example",
+        "s3.example:port",
+        "s3.example:99999",
+        "https://[::1",
+    ],
+)
+def test_an_endpoint_that_is_none_is_refused_by_name(
+    environment: Environment, endpoint: str
+) -> None:
+    assert "S3_ENDPOINT" in environment.refusal(**S3 | {"S3_ENDPOINT": endpoint})
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("PRESIGN_EXPIRY", ["0", "604801", "-1", "1.5", "soon"]),
+        ("MAX_IMAGE_BYTES", ["1023", "1073741825"]),
+        ("TIMEOUT_SECONDS", ["0", "-1", "3601", "nan", "inf"]),
+        ("SOURCE_TIMEOUT_SECONDS", ["0", "nan"]),
+        ("SOURCE_TTL_SECONDS", ["59", "604801"]),
+        ("JOB_TIMEOUT_SECONDS", ["0", "86401"]),
+        ("MAX_IMAGE_PIXELS", ["4095", "268435457"]),
+        ("MAX_QUEUE", ["-1", "10001"]),
+        ("S3_SECURE", ["perhaps"]),
+        ("LOG_LEVEL", ["LOUD"]),
+        ("DTYPE", ["int8"]),
+        ("S3_OBJECT_PREFIX", ["Upper/", "a b/", "../", "a/../b/", "a//b", ".a/", "ä/"]),
+        ("ALLOWED_SOURCE_HOSTS", ["host", "host:port", "http://h:80", "u@h:80", "h:80,bad"]),
+        ("API_KEYS", ["clé"]),
+        (
+            "PUBLIC_URL",
+            ["example.com", "ftp://example.com", "https://", "https://e.com/?q", "h://["],
+        ),
+    ],
+)
+def test_a_wrong_value_is_refused_in_one_line_that_names_the_variable(
+    environment: Environment, name: str, values: list[str]
+) -> None:
+    for value in values:
+        assert f"{name}: " in environment.refusal(**{name: value}), value
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("PRESIGN_EXPIRY", ["1", "604800"]),
+        ("MAX_IMAGE_BYTES", ["1024"]),
+        ("MAX_QUEUE", ["0"]),
+        ("SOURCE_TTL_SECONDS", ["60", "604800"]),
+        ("TIMEOUT_SECONDS", ["0.5", "3600"]),
+    ],
+)
+def test_the_ends_of_a_range_are_within_it(
+    environment: Environment, name: str, values: list[str]
+) -> None:
+    for value in values:
+        assert str(getattr(environment.load(**{name: value}), name.lower())).startswith(value)
+
+
+def test_every_wrong_setting_is_named_at_once(environment: Environment) -> None:
+    line = environment.refusal(MAX_QUEUE="x", DTYPE="y", LOG_LEVEL="z")
+    assert all(f"{name}: " in line for name in ("MAX_QUEUE", "DTYPE", "LOG_LEVEL"))
+
+
+def test_a_secret_is_not_in_a_refusal_nor_in_the_repr(environment: Environment) -> None:
+    line = environment.refusal(**S3 | {"S3_ENDPOINT": "ftp://x"}, API_KEYS="k3y-öne")
+    planted = {"HF_TOKEN": "hf_t0ken", "LINK_SECRET": "l1nk", "API_KEYS": "k3y-one"}
+    settings = environment.load(**S3, **planted)
+    for secret in ("s3cr3t-key", "hf_t0ken", "l1nk", "k3y-one", "k3y-öne"):
+        assert secret not in line
+        assert secret not in repr(settings)
+
+
+def test_lists_are_split_at_commas_and_trimmed(environment: Environment) -> None:
+    settings = environment.load(
+        API_KEYS=" one , two,,", ALLOWED_SOURCE_HOSTS="Files.Local:8080,[::1]:80"
+    )
+    assert settings.api_keys == ("one", "two")
+    assert settings.allowed_source_hosts == ("files.local:8080", "[::1]:80")
+    assert Settings(api_keys=("one",)).api_keys == ("one",)
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [("a", "a/"), ("/a/b/", "a/b/"), ("/", ""), ("a.b/c_d-e", "a.b/c_d-e/")],
+)
+def test_the_prefix_is_brought_into_one_form(
+    environment: Environment, given: str, kept: str
+) -> None:
+    assert environment.load(S3_OBJECT_PREFIX=given).s3_object_prefix == kept
+
+
+def test_the_log_level_is_taken_in_any_case(environment: Environment) -> None:
+    assert environment.load(LOG_LEVEL="debug").log_level == "DEBUG"
+    with pytest.raises(ValidationError):
+        Settings(log_level=10)
+
+
+def test_the_public_url_loses_its_last_slash(environment: Environment) -> None:
+    assert environment.load(PUBLIC_URL="https://e.com/a/").public_url == "https://e.com/a"
+
+
+def test_the_body_limit_holds_a_whole_image_as_base64(environment: Environment) -> None:
+    settings = environment.load(MAX_IMAGE_BYTES="3000")
+    assert settings.max_body_bytes == 4000 + 65536
+
+
+def test_settings_cannot_be_changed(environment: Environment) -> None:
+    with pytest.raises(ValidationError):
+        environment.load().max_queue = 3  # type: ignore[misc]
+
+
+def test_a_refusal_nobody_catches_ends_the_process_with_its_line() -> None:
+    assert issubclass(WrongSetting, SystemExit)
