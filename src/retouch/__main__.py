@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 from tqdm import tqdm
@@ -59,7 +60,7 @@ class _Bar:
     """Shows the stages of an edit, and its steps as a bar, on standard error."""
 
     def __init__(self) -> None:
-        self._bar: tqdm[None] | None = None
+        self._bar: tqdm[Any] | None = None
 
     def show(self, progress: Progress) -> None:
         if progress.stage in ("denoise", "vae_decode"):
