@@ -1,0 +1,215 @@
+"""A client for the Runpod door: submit, wait, progress, cancel, and the errors of `retouch.errors`.
+
+The SDK's own `run_sync` returns None for a failed job; here a failure is raised as what it was.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import httpx
+from pydantic import ValidationError
+
+from retouch.contract import EditRequest, EditResult, ErrorBody
+from retouch.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    EditError,
+    InternalError,
+    Overloaded,
+    RouteNotFound,
+    Unauthorized,
+    error_classes,
+)
+
+RUNPOD_URL = "https://api.runpod.ai/v2"
+_RETRY_AFTER_S = 10
+_TRANSIENT = (408, 429, 500, 502, 503, 504)
+
+Progress = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What Runpod says of a job: `state` is one of its own words, `progress` the newest message."""
+
+    state: str
+    progress: Progress | None = None
+    result: EditResult | None = None
+    error: EditError | None = None
+
+
+class Client:
+    """One endpoint. Thread-safe; close it, or use it in a `with` block."""
+
+    def __init__(
+        self,
+        endpoint_id: str,
+        api_key: str,
+        *,
+        base_url: str = RUNPOD_URL,
+        timeout_s: float = 30.0,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        """`timeout_s` bounds each request, not the edit."""
+        self._http = httpx.Client(
+            base_url=f"{base_url.rstrip('/')}/{endpoint_id}/",
+            headers={"Authorization": f"Bearer {api_key}"},
+            timeout=timeout_s,
+            transport=transport,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections; jobs go on."""
+        self._http.close()
+
+    def submit(self, request: EditRequest | Mapping[str, Any]) -> str:
+        """Queue an edit and return its job id.
+
+        Raises:
+            Unauthorized: the API key is wrong.
+            RouteNotFound: there is no such endpoint.
+            Overloaded: too many requests at once.
+            httpx.HTTPError: Runpod could not be reached, or failed.
+        """
+        if isinstance(request, EditRequest):
+            request = request.model_dump(exclude_unset=True)
+        body = self._call("POST", "run", {"input": dict(request)})
+        return str(body["id"])
+
+    def status(self, job_id: str) -> Status:
+        """Return where a job stands. Runpod forgets a job 30 minutes after its end.
+
+        Raises:
+            Unauthorized, RouteNotFound, Overloaded, httpx.HTTPError: as `submit`.
+        """
+        return read_status(self._call("GET", f"status/{job_id}"))
+
+    def cancel(self, job_id: str) -> None:
+        """Cancel a job; one that runs ends within a step.
+
+        Raises:
+            Unauthorized, RouteNotFound, Overloaded, httpx.HTTPError: as `submit`.
+        """
+        self._call("POST", f"cancel/{job_id}")
+
+    def wait(
+        self,
+        job_id: str,
+        *,
+        timeout_s: float = 900.0,
+        every_s: float = 1.0,
+        progress: Callable[[Progress], None] = lambda _: None,
+    ) -> EditResult:
+        """Wait for a job's end and return its result; `progress` hears each new message.
+
+        A status that cannot be had is asked for again until `timeout_s` is over.
+
+        Raises:
+            EditError: the job failed, as the class it failed with where that is known.
+            TimeoutError: it has not ended in time; it still runs.
+        """
+        give_up_at_s = time.monotonic() + timeout_s
+        heard: Progress | None = None
+        while True:
+            status = self._try_status(job_id)
+            if status.error is not None:
+                raise status.error
+            if status.result is not None:
+                return status.result
+            if status.progress not in (None, heard):
+                heard = status.progress
+                progress(heard or {})
+            if time.monotonic() + every_s > give_up_at_s:
+                raise TimeoutError(f"the job has not ended within {timeout_s:g} s; it still runs")
+            time.sleep(every_s)
+
+    def edit(
+        self,
+        request: EditRequest | Mapping[str, Any],
+        *,
+        timeout_s: float = 900.0,
+        progress: Callable[[Progress], None] = lambda _: None,
+    ) -> EditResult:
+        """Submit an edit and wait for it; whoever stops waiting cancels it.
+
+        Raises:
+            EditError, TimeoutError, httpx.HTTPError: as `submit` and `wait`.
+        """
+        job_id = self.submit(request)
+        try:
+            return self.wait(job_id, timeout_s=timeout_s, progress=progress)
+        except (TimeoutError, KeyboardInterrupt):
+            self.cancel(job_id)
+            raise
+
+    def _try_status(self, job_id: str) -> Status:
+        try:
+            return self.status(job_id)
+        except (httpx.TransportError, Overloaded):
+            return Status("UNKNOWN")
+        except httpx.HTTPStatusError as error:
+            if error.response.status_code in _TRANSIENT:
+                return Status("UNKNOWN")
+            raise
+
+    def _call(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
+        response = self._http.request(method, path, json=body)
+        if response.status_code in (401, 403):
+            raise Unauthorized("Runpod refuses the API key")
+        if response.status_code == httpx.codes.NOT_FOUND:
+            raise RouteNotFound("Runpod knows no such endpoint or job")
+        if response.status_code == httpx.codes.TOO_MANY_REQUESTS:
+            raise Overloaded("too many requests to Runpod", retry_after_s=_RETRY_AFTER_S)
+        response.raise_for_status()
+        answer: dict[str, Any] = response.json()
+        return answer
+
+
+def read_status(job: Mapping[str, Any]) -> Status:
+    """Read what Runpod says of a job.
+
+    >>> read_status({"status": "IN_PROGRESS", "output": {"stage": "denoise", "percent": 50}}).progress
+    {'stage': 'denoise', 'percent': 50}
+    """
+    state, output = str(job.get("status")), job.get("output")
+    if state == "COMPLETED":
+        try:
+            return Status(state, result=EditResult.model_validate(output))
+        except ValidationError:
+            return Status(state, error=InternalError("the job completed without a result"))
+    if state == "FAILED":
+        return Status(state, error=read_error(job.get("error")))
+    if state == "CANCELLED":
+        return Status(state, error=Cancelled("the job was cancelled"))
+    if state == "TIMED_OUT":
+        return Status(state, error=DeadlineExceeded("Runpod ended the job: it took too long"))
+    return Status(state, progress=output if isinstance(output, Mapping) else None)
+
+
+def read_error(text: object) -> EditError:
+    """Return the error in a failed job's `error`, as the class it was raised as.
+
+    A code that this version does not know becomes an `EditError` that carries it in `details`; a
+    text that is no error body (the platform's own) becomes an `InternalError`.
+    """
+    try:
+        info = ErrorBody.model_validate_json(text if isinstance(text, str) else "").error
+    except ValidationError:
+        return InternalError(f"the job failed: {text}"[:500])
+    details = info.details.model_dump()
+    known = {cls.code: cls for cls in error_classes()}
+    found = known.get(info.details.code, EditError)
+    error = found.__new__(found)  # past the constructors, as some have arguments of their own
+    EditError.__init__(error, info.message, details=details)
+    if isinstance(error, Overloaded):
+        retry_after = details.get("retry_after")
+        error.retry_after_s = retry_after if isinstance(retry_after, int) else _RETRY_AFTER_S
+    return error

@@ -1,0 +1,144 @@
+"""The worker on the SDK's real loop and behind its local server, with a model that sleeps."""
+
+import json
+import time
+
+import httpx
+import pytest
+import runpod
+import worker_runs
+from sleepy_worker import SECRET
+from worker_runs import REQUEST, Tally, local_server, sleepy
+
+from retouch.contract import EditResult, ErrorBody
+from retouch.errors import error_classes
+
+pytestmark = pytest.mark.integration
+
+
+def test_no_progress_comes_after_a_result() -> None:
+    assert worker_runs.run_progress(16) >= 16
+
+
+def test_a_stop_ends_an_edit_within_a_step_and_the_next_waits_for_it() -> None:
+    assert max(worker_runs.run_cancels(3)) < 1
+
+
+def test_with_jobs_taken_ahead_a_stop_does_the_same() -> None:
+    assert max(worker_runs.run_cancels(3, jobs=2)) < 1
+
+
+def test_a_worker_told_to_end_delivers_its_job() -> None:
+    worker_runs.run_sigterms(2)
+
+
+def test_a_job_taken_ahead_loads_its_source_while_the_model_works() -> None:
+    with sleepy("--jobs", "2") as worker:
+        first, second = (worker.platform.submit(REQUEST) for _ in range(2))
+        worker.platform.wait_for(lambda: second.progress)
+        assert second.progress[0]["stage"] in ("source", "queue")
+        assert first.state == "IN_PROGRESS"
+        worker.platform.wait(second)
+        worker.require_no_overlap()
+        assert worker.platform.batches == [2]
+
+
+def test_a_job_that_waits_behind_another_can_be_stopped() -> None:
+    with sleepy("--jobs", "2", hold_s=30) as worker:
+        first, second = (worker.platform.submit(REQUEST) for _ in range(2))
+        worker.platform.wait_for(lambda: second.progress and worker.count(first, "step") > 2)
+        worker.platform.stop(second)
+        worker.platform.wait(first)
+        third = worker.platform.wait(worker.platform.submit(REQUEST))
+        assert (first.state, third.state, second.results) == ("COMPLETED", "COMPLETED", [])
+        assert worker.notes(second) == []
+
+
+@pytest.mark.parametrize(("jobs", "state"), [("1", "IN_QUEUE"), ("2", "IN_PROGRESS")])
+def test_a_job_that_comes_while_a_worker_ends_is_lost_only_with_jobs_taken_ahead(
+    jobs: str, state: str
+) -> None:
+    """Why PREFETCH_JOBS is 0: the SDK asks for more while it works, and never runs what it gets."""
+    with sleepy("--jobs", jobs, "--step-s", "0.15", hold_s=10) as worker:
+        first = worker.platform.submit(REQUEST)
+        worker.platform.wait_for(lambda: worker.count(first, "step") > 9)
+        worker.process.terminate()
+        time.sleep(0.1)
+        late = worker.platform.submit(REQUEST)
+        assert worker.process.wait() == 0
+        assert (first.state, late.state) == ("COMPLETED", state)
+
+
+def test_a_retried_job_answers_from_its_result() -> None:
+    with sleepy() as worker:
+        first = worker.platform.wait(worker.platform.submit(REQUEST))
+        key = first.output["result"]["object_key"]
+        again = worker.platform.wait(worker.platform.retry(first))
+        assert again.output["result"]["object_key"] == key
+        assert worker.count(first, "begin") == 1
+
+
+def test_a_lost_gpu_ends_the_worker_once_its_job_is_told() -> None:
+    with sleepy() as worker:
+        failed = worker.platform.wait(
+            worker.platform.submit({**REQUEST, "prompt": "fail model_failed"})
+        )
+        assert failed.state == "FAILED"
+        assert "stopPod" not in failed.results[0]
+        lost = worker.platform.wait(worker.platform.submit({**REQUEST, "prompt": "lose the gpu"}))
+        assert lost.state == "FAILED"
+        assert lost.results[0]["stopPod"] is True
+        assert worker.process.wait() == 0
+
+
+def test_every_error_arrives_failed_as_a_string_on_the_loop() -> None:
+    codes = [cls.code for cls in error_classes()]
+    with sleepy("--jobs", "20") as worker:
+        jobs = {
+            code: worker.platform.submit({**REQUEST, "prompt": f"fail {code}"}) for code in codes
+        }
+        crashed = worker.platform.submit({**REQUEST, "prompt": "crash"})
+        for code, job in (*jobs.items(), ("internal_error", crashed)):
+            worker.platform.wait(job)
+            assert job.state == "FAILED"
+            body = ErrorBody.model_validate_json(job.error)
+            assert body.error.details.code == code
+            assert job.output == {"status": "error", **json.loads(job.error)["error"]}
+            Tally().add(job.told())
+        assert SECRET not in worker.process.output
+        lines = worker.process.lines
+        ids = {line["requestId"] for line in lines if line["message"] == "edit.failed"}
+        assert ids == {job.id for job in (*jobs.values(), crashed)}
+
+
+def test_every_error_arrives_failed_as_a_string_on_the_local_server() -> None:
+    with local_server() as http:
+        for cls in error_classes():
+            body = {"input": {**REQUEST, "prompt": f"fail {cls.code}"}}
+            answer = http.post("/runsync", json=body)
+            assert answer.status_code == httpx.codes.OK
+            told = answer.json()
+            assert told["status"] == "FAILED"
+            assert ErrorBody.model_validate_json(told["error"]).error.details.code == cls.code
+
+
+def test_any_input_is_answered_on_the_loop() -> None:
+    tally = worker_runs.run_fuzz_on_the_loop(60)
+    assert tally.succeeded
+    assert len(tally.failed) > 2
+
+
+def test_any_input_is_answered_on_the_local_server() -> None:
+    tally = worker_runs.run_fuzz_on_the_local_server(100)
+    assert tally.succeeded
+    assert len(tally.failed) > 2
+
+
+def test_the_sdks_client_gets_a_result_from_the_local_server(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with local_server("--step-s", "0") as http:
+        monkeypatch.setattr(runpod, "endpoint_url_base", str(http.base_url).rstrip("/"))
+        monkeypatch.setattr(runpod, "api_key", "any")
+        output = runpod.Endpoint(".").run_sync({"input": REQUEST}, timeout=30)
+        assert EditResult.model_validate(output).result.meta.num_inference_steps == 20
