@@ -1,0 +1,57 @@
+"""Writes into a folder what lets a build in an image install packages from where pip does out here.
+
+pip.conf and uv.toml as pip's configuration and its PIP_* variables say, and `mounts`: options for buildah.
+"""
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+_LISTS = ("extra-index-url", "find-links")
+_OF_UV = ("index-url", "no-index", *_LISTS)
+
+
+def read_settings() -> dict[str, str]:
+    """Return pip's settings, the environment's over those of files."""
+    listed = subprocess.check_output([sys.executable, "-m", "pip", "config", "list"], text=True)
+    pairs = [line.split("=", 1) for line in listed.splitlines()]
+    pairs.sort(key=lambda pair: pair[0].startswith(":env:"))
+    return {key.rpartition(".")[2]: str(ast.literal_eval(value)) for key, value in pairs}
+
+
+def find_folders(settings: dict[str, str]) -> list[Path]:
+    """Return the local folders that packages come from; an index has its files beside it."""
+    folders = []
+    for name in _LISTS:
+        for place in settings.get(name, "").split():
+            url = urlsplit(place)
+            path = Path(unquote(url.path))
+            if url.scheme in ("", "file") and path.is_dir():
+                folders.append(path.parent if name == "extra-index-url" else path)
+    return folders
+
+
+def main() -> None:
+    """Write the three files into the folder that is the one argument."""
+    work = Path(sys.argv[1])
+    settings = read_settings()
+    settings["cert"] = "/etc/ssl/certs/ca-certificates.crt"  # in the image, where Debian has it
+    lines = [f"{name} = {value}" for name, value in settings.items()]
+    (work / "pip.conf").write_text("\n".join(["[global]", *lines, ""]))
+    of_uv = {name: settings[name] for name in _OF_UV if name in settings}
+    values = {name: v.split() if name in _LISTS else v for name, v in of_uv.items()}
+    # pip takes the best version of all places, uv unasked that of the first that has any.
+    lines = ["system-certs = true", "[pip]", 'index-strategy = "unsafe-best-match"']
+    lines += [f"{name} = {json.dumps(value)}" for name, value in values.items()]
+    (work / "uv.toml").write_text("\n".join([*lines, ""]))
+    mounts = {work / "pip.conf": "/etc/pip.conf", work / "uv.toml": "/etc/uv/uv.toml"}
+    mounts |= {folder: str(folder) for folder in find_folders(settings)}
+    options = [f"--volume={source}:{target}:ro" for source, target in mounts.items()]
+    (work / "mounts").write_text("\n".join([*options, ""]))
+
+
+if __name__ == "__main__":
+    main()
