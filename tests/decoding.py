@@ -3,6 +3,7 @@
 import asyncio
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pictures
@@ -25,6 +26,16 @@ def children() -> set[int]:
             continue  # gone in between
         if parent == os.getpid():
             found.add(int(stat.parent.name))
+    return found
+
+
+def decoders() -> set[int]:
+    """The children that are decoders: the object store of other tests may be one of them too."""
+    found = set()
+    for pid in children():
+        with suppress(OSError):  # gone in between
+            if b"decoder_child" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.add(pid)
     return found
 
 

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.e2e
 WORKER = ["-m", "retouch.worker"]
 TOKEN = "token-in-a-url-6f0b92"  # noqa: S105 - planted
 PROMPT = "make colors warmer, planted-prompt-1c7e"
-LONG = {"width": 512, "height": 512, "num_inference_steps": 30, "guidance_scale": 4.0}
+LONG = {"width": 640, "height": 640, "num_inference_steps": 50, "guidance_scale": 4.0}
 
 
 @dataclass

@@ -15,6 +15,7 @@ from decoding import (
     PATIENCE_S,
     PHOTO,
     children,
+    decoders,
     idle,
     is_running,
     until,
@@ -174,7 +175,7 @@ async def test_a_child_killed_at_any_point_costs_no_more_than_its_picture(
     for _ in range(15):
         task = asyncio.create_task(decoding.decode(PHOTO, timeout_s=PATIENCE_S))
         await asyncio.sleep(moments.uniform(0, 0.06))
-        for pid in children():
+        for pid in decoders():
             os.kill(pid, signal.SIGKILL)
         try:
             outcomes.add(type(await task))
