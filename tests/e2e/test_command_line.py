@@ -1,5 +1,7 @@
 """`python -m retouch`, in this process, with the engine that a machine without a GPU gets."""
 
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,8 +15,13 @@ SAMPLE = Path(__file__).parents[2] / "src" / "retouch" / "web" / "sample.jpg"
 
 
 @pytest.fixture(autouse=True)
-def _nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(tmp_path)  # no .env, and no output in the tree
+    level, handlers = logging.root.level, [*logging.root.handlers]
+    yield
+    logging.root.setLevel(level)  # the command set up logging for the whole process
+    logging.root.handlers[:] = handlers
+    logging.captureWarnings(capture=False)
 
 
 def test_a_photo_is_edited_into_the_file_that_was_named(
