@@ -221,9 +221,7 @@ async def test_a_child_gone_bad_is_not_believed(
     script: str,
     refusal: type[errors.EditError],
 ) -> None:
-    entry = (
-        "import os, struct, time\nw = lambda data: os.write(1, data)\nw(b'\\1'); os.read(0, 9)\n"
-    )
+    entry = "import os, struct, time\nw = lambda data: os.write(1, data)\nw(b'\\1'); os.read(0, 8); os.read(0, 1)\n"
     monkeypatch.setattr(decoder, "_ENTRY", entry + script)
     with pytest.raises(refusal):
         await build(timeout_s=1.0).decode(b"?", timeout_s=PATIENCE_S)
