@@ -1,0 +1,116 @@
+"""What both training stages use: optimizer, schedule, captured steps, progress."""
+
+import math
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Optimizer:
+    """AdamW with a learning rate that a captured step reads anew each time."""
+
+    def __init__(self, params: list[Tensor], lr: float) -> None:
+        on_gpu = params[0].is_cuda
+        self.peak = lr
+        self.params = params
+        self.adam = torch.optim.AdamW(
+            params,
+            lr=torch.tensor(lr, device=params[0].device) if on_gpu else lr,
+            betas=(0.9, 0.98),
+            weight_decay=1e-4,
+            fused=on_gpu,
+            capturable=on_gpu,
+        )
+
+    def set_lr(self, factor: float) -> None:
+        """Set the learning rate to a share of its peak."""
+        for group in self.adam.param_groups:
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(self.peak * factor)
+            else:
+                group["lr"] = self.peak * factor
+
+    def step(self) -> None:
+        """Clip the gradients to norm 1, update, forget the gradients.
+
+        A gradient that is no number changes nothing: the fused kernel skips the step.
+        """
+        norm = torch.nn.utils.clip_grad_norm_(self.params, 1.0)
+        if norm.is_cuda:
+            self.adam.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
+        self.adam.step()
+        self.adam.zero_grad(set_to_none=True)
+
+
+def captured(step: Callable[[], Tensor], device: str) -> Callable[[], Tensor]:
+    """Make one CUDA graph of a whole training step on fixed buffers; elsewhere leave it as it is.
+
+    Small models are bound by launches: a graph makes these steps several times faster.
+    """
+    if device != "cuda":
+        return step
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = step()
+
+    def replay(_kept: object = step) -> Tensor:  # the graph reads memory that the step holds
+        graph.replay()
+        return out
+
+    return replay
+
+
+def half_precision(device: str) -> Any:
+    """Run matrix products in bf16 on a GPU."""
+    return torch.autocast(device, torch.bfloat16, enabled=device == "cuda", cache_enabled=False)
+
+
+def warm_cosine(iteration: int, share: float, warm_up: int) -> float:
+    """Rise over `warm_up` iterations, then fall to zero as `share` of the time goes to 1.
+
+    >>> warm_cosine(0, 0.0, 100), warm_cosine(500, 1.0, 100)
+    (0.01, 0.0)
+    """
+    return min(1, (iteration + 1) / warm_up) * (0.5 + 0.5 * math.cos(math.pi * min(1, share)))
+
+
+@dataclass(slots=True)
+class Clock:
+    """Counts the seconds of a stage over all its runs, and says how it goes on one line."""
+
+    name: str
+    total_s: float
+    spent_s: float = 0.0
+    iteration: int = 0
+    started: float = field(default_factory=time.monotonic)
+    said: float = 0.0
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds of training, those of earlier runs included."""
+        return self.spent_s + time.monotonic() - self.started
+
+    @property
+    def share(self) -> float:
+        """How much of the stage is done, 0 to 1."""
+        return min(1.0, self.elapsed_s / self.total_s) if self.total_s > 0 else 1.0
+
+    def say(self, text: str, *, every_s: float = 5.0) -> None:
+        """Write a progress line, at most one in `every_s` seconds."""
+        now = time.monotonic()
+        if now - self.said >= every_s:
+            self.said = now
+            at = f"{self.name} {self.share:4.0%} {self.elapsed_s:6.0f} s, step {self.iteration}"
+            sys.stderr.write(f"{at}: {text}\n")
+            sys.stderr.flush()
