@@ -1,6 +1,7 @@
 """Where a pipeline's weights live: `Weights` brings them to the device and takes them away again."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, Self
 
@@ -8,6 +9,8 @@ import torch
 from torch import nn
 
 from retouch.engine.plan import RESIDENT, Plan
+from retouch.engine.ring import Ring
+from retouch.engine.units import Parts, Unit, cut_pipeline, map_host, pin, unpin
 
 
 class Weights:
@@ -23,33 +26,154 @@ class Weights:
         self.transformer, self.vae, self.text_encoder = transformer, vae, text_encoder
         self.plan = plan
         self.device = device
+        self.parts: Parts = cut_pipeline(
+            transformer=transformer, vae=vae, text_encoder=text_encoder
+        )
+        self._hosted: list[Unit] = []
+        self._pinned: list[torch.Tensor] = []
+        self._ring: Ring | None = None
 
     @classmethod
     def resident(cls, *, transformer: Any, vae: Any, text_encoder: Any) -> Self:
         """Take modules that stay where they are."""
+        device = next(transformer.parameters()).device
         return cls(
             transformer=transformer,
             vae=vae,
             text_encoder=text_encoder,
             plan=RESIDENT,
-            device=next(transformer.parameters()).device,
+            device=device,
         )
+
+    def settle(self) -> None:
+        """Give every unit the home that the plan says, with the weights it has, if it has any.
+
+        Weights that are on `meta` are to be read into `tensors` after this, and before `pin`.
+        """
+        streams = set[Unit]()
+        if self.plan.slots:
+            streams.update(self.parts.modulation)
+            streams.update(self.parts.blocks[i] for i in self.plan.streamed_blocks)
+            streams.update(self.parts.layers[i] for i in self.plan.streamed_layers)
+        self._hosted = [unit for unit in self.parts if unit in streams]
+        on_host = streams.union(self.parts.host if self.plan.slots else ())
+        for unit in self.parts:
+            unit.settle(
+                map_host(unit.size_bytes)
+                if unit in on_host
+                else torch.empty(unit.size_bytes, dtype=torch.uint8, device=self.device)
+            )
+        for module in (self.transformer, self.vae, self.text_encoder):
+            for buffer in module.buffers():
+                buffer.data = buffer.data.to(self.device)
+        if self.plan.slots:
+            self._ring = Ring(self.device, slots=self.plan.slots, slot_bytes=self.plan.slot_bytes)
+            self._hook_text_encoder()
+
+    def tensors(self, component: str) -> dict[str, torch.Tensor]:
+        """Return the weights of a component at home, by their names in it."""
+        prefix = f"{component}."
+        return {
+            path.removeprefix(prefix): tensor
+            for unit in self.parts
+            for path, tensor in unit.tensors.items()
+            if path.startswith(prefix)
+        }
+
+    def pin(self, *, threads: int = 8) -> bool:
+        """Pin what streams, so that it is copied at full speed. False if some of it is not."""
+        if self.device.type != "cuda":
+            return True
+        homes = [
+            unit.home for unit in self._hosted if unit.home is not None
+        ]  # pragma: no cover - needs a GPU
+        with ThreadPoolExecutor(threads) as pool:  # pragma: no cover - needs a GPU
+            done = list(pool.map(pin, homes))
+        self._pinned = [
+            home for home, ok in zip(homes, done, strict=True) if ok
+        ]  # pragma: no cover - needs a GPU
+        return all(done)  # pragma: no cover - needs a GPU
+
+    @property
+    def copied_bytes(self) -> int:
+        """Count what has streamed to the device so far."""
+        return self._ring.copied_bytes if self._ring else 0
 
     def blocks(self) -> Iterator[nn.Module]:
         """Yield the transformer's blocks in order, each there (without modulation) while yielded."""
-        yield from self.transformer.transformer_blocks
+        order = [self.parts.blocks[i] for i in sorted(self.plan.streamed_blocks)]
+        at = 0
+        for number, block in enumerate(self.transformer.transformer_blocks):
+            streamed = number in self.plan.streamed_blocks
+            if streamed:
+                self._enter(order, at)
+                at += 1
+            try:
+                yield block
+            finally:
+                if streamed:
+                    self._leave()
 
     def modulations(self) -> Iterator[tuple[nn.Module, nn.Module]]:
         """Yield each block's `img_mod` and `txt_mod` in order, each pair there while yielded."""
-        for block in self.transformer.transformer_blocks:
-            yield block.img_mod, block.txt_mod
+        for number, block in enumerate(self.transformer.transformer_blocks):
+            if self._ring:
+                self._enter(self.parts.modulation, number)
+            try:
+                yield block.img_mod, block.txt_mod
+            finally:
+                self._leave()
 
     @contextmanager
     def borrow(self, name: str) -> Iterator[Any]:
         """Have `text_encoder`, `vae` or `transformer` (all but its blocks) ready for use."""
-        yield getattr(self, name)
+        try:
+            yield getattr(self, name)
+        finally:
+            self._leave()
+
+    def cast(self, dtype: torch.dtype, change: Callable[[str, torch.Tensor], torch.Tensor]) -> None:
+        """Replace the transformer's weights where they live, by `change(name, weight)` of `dtype`.
+
+        The new weight takes the same bytes; `name` is that in the transformer. Nothing is loaded.
+        """
+        if self._ring:
+            self._ring.forget()
+        prefix = "transformer."
+        for unit in self.parts:
+            if unit.name.startswith(prefix) or unit.name == "transformer":
+                unit.cast(dtype, lambda path, old: change(path.removeprefix(prefix), old))
 
     def release(self) -> None:
         """Give the memory of an edit back; to be called after each, also a failed one."""
+        self._leave()
         if self.device.type == "cuda":  # pragma: no cover - needs a GPU
             torch.cuda.empty_cache()
+
+    def close(self) -> None:
+        """Unpin the host's memory; the weights are not used after this."""
+        for home in self._pinned:  # pragma: no cover - needs a GPU
+            unpin(home)
+        self._pinned, self._ring = [], None
+
+    def _enter(self, order: Sequence[Unit], at: int) -> None:
+        if self._ring is None:
+            raise LookupError("the weights have not settled")
+        self._ring.enter(order, at)
+
+    def _leave(self) -> None:
+        if self._ring:
+            self._ring.leave()
+
+    def _hook_text_encoder(self) -> None:
+        """Bring each streamed layer just before it runs; look words up on the host."""
+        model = self.text_encoder.model
+        layers = [*model.visual.blocks, *model.language_model.layers]
+        numbers = sorted(self.plan.streamed_layers)
+        order = [self.parts.layers[i] for i in numbers]
+        for at, number in enumerate(numbers):
+            layers[number].register_forward_pre_hook(lambda *_, at=at: self._enter(order, at))
+            layers[number].register_forward_hook(lambda *_: self._leave())
+        words = model.language_model.embed_tokens
+        words.register_forward_pre_hook(lambda _, args: (args[0].cpu(), *args[1:]))
+        words.register_forward_hook(lambda _module, _args, found: found.to(self.device))
