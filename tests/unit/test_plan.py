@@ -1,14 +1,18 @@
+from pathlib import Path
+
 import pytest
 
 from retouch.engine.plan import (
     FULL,
     GIB,
     HOST_RESERVE_BYTES,
+    Memory,
     Picture,
     Plan,
     Sizes,
     explain,
     make_plan,
+    measure_host,
     spread,
 )
 from retouch.errors import ModelError
@@ -18,7 +22,7 @@ PICTURE = Picture()
 
 def plan_for(gpu_gib: float, host_gib: float = 64) -> Plan:
     return make_plan(
-        FULL, PICTURE, gpu_bytes=int(gpu_gib * GIB), host_bytes=int(host_gib * GIB)
+        FULL, PICTURE, Memory(int(gpu_gib * GIB), int(host_gib * GIB))
     )
 
 
@@ -82,7 +86,7 @@ def test_both_memories_may_be_missing() -> None:
 
 def test_a_larger_picture_leaves_room_for_fewer_blocks() -> None:
     large = make_plan(
-        FULL, Picture(area_px=4 << 20), gpu_bytes=16 * GIB, host_bytes=64 * GIB
+        FULL, Picture(area_px=4 << 20), Memory(16 * GIB, 64 * GIB)
     )
     assert len(large.streamed_blocks) > len(plan_for(16).streamed_blocks)
 
@@ -120,3 +124,37 @@ def test_the_explanation_names_the_plan_and_what_moves() -> None:
 
 def test_sizes_add_up() -> None:
     assert Sizes((1, 2), (3,), (4, 5), 6, 7).total == 28
+
+
+def lay_out_host(root: Path, **files: str) -> Path:
+    (root / "proc").mkdir()
+    (root / "proc/meminfo").write_text("MemTotal: 9 kB\nMemAvailable:    8388608 kB\n")
+    for name, text in files.items():
+        path = root / "sys/fs/cgroup" / name.replace("__", "/").replace("-", ".")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root
+
+
+def test_free_host_memory_is_what_the_system_has(tmp_path: Path) -> None:
+    assert measure_host(lay_out_host(tmp_path)) == 8 * GIB
+
+
+def test_a_containers_limit_counts_and_its_cached_files_do_not(tmp_path: Path) -> None:
+    files = {"memory-max": f"{6 * GIB}", "memory-current": f"{3 * GIB}"}
+    stat = {"memory-stat": f"anon 5\ninactive_file {GIB}\n"}
+    assert measure_host(lay_out_host(tmp_path, **files, **stat)) == 4 * GIB
+
+
+def test_a_container_without_a_limit_has_what_the_system_has(tmp_path: Path) -> None:
+    files = {"memory-max": "max", "memory-current": "5", "memory-stat": ""}
+    assert measure_host(lay_out_host(tmp_path, **files)) == 8 * GIB
+
+
+def test_the_older_control_groups_count_too(tmp_path: Path) -> None:
+    files = {
+        "memory__memory-limit_in_bytes": f"{2 * GIB}",
+        "memory__memory-usage_in_bytes": f"{GIB}",
+        "memory__memory-stat": f"total_inactive_file {GIB // 2}\n",
+    }
+    assert measure_host(lay_out_host(tmp_path, **files)) == GIB * 3 // 2

@@ -1,6 +1,6 @@
 """Where a pipeline's weights live: `Weights` brings them to the device and takes them away again."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, Self
@@ -29,6 +29,8 @@ class Weights:
         self.parts: Parts = cut_pipeline(
             transformer=transformer, vae=vae, text_encoder=text_encoder
         )
+        for module in (transformer, vae, text_encoder):
+            module.requires_grad_(False)
         self._hosted: list[Unit] = []
         self._pinned: list[torch.Tensor] = []
         self._ring: Ring | None = None
@@ -132,17 +134,13 @@ class Weights:
         finally:
             self._leave()
 
-    def cast(self, dtype: torch.dtype, change: Callable[[str, torch.Tensor], torch.Tensor]) -> None:
-        """Replace the transformer's weights where they live, by `change(name, weight)` of `dtype`.
-
-        The new weight takes the same bytes; `name` is that in the transformer. Nothing is loaded.
-        """
+    def cast(self, dtype: torch.dtype) -> None:
+        """Make the transformer's weights `dtype` where they live. Nothing is loaded again."""
         if self._ring:
             self._ring.forget()
-        prefix = "transformer."
         for unit in self.parts:
-            if unit.name.startswith(prefix) or unit.name == "transformer":
-                unit.cast(dtype, lambda path, old: change(path.removeprefix(prefix), old))
+            if unit.name.partition(".")[0] == "transformer":
+                unit.cast(dtype)
 
     def release(self) -> None:
         """Give the memory of an edit back; to be called after each, also a failed one."""
@@ -166,7 +164,7 @@ class Weights:
             self._ring.leave()
 
     def _hook_text_encoder(self) -> None:
-        """Bring each streamed layer just before it runs; look words up on the host."""
+        """Bring each streamed layer just before it runs."""
         model = self.text_encoder.model
         layers = [*model.visual.blocks, *model.language_model.layers]
         numbers = sorted(self.plan.streamed_layers)
@@ -174,6 +172,3 @@ class Weights:
         for at, number in enumerate(numbers):
             layers[number].register_forward_pre_hook(lambda *_, at=at: self._enter(order, at))
             layers[number].register_forward_hook(lambda *_: self._leave())
-        words = model.language_model.embed_tokens
-        words.register_forward_pre_hook(lambda _, args: (args[0].cpu(), *args[1:]))
-        words.register_forward_hook(lambda _module, _args, found: found.to(self.device))

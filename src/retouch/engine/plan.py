@@ -3,7 +3,10 @@
 Pure arithmetic on bytes: it also answers for a card that is not there.
 """
 
+import re
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from retouch.errors import ModelError
 
@@ -15,8 +18,25 @@ RESERVE_BYTES = 512 * MIB
 """What the allocator loses to rounding and gaps, and libraries take for their own."""
 HOST_RESERVE_BYTES = 3 * GIB
 """What the process takes beside the weights."""
+_CGROUPS = (
+    ("sys/fs/cgroup/memory.max", "sys/fs/cgroup/memory.current", "sys/fs/cgroup/memory.stat"),
+    (
+        "sys/fs/cgroup/memory/memory.limit_in_bytes",
+        "sys/fs/cgroup/memory/memory.usage_in_bytes",
+        "sys/fs/cgroup/memory/memory.stat",
+    ),
+)
+"""Limit, use and detail of the two kinds of control groups."""
 BUS_GIB_PER_S = 20.0
 """What a PCIe 4 x16 slot moves from pinned memory; only the forecast reads it."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Free bytes of the GPU and of the host."""
+
+    gpu_bytes: int
+    host_bytes: int
 
 
 @dataclass(frozen=True)
@@ -100,8 +120,8 @@ RESIDENT = Plan("resident")
 """Everything where it is: on a CPU, or placed by somebody else."""
 
 
-def make_plan(sizes: Sizes, picture: Picture, *, gpu_bytes: int, host_bytes: int) -> Plan:
-    """Keep as much on the GPU as fits, and stream the rest; `gpu_bytes` and `host_bytes` are free.
+def make_plan(sizes: Sizes, picture: Picture, memory: Memory) -> Plan:
+    """Keep as much on the GPU as fits, and stream the rest.
 
     The text encoder's layers go first: they are needed once an edit, a block in every step.
 
@@ -112,16 +132,18 @@ def make_plan(sizes: Sizes, picture: Picture, *, gpu_bytes: int, host_bytes: int
     candidates = [_lay_out(sizes, over, kept=len(sizes.blocks), keeps_layers=True)]
     for slots in (RING_SLOTS, 2):
         bare = _lay_out(sizes, over, kept=0, keeps_layers=False, slots=slots)
-        room = gpu_bytes - bare.peak_bytes
+        room = memory.gpu_bytes - bare.peak_bytes
         kept = min(len(sizes.blocks), max(0, room) // max(sizes.blocks))
         candidates.append(_lay_out(sizes, over, kept=kept, keeps_layers=False, slots=slots))
-    plan = next((one for one in candidates if one.peak_bytes <= gpu_bytes), None)
+    plan = next((one for one in candidates if one.peak_bytes <= memory.gpu_bytes), None)
     lacking = []
     if plan is None:
         plan = candidates[-1]
-        lacking.append(_lack("GPU", need=plan.peak_bytes, free=gpu_bytes))
-    if plan.host_bytes + HOST_RESERVE_BYTES > host_bytes:
-        lacking.append(_lack("host", need=plan.host_bytes + HOST_RESERVE_BYTES, free=host_bytes))
+        lacking.append(_lack("GPU", need=plan.peak_bytes, free=memory.gpu_bytes))
+    if plan.host_bytes + HOST_RESERVE_BYTES > memory.host_bytes:
+        lacking.append(
+            _lack("host", need=plan.host_bytes + HOST_RESERVE_BYTES, free=memory.host_bytes)
+        )
     if lacking:
         raise ModelError("not enough memory: " + ", and ".join(lacking))
     return plan
@@ -167,6 +189,36 @@ def _lack(which: str, *, need: int, free: int) -> str:
         f"{(need - free) / GIB:.1f} GiB of {which} memory are missing "
         f"({need / GIB:.1f} needed, {free / GIB:.1f} free)"
     )
+
+
+def measure_memory(device: Any, gpu_memory_gib: float = 0.0) -> Memory:
+    """Measure what is free, on the GPU at most `gpu_memory_gib` unless that is 0."""
+    gpu_bytes = 0
+    if device.type == "cuda":  # pragma: no cover - needs a GPU
+        import torch
+
+        gpu_bytes = torch.cuda.mem_get_info(device)[0]
+        if gpu_memory_gib:
+            gpu_bytes = min(gpu_bytes, int(gpu_memory_gib * GIB))
+    return Memory(gpu_bytes, measure_host())
+
+
+def measure_host(root: Path = Path("/")) -> int:
+    """Return the bytes of host memory that this process may still take, its container's limit included."""
+    lines = (root / "proc/meminfo").read_text().splitlines()
+    free = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    for limit, used, stat in _CGROUPS:
+        try:
+            limited = int((root / limit).read_text())  # "max" where there is none
+            cached = re.search(
+                r"^(?:total_)?inactive_file (\d+)$", (root / stat).read_text(), re.MULTILINE
+            )
+            free.append(
+                limited - int((root / used).read_text()) + (int(cached[1]) if cached else 0)
+            )
+        except (OSError, ValueError):
+            continue
+    return max(0, min(free))
 
 
 def explain(plan: Plan, sizes: Sizes, picture: Picture) -> list[str]:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from retouch.engine.plan import Sizes
+from retouch.engine.precision import recast
 
 ALIGNMENT = 256
 """Bytes: what CUDA's own allocations have, and enough for every kernel's vector loads."""
@@ -85,11 +86,10 @@ class Unit:
         """Let the modules use the weights at home: for a streamed unit, away from the device."""
         self.install(self._own)
 
-    def cast(self, dtype: torch.dtype, change: Callable[[str, torch.Tensor], torch.Tensor]) -> None:
-        """Replace each weight by `change(path, weight)`, of `dtype`, in the bytes of the old one."""
+    def cast(self, dtype: torch.dtype) -> None:
+        """Make the weights `dtype`, in the bytes they have if they are settled."""
         self._own = [
-            nn.Parameter(_put(change(path, old), into=old, dtype=dtype), requires_grad=False)
-            for path, old in self.tensors.items()
+            nn.Parameter(recast(own.data, dtype), requires_grad=False) for own in self._own
         ]
         self.places = [replace(place, dtype=dtype) for place in self.places]
         self.go_home()
@@ -192,13 +192,6 @@ def unpin(buffer: torch.Tensor) -> None:  # pragma: no cover - needs a GPU
     """Undo `pin`, before the memory is given back."""
     runtime: Any = torch.cuda
     runtime.cudart().cudaHostUnregister(buffer.data_ptr())
-
-
-def _put(made: torch.Tensor, *, into: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    there = into.view(dtype)
-    if made.data_ptr() != there.data_ptr():
-        there.copy_(made)
-    return there
 
 
 def _parameter(place: Place) -> nn.Parameter:
