@@ -109,8 +109,11 @@ def guide(velocities: Sequence[torch.Tensor], scale: float) -> torch.Tensor:
         return velocities[0]
     wanted, unwanted = velocities
     joined = unwanted + scale * (wanted - unwanted)
-    lengths = [torch.norm(velocity, dim=-1, keepdim=True) for velocity in (wanted, joined)]
-    return joined * (lengths[0] / lengths[1])
+    length, joined_length = (
+        torch.linalg.vector_norm(velocity, dim=-1, keepdim=True) for velocity in (wanted, joined)
+    )
+    guided: torch.Tensor = joined * (length / joined_length)
+    return guided
 
 
 def run_block(
@@ -190,7 +193,7 @@ def _attend(
 
 def _turn(heads: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
     """Turn each pair of channels by its token's angle, in float32."""
-    pairs = heads.float().unflatten(-1, (-1, 2))
+    pairs = heads.float().view(*heads.shape[:-1], -1, 2)
     if torch.compiler.is_compiling():  # the compiler has no code for complex numbers to fuse
         (real, imaginary), (cosine, sine) = pairs.unbind(-1), angles.unbind(-1)
         turned = torch.stack(

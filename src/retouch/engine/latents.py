@@ -7,7 +7,8 @@ import torch
 
 def side_px(vae: Any) -> int:
     """Return the pixels along a side of one token: two latents, each a block of the autoencoder's."""
-    return 2 * 2 ** len(vae.temperal_downsample)
+    halvings = len(vae.temperal_downsample)
+    return 2 << halvings
 
 
 def encode(vae: Any, pixels: torch.Tensor, *, device: torch.device) -> torch.Tensor:
@@ -33,14 +34,17 @@ def draw(channels: int, *, rows: int, columns: int, generator: torch.Generator) 
 
 def pack(latents: torch.Tensor) -> torch.Tensor:
     """Make a token of each 2 x 2 latents."""
-    patches = latents.unflatten(3, (-1, 2)).unflatten(2, (-1, 2))  # (b, c, h/2, 2, w/2, 2)
-    return patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)  # (b, h/2 * w/2, c * 4)
+    batch, channels, height, width = latents.shape
+    patches = latents.view(batch, channels, height // 2, 2, width // 2, 2)
+    return patches.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, 4 * channels)  # (b, h/2 w/2, c 2 2)
 
 
 def unpack(tokens: torch.Tensor, *, rows: int) -> torch.Tensor:
     """Undo `pack`."""
-    patches = tokens.unflatten(2, (-1, 2, 2)).unflatten(1, (rows, -1))  # (b, h/2, w/2, c, 2, 2)
-    return patches.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)  # (b, c, h, w)
+    batch, count, width = tokens.shape
+    patches = tokens.view(batch, rows, count // rows, width // 4, 2, 2)
+    latents = patches.permute(0, 3, 1, 4, 2, 5)  # (b, c, h/2, 2, w/2, 2)
+    return latents.reshape(batch, width // 4, 2 * rows, -1)
 
 
 def _scale(vae: Any, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

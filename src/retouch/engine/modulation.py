@@ -92,4 +92,4 @@ def _bring(modulation: Any, device: torch.device) -> Any:
 def _apply(linear: Any, moment: torch.Tensor, parts: int) -> torch.Tensor:
     """Apply SiLU and `linear`: (row, dim) -> (part, row, dim)."""
     out: torch.Tensor = linear(nn.functional.silu(moment))
-    return out.unflatten(-1, (parts, -1)).transpose(0, 1)
+    return out.view(len(out), parts, -1).transpose(0, 1)

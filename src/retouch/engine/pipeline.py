@@ -138,7 +138,13 @@ class QwenEngine:
         watch.mark()
         if not np.isfinite(values).all():
             raise NonFiniteResult("the decoder produced values that are no numbers")
-        return Edited(self._images.numpy_to_pil(values)[0], *watch.phases_ms())
+        condition_ms, denoise_ms, vae_decode_ms = watch.phases_ms()
+        return Edited(
+            image=self._images.numpy_to_pil(values)[0],
+            condition_ms=condition_ms,
+            denoise_ms=denoise_ms,
+            vae_decode_ms=vae_decode_ms,
+        )
 
     def _condition(self, image: Image, work: Work) -> "_Condition":
         """Encode the image and the prompts of the branches."""

@@ -50,7 +50,7 @@ def recast(weights: torch.Tensor, dtype: torch.dtype, *, factor: float = 1.0) ->
     into = torch.empty_like(weights, dtype=dtype)
     if weights.element_size() == dtype.itemsize:
         into = weights.view(dtype)
-    for old, new in zip(weights.view(-1).split(_CHUNK), into.view(-1).split(_CHUNK), strict=True):
+    for old, new in zip(_chunks(weights), _chunks(into), strict=True):
         new.copy_(old * factor)
     return into
 
@@ -61,7 +61,7 @@ def count_changed(weights: torch.Tensor, *, factor: float) -> torch.Tensor:
     The count stays on the weights' device, so that asking does not wait for it.
     """
     changed = torch.zeros((), dtype=torch.int64, device=weights.device)
-    for chunk in weights.view(-1).split(_CHUNK):
+    for chunk in _chunks(weights):
         scaled = chunk.float() * factor
         changed += (scaled.half().float() != scaled).sum()
     return changed
@@ -74,3 +74,7 @@ def choose_dtypes(dtype: torch.dtype, *, has_bfloat16: bool) -> dict[str, torch.
     """
     wide = torch.bfloat16 if has_bfloat16 and dtype != torch.float32 else torch.float32
     return {"transformer": dtype, "text_encoder": wide, "vae": wide}
+
+
+def _chunks(weights: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return torch.split(weights.view(-1), _CHUNK)
