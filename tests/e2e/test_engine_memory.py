@@ -133,9 +133,7 @@ def test_a_cast_reaches_every_weight_wherever_it_lives() -> None:
         assert torch.equal(tensor, stock[key].bfloat16())
     for number, block in enumerate(weights.blocks()):
         for key, tensor in block.state_dict().items():
-            assert torch.equal(
-                tensor, stock[f"transformer_blocks.{number}.{key}"].bfloat16()
-            )
+            assert torch.equal(tensor, stock[f"transformer_blocks.{number}.{key}"].bfloat16())
 
 
 def test_resident_weights_stay_where_they_are() -> None:

@@ -21,9 +21,7 @@ PICTURE = Picture()
 
 
 def plan_for(gpu_gib: float, host_gib: float = 64) -> Plan:
-    return make_plan(
-        FULL, PICTURE, Memory(int(gpu_gib * GIB), int(host_gib * GIB))
-    )
+    return make_plan(FULL, PICTURE, Memory(int(gpu_gib * GIB), int(host_gib * GIB)))
 
 
 @pytest.mark.parametrize(
@@ -68,7 +66,9 @@ def test_a_slot_holds_the_largest_part_that_streams() -> None:
 
 
 def test_too_little_gpu_memory_is_refused_with_what_is_missing() -> None:
-    with pytest.raises(ModelError, match=r"0\.\d GiB of GPU memory are missing \(\d\.\d needed, 3\.0"):
+    with pytest.raises(
+        ModelError, match=r"0\.\d GiB of GPU memory are missing \(\d\.\d needed, 3\.0"
+    ):
         plan_for(3)
 
 
@@ -85,9 +85,7 @@ def test_both_memories_may_be_missing() -> None:
 
 
 def test_a_larger_picture_leaves_room_for_fewer_blocks() -> None:
-    large = make_plan(
-        FULL, Picture(area_px=4 << 20), Memory(16 * GIB, 64 * GIB)
-    )
+    large = make_plan(FULL, Picture(area_px=4 << 20), Memory(16 * GIB, 64 * GIB))
     assert len(large.streamed_blocks) > len(plan_for(16).streamed_blocks)
 
 

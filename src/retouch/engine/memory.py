@@ -10,6 +10,7 @@ from torch import nn
 
 from retouch.engine.plan import RESIDENT, Plan
 from retouch.engine.ring import Ring
+from retouch.engine.still import make_still
 from retouch.engine.units import Parts, Unit, cut_pipeline, map_host, pin, unpin
 
 
@@ -24,6 +25,7 @@ class Weights:
         self, *, transformer: Any, vae: Any, text_encoder: Any, plan: Plan, device: torch.device
     ) -> None:
         self.transformer, self.vae, self.text_encoder = transformer, vae, text_encoder
+        make_still(vae)
         self.plan = plan
         self.device = device
         self.parts: Parts = cut_pipeline(
