@@ -107,15 +107,18 @@ class QwenEngine:
             self.weights.release()
 
     def _run_safely(self, image: Image, work: Work, watch: "_Watch") -> Edited:
-        try:
-            return self._run(image, work, watch)
-        except Overflowed as error:
-            traceback.clear_frames(error.__traceback__)
-            if self.weights.transformer.dtype != torch.float16:
-                raise NonFiniteResult("the model produced values that are no numbers") from error
-        self._widen()
-        edited = self._run(image, work, watch)
-        return replace(edited, notes=("float16 overflowed: the edit was made in bfloat16",))
+        notes: tuple[str, ...] = ()
+        while True:
+            try:
+                return replace(self._run(image, work, watch), notes=notes)
+            except Overflowed as error:
+                traceback.clear_frames(error.__traceback__)
+                if self.weights.transformer.dtype != torch.float16:
+                    raise NonFiniteResult(
+                        "the model produced values that are no numbers"
+                    ) from error
+            self._widen()
+            notes = ("float16 overflowed: the edit was made in bfloat16",)
 
     def _widen(self) -> None:
         """Go on in bfloat16, which ends at 3e38 and takes the same memory."""
