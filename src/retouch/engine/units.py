@@ -88,6 +88,10 @@ class Unit:
 
     def cast(self, dtype: torch.dtype) -> None:
         """Make the weights `dtype`, in the bytes they have if they are settled."""
+        if self.home is not None and any(
+            place.dtype.itemsize != dtype.itemsize for place in self.places
+        ):
+            raise ValueError(f"{self.name} has no room for {dtype}")
         self._own = [
             nn.Parameter(recast(own.data, dtype), requires_grad=False) for own in self._own
         ]
