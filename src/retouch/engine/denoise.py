@@ -130,20 +130,23 @@ def run_block(
     A function of tensors alone, so that it compiles once for all blocks. Float16 is not clipped as
     upstream does it: an overflow shall be seen in the latents, and not become a wrong picture.
     """
-    image_rows = [_spread(row, is_condition) for row in image_table.unbind()]
     text_rows = text_table.unbind()
+
+    def row(at: int) -> torch.Tensor:
+        return _spread(image_table[at], is_condition)
+
     image_out, text_out = _attend(
         block.attn,
-        _modulate(image, block.img_norm1, *image_rows[:2]),
+        _modulate(image, block.img_norm1, row(0), row(1)),
         _modulate(text, block.txt_norm1, *text_rows[:2]),
         angles,
     )
-    image = torch.addcmul(image, image_rows[2], image_out)
+    image = torch.addcmul(image, row(2), image_out)
     text = torch.addcmul(text, text_rows[2], text_out)
-    image_out = block.img_mlp(_modulate(image, block.img_norm2, *image_rows[3:5]))
+    image_out = block.img_mlp(_modulate(image, block.img_norm2, row(3), row(4)))
     text_out = block.txt_mlp(_modulate(text, block.txt_norm2, *text_rows[3:5]))
     return (
-        torch.addcmul(image, image_rows[5], image_out),
+        torch.addcmul(image, row(5), image_out),
         torch.addcmul(text, text_rows[5], text_out),
     )
 
@@ -164,41 +167,40 @@ def _attend(
     attn: Any, image: torch.Tensor, text: torch.Tensor, angles: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Let text and image attend to each other, in this order as upstream has them."""
-    head = attn.inner_dim // attn.heads
+    count, head = text.shape[1], attn.inner_dim // attn.heads
 
-    def project(stream: torch.Tensor, linear: Any, norm: Any = None) -> torch.Tensor:
-        heads: torch.Tensor = linear(stream).unflatten(
-            -1, (-1, head)
-        )  # (b, s, d) -> (b, s, h, d/h)
-        return heads if norm is None else functional.rms_norm(heads, (head,), norm.weight, norm.eps)
+    def project(stream: torch.Tensor, linear: Any) -> torch.Tensor:
+        return linear(stream).view(1, stream.shape[1], -1, head)  # type: ignore[no-any-return]
 
-    query = torch.cat(
-        [project(text, attn.add_q_proj, attn.norm_added_q), project(image, attn.to_q, attn.norm_q)],
-        dim=1,
-    )
-    key = torch.cat(
-        [project(text, attn.add_k_proj, attn.norm_added_k), project(image, attn.to_k, attn.norm_k)],
-        dim=1,
-    )
-    value = torch.cat([project(text, attn.add_v_proj), project(image, attn.to_v)], dim=1)
+    def turn(stream: torch.Tensor, linear: Any, norm: Any, angles: torch.Tensor) -> torch.Tensor:
+        heads = project(stream, linear)
+        return _turn(functional.rms_norm(heads, (head,), norm.weight, norm.eps), angles)
+
+    # Turned before they are joined: compiled, each stream's norm and turn are then one pass.
+    query = [
+        turn(text, attn.add_q_proj, attn.norm_added_q, angles[:count]),
+        turn(image, attn.to_q, attn.norm_q, angles[count:]),
+    ]
+    key = [
+        turn(text, attn.add_k_proj, attn.norm_added_k, angles[:count]),
+        turn(image, attn.to_k, attn.norm_k, angles[count:]),
+    ]
+    value = [project(text, attn.add_v_proj), project(image, attn.to_v)]
     joint = dispatch_attention_fn(
-        _turn(query, angles),
-        _turn(key, angles),
-        value,
+        torch.cat(query, dim=1),
+        torch.cat(key, dim=1),
+        torch.cat(value, dim=1),
         backend=attn.processor._attention_backend,  # noqa: SLF001 - where `set_attention_backend` puts it
     ).flatten(2)
-    text_tokens = text.shape[1]
-    return attn.to_out[0](joint[:, text_tokens:]), attn.to_add_out(joint[:, :text_tokens])
+    return attn.to_out[0](joint[:, count:]), attn.to_add_out(joint[:, :count])
 
 
 def _turn(heads: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
     """Turn each pair of channels by its token's angle, in float32."""
     pairs = heads.float().view(*heads.shape[:-1], -1, 2)
     if torch.compiler.is_compiling():  # the compiler has no code for complex numbers to fuse
-        (real, imaginary), (cosine, sine) = pairs.unbind(-1), angles.unbind(-1)
-        turned = torch.stack(
-            (real * cosine - imaginary * sine, real * sine + imaginary * cosine), dim=-1
-        )
+        cosine, sine = angles[..., :1], angles[..., 1:]
+        turned = pairs * cosine + pairs.flip(-1) * torch.cat([-sine, sine], dim=-1)
     else:
         turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(angles))
     return turned.flatten(-2).to(heads.dtype)
