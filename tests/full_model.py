@@ -15,6 +15,7 @@ from retouch.engine.units import Unit
 
 TRANSFORMER = {"guidance_embeds": False}  # the rest is the class's own default
 SPREAD = 0.02
+PATTERN = 1 << 22
 SHARD_BYTES = 5_000_000_000
 
 
@@ -57,16 +58,15 @@ def make_configs() -> dict[str, Any]:
     }
 
 
-def make_pattern(count: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+def make_pattern(dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """Draw the same values in every run: all weights of a kind are cut from them."""
     generator = torch.Generator(device).manual_seed(0)
-    pattern = torch.empty(count, device=device).normal_(0, SPREAD, generator=generator)
+    pattern = torch.empty(PATTERN, device=device).normal_(0, SPREAD, generator=generator)
     return pattern.to(dtype)
 
 
 def fill(weights: Weights) -> None:
     """Give every weight a value, the same one wherever it lives."""
-    longest = max(tensor.numel() for unit in weights.parts for tensor in unit.tensors.values())
     patterns: dict[tuple[torch.dtype, str], torch.Tensor] = {}
 
     def fill_unit(unit: Unit) -> None:
@@ -75,13 +75,14 @@ def fill(weights: Weights) -> None:
                 tensor.fill_(1)
             else:
                 pattern = patterns[tensor.dtype, tensor.device.type]
-                tensor.view(-1).copy_(pattern[: tensor.numel()])
+                for piece in tensor.view(-1).split(PATTERN):
+                    piece.copy_(pattern[: piece.numel()])
 
     for unit in weights.parts:
         for tensor in unit.tensors.values():
             key = (tensor.dtype, tensor.device.type)
             if key not in patterns:
-                made = make_pattern(longest, tensor.dtype, weights.device)
+                made = make_pattern(tensor.dtype, weights.device)
                 patterns[key] = made.to(tensor.device)
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         list(pool.map(fill_unit, weights.parts))
@@ -126,8 +127,7 @@ def _write_shards(part: Path, stem: str, weights: dict[str, torch.nn.Parameter])
         shards[-1][name] = weight
         size += weight.nbytes
     dtype = next(iter(weights.values())).dtype
-    longest = max(weight.numel() for weight in weights.values())
-    pattern = make_pattern(longest, dtype, torch.device("cpu")).view(torch.uint8).numpy()
+    pattern = make_pattern(dtype, torch.device("cpu")).view(torch.uint8).numpy()
     names = [f"{stem}-{n:05}-of-{len(shards):05}.safetensors" for n in range(1, len(shards) + 1)]
 
     def write(name: str, shard: dict[str, torch.nn.Parameter]) -> int:
@@ -146,7 +146,8 @@ def _write_shards(part: Path, stem: str, weights: dict[str, torch.nn.Parameter])
         with (part / name).open("wb") as file:
             file.write(len(text).to_bytes(8, "little") + text)
             for weight in shard.values():
-                file.write(memoryview(pattern[: weight.nbytes]))
+                for begin in range(0, weight.nbytes, pattern.nbytes):
+                    file.write(memoryview(pattern[: weight.nbytes - begin]))
         return offset
 
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:

@@ -1,10 +1,10 @@
 """Weights that stream give the same bits as weights that stay."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import torch
+from streams import modules_of, stream_everything
 
 from retouch.engine.memory import Weights
 from retouch.engine.plan import GIB, Memory, Picture, Plan, make_plan
@@ -14,25 +14,6 @@ from retouch.engine.units import cut_pipeline
 pytestmark = pytest.mark.e2e
 
 CPU = torch.device("cpu")
-
-
-def modules_of(pipe: Any) -> dict[str, Any]:
-    return {name: getattr(pipe, name) for name in ("transformer", "vae", "text_encoder")}
-
-
-def stream_everything(pipe: Any, *, slots: int = 2) -> Weights:
-    modules = modules_of(pipe)
-    sizes = cut_pipeline(**modules).sizes
-    plan = Plan(
-        "all streamed",
-        streamed_blocks=frozenset(range(len(sizes.blocks))),
-        streamed_layers=frozenset(range(len(sizes.layers))),
-        slot_bytes=max(*sizes.blocks, *sizes.layers, *sizes.modulation),
-        slots=slots,
-    )
-    weights = Weights(**modules, plan=plan, device=CPU)
-    weights.settle()
-    return weights
 
 
 @pytest.fixture(params=[2, 3])

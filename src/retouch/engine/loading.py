@@ -56,8 +56,7 @@ def load_weights(
         )
         if folds:  # pragma: no cover - a CPU runs float32
             precision.fold_norms(weights.transformer)
-    if not weights.pin(threads=os.cpu_count() or 1):  # pragma: no cover - needs a GPU
-        progress("some host memory could not be pinned: weights will stream slowly")
+    weights.pin(threads=os.cpu_count() or 1)
     return weights
 
 

@@ -8,10 +8,11 @@ from typing import Any, Self
 import torch
 from torch import nn
 
-from retouch.engine.plan import RESIDENT, Plan
+from retouch.engine.plan import GIB, RESIDENT, Plan
 from retouch.engine.ring import Ring
 from retouch.engine.still import make_still
 from retouch.engine.units import Parts, Unit, cut_pipeline, map_host, pin, unpin
+from retouch.errors import ModelError
 
 
 class Weights:
@@ -84,19 +85,21 @@ class Weights:
             if path.startswith(prefix)
         }
 
-    def pin(self, *, threads: int = 8) -> bool:
-        """Pin what streams, so that it is copied at full speed. False if some of it is not."""
+    def pin(self, *, threads: int = 8) -> None:
+        """Pin what streams, so that the GPU fetches it by itself.
+
+        Raises:
+            ModelError: the system does not allow it.
+        """
+        homes = [unit.home for unit in self._hosted if unit.home is not None]
         if self.device.type != "cuda":
-            return True
-        homes = [
-            unit.home for unit in self._hosted if unit.home is not None
-        ]  # pragma: no cover - needs a GPU
+            return
         with ThreadPoolExecutor(threads) as pool:  # pragma: no cover - needs a GPU
             done = list(pool.map(pin, homes))
-        self._pinned = [
-            home for home, ok in zip(homes, done, strict=True) if ok
-        ]  # pragma: no cover - needs a GPU
-        return all(done)  # pragma: no cover - needs a GPU
+            self._pinned = [home for home, ok in zip(homes, done, strict=True) if ok]
+            if not all(done):
+                lacking = sum(home.numel() for home, ok in zip(homes, done, strict=True) if not ok)
+                raise ModelError(f"{lacking / GIB:.1f} GiB of host memory could not be pinned")
 
     @property
     def copied_bytes(self) -> int:

@@ -177,8 +177,11 @@ class _Reader:
 
     def _convert(self, stage: torch.Tensor, part: torch.Tensor, factor: float) -> None:
         with torch.cuda.stream(self._stream) if self._stream else nullcontext():
-            there = stage.to(part.device, non_blocking=True)
-            part.copy_(there if factor == 1.0 else there.float().mul_(factor))
+            if factor == 1.0 and stage.dtype == part.dtype:
+                part.copy_(stage, non_blocking=True)
+            else:  # converted where it will live: a GPU does that in no time
+                there = stage.to(part.device, non_blocking=True)
+                part.copy_(there.float().mul_(factor))
             if self._stream:  # pragma: no cover - needs a GPU
                 self._stream.synchronize()
 
