@@ -1,6 +1,8 @@
 """Attention kernels are tried before they are used, and compiled blocks make the same edit."""
 
+import os
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -85,3 +87,23 @@ def test_one_compiled_function_runs_every_block_prompt_and_size(
             found = np.frombuffer(edit(engine, work), dtype=np.uint8).astype(int)
             assert np.abs(found - wanted).max() <= 1
     assert len(made) == 2, "one for the first size, one for all"
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_compiled_code_is_kept_beside_the_models(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "models"))
+    assert speed.find_code_cache() == tmp_path / "models" / "compiled"
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    monkeypatch.setattr("os.environ", dict(os.environ))
+    speed.compile_block(speed.find_code_cache())
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "models" / "compiled")
+
+
+def test_where_nothing_can_be_written_compiled_code_goes_where_torch_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path))
+    monkeypatch.setattr("os.access", lambda *_: False)
+    assert speed.find_code_cache() is None

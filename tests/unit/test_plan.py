@@ -1,3 +1,4 @@
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -108,7 +109,7 @@ def test_streamed_blocks_are_spread_evenly(of: int) -> None:
         places = sorted(spread(count, of=of))
         assert len(places) == count
         assert all(0 <= place < of for place in places)
-        gaps = {b - a for a, b in zip(places, places[1:], strict=False)}
+        gaps = {b - a for a, b in pairwise(places)}
         assert not gaps or max(gaps) - min(gaps) <= 1
 
 

@@ -206,7 +206,9 @@ def _load_engine(
         preset=preset,
         model=name,
         revision=compute_revision(folder),
-        run_block=speed.compile_block() if settings.compile else denoise.run_block,
+        run_block=speed.compile_block(speed.find_code_cache())
+        if settings.compile
+        else denoise.run_block,
     )
 
 

@@ -1,6 +1,7 @@
 """What makes a block fast and changes no result: the attention kernel, and the compiler."""
 
 import os
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -40,14 +41,23 @@ MAX_BACKEND_ERROR = 0.1
 """Of the norm: int8 kernels stay within a few per cent, a wrong layout does not."""
 
 
-def compile_block(cache_dir: str = "") -> denoise.BlockCall:
+def find_code_cache() -> Path | None:
+    """Return the folder for compiled code: beside the hub library's, if that can be written."""
+    from huggingface_hub.constants import HF_HOME
+
+    home = Path(HF_HOME)
+    nearest = next(folder for folder in (home, *home.parents) if folder.is_dir())
+    return home / "compiled" if os.access(nearest, os.W_OK) else None
+
+
+def compile_block(cache_dir: Path | None = None) -> denoise.BlockCall:
     """Compile the one function that runs every block, and keep its code in `cache_dir`.
 
     The number of text tokens, another for each prompt, is left open from the first; that of image
     tokens from the second size on, so that a worker with one size runs code made for it.
     """
     if cache_dir:
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", cache_dir)
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir))
     compiled: Any = torch.compile(denoise.run_block)
     mark: Any = torch._dynamo.maybe_mark_dynamic  # noqa: SLF001 - documented for this use
 

@@ -24,10 +24,10 @@ def make_still(vae: Any) -> None:
     vae._decode = MethodType(_decode, vae)  # noqa: SLF001 - as above
     for module in vae.modules():
         if isinstance(module, QwenImageCausalConv3d):
-            module.forward = MethodType(_convolve, module)
+            module.forward = MethodType(_convolve, module)  # type: ignore[method-assign]
         elif isinstance(module, QwenImageUpsample):
             # Repeating pixels rounds nothing, so the detour through float32 is not needed.
-            module.forward = MethodType(nn.Upsample.forward, module)
+            module.forward = MethodType(nn.Upsample.forward, module)  # type: ignore[method-assign]
 
 
 def _encode(vae: Any, pixels: torch.Tensor) -> torch.Tensor:
