@@ -1,5 +1,6 @@
-"""One small edit, by the engine and by diffusers alone, to compare results byte for byte."""
+"""One small edit, by the engine and by diffusers alone, to compare results value for value."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,11 @@ import torch
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus
 from PIL import Image
 
+from retouch.engine.memory import Weights
 from retouch.engine.pipeline import QwenEngine
+from retouch.engine.precision import fold_factor, fold_norms, recast
+from retouch.engine.schedulers import build_scheduler
+from retouch.engine.tiny import PRESET, build_tiny_pipeline
 from retouch.ports import Work
 
 torch.set_num_threads(1)  # a tiny edit gains nothing from more; on shared cores it loses tenfold
@@ -42,9 +47,66 @@ def edit(engine: QwenEngine, work: Work = WORK, image: Image.Image = IMAGE) -> b
     return engine.edit(image, work, before_step=ignore).image.tobytes()
 
 
+def engine_over(pipe: Any, **changes: Any) -> QwenEngine:
+    """Build an engine over the parts of a stock pipeline, with these changes to the tiny preset."""
+    return QwenEngine(
+        Weights.resident(
+            transformer=pipe.transformer, vae=pipe.vae, text_encoder=pipe.text_encoder
+        ),
+        processor=pipe.processor,
+        scheduler=pipe.scheduler.config,
+        pipeline=type(pipe).__name__,
+        preset=PRESET.model_copy(update=changes),
+        model="tiny",
+        revision="",
+    )
+
+
+def build_stock(*, plus: bool = False, zero_cond_t: bool = False) -> Any:
+    """Build a stock pipeline that places image tokens right; with `zero_cond_t` it is 2511's."""
+    pipe = build_tiny_pipeline(plus=plus)
+    pipe.set_progress_bar_config(disable=True)
+    correct_positions(pipe.text_encoder)
+    pipe.transformer.register_to_config(zero_cond_t=zero_cond_t)
+    for module in (pipe.transformer, *pipe.transformer.transformer_blocks):
+        module.zero_cond_t = zero_cond_t
+    return pipe
+
+
+def correct_positions(text_encoder: torch.nn.Module) -> Any:
+    """Give the stock pipelines what they forget, `mm_token_type_ids` (diffusers#14194)."""
+
+    def amend(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        is_image = kwargs["input_ids"] == module.config.image_token_id
+        return args, kwargs | {"mm_token_type_ids": is_image.int(), "logits_to_keep": 1}
+
+    return text_encoder.register_forward_pre_hook(amend, with_kwargs=True)
+
+
+def fold(transformer: Any) -> None:
+    """Fold a transformer and store it in float16, as a checkpoint is while it is loaded."""
+    for name, weights in transformer.named_parameters():
+        weights.data = recast(weights.data, torch.float16, factor=fold_factor(name))
+    fold_norms(transformer)
+
+
+def decode_of(vae: torch.nn.Module, run: Callable[[], object]) -> torch.Tensor:
+    """Return the pixels as they leave the decoder while `run` makes one edit."""
+    seen: list[torch.Tensor] = []
+    hook = vae.decoder.register_forward_hook(lambda _m, _i, output: seen.append(output.clone()))  # type: ignore[union-attr, operator]
+    run()
+    hook.remove()
+    (pixels,) = seen
+    return pixels
+
+
 def run_stock(pipe: Any, work: Work = WORK, image: Any = IMAGE) -> bytes:
     """Edit with diffusers alone, as its documentation says."""
     guided = {"negative_prompt": work.negative_prompt} if work.guidance_scale > 1 else {}
+    generator = torch.Generator().manual_seed(work.seed)
+    pipe.scheduler = build_scheduler(
+        work.scheduler, pipe.scheduler.config, steps=work.steps, generator=generator
+    )
     result = pipe(
         image=image,
         prompt=work.prompt,
@@ -52,7 +114,7 @@ def run_stock(pipe: Any, work: Work = WORK, image: Any = IMAGE) -> bytes:
         height=work.height_px,
         width=work.width_px,
         num_inference_steps=work.steps,
-        generator=torch.Generator().manual_seed(work.seed),
+        generator=generator,
         **guided,
     )
     pixels: bytes = result.images[0].tobytes()

@@ -88,6 +88,9 @@ def _build_parser() -> argparse.ArgumentParser:
     edit.add_argument("--quality", type=int, dest="output_quality", help="1 to 100, not for png")
     edit.add_argument("--width", type=int, help="pixels, a multiple of 16, with --height")
     edit.add_argument("--height", type=int, help="pixels, a multiple of 16, with --width")
+    plan = commands.add_parser("plan", help="say where the full model's weights would live")
+    plan.add_argument("--gpu-gib", type=float, help="of a GPU that is not here (default: free)")
+    plan.add_argument("--host-gib", type=float, help="of its host (default: free)")
     return parser
 
 
@@ -122,18 +125,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _build_parser().parse_args(arguments)
     settings = load_settings()
     logs.install("ERROR", secrets=wiring.secrets_of(settings))
-    output = options.output or Path("edited.png")
     try:
-        answer = asyncio.run(_edit(_request(options, output), settings, output))
+        {"edit": _run_edit, "plan": _run_plan}[options.command](options, settings)
     except (EditError, OSError) as error:
         print(f"retouch: {error}", file=sys.stderr)
         return 1
+    return 0
+
+
+def _run_plan(options: argparse.Namespace, settings: Settings) -> None:
+    for line in wiring.describe_plan(settings, gpu_gib=options.gpu_gib, host_gib=options.host_gib):
+        print(line)
+
+
+def _run_edit(options: argparse.Namespace, settings: Settings) -> None:
+    output = options.output or Path("edited.png")
+    answer = asyncio.run(_edit(_request(options, output), settings, output))
     meta = answer.result.meta
     seconds = meta.timings_ms.total / 1000
     print(f"{output}  {meta.width} x {meta.height}  {seconds:.1f} s  {meta.model}")
     for note in meta.notes:
         print(f"note: {note}")
-    return 0
 
 
 if __name__ == "__main__":

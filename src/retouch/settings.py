@@ -66,6 +66,20 @@ class Settings(BaseSettings):
     dtype: Literal["float16", "bfloat16", "float32"] = Field(
         default="bfloat16", description="precision of the model on a GPU; a CPU runs float32"
     )
+    gpu_memory_gib: float = Field(
+        default=0,
+        ge=0,
+        le=1024,
+        description="GiB of GPU memory to plan for; 0: what is free at the start",
+    )
+    attention_backend: str = Field(
+        default="native",
+        description="attention kernel by diffusers' name, such as xformers, flash or sage",
+    )
+    compile: bool = Field(
+        default=False,
+        description="compile the model's blocks: a slower start, faster edits of the same result",
+    )
     max_image_pixels: int = Field(
         default=50_000_000, ge=4096, le=1 << 28, description="pixels of a source image at most"
     )

@@ -10,6 +10,7 @@ from retouch import images
 from retouch.admission import Admission
 from retouch.decoder import Decoder, DecoderSettings
 from retouch.editor import Editor, EditorSettings
+from retouch.engine import plan
 from retouch.engine.checkpoint import FULL_MODEL, CheckpointSettings, load
 from retouch.fetch import Fetcher, FetchLimits
 from retouch.logs import event
@@ -74,19 +75,48 @@ def build_engine(settings: Settings) -> Engine:
     Raises:
         ModelError: it cannot be found, read or placed.
     """
-    return load(
+    engine = load(
         CheckpointSettings(
             model_id=settings.model_id,
             revision=settings.model_revision,
             dtype=settings.dtype,
             cache_dir=str(find_cache(settings) or ""),
+            gpu_memory_gib=settings.gpu_memory_gib,
+            attention_backend=settings.attention_backend,
+            compile=settings.compile,
             hf_token=settings.hf_token.get_secret_value(),
         ),
         progress=lambda message: event(_log, "engine.loading", progress=message),
     )
+    if settings.compile:  # it makes code for the first size, and at the second for any
+        for wider_px in (0, 32):
+            event(_log, "engine.loading", progress="compiling")
+            warm_up(engine, wider_px=wider_px)
+    return engine
 
 
-def warm_up(engine: Engine) -> None:
+def describe_plan(
+    settings: Settings, *, gpu_gib: float | None, host_gib: float | None
+) -> list[str]:
+    """Say how the full model would be placed on this machine, or on one with so much memory.
+
+    Raises:
+        ModelError: it would not fit.
+    """
+    if gpu_gib is None:
+        import torch  # takes seconds
+
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        gpu_bytes = plan.measure_memory(device, settings.gpu_memory_gib).gpu_bytes
+    else:
+        gpu_bytes = int(gpu_gib * plan.GIB)
+    host_bytes = plan.measure_host() if host_gib is None else int(host_gib * plan.GIB)
+    picture = plan.Picture()
+    made = plan.make_plan(plan.FULL, picture, plan.Memory(gpu_bytes, host_bytes))
+    return plan.explain(made, plan.FULL, picture)
+
+
+def warm_up(engine: Engine, *, wider_px: int = 0) -> None:
     """Run one real edit, so that the first caller does not pay for what happens once."""
     side_px = round(engine.info.preset.area_px**0.5) // 32 * 32
     work = Work(
@@ -96,10 +126,11 @@ def warm_up(engine: Engine) -> None:
         steps=2,
         guidance_scale=engine.info.preset.guidance_scale,
         scheduler="Euler",
-        width_px=side_px,
+        width_px=side_px + wider_px,
         height_px=side_px,
     )
-    engine.edit(Image.new("RGB", (side_px, side_px), "gray"), work, before_step=lambda _i, _n: None)
+    image = Image.new("RGB", (work.width_px, work.height_px), "gray")
+    engine.edit(image, work, before_step=lambda _i, _n: None)
 
 
 def build_sources(settings: Settings, store: Store, *, exits: AsyncExitStack) -> CachedSources:

@@ -62,6 +62,25 @@ def test_what_is_wrong_is_said_in_one_line(
     assert not list(tmp_path.iterdir())
 
 
+def test_the_plan_for_another_machine_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--gpu-gib", "16", "--host-gib", "64"]) == 0
+    first, *rest = capsys.readouterr().out.splitlines()
+    assert first.startswith("plan: ")
+    assert first.endswith("of 60 blocks streamed")
+    assert any(line.startswith("host: 4") for line in rest)
+
+
+def test_what_a_machine_lacks_for_the_full_model_is_said_in_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert main(["plan", "--host-gib", "8"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "GiB of GPU memory are missing" in line
+    assert "GiB of host memory are missing" in line
+    assert main(["plan", "--gpu-gib", "1"]) == 1
+
+
 def test_help_says_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["edit", "--help"])

@@ -5,12 +5,24 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_edits import IMAGE, MODULES, WORK, bound_stock_area, edit, ignore, make_image, run_stock
+from tiny_edits import (
+    IMAGE,
+    WORK,
+    bound_stock_area,
+    build_stock,
+    decode_of,
+    edit,
+    engine_over,
+    ignore,
+    make_image,
+    run_stock,
+)
 
 from retouch import contract
-from retouch.engine.conditioning import correct_positions
+from retouch.engine import conditioning
 from retouch.engine.pipeline import QwenEngine
-from retouch.engine.tiny import AREA_PX, PRESET, build_tiny, build_tiny_pipeline
+from retouch.engine.tiny import AREA_PX, build_tiny, build_tiny_pipeline
+from retouch.ports import Work
 
 pytestmark = pytest.mark.e2e
 
@@ -25,34 +37,78 @@ def engine() -> QwenEngine:
     return build_tiny()
 
 
+def assert_equals_stock(pipe: Any, work: Work) -> None:
+    engine = engine_over(pipe)
+    ours = decode_of(pipe.vae, lambda: edit(engine, work))
+    stock = decode_of(pipe.vae, lambda: run_stock(pipe, work))
+    torch.testing.assert_close(ours, stock, rtol=0, atol=1e-5)
+
+
 @pytest.mark.usefixtures("small_stock")
 @pytest.mark.parametrize("plus", [False, True])
+@pytest.mark.parametrize("zero_cond_t", [False, True])
 @pytest.mark.parametrize("guidance_scale", [1.0, 4.0])
-@pytest.mark.parametrize("size", [(144, 96), (64, 176)])
+@pytest.mark.parametrize("size", [(144, 96), (64, 176), (16, 16)])
 def test_an_edit_equals_the_stock_pipelines(
-    plus: bool, guidance_scale: float, size: tuple[int, int]
+    plus: bool, zero_cond_t: bool, guidance_scale: float, size: tuple[int, int]
 ) -> None:
-    engine = build_tiny(plus=plus)
     work = replace(WORK, guidance_scale=guidance_scale, width_px=size[0], height_px=size[1])
-    assert edit(engine, work) == run_stock(engine.pipe, work)
+    assert_equals_stock(build_stock(plus=plus, zero_cond_t=zero_cond_t), work)
+
+
+@pytest.mark.usefixtures("small_stock")
+@pytest.mark.parametrize("plus", [False, True])
+@pytest.mark.parametrize("scheduler", contract.SCHEDULERS)
+@pytest.mark.parametrize("steps", [1, 6])
+def test_every_scheduler_runs_as_in_the_stock_pipelines(
+    plus: bool, scheduler: str, steps: int
+) -> None:
+    assert_equals_stock(build_stock(plus=plus), replace(WORK, scheduler=scheduler, steps=steps))
+
+
+@pytest.mark.usefixtures("small_stock")
+def test_a_long_negative_prompt_does_not_disturb_a_short_prompt() -> None:
+    assert_equals_stock(build_stock(), replace(WORK, prompt="red", negative_prompt="blurry " * 40))
 
 
 def test_an_edit_at_full_area_equals_the_untouched_stock_pipeline() -> None:
-    preset = PRESET.model_copy(update={"condition_area_px": 1024 * 1024})
-    engine = QwenEngine(build_tiny_pipeline(), preset=preset, model="tiny", revision="")
+    pipe = build_stock(plus=True)
+    engine = engine_over(pipe, condition_area_px=1024 * 1024)
     work = replace(WORK, steps=1, guidance_scale=1.0)
-    stock = build_tiny_pipeline()
-    stock.scheduler = type(stock.scheduler).from_config(stock.scheduler.config, shift_terminal=None)
-    correct_positions(stock.text_encoder)
-    assert edit(engine, work) == run_stock(stock, work)
+    ours = decode_of(pipe.vae, lambda: edit(engine, work))
+    stock = decode_of(pipe.vae, lambda: run_stock(pipe, work))
+    torch.testing.assert_close(ours, stock, rtol=0, atol=1e-5)
 
 
-@pytest.mark.usefixtures("small_stock")
-def test_the_image_reaches_the_original_pipeline_resized() -> None:
-    """A list of one image skips the resize there, so the two calls differ."""
-    engine = build_tiny()
-    assert edit(engine) == run_stock(engine.pipe)
-    assert edit(engine) != run_stock(engine.pipe, image=[IMAGE])
+def test_the_image_is_seen_once_and_both_prompts_are_read_in_one_pass(engine: QwenEngine) -> None:
+    calls: list[tuple[str, int]] = []
+    text_encoder = engine.weights.text_encoder
+    modules = {"vision": text_encoder.model.visual, "words": text_encoder.lm_head}
+    modules["layer"] = text_encoder.model.language_model.layers[0]
+    hooks = [
+        module.register_forward_hook(
+            lambda _m, inputs, _o, name=name: calls.append((name, len(inputs[0])))
+        )
+        for name, module in modules.items()
+    ]
+    edit(engine)
+    for hook in hooks:
+        hook.remove()
+    assert [name for name, _ in calls] == ["vision", "layer"]
+    assert calls[1] == ("layer", 2)
+
+
+def test_both_branches_go_through_a_block_before_the_next(engine: QwenEngine) -> None:
+    order: list[int] = []
+    blocks = engine.weights.transformer.transformer_blocks
+    hooks = [
+        block.img_mlp.register_forward_hook(lambda *_, number=number: order.append(number))
+        for number, block in enumerate(blocks)
+    ]
+    edit(engine, replace(WORK, steps=2))
+    for hook in hooks:
+        hook.remove()
+    assert order == [0, 0, 1, 1] * 2
 
 
 @pytest.mark.parametrize("size", [(144, 96), (96, 144), (16, 16), (208, 32)])
@@ -62,27 +118,23 @@ def test_the_result_has_the_size_asked_for(engine: QwenEngine, size: tuple[int, 
     assert (edited.image.size, edited.image.mode) == (size, "RGB")
 
 
-def test_positions_are_those_of_the_models_own_inputs() -> None:
+def test_positions_are_those_of_the_models_own_inputs(engine: QwenEngine) -> None:
     pipe = build_tiny_pipeline()
     text = [pipe.prompt_template_encode.format(WORK.prompt)]
     inputs = pipe.processor(text=text, images=IMAGE, padding=True, return_tensors="pt")
     with torch.no_grad():
         right = pipe.text_encoder(**inputs, output_hidden_states=True).hidden_states[-1][:, 64:]
-        without = pipe.encode_prompt(WORK.prompt, IMAGE)[0]
-        hook = correct_positions(pipe.text_encoder)
-        corrected = pipe.encode_prompt(WORK.prompt, IMAGE)[0]
-        hook.remove()
-        removed = pipe.encode_prompt(WORK.prompt, IMAGE)[0]
-    assert torch.equal(corrected, right)
-    assert not torch.allclose(without, right, atol=1e-3)
-    assert torch.equal(removed, without)
-
-
-def test_positions_are_left_alone_where_there_is_no_image() -> None:
-    text_encoder = build_tiny_pipeline().text_encoder
-    correct_positions(text_encoder)
-    with torch.no_grad():
-        assert text_encoder(input_ids=torch.tensor([[9, 10]])).logits.shape[1] == 1
+        (ours,) = conditioning.encode(
+            pipe.text_encoder,
+            pipe.processor,
+            conditioning.describe_family("QwenImageEditPipeline"),
+            image=IMAGE,
+            prompts=[WORK.prompt],
+            device=torch.device("cpu"),
+        )
+        stock = pipe.encode_prompt(WORK.prompt, IMAGE)[0]
+    torch.testing.assert_close(ours, right, rtol=0, atol=1e-5)
+    assert not torch.allclose(stock, right, atol=1e-3)  # when this fails, upstream is mended
 
 
 def test_guidance_needs_its_scale_and_then_reads_the_negative_prompt(engine: QwenEngine) -> None:
@@ -107,17 +159,15 @@ def test_braces_in_a_prompt_are_text(engine: QwenEngine) -> None:
 
 def count_image_tokens(engine: QwenEngine) -> tuple[int, int]:
     """Count the image tokens that the transformer and the text encoder see in one edit."""
-    pipe, seen = engine.pipe, {}
+    seen: dict[str, int] = {}
+    weights = engine.weights
+    merge = weights.text_encoder.config.vision_config.spatial_merge_size**2
     hooks = [
-        pipe.transformer.register_forward_pre_hook(
-            lambda _m, _a, kwargs: seen.update(dit=kwargs["hidden_states"].shape[1]),
-            with_kwargs=True,
+        weights.transformer.img_in.register_forward_pre_hook(
+            lambda _m, inputs: seen.update(dit=inputs[0].shape[1])
         ),
-        pipe.text_encoder.register_forward_pre_hook(
-            lambda m, _a, kwargs: seen.update(
-                vl=int((kwargs["input_ids"] == m.config.image_token_id).sum())
-            ),
-            with_kwargs=True,
+        weights.text_encoder.model.visual.register_forward_pre_hook(
+            lambda _m, inputs: seen.update(vl=len(inputs[0]) // merge)
         ),
     ]
     edit(engine, replace(WORK, width_px=64, height_px=64, steps=1), make_image(100, 100))
@@ -127,19 +177,15 @@ def count_image_tokens(engine: QwenEngine) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("plus", [False, True])
-def test_the_conditioning_area_is_the_engines_own(plus: bool) -> None:
-    before = [module.calculate_dimensions for module in MODULES]
-    engines = [
-        QwenEngine(
-            build_tiny_pipeline(plus=plus),
-            preset=PRESET.model_copy(update={"condition_area_px": side * side}),
-            model="tiny",
-            revision="",
-        )
-        for side in (64, 128, 64)
-    ]
-    assert [count_image_tokens(e) for e in engines] == [(16, 4), (64, 25), (16, 4)]
-    assert [module.calculate_dimensions for module in MODULES] == before
+def test_the_conditioning_area_is_the_presets(plus: bool) -> None:
+    pipe = build_tiny_pipeline(plus=plus)
+    engines = [engine_over(pipe, condition_area_px=side * side) for side in (64, 128)]
+    assert [count_image_tokens(e) for e in engines] == [(16, 4), (64, 25)]
+
+
+def test_edit_plus_reads_a_smaller_image_than_it_paints_from() -> None:
+    engine = engine_over(build_tiny_pipeline(plus=True), condition_area_px=512 * 512)
+    assert count_image_tokens(engine) == (32 * 32, 196)
 
 
 def test_a_very_narrow_image_still_has_a_side(engine: QwenEngine) -> None:

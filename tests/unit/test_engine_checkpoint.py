@@ -8,6 +8,7 @@ from checkpoints import COMMIT, cut_short, make_cache, make_folder
 from retouch.engine import checkpoint
 from retouch.engine.checkpoint import CheckpointSettings, PresetFile
 from retouch.engine.folder import compute_revision
+from retouch.engine.plan import GIB, Memory
 from retouch.errors import ModelError
 
 
@@ -27,10 +28,13 @@ def test_importing_the_door_imports_no_model_library() -> None:
 
 
 def test_the_full_model_is_chosen_only_where_it_fits() -> None:
-    fits = checkpoint.FULL_MODEL_GIB
-    assert checkpoint.choose_model("", free_gib=fits) == checkpoint.FULL_MODEL
-    assert checkpoint.choose_model("", free_gib=fits - 1) == ""
-    assert checkpoint.choose_model("org/name", free_gib=0) == "org/name"
+    fits, lacks_gpu, lacks_host = (
+        Memory(gpu_gib * GIB, host_gib * GIB) for gpu_gib, host_gib in ((16, 48), (2, 96), (48, 8))
+    )
+    assert checkpoint.choose_model("", fits) == checkpoint.FULL_MODEL
+    assert checkpoint.choose_model("", lacks_gpu) == ""
+    assert checkpoint.choose_model("", lacks_host) == ""
+    assert checkpoint.choose_model("org/name", lacks_gpu) == "org/name"
 
 
 def test_a_folder_is_found_without_the_hub(tmp_path: Path) -> None:

@@ -4,9 +4,15 @@ import numpy as np
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, LTXEulerAncestralRFScheduler
+from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit import calculate_shift
 
 from retouch import contract
-from retouch.engine.schedulers import SCHEDULERS, EulerAncestral, build_scheduler
+from retouch.engine.schedulers import (
+    SCHEDULERS,
+    EulerAncestral,
+    build_scheduler,
+    start_schedule,
+)
 
 CONFIG = {
     "num_train_timesteps": 1000,
@@ -127,3 +133,27 @@ def test_the_stock_schedule_of_one_step_is_no_number() -> None:
     with np.errstate(invalid="ignore"):
         stock.set_timesteps(sigmas=np.linspace(1.0, 1.0, 1), mu=MU)
     assert torch.isnan(stock.sigmas[0])
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize("image_tokens", [1, 256, 4096, 16384])
+def test_a_schedule_starts_as_in_the_stock_pipelines(name: str, image_tokens: int) -> None:
+    theirs = start(name, 8)
+    mu = calculate_shift(image_tokens, 256, 8192, 0.5, 0.9)
+    theirs.set_timesteps(sigmas=np.linspace(1.0, 1 / 8, 8), mu=mu)
+    ours = start(name, 8)
+    timesteps = start_schedule(ours, steps=8, image_tokens=image_tokens)
+    assert torch.equal(timesteps, theirs.timesteps)
+    assert torch.equal(ours.sigmas, theirs.sigmas)
+    assert timesteps.device.type == ours.sigmas.device.type == "cpu"
+    assert torch.isfinite(run(ours)).all()
+
+
+def test_a_config_without_a_shift_line_has_the_pipelines_own() -> None:
+    config = {"num_train_timesteps": 1000, "shift": 1.0, "use_dynamic_shifting": True}
+    sigmas = []
+    for name in ("Euler", "UniPC"):
+        scheduler = build_scheduler(name, config, steps=4, generator=torch.Generator())
+        start_schedule(scheduler, steps=4, image_tokens=2000)
+        sigmas.append(scheduler.sigmas)
+    torch.testing.assert_close(sigmas[0], sigmas[1], rtol=0, atol=2e-6)

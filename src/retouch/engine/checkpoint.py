@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from retouch.engine.downloads import make_line_bar
 from retouch.engine.folder import (
     INDEX_FILE,
     PARTS,
@@ -20,23 +21,23 @@ from retouch.engine.folder import (
     read_json,
     require_whole,
 )
+from retouch.engine.plan import FULL, Memory, Picture, make_plan, measure_memory
 from retouch.errors import ModelError
 
 if TYPE_CHECKING:
     from retouch.engine.pipeline import QwenEngine
 
 FULL_MODEL = "Qwen/Qwen-Image-Edit"
-FULL_MODEL_GIB = 64
-"""Free GPU memory to take the full model unasked: a 1 MP edit peaks at 59.7 (vllm-project/vllm-omni#3684)."""
 PRESET_FILE = "retouch_preset.json"
 
 
 @dataclass(frozen=True, slots=True)
 class CheckpointSettings:
-    """Which weights, in which precision, where. An empty text leaves the choice to `load`.
+    """Which weights, in which precision, where and how. An empty text leaves the choice to `load`.
 
     `dtype` is float16, bfloat16 or float32; a CPU always runs float32. `device` is cuda or cpu.
-    `cache_dir` is a folder in the hub library's layout.
+    `cache_dir` is a folder in the hub library's layout. `gpu_memory_gib` is what the engine may
+    take of the GPU, 0 all that is free.
     """
 
     model_id: str = ""
@@ -44,6 +45,9 @@ class CheckpointSettings:
     dtype: str = "float16"
     device: str = ""
     cache_dir: str = ""
+    gpu_memory_gib: float = 0.0
+    attention_backend: str = "native"
+    compile: bool = False
     hf_token: str = field(default="", repr=False)
 
 
@@ -71,11 +75,9 @@ def load(
     """
     import torch
 
-    from retouch.engine.pipeline import QwenEngine
-
-    device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    free_gib = torch.cuda.mem_get_info()[0] / 2**30 if device == "cuda" else 0.0
-    model_id = choose_model(settings.model_id, free_gib=free_gib)
+    device = torch.device(settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    memory = measure_memory(device, settings.gpu_memory_gib)
+    model_id = choose_model(settings.model_id, memory)
     if not model_id:
         from retouch.engine.tiny import build_tiny
 
@@ -83,13 +85,8 @@ def load(
         return build_tiny()
     _silence_progress_bars()
     try:
-        folder = find(model_id, settings)
-        preset = _read_preset(folder)
-        dtype = settings.dtype if device == "cuda" else "float32"
-        pipe = _load_pipeline(folder, dtype=dtype, device=device, progress=progress)
-        return QwenEngine(
-            pipe, preset=preset, model=_name(model_id), revision=compute_revision(folder)
-        )
+        folder = find(model_id, settings, progress=progress)
+        return _load_engine(folder, _name(model_id), settings, memory, device, progress)
     except ModelError as error:
         raise ModelError(f"the checkpoint {model_id} cannot be used: {error.message}") from error
     except Exception as error:  # the loaders raise what they like; a start needs one line
@@ -97,16 +94,27 @@ def load(
         raise ModelError(f"the checkpoint {model_id} cannot be used: {reason}") from error
 
 
-def choose_model(model_id: str, *, free_gib: float) -> str:
+def choose_model(model_id: str, memory: Memory) -> str:
     """Return the id asked for, else the full model's where it fits, else nothing.
 
-    >>> choose_model("", free_gib=79.2), choose_model("", free_gib=0.0), choose_model("a/b", free_gib=0.0)
-    ('Qwen/Qwen-Image-Edit', '', 'a/b')
+    >>> choose_model("", Memory(16 << 30, 64 << 30)), choose_model("", Memory(0, 64 << 30))
+    ('Qwen/Qwen-Image-Edit', '')
     """
-    return model_id or (FULL_MODEL if free_gib >= FULL_MODEL_GIB else "")
+    if model_id:
+        return model_id
+    try:
+        make_plan(FULL, Picture(), memory)
+    except ModelError:
+        return ""
+    return FULL_MODEL
 
 
-def find(model_id: str, settings: CheckpointSettings) -> Path:
+def find(
+    model_id: str,
+    settings: CheckpointSettings,
+    *,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Path:
     """Return the folder of `model_id`, downloaded if need be, and whole as far as its files tell.
 
     Raises:
@@ -138,7 +146,8 @@ def find(model_id: str, settings: CheckpointSettings) -> Path:
     except HFValidationError:
         raise ModelError("there is no such folder, and it is no hub id") from None
     except (FileNotFoundError, ModelError):  # not there, or a download that was broken off
-        folder = Path(snapshot_download(model_id, **wanted))
+        bars = make_line_bar(progress)
+        folder = Path(snapshot_download(model_id, tqdm_class=bars, **wanted))
         require_whole(folder)
     return folder
 
@@ -162,53 +171,45 @@ def _name(model_id: str) -> str:
     return folder.resolve().name if folder.is_dir() else model_id
 
 
-def _load_pipeline(
-    folder: Path, *, dtype: str, device: str, progress: Callable[[str], None]
-) -> Any:
+def _load_engine(
+    folder: Path,
+    name: str,
+    settings: CheckpointSettings,
+    memory: Memory,
+    device: Any,
+    progress: Callable[[str], None],
+) -> "QwenEngine":
     """Load every part, and refuse what the loaders would make up: weights and tokens."""
-    import diffusers
     import torch
-    import transformers
 
-    from retouch.engine.conditioning import load_processor, require_template
+    from retouch.engine import denoise, loading, speed
+    from retouch.engine.conditioning import load_processor
+    from retouch.engine.pipeline import QwenEngine
 
-    classes: dict[str, Any] = {
-        "transformer": diffusers.QwenImageTransformer2DModel,
-        "vae": diffusers.AutoencoderKLQwenImage,
-        "text_encoder": transformers.Qwen2_5_VLForConditionalGeneration,
-    }
-    parts: dict[str, Any] = {}
-    for name, loader in classes.items():
-        progress(name)
-        parts[name], report = loader.from_pretrained(
-            str(folder),
-            subfolder=name,
-            dtype=getattr(torch, dtype),
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-        )
-        if lacking := [*report["missing_keys"], *report["mismatched_keys"]]:
-            raise ModelError(
-                f"{name} lacks {len(lacking)} weights, such as {min(map(str, lacking))}"
-            )
-        parts[name].to(device)
-        if device == "cpu":
-            # Left in the file's pages, weights are not aligned, and sums round differently.
-            for weights in parts[name].parameters():
-                weights.data = weights.data.clone()
-    progress("processor")
-    pipeline = getattr(diffusers, read_json(folder / INDEX_FILE)["_class_name"])
-    scheduler: Any = diffusers.FlowMatchEulerDiscreteScheduler
-    processor = load_processor(folder / "processor")
-    pipe = pipeline(
-        **parts,
-        scheduler=scheduler.from_pretrained(folder / "scheduler"),
-        tokenizer=processor.tokenizer,
-        processor=processor,
+    speed.require_backend(settings.attention_backend, device)
+    dtype = getattr(torch, settings.dtype if device.type == "cuda" else "float32")
+    preset = _read_preset(folder)
+    picture = Picture(
+        area_px=preset.area_px, condition_area_px=min(preset.condition_area_px, 1024 * 1024)
     )
-    require_template(pipe)
-    return pipe
+    weights = loading.load_weights(
+        folder, dtype=dtype, device=device, picture=picture, memory=memory, progress=progress
+    )
+    if settings.attention_backend != "native":
+        weights.transformer.set_attention_backend(settings.attention_backend)
+    progress("processor")
+    return QwenEngine(
+        weights,
+        processor=load_processor(folder / "processor"),
+        scheduler=loading.read_scheduler(folder / "scheduler"),
+        pipeline=read_json(folder / INDEX_FILE)["_class_name"],
+        preset=preset,
+        model=name,
+        revision=compute_revision(folder),
+        run_block=speed.compile_block(speed.find_code_cache())
+        if settings.compile
+        else denoise.run_block,
+    )
 
 
 def save(pipe: Any, folder: Path, *, preset: PresetFile) -> None:

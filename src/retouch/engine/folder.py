@@ -33,11 +33,11 @@ def require_whole(folder: Path) -> None:
             raise ModelError(f"the folder {part} is missing")
     for part in WEIGHTED:
         read_json(folder / part / "config.json")
-        for path in _weights(folder / part):
+        for path in list_weights(folder / part):
             _require_whole_weights(path)
 
 
-def _weights(folder: Path) -> Iterator[Path]:
+def list_weights(folder: Path) -> Iterator[Path]:
     """Yield the weights files of one part: the shards its index names, else the one there is."""
     indexes = sorted(folder.glob("*.safetensors.index.json"))
     if indexes:

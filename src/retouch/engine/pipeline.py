@@ -1,38 +1,66 @@
-"""The `Engine` over diffusers' stock edit pipelines, with the positions and sizes they get wrong set right."""
+"""The `Engine` over the parts of a Qwen-Image-Edit checkpoint: an edit loop of our own.
 
-import inspect
+It equals the stock pipelines with their positions set right (1e-5 in float32, every scheduler).
+"""
+
+import logging
 import time
 import traceback
-from collections.abc import Callable
-from types import FunctionType
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
+from diffusers.image_processor import VaeImageProcessor
 from PIL.Image import Image
 
+from retouch.engine import conditioning, denoise, latents
 from retouch.engine.checkpoint import PresetFile
-from retouch.engine.conditioning import Tokens, correct_positions
-from retouch.engine.schedulers import build_scheduler
+from retouch.engine.memory import Weights
+from retouch.engine.modulation import Modulation
+from retouch.engine.precision import Overflowed
+from retouch.engine.schedulers import build_scheduler, start_schedule
 from retouch.errors import EditError, ModelError, NonFiniteResult, OutOfMemory
+from retouch.logs import event
 from retouch.ports import Edited, EngineInfo, Preset, Work
 
 MIN_SIDE_PX = 32
-"""The stock sizes are multiples of it; a very narrow image would round to none."""
+"""Conditioning sizes are multiples of it; a very narrow image would round to none."""
+CONDITION_AREA_PX = 1024 * 1024
+"""What the autoencoder sees of the image in the stock pipelines."""
+
+_log = logging.getLogger(__name__)
 
 
 class QwenEngine:
-    """`Engine` over a `QwenImageEditPipeline` or `QwenImageEditPlusPipeline`, which it then owns.
+    """`Engine` over `weights`, which it then owns; it is named by its preset, or else `model`.
 
-    It is named by its preset, or else `model`.
+    `processor` is that of `conditioning.load_processor`, `scheduler` the checkpoint's scheduler
+    configuration, `pipeline` the class its index names, and `run_block` what runs a block: compiled
+    or as it stands in `denoise`.
+
+    Raises:
+        ModelError: the tokenizer is not this family's.
     """
 
-    def __init__(self, pipe: Any, *, preset: PresetFile, model: str, revision: str) -> None:
+    def __init__(
+        self,
+        weights: Weights,
+        *,
+        processor: Any,
+        scheduler: Mapping[str, Any],
+        pipeline: str,
+        preset: PresetFile,
+        model: str,
+        revision: str,
+        run_block: denoise.BlockCall = denoise.run_block,
+    ) -> None:
         self.info = EngineInfo(
             model=preset.name or model,
             revision=revision,
-            dtype=str(pipe.transformer.dtype).removeprefix("torch."),
-            memory_plan="resident",
+            dtype=_name(weights.transformer.dtype),
+            memory_plan=weights.plan.name,
             preset=Preset(
                 steps=preset.steps,
                 guidance_scale=preset.guidance_scale,
@@ -41,24 +69,33 @@ class QwenEngine:
             ),
             notes=preset.notes,
         )
-        self.pipe = pipe
-        self._scheduler = pipe.scheduler
-        self._tokens = Tokens(pipe.tokenizer)
-        self._call = _bound_call(type(pipe), preset.condition_area_px)
-        correct_positions(pipe.text_encoder)
-        pipe.set_progress_bar_config(disable=True)
+        self.weights = weights
+        self._family = conditioning.describe_family(pipeline)
+        conditioning.require_template(self._family, processor.tokenizer)
+        self._processor = processor
+        self._scheduler = scheduler
+        self._condition_area_px = preset.condition_area_px
+        self._run_block = run_block
+        self._tokens = conditioning.Tokens(processor.tokenizer)
+        self._modulation = Modulation(weights)
+        self._token_px = latents.side_px(weights.vae)
+        self._images = VaeImageProcessor(vae_scale_factor=self._token_px)
 
     def count_tokens(self, text: str) -> int:
         """Count the tokenizer's tokens in `text`."""
         return self._tokens.count(text)
 
     def edit(self, image: Image, work: Work, *, before_step: Callable[[int, int], None]) -> Edited:
-        """Edit `image`; 1.0 is the one guidance scale that runs without the negative prompt."""
+        """Edit `image`; 1.0 is the one guidance scale that runs without the negative prompt.
+
+        Where float16 overflows, the weights become bfloat16 for good and the edit starts again, so
+        that `before_step` is told its steps anew.
+        """
         self._tokens.require_plain(prompt=work.prompt, negative_prompt=work.negative_prompt)
-        watch = _Watch(before_step, steps=work.steps, device=self.pipe.transformer.device)
+        watch = _Watch(before_step, steps=work.steps, device=self.weights.device)
         try:
-            with torch.inference_mode():
-                return self._run(image, work, watch)
+            with torch.no_grad():
+                return self._run_safely(image, work, watch)
         except Exception as error:
             traceback.clear_frames(error.__traceback__)  # they hold this edit's tensors
             if error is watch.raised or isinstance(error, EditError):
@@ -67,48 +104,122 @@ class QwenEngine:
                 raise OutOfMemory("the GPU ran out of memory; a smaller image may fit") from error
             raise ModelError("the model failed on this edit") from error
         finally:
-            self._restore()
+            self.weights.release()
+
+    def _run_safely(self, image: Image, work: Work, watch: "_Watch") -> Edited:
+        notes: tuple[str, ...] = ()
+        while True:
+            try:
+                return replace(self._run(image, work, watch), notes=notes)
+            except Overflowed as error:
+                traceback.clear_frames(error.__traceback__)
+                if self.weights.transformer.dtype != torch.float16:
+                    raise NonFiniteResult(
+                        "the model produced values that are no numbers"
+                    ) from error
+            self._widen()
+            notes = ("float16 overflowed: the edit was made in bfloat16",)
+
+    def _widen(self) -> None:
+        """Go on in bfloat16, which ends at 3e38 and takes the same memory."""
+        self.weights.cast(torch.bfloat16)
+        self.info = replace(self.info, dtype=_name(torch.bfloat16))
+        event(_log, "precision.widened", level=logging.WARNING, dtype=self.info.dtype)
 
     def _run(self, image: Image, work: Work, watch: "_Watch") -> Edited:
-        pipe = self.pipe
+        watch.start()
         generator = torch.Generator("cpu").manual_seed(work.seed)
-        pipe.scheduler = build_scheduler(
-            work.scheduler, self._scheduler.config, steps=work.steps, generator=generator
-        )
-        with pipe.transformer.register_forward_pre_hook(watch.on_forward):
-            pixels = self._call(
-                pipe,
-                image=image,  # never a list: with one the original pipeline skips its resize
-                prompt=work.prompt,
-                negative_prompt=work.negative_prompt if work.guidance_scale > 1 else None,
-                true_cfg_scale=work.guidance_scale,
-                width=work.width_px,
-                height=work.height_px,
-                num_inference_steps=work.steps,
-                generator=generator,
-                callback_on_step_end=watch.on_step_end,
-                output_type="np",
-            ).images
-        if not np.isfinite(pixels).all():
+        condition = self._condition(image, work)
+        watch.mark()
+        tokens = self._denoise(condition, work, generator, watch)
+        watch.mark()
+        watch.tell(work.steps)
+        with self.weights.borrow("vae") as vae:
+            rows = work.height_px // self._token_px
+            pixels = latents.decode(vae, tokens, rows=rows)
+        values = self._images.postprocess(pixels, output_type="np")
+        watch.mark()
+        if not np.isfinite(values).all():
             raise NonFiniteResult("the decoder produced values that are no numbers")
-        edited = pipe.image_processor.numpy_to_pil(pixels)[0]
         condition_ms, denoise_ms, vae_decode_ms = watch.phases_ms()
         return Edited(
-            image=edited,
+            image=self._images.numpy_to_pil(values)[0],
             condition_ms=condition_ms,
             denoise_ms=denoise_ms,
             vae_decode_ms=vae_decode_ms,
         )
 
-    def _restore(self) -> None:
-        self.pipe.scheduler = self._scheduler
-        self.pipe.maybe_free_model_hooks()  # also resets the transformer's caches
-        if self.pipe.transformer.device.type == "cuda":  # pragma: no cover - needs a GPU
-            torch.cuda.empty_cache()
+    def _condition(self, image: Image, work: Work) -> "_Condition":
+        """Encode the image and the prompts of the branches."""
+        ratio = image.width / image.height
+        area_px = min(CONDITION_AREA_PX, self._condition_area_px)
+        width_px, height_px = fit(area_px, ratio)
+        vision_px = fit(min(self._family.vision_area_px, area_px), ratio)
+        seen = self._images.resize(image, *reversed(vision_px))
+        prompts = [work.prompt, *([work.negative_prompt] if work.guidance_scale > 1 else [])]
+        with self.weights.borrow("text_encoder") as text_encoder:
+            texts = conditioning.encode(
+                text_encoder,
+                self._processor,
+                self._family,
+                image=seen,
+                prompts=prompts,
+                device=self.weights.device,
+            )
+        with self.weights.borrow("vae") as vae:
+            pixels = self._images.preprocess(image, height_px, width_px)
+            tokens = latents.encode(vae, pixels, device=self.weights.device)
+        return _Condition(texts, tokens, (height_px // self._token_px, width_px // self._token_px))
+
+    def _denoise(
+        self, condition: "_Condition", work: Work, generator: torch.Generator, watch: "_Watch"
+    ) -> torch.Tensor:
+        """Take every step in float32, whatever the model computes in, and return the latents."""
+        rows, columns = work.height_px // self._token_px, work.width_px // self._token_px
+        scheduler = build_scheduler(
+            work.scheduler, self._scheduler, steps=work.steps, generator=generator
+        )
+        timesteps = start_schedule(scheduler, steps=work.steps, image_tokens=rows * columns)
+        channels = self.weights.vae.config.z_dim
+        sample = latents.draw(channels, rows=rows, columns=columns, generator=generator)
+        sample = sample.to(self.weights.device)
+        with self.weights.borrow("transformer") as transformer:
+            table = self._modulation.look_up(timesteps, transformer)
+            sight = denoise.look(
+                transformer,
+                condition=condition.tokens,
+                texts=condition.texts,
+                grids=((rows, columns), condition.grid),
+            )
+            for step, timestep in enumerate(timesteps):
+                watch.tell(step)
+                velocities = denoise.predict(
+                    self.weights,
+                    transformer,
+                    sample,
+                    sight,
+                    (table, step),
+                    run_block=self._run_block,
+                )
+                velocity = denoise.guide(velocities, work.guidance_scale)
+                sample = scheduler.step(velocity, timestep, sample, return_dict=False)[0]
+                # Waits for the step, so that `before_step` is told when the GPU is there.
+                if not torch.isfinite(sample).all():
+                    raise Overflowed
+        return sample
+
+
+@dataclass(frozen=True)
+class _Condition:
+    """Each branch's text, and the image's tokens with their rows and columns."""
+
+    texts: list[torch.Tensor]
+    tokens: torch.Tensor
+    grid: denoise.Grid
 
 
 class _Watch:
-    """What stands inside the stock loop: `before_step`, the finite check and the clock."""
+    """Tells the caller of an edit each step, and keeps the time of its phases."""
 
     def __init__(
         self, before_step: Callable[[int, int], None], *, steps: int, device: torch.device
@@ -117,39 +228,25 @@ class _Watch:
         self._before_step = before_step
         self._steps = steps
         self._device = device
+        self._marks_s: list[float] = []
+
+    def start(self) -> None:
+        """Begin the first phase; of an edit that is run again only the phases of this run count."""
         self._marks_s = [time.perf_counter()]
 
-    def on_forward(self, *_: object) -> None:
-        """Stand before each call of the transformer; the first begins the first step."""
-        if len(self._marks_s) == 1:
-            self._mark()
-            self._tell(0)
-
-    def on_step_end(
-        self, _pipe: object, step: int, _timestep: object, tensors: dict[str, torch.Tensor]
-    ) -> dict[str, torch.Tensor]:
-        """Stand after each step, as diffusers' `callback_on_step_end`."""
-        if step + 1 == self._steps:
-            if not torch.isfinite(tensors["latents"]).all():
-                raise NonFiniteResult("the model produced values that are no numbers")
-            self._mark()
-        self._tell(step + 1)
-        return tensors
-
-    def phases_ms(self) -> tuple[float, ...]:
-        """End the last phase and return the milliseconds of each."""
-        self._mark()
-        ends_s = self._marks_s[1:]
-        return tuple(
-            (end - start) * 1000 for start, end in zip(self._marks_s, ends_s, strict=False)
-        )
-
-    def _mark(self) -> None:
+    def mark(self) -> None:
+        """End a phase."""
         if self._device.type == "cuda":  # pragma: no cover - only a GPU works ahead of its caller
             torch.cuda.synchronize(self._device)
         self._marks_s.append(time.perf_counter())
 
-    def _tell(self, step: int) -> None:
+    def phases_ms(self) -> tuple[float, ...]:
+        """Return the milliseconds of each phase."""
+        pairs = zip(self._marks_s, self._marks_s[1:], strict=False)
+        return tuple((end - start) * 1000 for start, end in pairs)
+
+    def tell(self, step: int) -> None:
+        """Call `before_step`, and remember what it raises as the caller's own."""
         try:
             self._before_step(step, self._steps)
         except Exception as error:
@@ -157,20 +254,16 @@ class _Watch:
             raise
 
 
-def _bound_call(pipeline_class: type, area_px: int) -> Callable[..., Any]:
-    """Copy a pipeline's `__call__` such that it makes no conditioning image over `area_px`.
+def fit(area_px: int, ratio: float) -> tuple[int, int]:
+    """Return width and height of about `area_px` in this `ratio`, in the stock pipelines' rounding.
 
-    The areas are literals in the stock code. A copy with its own `calculate_dimensions` leaves the
-    library as it is for everybody else in the process.
+    >>> fit(1024 * 1024, 3 / 2), fit(128 * 128, 200.0)
+    ((1248, 832), (1824, 32))
     """
-    stock = inspect.unwrap(pipeline_class.__call__)
-    sized = stock.__globals__["calculate_dimensions"]
+    width_px = (area_px * ratio) ** 0.5
+    height_px = width_px / ratio
+    return max(round(width_px / 32) * 32, MIN_SIDE_PX), max(round(height_px / 32) * 32, MIN_SIDE_PX)
 
-    def calculate_dimensions(target_area: int, ratio: float) -> tuple[int | None, ...]:
-        sides = sized(min(target_area, area_px), ratio)
-        return tuple(side if side is None else max(side, MIN_SIDE_PX) for side in sides)
 
-    names = {**stock.__globals__, "calculate_dimensions": calculate_dimensions}
-    return FunctionType(
-        stock.__code__, names, stock.__name__, stock.__defaults__, stock.__closure__
-    )
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

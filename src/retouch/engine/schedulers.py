@@ -7,6 +7,7 @@ and the others refuse, and they pass no generator, so diffusers' own stochastic 
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
     FlowMatchEulerDiscreteScheduler,
@@ -93,3 +94,19 @@ def build_scheduler(
     scheduler = scheduler_class.from_config(settings)
     scheduler.generator = generator  # read by the ancestral one only
     return scheduler
+
+
+def start_schedule(scheduler: Any, *, steps: int, image_tokens: int) -> torch.Tensor:
+    """Set `scheduler` to its beginning for an image of so many tokens, and return its timesteps.
+
+    The shift grows with the image's size along the line that the checkpoint's config draws. All stays
+    on the CPU: numbers from there cost a GPU's queue nothing, while numbers on the GPU must be waited for.
+    """
+    config = scheduler.config
+    least, most = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+    low, high = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+    mu = low + (high - low) * (image_tokens - least) / (most - least)
+    scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu)
+    scheduler.set_begin_index(0)
+    timesteps: torch.Tensor = scheduler.timesteps
+    return timesteps

@@ -18,6 +18,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Q
 
 from retouch.engine.checkpoint import PresetFile
 from retouch.engine.conditioning import build_processor
+from retouch.engine.memory import Weights
 from retouch.engine.pipeline import QwenEngine
 
 AREA_PX = 128 * 128
@@ -44,7 +45,18 @@ PRESET = PresetFile(
 def build_tiny(*, plus: bool = False, seed: int = 0) -> QwenEngine:
     """Build the engine over `build_tiny_pipeline`."""
     pipe = build_tiny_pipeline(plus=plus, seed=seed)
-    return QwenEngine(pipe, preset=PRESET, model=PRESET.name, revision=f"seed-{seed}")
+    weights = Weights.resident(
+        transformer=pipe.transformer, vae=pipe.vae, text_encoder=pipe.text_encoder
+    )
+    return QwenEngine(
+        weights,
+        processor=pipe.processor,
+        scheduler=pipe.scheduler.config,
+        pipeline=type(pipe).__name__,
+        preset=PRESET,
+        model=PRESET.name,
+        revision=f"seed-{seed}",
+    )
 
 
 def build_tiny_pipeline(*, plus: bool = False, seed: int = 0) -> Any:

@@ -29,6 +29,12 @@ class Metrics:
         self._sources = Counter(
             "retouch_sources", "Sources used, by cache hit.", ["cached"], registry=self._registry
         )
+        self._precision = Counter(
+            "retouch_precision",
+            "Edits delivered, by the transformer's dtype; it changes where float16 overflowed.",
+            ["dtype"],
+            registry=self._registry,
+        )
         self._inside = Gauge(
             "retouch_edits_inside", "Edits in the house now.", registry=self._registry
         )
@@ -42,6 +48,7 @@ class Metrics:
         meta = answer.result.meta
         self._edits.labels("success").inc()
         self._sources.labels(str(meta.source.cached).lower()).inc()
+        self._precision.labels(meta.dtype).inc()
         for phase, ms in meta.timings_ms.model_dump().items():
             self._phases.labels(phase).observe(ms / 1000)
 

@@ -1,0 +1,206 @@
+"""The transformer's forward pass: every guidance branch through a block before the next block is touched.
+
+The same sums as diffusers' `transformer_qwenimage.py` over the same modules, without what it spends on
+masks of ones, on clipping, on working out again at each step what an edit does not change, and on the
+modulation, which comes in tabulated.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from torch.nn import functional
+
+from retouch.engine.memory import Weights
+from retouch.engine.modulation import Table
+
+Grid = tuple[int, int]
+"""Rows and columns of an image's tokens."""
+BlockCall = Callable[..., tuple[torch.Tensor, torch.Tensor]]
+"""`run_block`, or what a compiler makes of it."""
+
+
+@dataclass(frozen=True)
+class Branch:
+    """What one guidance branch has of its own: its embedded text, and the angles of all its tokens."""
+
+    text: torch.Tensor
+    angles: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What all steps of an edit see: the condition's tokens and the branches over them."""
+
+    condition: torch.Tensor
+    branches: Sequence[Branch]
+    is_condition: torch.Tensor | None
+
+
+def look(
+    transformer: Any,
+    *,
+    condition: torch.Tensor,
+    texts: Sequence[torch.Tensor],
+    grids: tuple[Grid, Grid],
+) -> Sight:
+    """Embed what the steps share: `texts` a branch, and `grids` of the result and the condition."""
+    weight = transformer.txt_in.weight
+    branches = [
+        Branch(
+            text=transformer.txt_in(transformer.txt_norm(text.to(weight.device, weight.dtype))),
+            angles=_angles(transformer.pos_embed, grids, text.shape[1]).to(weight.device),
+        )
+        for text in texts
+    ]
+    (rows, columns), (condition_rows, condition_columns) = grids
+    is_condition = None
+    if transformer.config.zero_cond_t:
+        sizes = torch.tensor([rows * columns, condition_rows * condition_columns])
+        marks = torch.tensor([False, True]).repeat_interleave(sizes)
+        is_condition = marks[:, None].to(weight.device)
+    return Sight(condition.to(weight.device, weight.dtype), branches, is_condition)
+
+
+def _angles(pos_embed: Any, grids: tuple[Grid, Grid], text_tokens: int) -> torch.Tensor:
+    """Return cosine and sine for text and images: (token, 1, half of a head, 2).
+
+    Where the model's own table is: asked for another device it keeps a copy of each size there.
+    """
+    sizes = [(1, *grid) for grid in grids]
+    device = pos_embed.pos_freqs.device
+    images, text = pos_embed([sizes], max_txt_seq_len=text_tokens, device=device)
+    return torch.view_as_real(torch.cat([text, images]))[:, None]
+
+
+def predict(
+    weights: Weights,
+    transformer: Any,
+    latents: torch.Tensor,
+    sight: Sight,
+    moment: tuple[Table, int],
+    *,
+    run_block: BlockCall,
+) -> list[torch.Tensor]:
+    """Return each branch's velocity in float32 for `latents` at the step that `moment` names."""
+    table, step = moment
+    tokens = torch.cat([latents.to(sight.condition.dtype), sight.condition], dim=1)
+    image = transformer.img_in(tokens)
+    streams = [(image, branch.text) for branch in sight.branches]
+    for index, block in enumerate(weights.blocks()):
+        image_table, text_table = table.image[step, index], table.text[step, index]
+        for at, branch in enumerate(sight.branches):
+            streams[at] = run_block(
+                block, *streams[at], image_table, text_table, branch.angles, sight.is_condition
+            )
+    scale, shift = table.last[step]
+    norm = transformer.norm_out.norm
+    return [
+        transformer.proj_out(_modulate(image[:, : latents.shape[1]], norm, shift, scale)).float()
+        for image, _ in streams
+    ]
+
+
+def guide(velocities: Sequence[torch.Tensor], scale: float) -> torch.Tensor:
+    """Join the branches (with the prompt, and without), at the length of the one with the prompt."""
+    if len(velocities) == 1:
+        return velocities[0]
+    wanted, unwanted = velocities
+    joined = unwanted + scale * (wanted - unwanted)
+    length, joined_length = (
+        torch.linalg.vector_norm(velocity, dim=-1, keepdim=True) for velocity in (wanted, joined)
+    )
+    guided: torch.Tensor = joined * (length / joined_length)
+    return guided
+
+
+def run_block(
+    block: Any,
+    image: torch.Tensor,
+    text: torch.Tensor,
+    image_table: torch.Tensor,
+    text_table: torch.Tensor,
+    angles: torch.Tensor,
+    is_condition: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Run one block over both streams, (1, token, dim); of the tables each row is (row, dim).
+
+    A function of tensors alone, so that it compiles once for all blocks. Float16 is not clipped as
+    upstream does it: an overflow shall be seen in the latents, and not become a wrong picture.
+    """
+    text_rows = text_table.unbind()
+
+    def row(at: int) -> torch.Tensor:
+        return _spread(image_table[at], is_condition)
+
+    image_out, text_out = _attend(
+        block.attn,
+        _modulate(image, block.img_norm1, row(0), row(1)),
+        _modulate(text, block.txt_norm1, *text_rows[:2]),
+        angles,
+    )
+    image = torch.addcmul(image, row(2), image_out)
+    text = torch.addcmul(text, text_rows[2], text_out)
+    image_out = block.img_mlp(_modulate(image, block.img_norm2, row(3), row(4)))
+    text_out = block.txt_mlp(_modulate(text, block.txt_norm2, *text_rows[3:5]))
+    return (
+        torch.addcmul(image, row(5), image_out),
+        torch.addcmul(text, text_rows[5], text_out),
+    )
+
+
+def _spread(row: torch.Tensor, is_condition: torch.Tensor | None) -> torch.Tensor:
+    """Give the condition's tokens the second row where there are two."""
+    return row if is_condition is None else torch.where(is_condition, row[1:], row[:1])
+
+
+def _modulate(
+    stream: torch.Tensor, norm: Any, shift: torch.Tensor, scale: torch.Tensor
+) -> torch.Tensor:
+    normed = functional.layer_norm(stream, stream.shape[-1:], eps=norm.eps)
+    return torch.addcmul(shift, normed, scale)
+
+
+def _attend(
+    attn: Any, image: torch.Tensor, text: torch.Tensor, angles: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Let text and image attend to each other, in this order as upstream has them."""
+    count, head = text.shape[1], attn.inner_dim // attn.heads
+
+    def project(stream: torch.Tensor, linear: Any) -> torch.Tensor:
+        return linear(stream).view(1, stream.shape[1], -1, head)  # type: ignore[no-any-return]
+
+    def turn(stream: torch.Tensor, linear: Any, norm: Any, angles: torch.Tensor) -> torch.Tensor:
+        heads = project(stream, linear)
+        return _turn(functional.rms_norm(heads, (head,), norm.weight, norm.eps), angles)
+
+    # Turned before they are joined: compiled, each stream's norm and turn are then one pass.
+    query = [
+        turn(text, attn.add_q_proj, attn.norm_added_q, angles[:count]),
+        turn(image, attn.to_q, attn.norm_q, angles[count:]),
+    ]
+    key = [
+        turn(text, attn.add_k_proj, attn.norm_added_k, angles[:count]),
+        turn(image, attn.to_k, attn.norm_k, angles[count:]),
+    ]
+    value = [project(text, attn.add_v_proj), project(image, attn.to_v)]
+    joint = dispatch_attention_fn(
+        torch.cat(query, dim=1),
+        torch.cat(key, dim=1),
+        torch.cat(value, dim=1),
+        backend=attn.processor._attention_backend,  # noqa: SLF001 - where `set_attention_backend` puts it
+    ).flatten(2)
+    return attn.to_out[0](joint[:, count:]), attn.to_add_out(joint[:, :count])
+
+
+def _turn(heads: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
+    """Turn each pair of channels by its token's angle, in float32."""
+    pairs = heads.float().view(*heads.shape[:-1], -1, 2)
+    if torch.compiler.is_compiling():  # the compiler has no code for complex numbers to fuse
+        cosine, sine = angles[..., :1], angles[..., 1:]
+        turned = pairs * cosine + pairs.flip(-1) * torch.cat([-sine, sine], dim=-1)
+    else:
+        turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(angles))
+    return turned.flatten(-2).to(heads.dtype)

@@ -1,0 +1,108 @@
+"""From a whole checkpoint folder to `Weights` in place: modules without weights, a plan, then the bytes."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights  # type: ignore[import-untyped]
+from diffusers import (
+    AutoencoderKLQwenImage,
+    FlowMatchEulerDiscreteScheduler,
+    QwenImageTransformer2DModel,
+)
+from torch import nn
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+from retouch.engine import precision
+from retouch.engine.folder import WEIGHTED
+from retouch.engine.memory import Weights
+from retouch.engine.plan import RESIDENT, Memory, Picture, make_plan
+from retouch.engine.shards import read_weights
+from retouch.engine.units import cut_pipeline
+
+Dtypes = dict[str, torch.dtype]
+
+
+def load_weights(
+    folder: Path,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    picture: Picture,
+    memory: Memory,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Weights:
+    """Load a checkpoint's weights to where the plan for `memory` has them.
+
+    Raises:
+        ModelError: a weight is missing, a file is damaged, or there is too little memory.
+    """
+    modules = build_modules(read_configs(folder), choose_dtypes(dtype, device))
+    plan = RESIDENT
+    if device.type == "cuda":  # pragma: no cover - needs a GPU
+        plan = make_plan(cut_pipeline(**modules).sizes, picture, memory)
+    weights = Weights(**modules, plan=plan, device=device)
+    weights.settle()
+    for part in WEIGHTED:
+        progress(part)
+        folds = part == "transformer" and dtype == torch.float16
+        read_weights(
+            folder / part,
+            weights.tensors(part),
+            scale=precision.fold_factor if folds else lambda _: 1.0,
+            progress=progress,
+        )
+        if folds:  # pragma: no cover - a CPU runs float32
+            precision.fold_norms(weights.transformer)
+    weights.pin(threads=os.cpu_count() or 1)
+    return weights
+
+
+def choose_dtypes(dtype: torch.dtype, device: torch.device) -> Dtypes:
+    """Return the type of each part on this device."""
+    has_bfloat16 = device.type == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False)
+    return precision.choose_dtypes(dtype, has_bfloat16=has_bfloat16)
+
+
+def read_configs(folder: Path) -> dict[str, Any]:
+    """Read what the three parts with weights are made from."""
+    transformer: Any = QwenImageTransformer2DModel
+    vae: Any = AutoencoderKLQwenImage
+    return {
+        "transformer": transformer.load_config(folder / "transformer"),
+        "vae": vae.load_config(folder / "vae"),
+        "text_encoder": Qwen2_5_VLConfig.from_pretrained(
+            folder / "text_encoder", local_files_only=True
+        ),
+    }
+
+
+def build_modules(configs: dict[str, Any], dtypes: Dtypes) -> dict[str, Any]:
+    """Build the three parts with weights on `meta`: of their type, without a byte.
+
+    The text encoder comes without its output layer, 1 GiB of weights that nothing here asks.
+    """
+    transformer: Any = QwenImageTransformer2DModel
+    vae: Any = AutoencoderKLQwenImage
+    with init_empty_weights(include_buffers=False):
+        modules = {
+            "transformer": transformer.from_config(configs["transformer"]),
+            "vae": vae.from_config(configs["vae"]),
+            "text_encoder": Qwen2_5_VLForConditionalGeneration(configs["text_encoder"]),
+        }
+    modules["text_encoder"].lm_head = nn.Identity()
+    for name, module in modules.items():
+        module.eval()
+        for parameter in module.parameters():  # buffers keep theirs: angles need float32
+            parameter.data = parameter.data.to(dtypes[name])
+            parameter.requires_grad_(False)
+    return modules
+
+
+def read_scheduler(folder: Path) -> dict[str, Any]:
+    """Read the scheduler's settings."""
+    scheduler: Any = FlowMatchEulerDiscreteScheduler
+    config: dict[str, Any] = dict(scheduler.from_pretrained(folder).config)
+    return config

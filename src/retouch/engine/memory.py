@@ -1,0 +1,179 @@
+"""Where a pipeline's weights live: `Weights` brings them to the device and takes them away again."""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, Self
+
+import torch
+from torch import nn
+
+from retouch.engine.plan import GIB, RESIDENT, Plan
+from retouch.engine.ring import Ring
+from retouch.engine.still import make_still
+from retouch.engine.units import Parts, Unit, cut_pipeline, map_host, pin, unpin
+from retouch.errors import ModelError
+
+
+class Weights:
+    """Owns the modules of a pipeline, and has each part's weights on `device` while it is in use.
+
+    A module is used only while it is yielded or borrowed. `transformer`, `vae` and `text_encoder`
+    may be read for their configuration at any time.
+    """
+
+    def __init__(
+        self, *, transformer: Any, vae: Any, text_encoder: Any, plan: Plan, device: torch.device
+    ) -> None:
+        self.transformer, self.vae, self.text_encoder = transformer, vae, text_encoder
+        make_still(vae)
+        self.plan = plan
+        self.device = device
+        self.parts: Parts = cut_pipeline(
+            transformer=transformer, vae=vae, text_encoder=text_encoder
+        )
+        for module in (transformer, vae, text_encoder):
+            module.requires_grad_(False)
+        self._hosted: list[Unit] = []
+        self._pinned: list[torch.Tensor] = []
+        self._ring: Ring | None = None
+
+    @classmethod
+    def resident(cls, *, transformer: Any, vae: Any, text_encoder: Any) -> Self:
+        """Take modules that stay where they are."""
+        device = next(transformer.parameters()).device
+        return cls(
+            transformer=transformer,
+            vae=vae,
+            text_encoder=text_encoder,
+            plan=RESIDENT,
+            device=device,
+        )
+
+    def settle(self) -> None:
+        """Give every unit the home that the plan says, with the weights it has, if it has any.
+
+        Weights that are on `meta` are to be read into `tensors` after this, and before `pin`.
+        """
+        streams = set[Unit]()
+        if self.plan.slots:
+            streams.update(self.parts.modulation)
+            streams.update(self.parts.blocks[i] for i in self.plan.streamed_blocks)
+            streams.update(self.parts.layers[i] for i in self.plan.streamed_layers)
+        self._hosted = [unit for unit in self.parts if unit in streams]
+        on_host = streams.union(self.parts.host if self.plan.slots else ())
+        for unit in self.parts:
+            unit.settle(
+                map_host(unit.size_bytes)
+                if unit in on_host
+                else torch.empty(unit.size_bytes, dtype=torch.uint8, device=self.device)
+            )
+        for module in (self.transformer, self.vae, self.text_encoder):
+            for buffer in module.buffers():
+                buffer.data = buffer.data.to(self.device)
+        if self.plan.slots:
+            self._ring = Ring(self.device, slots=self.plan.slots, slot_bytes=self.plan.slot_bytes)
+            self._hook_text_encoder()
+
+    def tensors(self, component: str) -> dict[str, torch.Tensor]:
+        """Return the weights of a component at home, by their names in it."""
+        prefix = f"{component}."
+        return {
+            path.removeprefix(prefix): tensor
+            for unit in self.parts
+            for path, tensor in unit.tensors.items()
+            if path.startswith(prefix)
+        }
+
+    def pin(self, *, threads: int = 8) -> None:
+        """Pin what streams, so that the GPU fetches it by itself.
+
+        Raises:
+            ModelError: the system does not allow it.
+        """
+        homes = [unit.home for unit in self._hosted if unit.home is not None]
+        if self.device.type != "cuda":
+            return
+        with ThreadPoolExecutor(threads) as pool:  # pragma: no cover - needs a GPU
+            done = list(pool.map(pin, homes))
+            self._pinned = [home for home, ok in zip(homes, done, strict=True) if ok]
+            if not all(done):
+                lacking = sum(home.numel() for home, ok in zip(homes, done, strict=True) if not ok)
+                raise ModelError(f"{lacking / GIB:.1f} GiB of host memory could not be pinned")
+
+    @property
+    def copied_bytes(self) -> int:
+        """Count what has streamed to the device so far."""
+        return self._ring.copied_bytes if self._ring else 0
+
+    def blocks(self) -> Iterator[nn.Module]:
+        """Yield the transformer's blocks in order, each there (without modulation) while yielded."""
+        order = [self.parts.blocks[i] for i in sorted(self.plan.streamed_blocks)]
+        at = 0
+        for number, block in enumerate(self.transformer.transformer_blocks):
+            streamed = number in self.plan.streamed_blocks
+            if streamed:
+                self._enter(order, at)
+                at += 1
+            try:
+                yield block
+            finally:
+                if streamed:
+                    self._leave()
+
+    def modulations(self) -> Iterator[tuple[nn.Module, nn.Module]]:
+        """Yield each block's `img_mod` and `txt_mod` in order, each pair there while yielded."""
+        for number, block in enumerate(self.transformer.transformer_blocks):
+            if self._ring:
+                self._enter(self.parts.modulation, number)
+            try:
+                yield block.img_mod, block.txt_mod
+            finally:
+                self._leave()
+
+    @contextmanager
+    def borrow(self, name: str) -> Iterator[Any]:
+        """Have `text_encoder`, `vae` or `transformer` (all but its blocks) ready for use."""
+        try:
+            yield getattr(self, name)
+        finally:
+            self._leave()
+
+    def cast(self, dtype: torch.dtype) -> None:
+        """Make the transformer's weights `dtype` where they live. Nothing is loaded again."""
+        if self._ring:
+            self._ring.forget()
+        for unit in self.parts:
+            if unit.name.partition(".")[0] == "transformer":
+                unit.cast(dtype)
+
+    def release(self) -> None:
+        """Give the memory of an edit back; to be called after each, also a failed one."""
+        self._leave()
+        if self.device.type == "cuda":  # pragma: no cover - needs a GPU
+            torch.cuda.empty_cache()
+
+    def close(self) -> None:
+        """Unpin the host's memory; the weights are not used after this."""
+        for home in self._pinned:  # pragma: no cover - needs a GPU
+            unpin(home)
+        self._pinned, self._ring = [], None
+
+    def _enter(self, order: Sequence[Unit], at: int) -> None:
+        if self._ring is None:
+            raise LookupError("the weights have not settled")
+        self._ring.enter(order, at)
+
+    def _leave(self) -> None:
+        if self._ring:
+            self._ring.leave()
+
+    def _hook_text_encoder(self) -> None:
+        """Bring each streamed layer just before it runs."""
+        model = self.text_encoder.model
+        layers = [*model.visual.blocks, *model.language_model.layers]
+        numbers = sorted(self.plan.streamed_layers)
+        order = [self.parts.layers[i] for i in numbers]
+        for at, number in enumerate(numbers):
+            layers[number].register_forward_pre_hook(lambda *_, at=at: self._enter(order, at))
+            layers[number].register_forward_hook(lambda *_: self._leave())

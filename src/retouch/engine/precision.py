@@ -1,0 +1,80 @@
+"""Half precision that cannot come out black: weights folded by a power of two, and a way back.
+
+All norms between the transformer's residual streams and its layers lack weights of their own, so
+both streams may be divided by any number: what writes to them is scaled by 1 / FOLD, and the norms'
+epsilon by 1 / FOLD². With a power of two no bit changes as long as no value leaves the format.
+"""
+
+from typing import Any
+
+import torch
+
+FOLD = 512.0
+"""The residual streams reach about 2e7 (Draw Things, "Optimizing Qwen Image for Edge Devices"), and
+float16 ends at 65504: 512 is the least power of two that leaves room for them."""
+NEVER_FOLDED = 1.0
+_CHUNK = 1 << 24
+_WRITERS = ("attn.to_out.0", "attn.to_add_out", "img_mlp.net.2", "txt_mlp.net.2")
+_SOURCES = ("img_in", "txt_in")
+
+
+class Overflowed(Exception):
+    """Values left the range of the transformer's precision."""
+
+
+def fold_factor(name: str) -> float:
+    """Return what the transformer's weight `name` is multiplied by: 1 / FOLD where it writes to a stream.
+
+    >>> fold_factor("transformer_blocks.7.attn.to_out.0.bias"), fold_factor("proj_out.weight")
+    (0.001953125, 1.0)
+    """
+    owner = name.rpartition(".")[0]
+    return 1 / FOLD if owner in _SOURCES or owner.endswith(_WRITERS) else NEVER_FOLDED
+
+
+def fold_norms(transformer: Any) -> None:
+    """Scale the epsilon of every norm that reads a stream; once, for folded weights of any dtype."""
+    norms = [transformer.norm_out.norm]
+    for block in transformer.transformer_blocks:
+        norms += [block.img_norm1, block.img_norm2, block.txt_norm1, block.txt_norm2]
+    for norm in norms:
+        norm.eps /= FOLD**2
+
+
+def recast(weights: torch.Tensor, dtype: torch.dtype, *, factor: float = 1.0) -> torch.Tensor:
+    """Return `weights` times `factor` as `dtype`, in the same memory if a value takes as much there.
+
+    What was in that memory is gone, so the caller drops the old tensor. Made chunk by chunk, it takes
+    no more than 64 MiB beside it.
+    """
+    into = torch.empty_like(weights, dtype=dtype)
+    if weights.element_size() == dtype.itemsize:
+        into = weights.view(dtype)
+    for old, new in zip(_chunks(weights), _chunks(into), strict=True):
+        new.copy_(old * factor)
+    return into
+
+
+def count_changed(weights: torch.Tensor, *, factor: float) -> torch.Tensor:
+    """Count the values that float16 does not hold exactly once they are multiplied by `factor`.
+
+    The count stays on the weights' device, so that asking does not wait for it.
+    """
+    changed = torch.zeros((), dtype=torch.int64, device=weights.device)
+    for chunk in _chunks(weights):
+        scaled = chunk.float() * factor
+        changed += (scaled.half().float() != scaled).sum()
+    return changed
+
+
+def choose_dtypes(dtype: torch.dtype, *, has_bfloat16: bool) -> dict[str, torch.dtype]:
+    """Return the dtype of each part for a transformer in `dtype`.
+
+    The text encoder overflows in float16 (huggingface/transformers#33294), as the autoencoder may.
+    """
+    wide = torch.bfloat16 if has_bfloat16 and dtype != torch.float32 else torch.float32
+    return {"transformer": dtype, "text_encoder": wide, "vae": wide}
+
+
+def _chunks(weights: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return torch.split(weights.view(-1), _CHUNK)

@@ -1,0 +1,218 @@
+"""Reads safetensors files on many threads, each weight straight to where it will live."""
+
+import json
+import os
+import queue
+import re
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from retouch.engine.folder import list_weights
+from retouch.errors import ModelError
+
+CHUNK_BYTES = 16 << 20
+"""Read and converted at a time: little enough for a cache, and for many threads' staging memory."""
+MAX_THREADS = 16
+REPORT_EVERY_S = 5.0
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
+_OLD_NAMES = (
+    (re.compile(r"^visual\."), "model.visual."),
+    (re.compile(r"^model\.(?!language_model\.|visual\.)"), "model.language_model."),
+)
+"""Qwen2.5-VL's checkpoints keep the names of transformers before 4.52; as its conversion_mapping.py."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A weight in a file."""
+
+    path: Path
+    offset: int
+    size_bytes: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+def read_headers(folder: Path) -> dict[str, Stored]:
+    """Return every weight in the files of one part by its present name.
+
+    Raises:
+        ModelError: a file is missing or damaged.
+    """
+    found = {}
+    for path in list_weights(folder):
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
+        for name, entry in header.items():
+            if name == "__metadata__":
+                continue
+            if entry["dtype"] not in _DTYPES:
+                raise ModelError(f"{folder.name}/{path.name} holds {entry['dtype']} in {name}")
+            begin, end = entry["data_offsets"]
+            found[_rename(name)] = Stored(
+                path,
+                8 + length + begin,
+                end - begin,
+                tuple(entry["shape"]),
+                _DTYPES[entry["dtype"]],
+            )
+    return found
+
+
+def read_weights(
+    folder: Path,
+    wanted: Mapping[str, torch.Tensor],
+    *,
+    scale: Callable[[str], float] = lambda _: 1.0,
+    progress: Callable[[str], None] = lambda _: None,
+) -> None:
+    """Fill the tensors `wanted` from the files of one part, each times `scale` of its name.
+
+    Conversion to a tensor's own type is done on the way. What a file has beside is left out.
+
+    Raises:
+        ModelError: a weight is missing or of another shape, or a file cannot be read.
+    """
+    stored = read_headers(folder)
+    lacking = [
+        name
+        for name, into in wanted.items()
+        if name not in stored or stored[name].shape != tuple(into.shape)
+    ]
+    if lacking:
+        raise ModelError(f"{folder.name} lacks {len(lacking)} weights, such as {min(lacking)}")
+    jobs: queue.SimpleQueue[tuple[str, Stored]] = queue.SimpleQueue()
+    names = sorted(wanted, key=lambda name: (stored[name].path, stored[name].offset))
+    for name in names:  # in the order of the files: what reads ahead does so usefully
+        jobs.put((name, stored[name]))
+    meter = _Meter(sum(stored[name].size_bytes for name in names), folder.name, progress)
+    threads = min(MAX_THREADS, os.cpu_count() or 1, len(names) or 1)
+    with ThreadPoolExecutor(threads) as pool:
+        readers = [pool.submit(_Reader(wanted, scale, meter).run, jobs) for _ in range(threads)]
+        for reader in readers:
+            reader.result()
+
+
+class _Meter:
+    """Tells how far the reading is, every few seconds."""
+
+    def __init__(self, total: int, name: str, progress: Callable[[str], None]) -> None:
+        self._total, self._name, self._progress = total, name, progress
+        self._done, self._told_s = 0, time.monotonic()
+        self._lock = threading.Lock()
+
+    def add(self, count: int) -> None:
+        with self._lock:
+            self._done += count
+            now_s = time.monotonic()
+            if now_s - self._told_s >= REPORT_EVERY_S:
+                self._told_s = now_s
+                self._progress(f"{self._name}: {self._done >> 20} of {self._total >> 20} MiB read")
+
+
+class _Reader:
+    """One thread's share: its open files, its staging memory and on a GPU its stream."""
+
+    def __init__(
+        self, wanted: Mapping[str, torch.Tensor], scale: Callable[[str], float], meter: _Meter
+    ) -> None:
+        self._wanted, self._scale, self._meter = wanted, scale, meter
+        self._files: dict[Path, Any] = {}
+        device = next((into.device for into in wanted.values() if into.is_cuda), None)
+        self._stream: Any = None
+        if device:  # pragma: no cover - needs a GPU
+            cuda: Any = torch.cuda
+            self._stream = cuda.Stream(device)
+        self._staging = torch.empty(0, dtype=torch.uint8)
+
+    def run(self, jobs: "queue.SimpleQueue[tuple[str, Stored]]") -> None:
+        """Read until nothing is left; after a fault, leave nothing for the others to do."""
+        torch.set_num_threads(1)  # of this thread: each of them converts on its own core
+        try:
+            while True:
+                name, source = jobs.get_nowait()
+                self._read(source, self._wanted[name], self._scale(name))
+        except queue.Empty:
+            pass
+        except BaseException:
+            while not jobs.empty():
+                jobs.get_nowait()
+            raise
+        finally:
+            for file in self._files.values():
+                file.close()
+
+    def _read(self, source: Stored, into: torch.Tensor, factor: float) -> None:
+        if source.path not in self._files:
+            self._files[source.path] = source.path.open("rb", buffering=0)
+        file = self._files[source.path]
+        flat = into.view(-1)
+        straight = flat.dtype == source.dtype and factor == 1.0
+        step = CHUNK_BYTES // source.dtype.itemsize
+        for start in range(0, flat.numel(), step):
+            part = flat[start : start + step]
+            size_bytes = part.numel() * source.dtype.itemsize
+            offset = source.offset + start * source.dtype.itemsize
+            if straight and not part.is_cuda:
+                _fill(file, source, part.view(torch.uint8), offset)
+            else:
+                stage = self._stage(size_bytes)
+                _fill(file, source, stage, offset)
+                self._convert(stage.view(source.dtype), part, factor)
+            self._meter.add(size_bytes)
+
+    def _convert(self, stage: torch.Tensor, part: torch.Tensor, factor: float) -> None:
+        with torch.cuda.stream(self._stream) if self._stream else nullcontext():
+            if factor == 1.0 and stage.dtype == part.dtype:
+                part.copy_(stage, non_blocking=True)
+            else:  # converted where it will live: a GPU does that in no time
+                there = stage.to(part.device, non_blocking=True)
+                part.copy_(there.float().mul_(factor))
+            if self._stream:  # pragma: no cover - needs a GPU
+                self._stream.synchronize()
+
+    def _stage(self, size_bytes: int) -> torch.Tensor:
+        if not self._staging.numel():
+            pinned = self._stream is not None
+            self._staging = torch.empty(CHUNK_BYTES, dtype=torch.uint8, pin_memory=pinned)
+        return self._staging[:size_bytes]
+
+
+def _fill(file: Any, source: Stored, into: torch.Tensor, offset: int) -> None:
+    """Read bytes of a file straight into a tensor of the host.
+
+    Raises:
+        ModelError: the file ends too early, or the disk fails.
+    """
+    array: Any = into.numpy()
+    view = memoryview(array)
+    done = 0
+    name = f"{source.path.parent.name}/{source.path.name}"
+    while done < len(view):
+        try:
+            count = os.preadv(file.fileno(), [view[done:]], offset + done)
+        except OSError as error:
+            raise ModelError(f"{name} cannot be read") from error
+        if not count:
+            raise ModelError(f"{name} is damaged or cut short")
+        done += count
+
+
+def _rename(name: str) -> str:
+    for pattern, replacement in _OLD_NAMES:
+        name = pattern.sub(replacement, name)
+    return name

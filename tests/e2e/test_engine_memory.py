@@ -1,0 +1,151 @@
+"""Weights that stream give the same bits as weights that stay."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from streams import modules_of, stream_everything
+
+from retouch.engine.memory import Weights
+from retouch.engine.plan import GIB, Memory, Picture, Plan, make_plan
+from retouch.engine.tiny import build_tiny_pipeline
+from retouch.engine.units import cut_pipeline
+
+pytestmark = pytest.mark.e2e
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(params=[2, 3])
+def weights(request: pytest.FixtureRequest) -> Iterator[Weights]:
+    yield (weights := stream_everything(build_tiny_pipeline(), slots=request.param))
+    weights.close()
+
+
+def snapshot(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+
+def addresses(module: torch.nn.Module) -> set[int]:
+    return {tensor.data_ptr() for tensor in module.parameters()}
+
+
+def test_settling_changes_no_weight(weights: Weights) -> None:
+    for name, module in modules_of(build_tiny_pipeline()).items():
+        settled = getattr(weights, name).state_dict()
+        for key, tensor in module.state_dict().items():
+            torch.testing.assert_close(settled[key], tensor, rtol=0, atol=0)
+
+
+def test_each_block_is_in_a_slot_with_its_own_weights_while_it_is_yielded(weights: Weights) -> None:
+    stock = build_tiny_pipeline().transformer.transformer_blocks
+    at_home = [addresses(block) for block in weights.transformer.transformer_blocks]
+    for _step in range(3):
+        for number, block in enumerate(weights.blocks()):
+            away = addresses(block) - at_home[number]
+            assert len(away) == len(weights.parts.blocks[number].places)
+            for key, tensor in stock[number].state_dict().items():
+                torch.testing.assert_close(block.state_dict()[key], tensor, rtol=0, atol=0)
+    assert [addresses(block) for block in weights.transformer.transformer_blocks] == at_home
+
+
+def test_what_fits_the_slots_is_not_copied_again(weights: Weights) -> None:
+    list(weights.blocks())
+    before = weights.copied_bytes
+    assert before == sum(weights.parts.sizes.blocks)
+    list(weights.blocks())
+    assert weights.copied_bytes == before
+
+
+def test_each_unit_is_copied_once_a_pass(weights: Weights) -> None:
+    def encode() -> int:
+        before = weights.copied_bytes
+        with torch.inference_mode(), weights.borrow("text_encoder") as encoder:
+            encoder(input_ids=torch.zeros(1, 4, dtype=torch.long))
+        return weights.copied_bytes - before
+
+    language = weights.parts.sizes.layers[2:]
+    assert encode() >= sum(language)
+    assert encode() <= sum(weights.parts.sizes.layers)
+
+
+def test_modulation_comes_for_the_table_only(weights: Weights) -> None:
+    stock = build_tiny_pipeline().transformer.transformer_blocks
+    home = [addresses(block.img_mod) for block in weights.transformer.transformer_blocks]
+    for number, (image_mod, text_mod) in enumerate(weights.modulations()):
+        assert not addresses(image_mod) & home[number]
+        torch.testing.assert_close(image_mod[1].weight, stock[number].img_mod[1].weight)
+        torch.testing.assert_close(text_mod[1].bias, stock[number].txt_mod[1].bias)
+    for number, _block in enumerate(weights.blocks()):
+        assert addresses(weights.transformer.transformer_blocks[number].img_mod) == home[number]
+
+
+def test_the_streamed_text_encoder_gives_the_same_bits(weights: Weights) -> None:
+    stock = build_tiny_pipeline().text_encoder
+    ids = torch.arange(12).reshape(2, 6)
+    with torch.inference_mode(), weights.borrow("text_encoder") as encoder:
+        streamed = encoder(input_ids=ids, output_hidden_states=True).hidden_states[-1]
+        stayed = stock(input_ids=ids, output_hidden_states=True).hidden_states[-1]
+    assert torch.equal(streamed, stayed)
+
+
+def test_a_pass_that_is_broken_off_leaves_the_weights_at_home(weights: Weights) -> None:
+    before = snapshot(weights.transformer)
+    home = [addresses(block) for block in weights.transformer.transformer_blocks]
+    passing = weights.blocks()
+    next(passing)
+    passing.close()
+    weights.release()
+    assert [addresses(block) for block in weights.transformer.transformer_blocks] == home
+    assert [number for number, _ in enumerate(weights.blocks())] == [0, 1]
+    for key, tensor in snapshot(weights.transformer).items():
+        assert torch.equal(tensor, before[key])
+
+
+def test_a_cast_reaches_every_weight_wherever_it_lives() -> None:
+    pipe = build_tiny_pipeline()
+    pipe.transformer.to(torch.float16)
+    stock = snapshot(pipe.transformer)
+    weights = stream_everything(pipe)
+    list(weights.blocks())  # so that slots hold what is about to change
+    weights.cast(torch.bfloat16)
+    assert weights.transformer.dtype == torch.bfloat16
+    for key, tensor in snapshot(weights.transformer).items():
+        assert torch.equal(tensor, stock[key].bfloat16())
+    for number, block in enumerate(weights.blocks()):
+        for key, tensor in block.state_dict().items():
+            assert torch.equal(tensor, stock[f"transformer_blocks.{number}.{key}"].bfloat16())
+
+
+def test_resident_weights_stay_where_they_are() -> None:
+    modules = modules_of(build_tiny_pipeline())
+    before = {name: addresses(module) for name, module in modules.items()}
+    weights = Weights.resident(**modules)
+    assert [*weights.blocks()] == [*modules["transformer"].transformer_blocks]
+    assert len([*weights.modulations()]) == 2
+    with weights.borrow("vae") as vae:
+        assert vae is modules["vae"]
+    weights.release()
+    assert {name: addresses(module) for name, module in modules.items()} == before
+    assert weights.plan.name == "resident"
+
+
+def test_some_blocks_stay_and_some_stream() -> None:
+    modules = modules_of(build_tiny_pipeline())
+    sizes = cut_pipeline(**modules).sizes
+    picture = Picture(area_px=4096, condition_area_px=4096, text_tokens=64)
+    needed = make_plan(sizes, picture, Memory(GIB * 2, GIB * 64))
+    assert needed.name == "resident"
+    plan = Plan(
+        "one of two",
+        streamed_blocks=frozenset({1}),
+        slot_bytes=max(*sizes.blocks, *sizes.modulation),
+        slots=2,
+    )
+    weights = Weights(**modules, plan=plan, device=CPU)
+    weights.settle()
+    weights.pin()
+    stayed = addresses(weights.transformer.transformer_blocks[0])
+    seen = [addresses(block) for block in weights.blocks()]
+    assert seen[0] == stayed
+    assert seen[1] != addresses(weights.transformer.transformer_blocks[1])

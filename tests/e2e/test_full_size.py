@@ -1,0 +1,64 @@
+"""The benchmark's program runs through at toy size, and what it reports holds together."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import full_model
+import pytest
+import torch
+
+from retouch.engine import loading
+from retouch.engine.plan import FULL
+from retouch.engine.units import cut_pipeline
+
+pytestmark = pytest.mark.e2e
+
+ROOT = Path(__file__).parents[2]
+ROWS = (
+    *("stock", "resident:eager", "16:eager", "8:eager", "load", "load:16"),
+    *("sizes:16", "leak:16", "cancel:16", "widen", "no such row", "48:eager"),
+)
+
+
+@pytest.fixture(scope="module")
+def report() -> dict[str, dict[str, Any]]:
+    done = subprocess.run(  # noqa: S603 - fixed words
+        [sys.executable, "tests/bench/full_size.py", "--tiny", "--eager-checks", *ROWS],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": "src:tests"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert [line["row"] for line in lines] == [*ROWS], done.stderr
+    return {line["row"]: line for line in lines}
+
+
+def test_a_row_that_fails_does_not_end_the_others(report: dict[str, dict[str, Any]]) -> None:
+    assert [row for row, line in report.items() if "error" in line] == ["no such row"]
+
+
+def test_what_streams_gives_the_pixels_of_what_stays(report: dict[str, dict[str, Any]]) -> None:
+    rows = [report[name] for name in ("resident:eager", "16:eager", "8:eager", "48:eager")]
+    assert len({row["pixels"] for row in rows}) == 1
+    assert all(row["spread"] > 1 for row in rows), "an even image proves nothing"
+    assert [row["plan"][:6] for row in rows] == ["toy, 0", "toy, 1", "toy, 2", "toy, 0"]
+
+
+def test_the_checks_pass_at_toy_size(report: dict[str, dict[str, Any]]) -> None:
+    assert report["leak:16"]["ok"]
+    assert report["leak:16"]["failed"] == report["leak:16"]["cancelled"] == 1
+    assert report["cancel:16"]["steps_told"] == [0, 1]
+    assert report["widen"]["dtype"] == "bfloat16"
+    assert report["widen"]["same"]
+
+
+def test_the_plan_knows_the_full_models_sizes() -> None:
+    dtypes = dict.fromkeys(("transformer", "vae", "text_encoder"), torch.bfloat16)
+    modules = loading.build_modules(full_model.make_configs(), dtypes)
+    assert cut_pipeline(**modules).sizes == FULL

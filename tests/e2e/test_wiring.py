@@ -1,0 +1,54 @@
+"""The settings of the model reach it."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from retouch import wiring
+from retouch.engine import checkpoint, speed
+from retouch.engine.tiny import PRESET, build_tiny_pipeline
+from retouch.errors import ModelError
+from retouch.settings import Settings
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tiny")
+    checkpoint.save(build_tiny_pipeline(), path, preset=PRESET)
+    return path
+
+
+def test_an_attention_backend_that_does_not_run_ends_the_start(folder: Path) -> None:
+    settings = Settings(model_id=str(folder), attention_backend="_native_cudnn")
+    with pytest.raises(ModelError, match="ATTENTION_BACKEND: _native_cudnn does not run here"):
+        wiring.build_engine(settings)
+
+
+@pytest.mark.filterwarnings("ignore:Attention backends")
+def test_an_attention_backend_that_runs_is_used(folder: Path) -> None:
+    engine: Any = wiring.build_engine(
+        Settings(model_id=str(folder), attention_backend="_native_math")
+    )
+    block = engine.weights.transformer.transformer_blocks[0]
+    assert block.attn.processor._attention_backend == "_native_math"  # noqa: SLF001 - where it is
+
+
+def test_compiled_code_is_made_at_the_start_for_two_sizes(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = set()
+    block_call = speed.denoise.run_block
+
+    def compile_block(_cache: object) -> Any:
+        def run(block: Any, image: Any, *rest: Any) -> Any:
+            sizes.add(image.shape[1])
+            return block_call(block, image, *rest)
+
+        return run
+
+    monkeypatch.setattr(speed, "compile_block", compile_block)
+    wiring.build_engine(Settings(model_id=str(folder), compile=True))
+    assert len(sizes) == 2

@@ -1,0 +1,126 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from retouch.engine import shards
+from retouch.errors import ModelError
+
+WEIGHTS = {
+    "a.weight": torch.arange(12.0).reshape(3, 4),
+    "a.bias": torch.tensor([-1.5, 2.25, 3e4]),
+    "b.weight": torch.linspace(-3, 3, 50).bfloat16(),
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    part = tmp_path / "transformer"
+    part.mkdir()
+    save_file(WEIGHTS, part / "model.safetensors")
+    return part
+
+
+def empty(dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
+    return {name: torch.zeros_like(old, dtype=dtype) for name, old in WEIGHTS.items()}
+
+
+@pytest.mark.parametrize("chunk_bytes", [8, 64, 1 << 24])
+def test_weights_are_read_bit_for_bit(
+    folder: Path, chunk_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "CHUNK_BYTES", chunk_bytes)
+    wanted = empty()
+    shards.read_weights(folder, wanted)
+    assert all(torch.equal(wanted[name], old) for name, old in WEIGHTS.items())
+
+
+@pytest.mark.parametrize("chunk_bytes", [8, 1 << 24])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_weights_are_scaled_and_converted_on_the_way(
+    folder: Path, dtype: torch.dtype, chunk_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "CHUNK_BYTES", chunk_bytes)
+    wanted = empty(dtype)
+    shards.read_weights(folder, wanted, scale=lambda name: 0.25 if name == "a.bias" else 1.0)
+    for name, old in WEIGHTS.items():
+        factor = 0.25 if name == "a.bias" else 1.0
+        assert torch.equal(wanted[name], (old.float() * factor).to(dtype))
+
+
+def test_what_nobody_wants_is_left_out(folder: Path) -> None:
+    wanted = {"a.bias": torch.zeros(3)}
+    shards.read_weights(folder, wanted)
+    assert torch.equal(wanted["a.bias"], WEIGHTS["a.bias"])
+
+
+def test_reading_leaves_the_process_its_threads(folder: Path) -> None:
+    before = torch.get_num_threads()
+    shards.read_weights(folder, empty())
+    assert torch.get_num_threads() == before
+
+
+def lengthen(wanted: dict[str, torch.Tensor]) -> None:
+    wanted["c.weight"] = torch.zeros(2)
+
+
+def reshape(wanted: dict[str, torch.Tensor]) -> None:
+    wanted["a.weight"] = torch.zeros(4, 3)
+
+
+@pytest.mark.parametrize(("spoil", "name"), [(lengthen, "c.weight"), (reshape, "a.weight")])
+def test_a_weight_that_is_not_there_is_named(
+    folder: Path, spoil: Callable[[dict[str, torch.Tensor]], None], name: str
+) -> None:
+    spoil(wanted := empty())
+    with pytest.raises(ModelError, match=f"transformer lacks 1 weights, such as {name}"):
+        shards.read_weights(folder, wanted)
+
+
+def test_a_file_that_ends_too_early_is_named(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ModelError, match=r"transformer/model\.safetensors is damaged or cut short"):
+        shards.read_weights(folder, empty())
+
+
+def test_a_disk_that_fails_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def preadv(*_: object) -> int:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("os.preadv", preadv)
+    with pytest.raises(ModelError, match=r"transformer/model\.safetensors cannot be read"):
+        shards.read_weights(folder, empty())
+
+
+def test_weights_of_a_kind_nobody_expects_are_refused(folder: Path) -> None:
+    save_file({"a": torch.zeros(2, dtype=torch.int8)}, folder / "model.safetensors")
+    with pytest.raises(ModelError, match="holds I8 in a"):
+        shards.read_weights(folder, {})
+
+
+def test_progress_is_told_now_and_then(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    shards.read_weights(folder, empty(), progress=told.append)
+    assert told == []
+    monkeypatch.setattr(shards, "REPORT_EVERY_S", 0.0)
+    shards.read_weights(folder, empty(), progress=told.append)
+    assert told[-1].startswith("transformer: 0 of 0 MiB")
+
+
+def test_old_names_of_the_text_encoder_are_read(folder: Path) -> None:
+    old = {
+        "visual.merger.weight": torch.ones(1),
+        "model.norm.weight": torch.ones(2),
+        "model.language_model.x.weight": torch.ones(3),
+        "lm_head.weight": torch.ones(4),
+    }
+    save_file(old, folder / "model.safetensors")
+    assert {name: stored.shape[0] for name, stored in shards.read_headers(folder).items()} == {
+        "model.visual.merger.weight": 1,
+        "model.language_model.norm.weight": 2,
+        "model.language_model.x.weight": 3,
+        "lm_head.weight": 4,
+    }

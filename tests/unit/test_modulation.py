@@ -1,0 +1,90 @@
+from typing import Any
+
+import pytest
+import torch
+
+from retouch.engine import modulation
+from retouch.engine.memory import Weights
+from retouch.engine.modulation import Modulation, Table
+from retouch.engine.tiny import build_tiny_pipeline
+
+TIMESTEPS = torch.tensor([1000.0, 731.25, 20.5])
+
+
+@pytest.fixture
+def weights() -> Weights:
+    pipe = build_tiny_pipeline()
+    parts = {name: getattr(pipe, name) for name in ("transformer", "vae", "text_encoder")}
+    return Weights.resident(**parts)
+
+
+def look_up(weights: Weights, timesteps: torch.Tensor = TIMESTEPS) -> Table:
+    with torch.no_grad():
+        return Modulation(weights).look_up(timesteps, weights.transformer)
+
+
+def embed(transformer: Any, timestep: torch.Tensor) -> torch.Tensor:
+    times = timestep.expand(1) / 1000
+    if transformer.config.zero_cond_t:
+        times = torch.cat([times, times * 0])
+    return transformer.time_text_embed(times, transformer.img_in.weight)
+
+
+@pytest.mark.parametrize("zero_cond_t", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_the_table_is_what_the_model_computes_bit_for_bit(
+    weights: Weights, zero_cond_t: bool, dtype: torch.dtype
+) -> None:
+    transformer = weights.transformer.to(dtype)
+    transformer.register_to_config(zero_cond_t=zero_cond_t)
+    table = look_up(weights)
+    for step, timestep in enumerate(TIMESTEPS):
+        moment = embed(transformer, timestep)
+        for index, block in enumerate(transformer.transformer_blocks):
+            for kind, mod, rows in (
+                ("image", block.img_mod, moment),
+                ("text", block.txt_mod, moment[:1]),
+            ):
+                expected = list(mod(rows).chunk(6, dim=-1))
+                expected[1], expected[4] = 1 + expected[1], 1 + expected[4]
+                assert torch.equal(getattr(table, kind)[step, index], torch.stack(expected))
+        scale, shift = transformer.norm_out.linear(torch.nn.functional.silu(moment[:1])).chunk(
+            2, dim=-1
+        )
+        assert torch.equal(table.last[step], torch.stack([1 + scale, shift]))
+
+
+def test_a_schedule_is_computed_once_and_the_oldest_is_dropped(
+    weights: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(modulation, "MAX_SCHEDULES", 2)
+    computed: list[int] = []
+    first = weights.transformer.transformer_blocks[0].img_mod[1]
+    first.register_forward_hook(lambda *_: computed.append(1))
+    tables = Modulation(weights)
+
+    def count(steps: int) -> int:
+        computed.clear()
+        with torch.no_grad():
+            tables.look_up(TIMESTEPS[:steps], weights.transformer)
+        return len(computed)
+
+    assert [count(n) for n in (1, 2, 1, 3, 1, 2)] == [1, 2, 0, 3, 0, 2]
+
+
+def test_weights_of_another_precision_have_another_table(weights: Weights) -> None:
+    tables = Modulation(weights)
+    with torch.no_grad():
+        wide = tables.look_up(TIMESTEPS, weights.transformer)
+        narrow = tables.look_up(TIMESTEPS, weights.transformer.to(torch.bfloat16))
+    assert (wide.image.dtype, narrow.image.dtype) == (torch.float32, torch.bfloat16)
+
+
+def test_weights_that_live_elsewhere_are_brought(weights: Weights) -> None:
+    """`meta` stands for a device that is not where the weights are."""
+    linear = weights.transformer.transformer_blocks[0].img_mod
+    brought = modulation._bring(linear, torch.device("meta"))  # noqa: SLF001 - no second device here
+    assert brought.weight.device.type == brought.bias.device.type == "meta"
+    assert brought.weight.shape == linear[1].weight.shape
+    assert linear[1].weight.device.type == "cpu"
