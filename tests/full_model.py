@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tiny_model import build_tiny_pipeline
 from transformers import Qwen2_5_VLConfig
 
 from retouch.engine.memory import Weights
-from retouch.engine.tiny import build_tiny_pipeline
 from retouch.engine.units import Unit
 
 TRANSFORMER = {"guidance_embeds": False}  # the rest is the class's own default

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from aiohttp import web
+from tiny_folder import tiny_folder
 
 ROOT = Path(__file__).parents[1]
 ENDPOINT = "endpoint1"
@@ -257,6 +258,7 @@ class WorkerProcess:
                     "PYTHONPATH": f"{ROOT / 'src'}:{ROOT / 'tests'}",
                     "HF_HUB_OFFLINE": "1",
                     "OMP_NUM_THREADS": "1",
+                    "MODEL_ID": str(tiny_folder()),
                     **environment,
                 },
                 stdin=subprocess.DEVNULL,

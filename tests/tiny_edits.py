@@ -8,12 +8,12 @@ import pytest
 import torch
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus
 from PIL import Image
+from tiny_model import PRESET, build_tiny_pipeline
 
 from retouch.engine.memory import Weights
 from retouch.engine.pipeline import QwenEngine
 from retouch.engine.precision import fold_factor, fold_norms, recast
 from retouch.engine.schedulers import build_scheduler
-from retouch.engine.tiny import PRESET, build_tiny_pipeline
 from retouch.ports import Work
 
 torch.set_num_threads(1)  # a tiny edit gains nothing from more; on shared cores it loses tenfold

@@ -29,13 +29,13 @@ import numpy as np
 import torch
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit
 from PIL import Image
+from tiny_model import AREA_PX, build_tiny_pipeline
 
 from retouch.engine import denoise, loading, precision, speed
 from retouch.engine.checkpoint import PresetFile
 from retouch.engine.memory import Weights
 from retouch.engine.pipeline import QwenEngine
 from retouch.engine.plan import GIB, Memory, Picture, Plan, make_plan, measure_host, spread
-from retouch.engine.tiny import AREA_PX, build_tiny_pipeline
 from retouch.engine.units import cut_pipeline
 from retouch.ports import Work
 

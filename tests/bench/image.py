@@ -166,8 +166,9 @@ def _build_settings(origin: LiveOrigin, rgw: Rgw) -> dict[str, str]:
 
 def bake(base: str, image: str, folder: Path) -> None:
     """Build the image with weights from a hub that wants a token, and require that none is left."""
+    from tiny_model import PRESET, build_tiny_pipeline
+
     from retouch.engine import checkpoint
-    from retouch.engine.tiny import PRESET, build_tiny_pipeline
 
     token = f"hf_{secrets.token_hex(16)}"
     (folder / "token").write_text(token)

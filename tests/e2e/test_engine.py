@@ -17,11 +17,11 @@ from tiny_edits import (
     make_image,
     run_stock,
 )
+from tiny_model import AREA_PX, build_tiny, build_tiny_pipeline
 
 from retouch import contract
 from retouch.engine import conditioning
 from retouch.engine.pipeline import QwenEngine
-from retouch.engine.tiny import AREA_PX, build_tiny, build_tiny_pipeline
 from retouch.ports import Work
 
 pytestmark = pytest.mark.e2e

@@ -9,12 +9,12 @@ import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
 from tiny_edits import edit
+from tiny_model import PRESET, build_tiny, build_tiny_pipeline
 
 from retouch.engine import checkpoint, conditioning
 from retouch.engine.checkpoint import CheckpointSettings
 from retouch.engine.conditioning import StillProcessor
 from retouch.engine.folder import WEIGHTED, compute_revision
-from retouch.engine.tiny import AREA_PX, PRESET, build_tiny, build_tiny_pipeline
 from retouch.errors import ModelError
 from retouch.ports import Engine
 
@@ -28,14 +28,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_without_a_model_and_a_gpu_the_tiny_engine_runs_and_says_so(
+def test_without_a_model_and_a_gpu_the_demo_runs_and_says_so(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    engine: Engine = checkpoint.load(CheckpointSettings())
-    assert "no trained weights" in engine.info.model
-    assert engine.info.notes
-    assert engine.info.preset.area_px == AREA_PX
+    told: list[str] = []
+    engine: Engine = checkpoint.load(CheckpointSettings(), progress=told.append)
+    assert told[0].startswith(
+        "the demo model, because the full one does not fit: not enough memory"
+    )
+    assert "MODEL_ID=Qwen/Qwen-Image-Edit" in told[0]
+    assert engine.info.model == "retouch-demo"
+    assert "this is the small demo model" in engine.info.notes[0]
+    preset = engine.info.preset
+    assert (preset.steps, preset.area_px, preset.guided) == (4, 512 * 512, False)
 
 
 @pytest.mark.parametrize("plus", [False, True])

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 import pytest
 import torch
 from streams import modules_of, stream_everything
+from tiny_model import build_tiny_pipeline
 
 from retouch.engine.memory import Weights
 from retouch.engine.plan import GIB, Memory, Picture, Plan, make_plan
-from retouch.engine.tiny import build_tiny_pipeline
 from retouch.engine.units import cut_pipeline
 
 pytestmark = pytest.mark.e2e

@@ -10,10 +10,10 @@ import pytest
 import torch
 from streams import stream_everything
 from tiny_edits import WORK, edit
+from tiny_model import PRESET, build_tiny, build_tiny_pipeline
 
 from retouch.engine import speed
 from retouch.engine.pipeline import QwenEngine
-from retouch.engine.tiny import PRESET, build_tiny, build_tiny_pipeline
 from retouch.errors import ModelError
 
 pytestmark = pytest.mark.e2e

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_model import build_tiny_pipeline
 
 from retouch.engine.still import make_still
-from retouch.engine.tiny import build_tiny_pipeline
 
 pytestmark = pytest.mark.e2e
 

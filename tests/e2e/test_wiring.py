@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_model import PRESET, build_tiny_pipeline
 
 from retouch import wiring
 from retouch.engine import checkpoint, speed
-from retouch.engine.tiny import PRESET, build_tiny_pipeline
 from retouch.errors import ModelError
 from retouch.settings import Settings
 

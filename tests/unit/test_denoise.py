@@ -2,11 +2,11 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_model import build_tiny_pipeline
 
 from retouch.engine import denoise, latents
 from retouch.engine.memory import Weights
 from retouch.engine.modulation import Modulation, Table
-from retouch.engine.tiny import build_tiny_pipeline
 
 GRIDS = ((4, 3), (2, 5))
 TIMESTEP = torch.tensor([600.0])

@@ -2,11 +2,11 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_model import build_tiny_pipeline
 
 from retouch.engine import modulation
 from retouch.engine.memory import Weights
 from retouch.engine.modulation import Modulation, Table
-from retouch.engine.tiny import build_tiny_pipeline
 
 TIMESTEPS = torch.tensor([1000.0, 731.25, 20.5])
 

@@ -1,9 +1,9 @@
 import pytest
 import torch
+from tiny_model import build_tiny_pipeline
 
 from retouch.engine import precision
 from retouch.engine.precision import FOLD, count_changed, fold_factor, recast
-from retouch.engine.tiny import build_tiny_pipeline
 
 WRITERS = {
     "attn.to_out.0",

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from retouch.engine.pipeline import QwenEngine
 
 FULL_MODEL = "Qwen/Qwen-Image-Edit"
+DEMO_FOLDER = Path(__file__).parent / "demo" / "checkpoint"
 PRESET_FILE = "retouch_preset.json"
 
 
@@ -52,7 +53,11 @@ class CheckpointSettings:
 
 
 class PresetFile(BaseModel):
-    """`retouch_preset.json`: what a checkpoint wants that differs from the full model."""
+    """`retouch_preset.json`: what a checkpoint wants that differs from the full model.
+
+    `condition_as_result` gives the condition the size of the result in place of `condition_area_px`,
+    for weights that compare the two place by place.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -61,6 +66,7 @@ class PresetFile(BaseModel):
     guidance_scale: float = Field(default=4.0, ge=1, le=20)
     area_px: int = Field(default=1024 * 1024, ge=64 * 64)
     condition_area_px: int = Field(default=1024 * 1024, ge=64 * 64)
+    condition_as_result: bool = False
     guided: bool = True
     notes: tuple[str, ...] = ()
 
@@ -77,12 +83,7 @@ def load(
 
     device = torch.device(settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     memory = measure_memory(device, settings.gpu_memory_gib)
-    model_id = choose_model(settings.model_id, memory)
-    if not model_id:
-        from retouch.engine.tiny import build_tiny
-
-        progress("tiny")
-        return build_tiny()
+    model_id = choose_model(settings.model_id, memory, progress=progress)
     _silence_progress_bars()
     try:
         folder = find(model_id, settings, progress=progress)
@@ -94,18 +95,24 @@ def load(
         raise ModelError(f"the checkpoint {model_id} cannot be used: {reason}") from error
 
 
-def choose_model(model_id: str, memory: Memory) -> str:
-    """Return the id asked for, else the full model's where it fits, else nothing.
+def choose_model(
+    model_id: str, memory: Memory, *, progress: Callable[[str], None] = lambda _: None
+) -> str:
+    """Return the id asked for, else the full model's where it fits, else the demo's folder.
 
-    >>> choose_model("", Memory(16 << 30, 64 << 30)), choose_model("", Memory(0, 64 << 30))
-    ('Qwen/Qwen-Image-Edit', '')
+    >>> choose_model("", Memory(16 << 30, 64 << 30))
+    'Qwen/Qwen-Image-Edit'
     """
     if model_id:
         return model_id
     try:
         make_plan(FULL, Picture(), memory)
-    except ModelError:
-        return ""
+    except ModelError as error:
+        progress(
+            f"the demo model, because the full one does not fit: {error.message}; "
+            f"MODEL_ID={FULL_MODEL} takes it all the same"
+        )
+        return str(DEMO_FOLDER)
     return FULL_MODEL
 
 

@@ -75,6 +75,7 @@ class QwenEngine:
         self._processor = processor
         self._scheduler = scheduler
         self._condition_area_px = preset.condition_area_px
+        self._condition_as_result = preset.condition_as_result
         self._run_block = run_block
         self._tokens = conditioning.Tokens(processor.tokenizer)
         self._modulation = Modulation(weights)
@@ -154,6 +155,8 @@ class QwenEngine:
         ratio = image.width / image.height
         area_px = min(CONDITION_AREA_PX, self._condition_area_px)
         width_px, height_px = fit(area_px, ratio)
+        if self._condition_as_result:
+            width_px, height_px = work.width_px, work.height_px
         vision_px = fit(min(self._family.vision_area_px, area_px), ratio)
         seen = self._images.resize(image, *reversed(vision_px))
         prompts = [work.prompt, *([work.negative_prompt] if work.guidance_scale > 1 else [])]

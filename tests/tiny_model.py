@@ -1,7 +1,4 @@
-"""A tiny pipeline of the real classes with random weights: what runs where nothing else can.
-
-Built in code in under a second, with no network; its edits are noise, and its name says so.
-"""
+"""A tiny pipeline of the real classes with random weights, built in under a second; its edits are noise."""
 
 import re
 from typing import Any
