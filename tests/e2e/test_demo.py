@@ -64,7 +64,7 @@ def test_unchanged_keeps_the_photo(untouched: Pixels) -> None:
         ("make the colors more vivid", "saturation", 0.04),
         ("make the colors less saturated", "saturation", -0.04),
         ("blur the image", "detail", -0.005),
-        ("sharpen the photo", "detail", 0.005),
+        ("make it sharper", "detail", 0.01),
         ("add a vignette", "centre_over_corners", 0.06),
         ("add a red tint", "red", 0.08),
         ("add a green tint", "green", 0.08),

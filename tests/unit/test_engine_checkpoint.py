@@ -24,7 +24,7 @@ def test_importing_the_door_imports_no_model_library() -> None:
         text=True,
         check=True,
     )
-    assert done.stdout.strip() == ""
+    assert done.stdout.strip() == str(checkpoint.DEMO_FOLDER)
 
 
 def test_the_full_model_is_chosen_only_where_it_fits() -> None:
@@ -32,8 +32,8 @@ def test_the_full_model_is_chosen_only_where_it_fits() -> None:
         Memory(gpu_gib * GIB, host_gib * GIB) for gpu_gib, host_gib in ((16, 48), (2, 96), (48, 8))
     )
     assert checkpoint.choose_model("", fits) == checkpoint.FULL_MODEL
-    assert checkpoint.choose_model("", lacks_gpu) == ""
-    assert checkpoint.choose_model("", lacks_host) == ""
+    assert checkpoint.choose_model("", lacks_gpu) == str(checkpoint.DEMO_FOLDER)
+    assert checkpoint.choose_model("", lacks_host) == str(checkpoint.DEMO_FOLDER)
     assert checkpoint.choose_model("org/name", lacks_gpu) == "org/name"
 
 

@@ -14,7 +14,7 @@ GIB = 1 << 30
 MIB = 1 << 20
 RING_SLOTS = 3
 """One in use and two on their way; two are enough where the copy is faster than the computing."""
-RESERVE_BYTES = 768 * MIB
+RESERVE_BYTES = 1024 * MIB
 """What the allocator loses to rounding and gaps, and libraries take for their own."""
 HOST_RESERVE_BYTES = 3 * GIB
 """What the process takes beside the weights."""
