@@ -102,7 +102,7 @@ class Start:
             raise Unfit(f"the bucket cannot be used: {error.message}") from error
 
     def gpu(self) -> None:
-        """Run something on the GPU; without any, only the small checkpoint makes sense."""
+        """Run something on the GPU; without any, only the demo or a folder makes sense."""
         import torch
 
         if torch.cuda.is_available():
@@ -116,10 +116,10 @@ class Start:
                 f"the GPU cannot be used: this image needs a driver for CUDA {torch.version.cuda}; "
                 "choose that CUDA version or a newer one in the endpoint's settings"
             )
-        elif self._require_settings().model_id:
+        elif (model_id := self._require_settings().model_id) and not Path(model_id).is_dir():
             raise Unfit(
                 "there is no GPU: give the endpoint one, "
-                "or unset MODEL_ID to try the worker with the small checkpoint"
+                "or unset MODEL_ID to try the worker with the demo model"
             )
         else:
             event(_log, "gpu.missing", level=logging.WARNING)

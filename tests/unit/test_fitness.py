@@ -168,11 +168,16 @@ def test_a_model_without_a_gpu_is_refused(machine: Callable[..., None]) -> None:
     assert "MODEL_ID" in refusal(start(model_id="a/b").gpu)
 
 
-def test_the_small_checkpoint_needs_no_gpu(
-    machine: Callable[..., None], caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("is_folder", [False, True])
+def test_the_demo_and_a_folder_need_no_gpu(
+    machine: Callable[..., None],
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+    *,
+    is_folder: bool,
 ) -> None:
     machine(available=False, driver=False)
-    start().gpu()
+    start(model_id=str(tmp_path) if is_folder else "").gpu()
     assert [record.message for record in caplog.records] == ["gpu.missing"]
 
 
