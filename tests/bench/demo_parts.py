@@ -1,0 +1,285 @@
+"""The parts of `demo_quality.py`: what is asked of the model in each, and the table it makes."""
+
+import json
+import resource
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import demo_measures as dm
+import numpy as np
+import torch
+from demo_asked import ASKED, FEW, LADDERS, PAIRS, RUNGS, SIZES, THREE, UNTAUGHT
+from demo_tables import Table
+
+from retouch.engine.demo.edits import Change
+
+
+class Bench(Protocol):
+    """What a part needs: `demo_quality.Bench`."""
+
+    steps: int
+    only: Sequence[str]
+    photos: dict[str, dm.Pixels]
+
+    def photo(self, name: str, width_px: int, height_px: int) -> dm.Pixels: ...
+    def edit(
+        self, photo: dm.Pixels, prompt: str, *, seed: int = 3, steps: int = 0, guidance: float = 1.0
+    ) -> dm.Pixels: ...
+    def limit(self, photo: dm.Pixels) -> dm.Pixels: ...
+    def exact(self, photo: dm.Pixels, changes: Sequence[Change]) -> dm.Pixels: ...
+
+
+def _against(bench: Bench, photo: dm.Pixels, made: dm.Pixels, wanted: dm.Pixels) -> list[float]:
+    """Give the dB to the exact edit of the result, the untouched photo and the limit."""
+    return [dm.psnr_db(picture, wanted) for picture in (made, photo, bench.limit(wanted))]
+
+
+def _grain_share(
+    bench: Bench, photo: dm.Pixels, made: dm.Pixels, changes: Sequence[Change]
+) -> float:
+    """Give the energy of the texture in `made` as a share of the exact grain's.
+
+    What the autoencoder loses of the photo's own detail is no grain: the texture is what `made` has
+    over the autoencoder's picture of the same edit without grain.
+    """
+    smooth = bench.exact(photo, [change for change in changes if change.name != "grain"])
+    grainy = bench.exact(photo, changes)
+    added = dm.added_texture(bench.limit(smooth), made)
+    return dm.energy(added) / dm.energy(dm.added_texture(smooth, grainy))
+
+
+def measure_edits(bench: Bench) -> Table:
+    """Measure every edit, plainly asked for, on all photographs."""
+    columns = ["edit", "asked as", "result", "untouched", "limit", "median gain", *bench.photos]
+    table = Table(f"Every edit, {bench.steps} steps, dB to the exact edit", columns)
+    rows: dict[str, Any] = {}
+    went: dict[str, float] = {}
+    for edit, prompt in ASKED.items():
+        if bench.only and edit not in bench.only:
+            continue
+        changes: list[float] = []
+        found: list[list[float]] = []
+        for photo in bench.photos.values():
+            made, wanted = bench.edit(photo, prompt), bench.exact(photo, [Change(edit)])
+            found.append(_against(bench, photo, made, wanted))
+            if edit in dm.DIRECTIONS:
+                changes.append(dm.changed_by(edit, photo, made))
+        row = np.array(found)
+        if edit == "unchanged":
+            row[:, 1] = np.nan  # the untouched photo is the exact edit
+        rows[edit] = row
+        went |= {edit: float(np.median(changes))} if changes else {}
+        gain = np.median(row[:, 0] - row[:, 1])
+        table.add(edit.replace("_", " "), prompt, *row.mean(0), gain, *row[:, 0])
+    means = [row.mean(0) for edit, row in rows.items() if edit not in dm.APART]
+    table.add("mean but blur and grain", "", *np.nanmean(means, 0), "", *("" for _ in bench.photos))
+    table.verdicts = dm.judge_edits(rows, went)
+    return table
+
+
+def measure_grain(bench: Bench) -> Table:
+    """Measure the grain: how strong, and whether it is the photo's own texture or always the same."""
+    columns = ["photo", "energy", "with the photo", "with another seed", "energy if unchanged"]
+    table = Table(f"Film grain, {bench.steps} steps", columns)
+    found = []
+    changes = [Change("grain")]
+    for name, photo in bench.photos.items():
+        smooth = bench.limit(photo)
+        made, other = (bench.edit(photo, ASKED["grain"], seed=seed) for seed in (3, 4))
+        one, two = (dm.added_texture(smooth, picture) for picture in (made, other))
+        still = bench.edit(photo, ASKED["unchanged"])
+        row = [
+            _grain_share(bench, photo, made, changes),
+            dm.correlate(one, dm.fine(photo)),
+            dm.correlate(one, two),
+            _grain_share(bench, photo, still, changes),
+        ]
+        found.append(row)
+        table.add(name, *row, digits=2)
+    mean = np.mean(found, 0).tolist()
+    table.add("mean", *mean, digits=2)
+    least, most = dm.GRAIN_SHARES
+    table.verdicts = [
+        (least <= mean[0] <= most, f"energy {mean[0]:.2f} of the exact grain's, {least} to {most}"),
+        (
+            abs(mean[1]) <= 0.2,
+            f"correlation with the photo's own texture {mean[1]:.2f}, at most 0.2",
+        ),
+        (abs(mean[2]) <= 0.2, f"correlation with another seed's grain {mean[2]:.2f}, at most 0.2"),
+    ]
+    return table
+
+
+def measure_wordings(bench: Bench) -> Table:
+    """Ask in the thirty sentences of `wordings.json`."""
+    wordings = json.loads((Path(__file__).parent / "wordings.json").read_text())["wordings"]
+    title = f"Thirty wordings never trained on, {bench.steps} steps"
+    table = Table(title, ["wording", "done", "closer by dB", "what it lacks"])
+    done = 0
+    for wording in wordings:
+        changes = [Change(name, amount) for name, amount in wording["edits"]]
+        closer: list[float] = []
+        found: dict[str, list[float]] = {name: [] for name in wording["changes"]}
+        for photo in bench.photos.values():
+            made, wanted = bench.edit(photo, wording["wording"]), bench.exact(photo, changes)
+            closer.append(dm.psnr_db(made, wanted) - dm.psnr_db(photo, wanted))
+            for name, values in found.items():
+                values.append(_change(bench, name, photo, made, changes))
+        means = {name: float(np.mean(values)) for name, values in found.items()}
+        faults = dm.find_faults(wording, means, float(np.mean(closer)))
+        done += not faults
+        told = "" if {"grain", "psnr"} & set(found) else f"{np.mean(closer):.1f}"
+        table.add(wording["wording"], "no" if faults else "yes", told, "; ".join(faults))
+    table.verdicts = [(done >= 24, f"{done} of {len(wordings)} do what they say, at least 24")]
+    return table
+
+
+def _change(
+    bench: Bench, name: str, photo: dm.Pixels, made: dm.Pixels, changes: Sequence[Change]
+) -> float:
+    if name == "grain":
+        return _grain_share(bench, photo, made, changes)
+    if name == "psnr":
+        return dm.psnr_db(made, photo)
+    return dm.MEASURES[name](made) - dm.MEASURES[name](photo)
+
+
+def measure_pairs(bench: Bench) -> Table:
+    """Ask for two edits in one sentence."""
+    columns = ["asked as", "result", "untouched", "limit", "grain energy"]
+    table = Table(f"Two edits at once, {bench.steps} steps, dB to the exact edits", columns)
+    for prompt, changes in PAIRS.items():
+        found, grain = [], []
+        for photo in bench.photos.values():
+            made = bench.edit(photo, prompt)
+            found.append(_against(bench, photo, made, bench.exact(photo, changes)))
+            if changes[-1].name == "grain":
+                grain.append(_grain_share(bench, photo, made, changes))
+        table.add(prompt, *np.mean(found, 0), f"{np.mean(grain):.2f}" if grain else "")
+    return table
+
+
+def measure_ladders(bench: Bench) -> Table:
+    """Ask for little, for plain and for much of each edit."""
+    columns = ["edit", "asked as", "slightly", "plain", "strongly"]
+    title = f"Strength: share of the plain exact change, {bench.steps} steps, {' and '.join(FEW)}"
+    table = Table(title, columns)
+    for edit, form in LADDERS.items():
+        shares = np.zeros((len(FEW), len(RUNGS)))
+        for row, name in enumerate(FEW):
+            photo = bench.photos[name]
+            plain = [Change(edit)]
+            for column, rung in enumerate(RUNGS):
+                made = bench.edit(photo, form.format(**rung))
+                if edit == "grain":
+                    shares[row, column] = _grain_share(bench, photo, made, plain)
+                else:
+                    whole = dm.changed_by(edit, photo, bench.exact(photo, plain))
+                    shares[row, column] = dm.changed_by(edit, photo, made) / whole
+        mean = shares.mean(0)
+        asked = form.format(adverb="(slightly) ", adjective="(light) ")
+        table.add(edit.replace("_", " "), asked, *mean, digits=2)
+        table.verdicts.append((bool(mean[0] < mean[1] < mean[2]), f"{edit}: little < plain < much"))
+    return table
+
+
+def measure_untaught(bench: Bench) -> Table:
+    """Ask for what the model was not taught: the photo should stay."""
+    title = f"Instructions it was not taught: dB to the photo, {bench.steps} steps"
+    table = Table(title, ["asked as", *FEW])
+    limits = [dm.psnr_db(bench.limit(bench.photos[name]), bench.photos[name]) for name in FEW]
+    for prompt in (ASKED["unchanged"], *UNTAUGHT):
+        photos = [bench.photos[name] for name in FEW]
+        table.add(prompt, *(dm.psnr_db(bench.edit(photo, prompt), photo) for photo in photos))
+    table.add("(the autoencoder alone)", *limits)
+    return table
+
+
+def _three(bench: Bench, photos: Sequence[dm.Pixels], **how: Any) -> list[float]:
+    """Give the dB to the exact edit of `THREE` edits, mean over photographs, then their mean."""
+    means = [
+        float(
+            np.mean(
+                [
+                    dm.psnr_db(
+                        bench.edit(photo, ASKED[edit], **how), bench.exact(photo, [Change(edit)])
+                    )
+                    for photo in photos
+                ]
+            )
+        )
+        for edit in THREE
+    ]
+    return [*means, float(np.mean(means))]
+
+
+def measure_steps(bench: Bench) -> Table:
+    """Measure quality and grain at several numbers of steps."""
+    columns = ["steps", *THREE, "mean", "grain energy"]
+    table = Table(f"Steps, dB to the exact edit, {' and '.join(FEW)}", columns)
+    photos = [bench.photos[name] for name in FEW]
+    for steps in (1, 2, 4, 8, 20):
+        found = _three(bench, photos, steps=steps)
+        shares = []
+        for photo in photos:
+            made = bench.edit(photo, ASKED["grain"], steps=steps)
+            shares.append(_grain_share(bench, photo, made, [Change("grain")]))
+        table.add(str(steps), *found, f"{np.mean(shares):.2f}")
+    return table
+
+
+def measure_time(bench: Bench) -> Table:
+    """Measure the time of an edit and the memory; run it alone, on a machine that does nothing else."""
+    title = f"Time on a CPU, {torch.get_num_threads()} threads, 512x512"
+    table = Table(title, ["steps", "median seconds", "peak memory so far, GB"])
+    photo = bench.photos[FEW[0]]
+    bench.edit(photo, ASKED["warmer"])  # the first is slower
+    for steps in (2, 4, 8, 20):
+        took_s = []
+        for _ in range(3):
+            began_s = time.perf_counter()
+            bench.edit(photo, ASKED["warmer"], steps=steps)
+            took_s.append(time.perf_counter() - began_s)
+        peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+        table.add(str(steps), statistics.median(took_s), f"{peak_gb:.2f}")
+    return table
+
+
+def measure_guidance(bench: Bench) -> Table:
+    """Measure what true classifier-free guidance does, which training knew nothing of."""
+    title = f"Guidance, dB to the exact edit, {' and '.join(FEW)}, {bench.steps} steps"
+    table = Table(title, ["guidance_scale", *THREE, "mean"])
+    for scale in (1.0, 2.0, 4.0):
+        photos = [bench.photos[name] for name in FEW]
+        table.add(f"{scale:g}", *_three(bench, photos, guidance=scale))
+    return table
+
+
+def measure_sizes(bench: Bench) -> Table:
+    """Measure other sizes and shapes, each beside its limit."""
+    columns = ["width x height", *THREE, "mean", "limit"]
+    title = f"Sizes, dB to the exact edit, {' and '.join(FEW)}, {bench.steps} steps"
+    table = Table(title, columns)
+    for size in ((512, 512), *SIZES):
+        photos = [bench.photo(name, *size) for name in FEW]
+        wanted = [bench.exact(photo, [Change(edit)]) for photo in photos for edit in THREE]
+        limit = np.mean([dm.psnr_db(bench.limit(picture), picture) for picture in wanted])
+        table.add("{}x{}".format(*size), *_three(bench, photos), float(limit))
+    return table
+
+
+PARTS: dict[str, Callable[[Any], Table]] = {
+    "edits": measure_edits,
+    "grain": measure_grain,
+    "wordings": measure_wordings,
+    "pairs": measure_pairs,
+    "ladders": measure_ladders,
+    "untaught": measure_untaught,
+    "steps": measure_steps,
+    "time": measure_time,
+    "guidance": measure_guidance,
+    "sizes": measure_sizes,
+}

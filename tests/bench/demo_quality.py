@@ -1,0 +1,172 @@
+"""What the demo checkpoint does on photographs it never saw, in dB to the exact edit.
+
+    PYTHONPATH=src:tests python tests/bench/demo_quality.py [--part PART ...] [--json FILE] [--card FILE]
+
+Beside each result stand the untouched photo and the autoencoder alone, which is the limit. The
+photographs come out of the scikit-image and scikit-learn wheels, which pip downloads. With --json the
+parts that ran replace theirs in FILE, so that parts can run alone; --card puts all of FILE's tables
+between the marks of a checkpoint's card. The exit status is 1 if a bar is missed.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import demo_measures as dm
+import diffusers
+import numpy as np
+import torch
+from demo_parts import PARTS
+from demo_tables import Table, as_markdown, fill_card
+from PIL import Image
+
+import retouch.engine
+from retouch.engine import checkpoint
+from retouch.engine.demo import autoencoder, edits
+from retouch.engine.demo.edits import Change
+from retouch.ports import Work
+
+SHIPPED = Path(retouch.engine.__file__).parent / "demo" / "checkpoint"
+WHEELS = ("scikit-image==0.26.0", "scikit-learn==1.9.1")
+EDGE_PX = 512
+SEED = 3
+
+
+def fetch_photos(folder: Path) -> Path:
+    """Unpack the photographs from their wheels, which pip downloads if they are not there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for wheel in WHEELS:
+        if not list(folder.glob(f"{wheel.split('==')[0].replace('-', '_')}-*.whl")):
+            pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps"]
+            only = ["--only-binary=:all:", "--python-version=3.11", "-d", str(folder), wheel]
+            subprocess.run([*pip, *only], check=True)  # noqa: S603
+    for path in folder.glob("*.whl"):
+        with zipfile.ZipFile(path) as packed:
+            for package, name in dm.HELD_OUT.values():
+                if f"{package}/{name}" in packed.namelist():
+                    packed.extract(f"{package}/{name}", folder)
+    return folder
+
+
+class Bench:
+    """The engine, the autoencoder alone, and the photographs."""
+
+    def __init__(self, folder: Path, photos: Path, *, steps: int, only: Sequence[str]) -> None:
+        settings = checkpoint.CheckpointSettings(model_id=str(folder), device="cpu")
+        self._folder, self._root = folder, photos
+        self._engine = checkpoint.load(settings)
+        self.steps = steps or self._engine.info.preset.steps
+        self.only = only
+        self.photos = {
+            name: dm.to_pixels(image) for name, image in dm.held_out_photos(photos, EDGE_PX).items()
+        }
+        self.edited, self._edited_s = 0, 0.0
+
+    @cached_property
+    def _vae(self) -> Any:
+        loader: Any = diffusers.AutoencoderKLQwenImage
+        return loader.from_pretrained(self._folder / "vae", torch_dtype=torch.float32)
+
+    def photo(self, name: str, width_px: int, height_px: int) -> dm.Pixels:
+        """Give a photograph at another size."""
+        package, path = dm.HELD_OUT[name]
+        return dm.to_pixels(
+            dm.crop_to(Image.open(self._root / package / path), width_px, height_px)
+        )
+
+    def edit(
+        self,
+        photo: dm.Pixels,
+        prompt: str,
+        *,
+        seed: int = SEED,
+        steps: int = 0,
+        guidance: float = 1.0,
+    ) -> dm.Pixels:
+        """Edit a photograph at its own size, as the service does."""
+        height_px, width_px = photo.shape[:2]
+        work = Work(
+            prompt=prompt,
+            negative_prompt=" ",
+            seed=seed,
+            steps=steps or self.steps,
+            guidance_scale=guidance,
+            scheduler="Euler",
+            width_px=width_px,
+            height_px=height_px,
+        )
+        image = Image.fromarray((photo * 255).round().astype(np.uint8))
+        began_s = time.perf_counter()
+        made = self._engine.edit(image, work, before_step=lambda _step, _steps: None).image
+        self._edited_s += time.perf_counter() - began_s
+        self.edited += 1
+        told = f"{self.edited} edits, {self._edited_s / self.edited:.1f} s each: {prompt}"
+        sys.stderr.write(f"\r{told[:100]:<100}")
+        sys.stderr.flush()
+        return dm.to_pixels(made)
+
+    @torch.no_grad()
+    def limit(self, photo: dm.Pixels) -> dm.Pixels:
+        """Give what the autoencoder alone makes of a picture."""
+        latents = autoencoder.encode(self._vae, dm.to_tensor(photo) * 2 - 1)
+        image = autoencoder.decode(self._vae, latents) / 2 + 0.5
+        return dm.from_tensor(image.clamp(0, 1))
+
+    def exact(self, photo: dm.Pixels, changes: Sequence[Change]) -> dm.Pixels:
+        """Make an edit exactly."""
+        torch.manual_seed(0)
+        return dm.from_tensor(edits.apply(dm.to_tensor(photo), changes))
+
+
+def _ordered(tables: dict[str, Any]) -> dict[str, Any]:
+    return {part: tables[part] for part in PARTS if part in tables}
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--checkpoint", type=Path, default=SHIPPED)
+    parser.add_argument("--photos", type=Path, default=Path(".demo/held-out"), help="their folder")
+    parser.add_argument(
+        "--part", nargs="*", choices=PARTS, default=list(PARTS), help="default: all"
+    )
+    parser.add_argument("--only", nargs="*", default=[], help="names of edits, for the part edits")
+    parser.add_argument("--steps", type=int, default=0, help="default: the checkpoint's")
+    parser.add_argument("--json", type=Path, help="where the tables are kept")
+    parser.add_argument("--card", type=Path, help="a README.md to put the tables into")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the parts asked for and print their tables."""
+    plan = _parse(argv)
+    kept = json.loads(plan.json.read_text()) if plan.json and plan.json.exists() else {}
+    ran: dict[str, Any] = {}
+    if plan.part:
+        photos = fetch_photos(plan.photos)
+        bench = Bench(plan.checkpoint, photos, steps=plan.steps, only=plan.only)
+    for part in plan.part:
+        table: Table = PARTS[part](bench)
+        ran[part] = table.as_json()
+        sys.stderr.write("\n")
+        sys.stdout.write(as_markdown({part: ran[part]}) + "\n")
+        sys.stdout.flush()
+        if plan.json:  # read again: another part may have run beside this one
+            kept = json.loads(plan.json.read_text()) if plan.json.exists() else {}
+            kept |= {part: ran[part]}
+            plan.json.write_text(json.dumps(kept, indent=1) + "\n")
+    if plan.card:
+        plan.card.write_text(fill_card(plan.card.read_text(), as_markdown(_ordered(kept | ran))))
+    return 0 if all(met for table in ran.values() for met, _ in table["verdicts"]) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

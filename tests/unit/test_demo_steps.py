@@ -1,0 +1,49 @@
+import pytest
+import torch
+
+from retouch.engine.demo.flow import Pairs
+from retouch.engine.demo.pool import Pool
+from retouch.engine.demo.steps import Optimizer, captured, warm_cosine
+from retouch.engine.demo.texts import Texts
+
+
+def pairs(value: int, count: int = 4) -> Pairs:
+    latents = torch.full((count, 6, 64), float(value)).half()
+    whole = torch.full((count, 9), value)
+    return Pairs(latents, latents, latents, Texts(whole, whole, whole[:, 0]))
+
+
+def test_a_pool_renews_the_oldest_and_draws_from_all() -> None:
+    made = iter(range(10))
+    pool = Pool(lambda: pairs(next(made)), capacity=13)
+    for _ in range(5):
+        pool.renew()
+    assert (pool.capacity, pool.filled) == (12, 12)
+    torch.manual_seed(0)
+    drawn = pool.draw(200)
+    assert set(drawn.texts.lengths.tolist()) == {2, 3, 4}
+    assert torch.equal(drawn.source[:, 0, 0], drawn.texts.lengths.float())
+    assert drawn.source.dtype == torch.float32
+
+
+def test_the_rate_rises_and_then_falls_to_nothing() -> None:
+    rates = [warm_cosine(0, 0.0, 10), warm_cosine(9, 0.0, 10), warm_cosine(99, 0.5, 10)]
+    assert rates == pytest.approx([0.1, 1, 0.5])
+    assert warm_cosine(99, 1.5, 10) == pytest.approx(0)
+
+
+def test_a_step_clips_the_gradient_and_forgets_it() -> None:
+    weight = torch.nn.Parameter(torch.zeros(4))
+    optimizer = Optimizer([weight], 0.1)
+    optimizer.set_lr(0.5)
+    weight.grad = torch.full((4,), 100.0)
+    optimizer.step()
+    assert weight.grad is None
+    assert weight.tolist() == pytest.approx([-0.05] * 4, rel=1e-3)
+
+
+def test_without_a_gpu_a_step_is_left_as_it_is() -> None:
+    def step() -> torch.Tensor:
+        return torch.zeros(())
+
+    assert captured(step, "cpu") is step
