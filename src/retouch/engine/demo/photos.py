@@ -69,7 +69,7 @@ def _fetch_debian(folder: Path) -> Iterator[tuple[str, Image.Image]]:
             if path.is_symlink() or "screenshot" in path.name:
                 continue
             if path.suffix in {".jpg", ".jpeg", ".png", ".webp"}:
-                yield package, Image.open(path)
+                yield package, Image.open(io.BytesIO(path.read_bytes()))
             elif _QT_ALBUMS.fullmatch(path.name):
                 yield from ((package, picture) for picture in _read_album(path.read_bytes()))
 
