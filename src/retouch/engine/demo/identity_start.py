@@ -83,10 +83,10 @@ def start_as_identity(transformer: Any) -> None:
     """Set the weights such that the model begins as the edit that changes nothing.
 
     Target tokens hold their own latents, copy those of the source beside them, and the output is the
-    difference, which is the velocity at sigma 1. Two heads read the words into spare dimensions,
-    and no feed-forward layer says anything yet. A constant in some dimensions rules the layer
-    norms: without it they make a faint token as loud as a strong one. Weights on the CPU; draws
-    from torch's default generator.
+    difference: the velocity at sigma 1, but for what norms leave of it, an offset and, as two heads
+    read the words into spare dimensions, a damping. No feed-forward layer says anything yet. A
+    constant in some dimensions rules the layer norms: without it they make a faint token as loud as
+    a strong one. Weights on the CPU; draws from torch's default generator.
     """
     channels = transformer.img_in.weight.shape[1]
     own, source = slice(0, channels), slice(channels, 2 * channels)
