@@ -3,7 +3,7 @@ import torch
 
 from retouch.engine.demo.flow import Pairs
 from retouch.engine.demo.pool import Pool
-from retouch.engine.demo.steps import Optimizer, captured, warm_cosine
+from retouch.engine.demo.steps import Clock, Optimizer, captured, warm_cosine
 from retouch.engine.demo.texts import Texts
 
 
@@ -47,3 +47,30 @@ def test_without_a_gpu_a_step_is_left_as_it_is() -> None:
         return torch.zeros(())
 
     assert captured(step, "cpu") is step
+
+
+def test_a_clock_counts_earlier_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    clock = Clock("words", total_s=40, spent_s=10, started=now)
+    now = 110.0
+    assert (clock.elapsed_s, clock.share) == (20, 0.5)
+    now = 900.0
+    assert clock.share == 1
+    assert Clock("nothing", total_s=0).share == 1
+
+
+def test_progress_is_said_now_and_then(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    clock = Clock("editor", total_s=40, started=now)
+    clock.say("one")
+    now = 103.0
+    clock.say("two")
+    clock.say("three", every_s=0)
+    assert capsys.readouterr().err.splitlines() == [
+        "editor   0%      0 s, step 0: one",
+        "editor   8%      3 s, step 0: three",
+    ]

@@ -14,6 +14,7 @@ from retouch.engine.demo.plan import Plan
 from retouch.engine.demo.steps import Clock, Optimizer, captured, half_precision, warm_cosine
 
 _SAVE_EVERY_S = 60.0
+_SAY_EVERY = 50
 _LR, _WARM_UP = 1e-3, 200
 _BATCHES = {160: 8, 320: 2, 512: 1}
 """Edge in pixels and crops a step: small steps are many steps."""
@@ -118,7 +119,7 @@ def _loop(steps: _Steps, optimizer: Optimizer, clock: Clock, save: Callable[[], 
         optimizer.set_lr(warm_cosine(clock.iteration, clock.share, _WARM_UP) + 0.005)
         square = steps.run(clock.share)
         clock.iteration += 1
-        if clock.iteration % 50 == 0:
+        if clock.iteration % _SAY_EVERY == 0:
             clock.say(f"{float(-10 * (square / 4).log10()):.1f} dB")
         if clock.elapsed_s - last_save > _SAVE_EVERY_S:
             save()

@@ -18,6 +18,7 @@ from retouch.engine.demo.steps import Clock, warm_cosine
 from retouch.engine.demo.texts import Tokens
 
 _SAVE_EVERY_S, _CHECK_EVERY_S = 60.0, 100.0
+_SAY_EVERY = 50
 _WARM_UP = 300
 _RENEW_EVERY, _FIRST_BATCHES = 30, 96
 _AVERAGE_EVERY, _AVERAGE_SHARE, _EARLY_AVERAGE_SHARE, _EARLY = 8, 0.012, 0.2, 600
@@ -142,7 +143,7 @@ def _loop(
             average.follow(clock.iteration)
         if clock.iteration % _RENEW_EVERY == 0:
             supply.renew(size)
-        if clock.iteration % 50 == 0:
+        if clock.iteration % _SAY_EVERY == 0:
             clock.say("loss {:.4f}, target off by {:.4f}".format(*running.tolist()))
         if clock.elapsed_s - last_check > _CHECK_EVERY_S:
             last_check = clock.elapsed_s
