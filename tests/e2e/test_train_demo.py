@@ -1,5 +1,6 @@
 """`python -m retouch train-demo --quick`, in this process, on a CPU."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from demo_album import SAMPLE, write_pictures
+from diffusers import QwenImageTransformer2DModel
 from PIL import Image
 
 from retouch.__main__ import main
@@ -60,6 +62,22 @@ def steps_said(lines: str, stage: str) -> list[int]:
     return [int(line.split("step ")[1].split(":")[0]) for line in said]
 
 
+def require_averages_of_white_latents(folder: Path) -> None:
+    """Hold what was written against the state the training left."""
+    saved = torch.load(folder / "work" / "editor.pt", weights_only=True)
+    model: Any = QwenImageTransformer2DModel
+    written = list(model.from_pretrained(folder / "out" / "transformer").parameters())
+    average, last = (
+        [value.half().float() for value in saved[kept][: len(written)]]
+        for kept in ("average", "weights")
+    )
+    assert all(map(torch.equal, written, average))
+    assert not all(map(torch.equal, written, last))
+    config = json.loads((folder / "out" / "vae" / "config.json").read_text())
+    latents = torch.load(folder / "work" / "autoencoder.pt", weights_only=True)
+    assert config["latents_std"] == latents["latents_std"] != [1.0] * build.Z
+
+
 @pytest.mark.usefixtures("_hurried")
 def test_a_run_that_was_broken_off_goes_on_and_ends_in_a_checkpoint_that_edits(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -82,7 +100,8 @@ def test_a_run_that_was_broken_off_goes_on_and_ends_in_a_checkpoint_that_edits(
     went_on = capsys.readouterr()
     assert went_on.out.split() == [str(tmp_path / "out")]
     assert steps_said(went_on.err, "autoencoder") == [3]
-    assert steps_said(went_on.err, "editor")[-1] == 5
+    assert steps_said(went_on.err, "editor") == [4, 4, 5]  # on from 2: loss, check, result
+    require_averages_of_white_latents(tmp_path)
 
     settings = checkpoint.CheckpointSettings(model_id=str(tmp_path / "out"), device="cpu")
     engine = checkpoint.load(settings)

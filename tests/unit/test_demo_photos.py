@@ -32,8 +32,8 @@ def downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     albums, wallpapers = packages / "albums", packages / "wallpapers"
     albums.mkdir(parents=True)
     wallpapers.mkdir()
-    noise(500, 420, 1).save(wallpapers / "a.png")
-    noise(500, 420, 1).save(wallpapers / "same.png")
+    noise(480, 420, 1).save(wallpapers / "a.png")
+    noise(960, 840, 1).save(wallpapers / "same.png")
     noise(500, 300, 2).save(wallpapers / "small.png")
     noise(500, 420, 3).save(wallpapers / "screenshot.png")
     (wallpapers / "link.png").symlink_to(wallpapers / "a.png")
@@ -58,7 +58,7 @@ def test_pictures_are_fetched_once_each_and_made_small(downloaded: Path) -> None
         with Image.open(path) as picture:
             sizes[path.name] = picture.size
     assert sizes == {
-        "wallpapers-001.jpg": (500, 420),
+        "wallpapers-001.jpg": (480, 420),
         "albums-002.jpg": (450, 400),
         "a-wheel-003.jpg": (800, 720),
         "a-wheel-004.jpg": (960, 720),

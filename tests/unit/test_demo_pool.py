@@ -1,6 +1,7 @@
 """The training pairs, and the editor that trains on them, at toy size."""
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -65,7 +66,7 @@ def test_pairs_are_the_latents_of_a_source_and_of_its_exact_edits(
 def test_only_grain_comes_with_the_noise_that_it_is_made_of(
     maker: PairMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    drawn = iter(ASKED * 12)
+    drawn = iter([ASKED[0], ("keep it", ())] * 12)
     monkeypatch.setattr(phrases, "instruct", lambda _: next(drawn))
     pairs, wanted = maker.pairs(6, 64, 64)
     grain = pairs.grain.float()
@@ -74,6 +75,9 @@ def test_only_grain_comes_with_the_noise_that_it_is_made_of(
     assert grain[told].std((1, 2)).tolist() == pytest.approx([1] * 4, rel=0.01)
     latents = pack(maker.latents(wanted)) - pairs.source
     assert float((latents[told] * grain[told]).mean()) > 0.01
+    plain, grainy = wanted[1::2], wanted[0::2]
+    once = edits.apply(plain, [Change("grain")])
+    assert float((grainy - plain).std()) == pytest.approx(float((once - plain).std()), rel=0.1)
 
 
 def test_decoding_undoes_encoding_as_far_as_the_autoencoder_can(maker: PairMaker) -> None:
@@ -93,6 +97,7 @@ def test_the_editor_learns_the_pairs_it_sees_and_samples_them(
         part.float() for part in (pairs.source, pairs.target, pairs.grain)
     )
     editor = Editor(parts, maker, "cpu")
+    editor.run((64, 64), replace(pairs, target=pairs.source, grain=pairs.grain + 1))
 
     def off() -> float:
         torch.manual_seed(3)

@@ -192,7 +192,7 @@ def share_embeddings(text_encoder: Any, tokenizer: Any) -> None:
     rows = text_encoder.model.language_model.embed_tokens.weight
     for word, row in vocab.items():
         within = vocab.get(f"{_SPACE}{word[0].lower()}{word[1:]}")
-        if len(word) > 1 and word.isalpha() and word[0] != _SPACE and within is not None:
+        if len(word) > 1 and word.isalpha() and within is not None:
             rows[row] = rows[within]
 
 
