@@ -244,12 +244,11 @@ class Fetcher:
     ) -> bytes:
         """Read the body as it comes, counting. Nothing is held beyond `max_bytes` and one read."""
         limit = self._limits.max_bytes
-        too_large = SourceTooLarge(f"the image is over {limit} bytes (MAX_IMAGE_BYTES)", host=host)
         if _header(response, b"content-encoding").lower() not in {"", "identity"}:
             text = "the host of image_url compresses the image although asked not to"
             raise SourceEncoded(text, host=host)
         if int(_header(response, b"content-length") or 0) > limit:  # h11 checked that it is one
-            raise too_large
+            raise _too_large(limit, host)
         body = io.BytesIO()  # `getvalue` hands its buffer over; a join would need twice the memory
         pieces = size = 0
         try:
@@ -257,7 +256,7 @@ class Fetcher:
                 pieces += 1
                 size += len(piece)
                 if size > limit:
-                    raise too_large
+                    raise _too_large(limit, host)
                 if pieces > _MANY_PIECES and size < pieces * _MIN_PIECE_BYTES:
                     raise SourceMalformed("the image comes in needlessly small pieces", host=host)
                 self._budget.add(deadline, len(piece))
@@ -269,6 +268,10 @@ class Fetcher:
     async def _lookup(self, host: str, port: int) -> Sequence[str]:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, self._resolve, host, port)
+
+
+def _too_large(limit: int, host: str) -> SourceTooLarge:
+    return SourceTooLarge(f"the image is over {limit} bytes (MAX_IMAGE_BYTES)", host=host)
 
 
 def _refusal(status: int, host: str) -> DownloadFailed:
