@@ -49,12 +49,14 @@ class Lookups:
                 give(found)
 
         def look_up() -> None:
+            give: Callable[[Any], None] = answer.set_result
+            found: Any
             try:
-                found = answer.set_result, self._resolve(host, port)
+                found = self._resolve(host, port)
             except Exception as error:  # noqa: BLE001 - whatever it is, the asker gets it
-                found = answer.set_exception, error
+                give, found = answer.set_exception, error
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                loop.call_soon_threadsafe(settle, *found)
+                loop.call_soon_threadsafe(settle, give, found)
 
         try:
             threading.Thread(target=look_up, name="resolve", daemon=True).start()
