@@ -12,7 +12,6 @@ import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from itertools import count
 
 from hostile_ways import Watch, run_matrix
 from lone_fetch import measure
@@ -185,13 +184,12 @@ async def attack_neighbours(asked: argparse.Namespace) -> list[Row]:
 
 async def attack_lookups(asked: argparse.Namespace) -> list[Row]:
     """Names that never resolve, whose fetches have ended, beside healthy ones."""
-    over, hung = threading.Event(), count(1)
-    hanging = 0
+    over = threading.Event()
+    hanging: list[str] = []
 
     def resolve(host: str, port: int) -> Sequence[str]:
-        nonlocal hanging
         if host.startswith("hang"):
-            hanging = next(hung)
+            hanging.append(host)
             over.wait()
         return names(host, port)
 
@@ -206,7 +204,7 @@ async def attack_lookups(asked: argparse.Namespace) -> list[Row]:
         longest_s = max(await asyncio.gather(*ends))
         among_s = await median_s(net, asked.healthy)
         over.set()
-    row = compare(f"beside {hanging} hanging look-ups", alone_s, among_s)
+    row = compare(f"beside {len(hanging)} hanging look-ups", alone_s, among_s)
     told = f"{longest_s:.2f} s"
     return [row, ("fetches that hang there", "limit 1 s", told, longest_s < 1 + LATE_BAR_S)]
 
