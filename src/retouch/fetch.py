@@ -260,6 +260,7 @@ class Fetcher:
 
 
 def _too_large(limit: int, host: str) -> SourceTooLarge:
+    # No local of `_read`: an error in a frame of its own traceback is a cycle that keeps the body.
     return SourceTooLarge(f"the image is over {limit} bytes (MAX_IMAGE_BYTES)", host=host)
 
 

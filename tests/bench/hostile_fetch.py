@@ -220,7 +220,8 @@ ATTACKS: dict[str, Callable[[argparse.Namespace], Awaitable[list[Row]]]] = {
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("attacks", nargs="*", choices=[[], *ATTACKS], help="all if none is named")
+    told = f"of {', '.join(ATTACKS)}; all if none is named"
+    parser.add_argument("attacks", nargs="*", choices=[[], *ATTACKS], metavar="ATTACK", help=told)
     parser.add_argument("--seed", type=int, default=1, help="of the random addresses")
     parser.add_argument("--extra", type=int, default=1, help="random addresses a network")
     parser.add_argument("--every", type=int, default=1, help="run every so many cases only")
