@@ -226,7 +226,6 @@ async def internet(
         )
         resolver = Names({**answers, **(names or {})})
         fetcher = Fetcher(limits, resolve=resolver, network=detour, ssl_context=client_tls)
-        stack.push_async_callback(fetcher.aclose)
         yield Internet(fetcher, resolver, detour), origins
 
 
@@ -246,4 +245,3 @@ async def plain_server(accept: Callable[..., Any], limits: FetchLimits) -> Async
     fetcher = Fetcher(limits, resolve=names, network=detour)
     async with server:
         yield Internet(fetcher, names, detour)
-    await fetcher.aclose()

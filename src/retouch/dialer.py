@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import socket
 import ssl
+import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from itertools import zip_longest
 from typing import Any, NoReturn
@@ -23,6 +24,46 @@ def resolve_host(host: str, port: int) -> list[str]:
     # Bytes, because a str goes through CPython's IDNA 2003 codec, which has errors of its own.
     found = socket.getaddrinfo(host.encode("ascii"), port, type=socket.SOCK_STREAM)
     return [str(sockaddr[0]) for *_, sockaddr in found]
+
+
+class Lookups:
+    """Looks names up, each in a thread of its own, so many at once. Belongs to one event loop.
+
+    No pool: a look-up cannot be stopped, so one whose asker has gone would keep a pool from closing
+    and the process from ending. Daemon threads keep neither.
+    """
+
+    def __init__(self, resolve: Resolve, *, max_lookups: int) -> None:
+        self._resolve = resolve
+        self._free = asyncio.Semaphore(max_lookups)
+
+    async def __call__(self, host: str, port: int) -> Sequence[str]:
+        """Return what the name resolves to. Raises what the resolver does."""
+        await self._free.acquire()
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Sequence[str]] = loop.create_future()
+
+        def settle(give: Callable[[Any], None], found: Any) -> None:
+            self._free.release()
+            if not answer.done():
+                give(found)
+
+        def look_up() -> None:
+            give: Callable[[Any], None] = answer.set_result
+            found: Any
+            try:
+                found = self._resolve(host, port)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the asker gets it
+                give, found = answer.set_exception, error
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(settle, give, found)
+
+        try:
+            threading.Thread(target=look_up, name="resolve", daemon=True).start()
+        except RuntimeError:  # the machine gives no more threads
+            self._free.release()
+            raise
+        return await answer
 
 
 class Guard(httpcore.AsyncNetworkBackend):

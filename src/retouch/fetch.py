@@ -8,15 +8,13 @@ import contextlib
 import io
 import re
 import ssl
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from http import HTTPStatus
 
 import httpcore
 
 from retouch import __version__
-from retouch.dialer import Guard, Resolve, resolve_host, translated
+from retouch.dialer import Guard, Lookups, Resolve, resolve_host, translated
 from retouch.errors import (
     DownloadFailed,
     InvalidRequest,
@@ -56,7 +54,8 @@ class FetchLimits:
 
     `allowed_hosts` are exact lower-case `host:port` entries exempt from the address and port rule.
     `max_fetches` bounds sockets; what bounds memory is `max_buffered_bytes`, over all bodies that
-    are still arriving.
+    are still arriving. `max_lookups` is well over `max_fetches`, because a look-up that hangs goes
+    on after its fetch has ended, until the system's resolver gives up.
     """
 
     max_bytes: int = 26_214_400
@@ -66,7 +65,7 @@ class FetchLimits:
     max_dials: int = 4
     max_fetches: int = 256
     max_fetches_per_host: int = 2
-    max_lookups: int = 64
+    max_lookups: int = 512
     max_buffered_bytes: int = 8 * 26_214_400
     allowed_hosts: frozenset[str] = frozenset()
 
@@ -121,17 +120,11 @@ class Fetcher:
         ssl_context: ssl.SSLContext | None = None,
     ) -> None:
         self._limits = limits
-        self._resolve = resolve
         self._network = network or httpcore.AnyIOBackend()
         self._ssl_context = ssl_context or httpcore.default_ssl_context()
         self._slots = Slots(limits.max_fetches, per_host=limits.max_fetches_per_host)
         self._budget = Budget(max(limits.max_buffered_bytes, limits.max_bytes))
-        # Not the loop's own pool: a slow resolver would stop everything else that runs there.
-        self._threads = ThreadPoolExecutor(limits.max_lookups, thread_name_prefix="resolve")
-
-    async def aclose(self) -> None:
-        """Give the resolver threads back. A lookup under way ends on its own."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._lookup = Lookups(resolve, max_lookups=limits.max_lookups)
 
     async def fetch(
         self,
@@ -244,12 +237,11 @@ class Fetcher:
     ) -> bytes:
         """Read the body as it comes, counting. Nothing is held beyond `max_bytes` and one read."""
         limit = self._limits.max_bytes
-        too_large = SourceTooLarge(f"the image is over {limit} bytes (MAX_IMAGE_BYTES)", host=host)
         if _header(response, b"content-encoding").lower() not in {"", "identity"}:
             text = "the host of image_url compresses the image although asked not to"
             raise SourceEncoded(text, host=host)
         if int(_header(response, b"content-length") or 0) > limit:  # h11 checked that it is one
-            raise too_large
+            raise _too_large(limit, host)
         body = io.BytesIO()  # `getvalue` hands its buffer over; a join would need twice the memory
         pieces = size = 0
         try:
@@ -257,7 +249,7 @@ class Fetcher:
                 pieces += 1
                 size += len(piece)
                 if size > limit:
-                    raise too_large
+                    raise _too_large(limit, host)
                 if pieces > _MANY_PIECES and size < pieces * _MIN_PIECE_BYTES:
                     raise SourceMalformed("the image comes in needlessly small pieces", host=host)
                 self._budget.add(deadline, len(piece))
@@ -266,9 +258,10 @@ class Fetcher:
             self._budget.release(deadline)
         return body.getvalue()
 
-    async def _lookup(self, host: str, port: int) -> Sequence[str]:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, self._resolve, host, port)
+
+def _too_large(limit: int, host: str) -> SourceTooLarge:
+    # No local of `_read`: an error in a frame of its own traceback is a cycle that keeps the body.
+    return SourceTooLarge(f"the image is over {limit} bytes (MAX_IMAGE_BYTES)", host=host)
 
 
 def _refusal(status: int, host: str) -> DownloadFailed:

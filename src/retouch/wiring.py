@@ -147,7 +147,6 @@ def build_sources(settings: Settings, store: Store, *, exits: AsyncExitStack) ->
     )
     decoder = Decoder(images.Limits(max_pixels=settings.max_image_pixels), DecoderSettings())
     exits.callback(decoder.close)
-    exits.push_async_callback(fetcher.aclose)
     sources = CachedSources(
         store=store,
         fetch=fetcher.fetch,

@@ -45,8 +45,6 @@ async def fetch(answer: list[bytes]) -> Fetched | EditError:
         return await fetcher.fetch(parse_url("http://a.example/"), timeout_s=5, etag='"e"')
     except EditError as error:
         return error
-    finally:
-        await fetcher.aclose()
 
 
 @given(answers() | st.lists(st.binary(min_size=1), max_size=4))

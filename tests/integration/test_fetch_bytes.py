@@ -1,4 +1,5 @@
 import asyncio
+import gc
 import time
 import tracemalloc
 from dataclasses import replace
@@ -99,6 +100,23 @@ async def test_memory_stays_near_the_limit(pieces: int | None) -> None:
     assert size == (limits.max_bytes if pieces else None)
     # BytesIO reserves an eighth more than it holds, asyncio reads 256 KiB at a time.
     assert peak < limits.max_bytes * 9 // 8 + (1 << 20)
+
+
+async def test_a_body_over_the_limit_is_given_back_at_once_and_not_when_garbage_is_collected() -> (
+    None
+):
+    async with internet({"a.example": pour(None)}, limits=LIMITS) as (net, _):
+        gc.disable()
+        tracemalloc.start()
+        try:
+            for _ in range(4):
+                with pytest.raises(SourceTooLarge):
+                    await net.get("http://a.example/")
+            held, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+            gc.enable()
+    assert held < LIMITS.max_bytes
 
 
 def pour(pieces: int | None) -> Script:

@@ -1,5 +1,7 @@
 import asyncio
 import contextlib
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -22,6 +24,7 @@ from origin import (
     until,
 )
 
+from retouch.dialer import Lookups
 from retouch.errors import (
     SourceTimedOut,
 )
@@ -93,17 +96,20 @@ async def test_the_deadline_holds_while_a_name_is_looked_up() -> None:
         with pytest.raises(SourceTimedOut):
             await fetcher.fetch(parse_url("http://slow.example/"), timeout_s=0.3)
         assert time.monotonic() - began_s < 0.3 + SLACK_S
-        await fetcher.aclose()
 
 
 @contextlib.contextmanager
-def hanging_lookups(prefix: str, otherwise: Names | None = None) -> Iterator[Any]:
+def hanging_lookups(
+    prefix: str, otherwise: Names | None = None, *, note: list[str] | None = None
+) -> Iterator[Any]:
     """A resolver that does not answer for names with this prefix until the test is over."""
     over = threading.Event()
 
     def resolve(host: str, port: int) -> Sequence[str]:
         if otherwise and not host.startswith(prefix):
             return otherwise(host, port)
+        if note is not None:
+            note.append(host)
         over.wait(20)
         return []
 
@@ -164,19 +170,63 @@ async def test_a_hundred_dripping_origins_delay_a_healthy_one_by_less_than_a_ten
         await asyncio.gather(*drips, return_exceptions=True)
 
 
-async def test_names_that_do_not_resolve_hold_up_no_other_while_threads_are_left() -> None:
+async def test_names_that_hang_after_their_fetch_has_gone_hold_up_no_other() -> None:
     names = Names({"a.example": [["93.184.0.1"]]})
     async with Origin(answer(b"abc")) as origin:
         with hanging_lookups("slow", names) as resolve:
             detour = Detour({("93.184.0.1", 80): origin.port})
-            fetcher = Fetcher(replace(LIMITS, max_lookups=8), resolve=resolve, network=detour)
-            net = Internet(fetcher, names, detour)
-            slow = [asyncio.create_task(net.get(f"http://slow{n}.example/")) for n in range(7)]
+            net = Internet(Fetcher(LIMITS, resolve=resolve, network=detour), names, detour)
+            slow = [net.get(f"http://slow{n}.example/", timeout_s=0.3) for n in range(300)]
+            ended = await asyncio.gather(*slow, return_exceptions=True)
+            assert {type(error) for error in ended} == {SourceTimedOut}
             assert await time_fetch(net, "http://a.example/") < SLACK_S
-            for task in slow:
-                task.cancel()
-            await asyncio.gather(*slow, return_exceptions=True)
-            await fetcher.aclose()
+
+
+async def test_no_more_names_are_looked_up_at_once_than_the_limit_says() -> None:
+    limits = replace(LIMITS, max_lookups=8)
+    asked: list[str] = []
+    with hanging_lookups("slow", note=asked) as resolve:
+        fetcher = Fetcher(limits, resolve=resolve)
+        urls = [parse_url(f"http://slow{n}.example/") for n in range(12)]
+        slow = [fetcher.fetch(url, timeout_s=0.3) for url in urls]
+        ended = await asyncio.gather(*slow, return_exceptions=True)
+        assert {type(error) for error in ended} == {SourceTimedOut}
+        assert len(asked) == 8
+
+
+def test_a_name_that_hangs_does_not_keep_the_process_from_ending() -> None:
+    code = """
+import asyncio, time
+from retouch.dialer import Lookups
+lookups = Lookups(lambda *_: time.sleep(60), max_lookups=1)
+try:
+    asyncio.run(asyncio.wait_for(lookups("a.example", 80), 0.1))
+except TimeoutError:
+    print("over")
+"""
+    done = subprocess.run(  # noqa: S603 - this very interpreter
+        [sys.executable, "-c", code],
+        env={"PYTHONPATH": ":".join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=True,
+    )
+    assert done.stdout == "over\n"
+
+
+async def test_a_look_up_that_gets_no_thread_leaves_its_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    lookups = Lookups(lambda *_: ["1.1.1.1"], max_lookups=1)
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(RuntimeError):
+        await lookups("a.example", 80)
+    monkeypatch.undo()
+    assert await asyncio.wait_for(lookups("a.example", 80), 5) == ["1.1.1.1"]
 
 
 async def test_bodies_that_never_end_give_way_when_memory_is_short() -> None:

@@ -26,10 +26,7 @@ async def fetch(*answer: bytes, etag: str | None = None) -> Fetched:
     """Fetch from an origin that says `answer`, in these pieces, to whoever connects."""
     network = httpcore.AsyncMockBackend(list(answer))
     fetcher = Fetcher(LIMITS, resolve=lambda *_: ["1.1.1.1"], network=network, ssl_context=NO_TLS)
-    try:
-        return await fetcher.fetch(URL, timeout_s=5, etag=etag)
-    finally:
-        await fetcher.aclose()
+    return await fetcher.fetch(URL, timeout_s=5, etag=etag)
 
 
 def head(status: int, *headers: str) -> bytes:
@@ -137,7 +134,6 @@ async def test_a_port_off_the_web_is_refused_before_anything_is_looked_up() -> N
     fetcher = Fetcher(LIMITS, resolve=lambda *_: pytest.fail("looked up"), ssl_context=NO_TLS)
     with pytest.raises(InvalidRequest):
         await fetcher.fetch(parse_url("http://pictures.example:22/"), timeout_s=5)
-    await fetcher.aclose()
 
 
 @pytest.mark.parametrize(
