@@ -48,8 +48,8 @@ FORMATS: Final[Mapping[str, tuple[re.Pattern[bytes], Callable[[BytesIO], ImageFi
 # keep a decoder busy for a quarter of a minute (libjpeg-turbo #284, known as LJT-01-003).
 _MAX_SCANS: Final = 100
 _START_OF_SCAN, _END_OF_IMAGE = b"\xff\xda", b"\xff\xd9"
-# A marker in entropy-coded data: neither a stuffed zero, nor a restart, nor a fill byte.
-_MARKER: Final = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+# A marker with a length behind it: neither a stuffed zero, nor TEM, nor a restart, nor a fill byte.
+_MARKER: Final = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
 
 _ORIENTATION_TAG: Final = 0x0112
 _UPRIGHT_BY_ORIENTATION: Final = {

@@ -168,6 +168,13 @@ def test_a_jpeg_of_a_hundred_scans_decodes_and_one_more_is_refused() -> None:
         images.decode(pictures.scan_bomb(64, 101), LIMITS)
 
 
+def test_scans_do_not_hide_behind_a_marker_without_a_length() -> None:
+    jpeg = pictures.scan_bomb(64, 50)
+    scan = jpeg[jpeg.rindex(b"\xff\xda") : -2]
+    with pytest.raises(errors.ImageTooCostly, match="more than 100 scans"):
+        images.decode(jpeg[:-2] + (b"\xff\x01" + scan) * 60 + jpeg[-2:], LIMITS)
+
+
 def test_start_of_scan_bytes_outside_the_picture_do_not_count() -> None:
     film = b"\xff\xda" * 500
     jpeg = pictures.samples()["jpeg"]
