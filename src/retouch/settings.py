@@ -64,7 +64,7 @@ class Settings(BaseSettings):
     )
     model_revision: str = Field(default="", description="hub revision to pin; unset: main")
     dtype: Literal["float16", "bfloat16", "float32"] = Field(
-        default="bfloat16", description="precision of the model on a GPU; a CPU runs float32"
+        default="float16", description="precision of the model on a GPU; a CPU runs float32"
     )
     gpu_memory_gib: float = Field(
         default=0,

@@ -124,7 +124,17 @@ def test_without_a_key_nothing_but_health_pages_and_files_opens(strict: Service)
         assert refused.headers["www-authenticate"] == "Bearer"
         wrong = stranger.post("/edit", json=request(), headers={"X-API-Key": "another,"})
         require_error(wrong, 401, "Unauthorized", "unauthorized")
-        for path in ("/", "/docs", "/sample.jpg", "/livez", "/healthz", "/readyz", "/ping", url):
+        for path in (
+            "/",
+            "/docs",
+            "/sample.jpg",
+            "/demo.webp",
+            "/livez",
+            "/healthz",
+            "/readyz",
+            "/ping",
+            url,
+        ):
             assert stranger.get(path).status_code == 200
         bearer = {"Authorization": f"Bearer {strict.client.headers['X-API-Key']}"}
         assert stranger.post("/edit", json=request(), headers=bearer).status_code == 200

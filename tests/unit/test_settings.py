@@ -60,7 +60,7 @@ def test_the_other_defaults_hold_too(environment: Environment) -> None:
     settings = environment.load()
     names = ("s3_endpoint", "s3_bucket", "s3_region", "model_id", "model_revision", "public_url")
     assert {getattr(settings, name) for name in names} == {""}
-    assert settings.dtype == "bfloat16"
+    assert settings.dtype == "float16"
     assert settings.max_image_pixels == 50_000_000
     assert settings.source_timeout_seconds == 20
     assert settings.source_ttl_seconds == 3600

@@ -73,7 +73,7 @@ async def test_an_edit_needs_a_key_before_its_body_is_looked_at() -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/docs", "/sample.jpg", "/livez", "/healthz", "/readyz", "/ping"]
+    "path", ["/", "/docs", "/sample.jpg", "/demo.webp", "/livez", "/healthz", "/readyz", "/ping"]
 )
 async def test_page_and_health_need_no_key(path: str) -> None:
     async with client(require_unreached, api_keys=("k3y",)) as http:

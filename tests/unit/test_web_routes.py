@@ -53,11 +53,12 @@ async def test_after_a_failed_load_health_asks_for_a_restart() -> None:
             require_error(await http.get(path), errors.ModelError)
 
 
-async def test_the_sample_is_a_jpeg() -> None:
+@pytest.mark.parametrize(("path", "kind"), [("/sample.jpg", "jpeg"), ("/demo.webp", "webp")])
+async def test_the_pictures_of_the_page_are_what_they_say(path: str, kind: str) -> None:
     async with client() as http:
-        response = await http.get("/sample.jpg")
-    assert response.headers["content-type"] == "image/jpeg"
-    assert Image.open(BytesIO(response.content)).format == "JPEG"
+        response = await http.get(path)
+    assert response.headers["content-type"] == f"image/{kind}"
+    assert Image.open(BytesIO(response.content)).format == kind.upper()
 
 
 async def test_the_schema_and_the_metrics_are_served() -> None:

@@ -66,6 +66,7 @@ class Front:
         self._routes = {
             "/": Route(answer=page.answer_page, open=True),
             "/sample.jpg": Route(answer=page.answer_sample, open=True),
+            "/demo.webp": Route(answer=page.answer_strip, open=True),
             "/docs": Route(answer=page.answer_docs, open=True),
             "/openapi.json": Route(answer=self._openapi),
             "/metrics": Route(answer=self._answer_metrics, quiet=True),

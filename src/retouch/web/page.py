@@ -55,9 +55,14 @@ async def answer_docs(_: "Exchange") -> Response:
 
 async def answer_sample(_: "Exchange") -> Response:
     """Answer `/sample.jpg`: a cup of coffee to try an edit on."""
-    return Response(_read_sample(), media_type="image/jpeg")
+    return Response(_read_picture("sample.jpg"), media_type="image/jpeg")
+
+
+async def answer_strip(_: "Exchange") -> Response:
+    """Answer `/demo.webp`: the sample and what the demo model makes of it."""
+    return Response(_read_picture("demo.webp"), media_type="image/webp")
 
 
 @cache
-def _read_sample() -> bytes:
-    return (Path(__file__).parent / "sample.jpg").read_bytes()
+def _read_picture(name: str) -> bytes:
+    return (Path(__file__).parent / name).read_bytes()

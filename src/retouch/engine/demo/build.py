@@ -44,7 +44,7 @@ _NOTE = (
 )
 PRESET = checkpoint.PresetFile(
     name="retouch-demo",
-    steps=4,
+    steps=2,
     guidance_scale=1.0,
     area_px=512 * 512,
     condition_area_px=512 * 512,
