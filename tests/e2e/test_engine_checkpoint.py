@@ -41,7 +41,7 @@ def test_without_a_model_and_a_gpu_the_demo_runs_and_says_so(
     assert engine.info.model == "retouch-demo"
     assert "this is the small demo model" in engine.info.notes[0]
     preset = engine.info.preset
-    assert (preset.steps, preset.area_px, preset.guided) == (4, 512 * 512, False)
+    assert (preset.steps, preset.area_px, preset.guided) == (2, 512 * 512, False)
 
 
 @pytest.mark.parametrize("plus", [False, True])
