@@ -5,8 +5,8 @@ PYTHONPATH=src:tests python tests/bench/full_size.py [ROW ...] [--budget-s 600]
 Rows, in the order of their worth: stock, resident, 16, 8, load, load:16, sizes:16, leak:16,
 cancel:16, widen, 12, 24, 48 and resident:eager. A number is a cap on the GPU's memory in GiB, for
 the process and for the plan. Each row prints one line of JSON when it is done, and a failed row
-does not end the others. Seconds a step come from edits of two lengths, so that what happens once an
-edit does not count. `--tiny` runs all of it on a CPU with a toy model.
+does not end the others. Whole edits of 30 steps are timed; seconds a step are their difference from
+edits of two. `--tiny` runs all of it on a CPU with a toy model.
 """
 
 import argparse
@@ -18,222 +18,46 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import full_model
 import numpy as np
 import torch
-from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit
-from PIL import Image
-from tiny_model import AREA_PX, build_tiny_pipeline
+from full_rig import (
+    FEW,
+    MANY,
+    Rig,
+    Stopped,
+    begin,
+    build_stock,
+    edit,
+    peaks,
+    picture,
+    reset_peaks,
+    since,
+    time_edits,
+    work,
+)
+from tiny_model import build_tiny_pipeline
 
-from retouch.engine import denoise, loading, precision, speed
-from retouch.engine.checkpoint import PresetFile
-from retouch.engine.memory import Weights
-from retouch.engine.pipeline import QwenEngine
-from retouch.engine.plan import GIB, Memory, Picture, Plan, make_plan, measure_host, spread
-from retouch.engine.units import cut_pipeline
-from retouch.ports import Work
+from retouch.engine import loading, precision
+from retouch.engine.plan import GIB, Memory, Picture, measure_host
 
 ORDER = (
     *("stock", "resident", "16", "8", "load", "load:16", "sizes:16", "leak:16", "cancel:16"),
     *("widen", "12", "24", "48", "resident:eager"),
 )
-EXPECTED_S = {"stock": 40, "load": 60, "load:16": 40, "widen": 30}
-USUAL_S = 45
-STEPS_OF_AN_EDIT = 30
-NAMES = ("transformer", "vae", "text_encoder")
-_FEW, _MANY = 2, 6
-
-
-class Stopped(Exception):
-    """What a caller raises to end an edit."""
-
-
-@dataclass
-class Rig:
-    """The machine, the options, and the engine of the last row, kept if the next one wants the same."""
-
-    tiny: bool
-    dtype: torch.dtype
-    folder: Path
-    side_px: int
-    edits: int
-    attention: str
-    compiled: bool
-    engine: Any = None
-    key: str = ""
-    notes: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def device(self) -> torch.device:
-        return torch.device("cpu" if self.tiny else "cuda")
-
-    def drop(self) -> None:
-        """Give everything back."""
-        if self.engine:
-            self.engine.weights.close()
-        self.engine, self.key = None, ""
-        gc.collect()
-        if not self.tiny:
-            torch.cuda.synchronize()
-            torch.cuda.empty_cache()
-            torch.cuda.set_per_process_memory_fraction(1.0)
-
-    def build_modules(self, dtype: torch.dtype) -> dict[str, Any]:
-        """Build our modules on `meta`."""
-        if self.tiny:
-            pipe = build_tiny_pipeline()
-            return {name: getattr(pipe, name) for name in NAMES}
-        dtypes = loading.choose_dtypes(dtype, self.device)
-        return loading.build_modules(full_model.make_configs(), dtypes)
-
-    def take(self, cap: str, *, compiled: bool | None = None) -> QwenEngine:
-        """Have the engine under a cap, built unless the last row left it."""
-        compiled = self.compiled if compiled is None else compiled
-        key = f"{cap} {compiled}"
-        if key != self.key:
-            self.drop()
-            began = time.perf_counter()
-            modules = self.build_modules(self.dtype)
-            modules["transformer"].to(self.dtype)
-            weights = Weights(**modules, plan=self.plan(modules, cap), device=self.device)
-            weights.settle()
-            if not self.tiny:
-                full_model.fill(weights)
-                if self.dtype == torch.float16:
-                    precision.fold_norms(weights.transformer)
-            self.notes = {"fill_s": since(began)}
-            began = time.perf_counter()
-            weights.pin(threads=16)
-            self.notes["pin_s"] = since(began)
-            self.engine, self.key = self.wrap(weights, compiled=compiled), key
-            self.cap_memory(cap)
-        return self.engine
-
-    def wrap(self, weights: Weights, *, compiled: bool) -> QwenEngine:
-        """Make an engine over weights, with the toy model's tokenizer."""
-        toy = build_tiny_pipeline()
-        if self.attention != "native":
-            speed.require_backend(self.attention, self.device)
-            weights.transformer.set_attention_backend(self.attention)
-        side = AREA_PX if self.tiny else 1024 * 1024
-        return QwenEngine(
-            weights,
-            processor=toy.processor,
-            scheduler=toy.scheduler.config,
-            pipeline="QwenImageEditPipeline",
-            preset=PresetFile(area_px=side, condition_area_px=side),
-            model="random",
-            revision="",
-            run_block=speed.compile_block() if compiled else denoise.run_block,
-        )
-
-    def plan(self, modules: dict[str, Any], cap: str) -> Plan:
-        """Plan for a cap; the toy model streams the same share of its blocks."""
-        sizes = cut_pipeline(**modules).sizes
-        if not self.tiny:
-            gpu = torch.cuda.mem_get_info()[0] if cap == "resident" else int(float(cap) * GIB)
-            return make_plan(sizes, Picture(), Memory(gpu, measure_host()))
-        share = 0.0 if cap in ("resident", "48") else 8 / float(cap)
-        count = min(len(sizes.blocks), max(1, round(share * len(sizes.blocks)))) if share else 0
-        return Plan(
-            f"toy, {count} streamed",
-            streamed_blocks=spread(count, of=len(sizes.blocks)),
-            streamed_layers=frozenset(range(len(sizes.layers))) if share else frozenset(),
-            slot_bytes=max(*sizes.blocks, *sizes.layers, *sizes.modulation),
-            slots=2,
-        )
-
-    def cap_memory(self, cap: str) -> None:
-        """Hold the process to the cap."""
-        if not self.tiny and cap != "resident":
-            total = torch.cuda.get_device_properties(0).total_memory
-            torch.cuda.set_per_process_memory_fraction(min(1.0, float(cap) * GIB / total))
-
-
-def since(began: float) -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return round(time.perf_counter() - began, 3)
-
-
-def work(rig: Rig, steps: int, *, width: int = 0, height: int = 0, guidance: float = 4.0) -> Work:
-    return Work(
-        prompt="make the colors warmer and add gentle film grain, keep everything else",
-        negative_prompt=" ",
-        seed=7,
-        steps=steps,
-        guidance_scale=guidance,
-        scheduler="Euler",
-        width_px=width or rig.side_px,
-        height_px=height or rig.side_px,
-    )
-
-
-def picture(rig: Rig) -> Image.Image:
-    noise = np.random.default_rng(0).integers(0, 256, (rig.side_px, rig.side_px, 3), dtype=np.uint8)
-    return Image.fromarray(noise)
-
-
-def edit(rig: Rig, request: Work, before_step: Callable[[int, int], None] = lambda *_: None) -> Any:
-    return rig.engine.edit(picture(rig), request, before_step=before_step)
-
-
-def peaks() -> dict[str, float]:
-    if not torch.cuda.is_available():
-        return {"allocated_gib": 0.0, "reserved_gib": 0.0}
-    return {
-        "allocated_gib": round(torch.cuda.max_memory_allocated() / GIB, 2),
-        "reserved_gib": round(torch.cuda.max_memory_reserved() / GIB, 2),
-    }
-
-
-def reset_peaks() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-
-
-def time_edits(run: Callable[[int], Any], *, new: tuple[int, ...] = ()) -> dict[str, Any]:
-    """Time a first edit, then two of different lengths; the difference is their steps.
-
-    The lengths `new` run once more before: the first edit of a schedule makes its table.
-    """
-    began = time.perf_counter()
-    run(_FEW)
-    found: dict[str, Any] = {"first_edit_s": since(began)}
-    reset_peaks()
-    spans = {}
-    for steps in new:
-        began = time.perf_counter()
-        run(steps)
-        found[f"new_schedule_of_{steps}_s"] = since(began)
-    for steps in (_FEW, _MANY):
-        began = time.perf_counter()
-        run(steps)
-        spans[steps] = since(began)
-    step_s = (spans[_MANY] - spans[_FEW]) / (_MANY - _FEW)
-    once_s = spans[_FEW] - _FEW * step_s
-    return {
-        **found,
-        "step_s": round(step_s, 4),
-        "once_s": round(once_s, 3),
-        "edit30_s": round(once_s + STEPS_OF_AN_EDIT * step_s, 2),
-        **peaks(),
-    }
+EXPECTED_S = {"stock": 60, "load": 60, "load:16": 40, "widen": 40}
+USUAL_S = 60
 
 
 def row_stock(rig: Rig) -> dict[str, Any]:
     """Stock diffusers in bfloat16, all resident, in its own way."""
     rig.drop()
-    pipe = build_tiny_pipeline() if rig.tiny else build_stock(rig)
-    if rig.tiny:
-        bound_area()
+    pipe = build_stock(rig)
     pipe.set_progress_bar_config(disable=True)
     image = picture(rig)
 
@@ -253,38 +77,14 @@ def row_stock(rig: Rig) -> dict[str, Any]:
     return {"dtype": "bfloat16", **time_edits(run)}
 
 
-def bound_area() -> None:
-    """Keep the stock pipeline's conditions small too: its 1 MP takes a CPU seconds."""
-    sized = pipeline_qwenimage_edit.calculate_dimensions
-    pipeline_qwenimage_edit.calculate_dimensions = lambda _area, ratio: sized(AREA_PX, ratio)
-
-
-def build_stock(rig: Rig) -> Any:
-    from diffusers import AutoencoderKLQwenImage, QwenImageEditPipeline, QwenImageTransformer2DModel
-    from transformers import Qwen2_5_VLForConditionalGeneration
-
-    toy, configs = build_tiny_pipeline(), full_model.make_configs()
-    torch.set_default_dtype(torch.bfloat16)
-    with torch.device(rig.device):
-        parts = {
-            "transformer": QwenImageTransformer2DModel(**full_model.TRANSFORMER),
-            "vae": AutoencoderKLQwenImage(),
-            "text_encoder": Qwen2_5_VLForConditionalGeneration(configs["text_encoder"]),
-        }
-    torch.set_default_dtype(torch.float32)
-    for part in parts.values():
-        part.to(rig.device, torch.bfloat16).eval().requires_grad_(False)
-    return QwenImageEditPipeline(
-        **parts, scheduler=toy.scheduler, tokenizer=toy.tokenizer, processor=toy.processor
-    )
-
-
 def row_time(rig: Rig, cap: str, *, compiled: bool = True) -> dict[str, Any]:
     """Ours under a cap."""
     engine = rig.take(cap, compiled=compiled)
-    found = time_edits(lambda steps: edit(rig, work(rig, steps)), new=(_MANY,))
+    found = time_edits(
+        lambda steps: edit(rig, work(rig, steps)), prepare=lambda: begin(rig, work(rig, MANY))
+    )
     before = engine.weights.copied_bytes
-    edited = edit(rig, work(rig, _FEW))
+    edited = edit(rig, work(rig, FEW))
     return {
         "plan": engine.weights.plan.name,
         "planned_gib": round(engine.weights.plan.peak_bytes / GIB, 2),
@@ -371,26 +171,40 @@ def row_cancel(rig: Rig, cap: str) -> dict[str, Any]:
             raise Stopped
 
     with suppress(Stopped):
-        edit(rig, work(rig, STEPS_OF_AN_EDIT), stop)
+        edit(rig, work(rig, MANY), stop)
     return {"steps_told": steps, "after_s": since(raised_s[0]), "ok": steps == [0, 1]}
 
 
 def row_widen(rig: Rig) -> dict[str, Any]:
-    """Values past float16's end: the edit comes out finite, in bfloat16, and so does the next."""
+    """Values like the real model's fit float16; past its end an edit comes out in bfloat16, as the next."""
     rig, was = replace(rig, dtype=torch.float16), rig
     was.drop()
     engine = rig.take("resident", compiled=False)
-    block = engine.weights.transformer.transformer_blocks[0]
-    block.img_mlp.net[0].proj.bias.data.fill_(60000)
-    block.img_mlp.net[2].weight.data.fill_(1)
-    first = edit(rig, work(rig, _FEW))
-    second = edit(rig, work(rig, _FEW))
-    found = {
-        "dtype": engine.info.dtype,
-        "notes": [list(first.notes), list(second.notes)],
-        "same": first.image.tobytes() == second.image.tobytes(),
-        "spread": round(float(np.asarray(first.image).std()), 2),
-    }
+    transformer = engine.weights.transformer
+    found: dict[str, Any] = {}
+
+    def look(name: str) -> np.ndarray:
+        edited = edit(rig, work(rig, FEW))
+        pixels = np.asarray(edited.image).astype(float)
+        found[name] = {
+            "dtype": engine.info.dtype,
+            "notes": list(edited.notes),
+            "spread": round(float(pixels.std()), 2),
+        }
+        return pixels
+
+    transformer.img_in.bias.data[::1024] = 3e6 / precision.FOLD
+    half = look("residuals of 3e6")
+    feed = transformer.transformer_blocks[0].img_mlp.net
+    kept = feed[0].proj.bias.data.clone(), feed[2].weight.data.clone()
+    feed[0].proj.bias.data.fill_(60000)
+    feed[2].weight.data.fill_(1)
+    first, second = look("activations past 65504"), look("the next edit")
+    found["same"] = bool((first == second).all())
+    for parameter, values in zip((feed[0].proj.bias, feed[2].weight), kept, strict=True):
+        parameter.data.copy_(values)
+    wide = look("residuals of 3e6, in bfloat16")
+    found["difference"] = round(float(np.abs(half - wide).mean()), 3)
     rig.drop()
     return found
 

@@ -3,3 +3,9 @@
 `checkpoint` is the door and light to import; it imports the other modules, and torch with them, only
 when a checkpoint is loaded.
 """
+
+import os
+
+if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
+    # Read when the GPU is first used. Without it sizes that change leave holes of up to 0.8 GiB.
+    os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"

@@ -89,17 +89,24 @@ def predict(
     tokens = torch.cat([latents.to(sight.condition.dtype), sight.condition], dim=1)
     image = transformer.img_in(tokens)
     streams = [(image, branch.text) for branch in sight.branches]
+    last = len(transformer.transformer_blocks) - 1
     for index, block in enumerate(weights.blocks()):
         image_table, text_table = table.image[step, index], table.text[step, index]
+        wanted = latents.shape[1] if index == last else None
         for at, branch in enumerate(sight.branches):
             streams[at] = run_block(
-                block, *streams[at], image_table, text_table, branch.angles, sight.is_condition
+                block,
+                *streams[at],
+                image_table,
+                text_table,
+                branch.angles,
+                sight.is_condition,
+                wanted,
             )
     scale, shift = table.last[step]
     norm = transformer.norm_out.norm
     return [
-        transformer.proj_out(_modulate(image[:, : latents.shape[1]], norm, shift, scale)).float()
-        for image, _ in streams
+        transformer.proj_out(_modulate(image, norm, shift, scale)).float() for image, _ in streams
     ]
 
 
@@ -124,30 +131,46 @@ def run_block(
     text_table: torch.Tensor,
     angles: torch.Tensor,
     is_condition: torch.Tensor | None,
+    wanted: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Run one block over both streams, (1, token, dim); of the tables each row is (row, dim).
 
-    A function of tensors alone, so that it compiles once for all blocks. Float16 is not clipped as
-    upstream does it: an overflow shall be seen in the latents, and not become a wrong picture.
+    For the last block `wanted` is how many of the image's tokens, the first, are used: it returns
+    those alone, and the text as it came. A function of tensors, so that it compiles once for all
+    blocks. Float16 is not clipped as upstream does it: an overflow shall be seen in the latents, and
+    not become a wrong picture.
     """
+    image_rows = image_table.unbind()
     text_rows = text_table.unbind()
-
-    def row(at: int) -> torch.Tensor:
-        return _spread(image_table[at], is_condition)
-
+    before = [_spread(row, is_condition) for row in image_rows[:2]]
     image_out, text_out = _attend(
         block.attn,
-        _modulate(image, block.img_norm1, row(0), row(1)),
+        _modulate(image, block.img_norm1, *before),
         _modulate(text, block.txt_norm1, *text_rows[:2]),
         angles,
+        wanted,
     )
-    image = torch.addcmul(image, row(2), image_out)
-    text = torch.addcmul(text, text_rows[2], text_out)
-    image_out = block.img_mlp(_modulate(image, block.img_norm2, row(3), row(4)))
-    text_out = block.txt_mlp(_modulate(text, block.txt_norm2, *text_rows[3:5]))
-    return (
-        torch.addcmul(image, row(5), image_out),
-        torch.addcmul(text, text_rows[5], text_out),
+    if is_condition is not None:
+        is_condition = is_condition[:wanted]
+    gate, *shift_and_scale, last_gate = (_spread(row, is_condition) for row in image_rows[2:])
+    image = torch.addcmul(image[:, :wanted], gate, image_out)
+    image_out = _feed(block.img_mlp, _modulate(image, block.img_norm2, *shift_and_scale))
+    image = torch.addcmul(image, last_gate, image_out)
+    if wanted is None:
+        text = torch.addcmul(text, text_rows[2], text_out)
+        text_out = _feed(block.txt_mlp, _modulate(text, block.txt_norm2, *text_rows[3:5]))
+        text = torch.addcmul(text, text_rows[5], text_out)
+    return image, text
+
+
+def _feed(layers: Any, stream: torch.Tensor) -> torch.Tensor:
+    """Apply a block's two linear layers; on a GPU the GELU between them costs no pass of its own."""
+    if not stream.is_cuda:
+        return layers(stream)  # type: ignore[no-any-return]
+    # On a CPU this operator has the exact GELU, not the model's approximation by tanh.
+    first, last = layers.net[0].proj, layers.net[2]  # pragma: no cover - needs a GPU
+    return last(  # type: ignore[no-any-return]  # pragma: no cover
+        torch._addmm_activation(first.bias, stream[0], first.weight.t(), use_gelu=True)[None]  # noqa: SLF001 - it has no public name
     )
 
 
@@ -164,9 +187,16 @@ def _modulate(
 
 
 def _attend(
-    attn: Any, image: torch.Tensor, text: torch.Tensor, angles: torch.Tensor
+    attn: Any,
+    image: torch.Tensor,
+    text: torch.Tensor,
+    angles: torch.Tensor,
+    wanted: int | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Let text and image attend to each other, in this order as upstream has them."""
+    """Let text and image attend to each other, in this order as upstream has them.
+
+    With `wanted` only so many of the image's tokens attend, and the text's outcome is empty.
+    """
     count, head = text.shape[1], attn.inner_dim // attn.heads
 
     def project(stream: torch.Tensor, linear: Any) -> torch.Tensor:
@@ -177,10 +207,9 @@ def _attend(
         return _turn(functional.rms_norm(heads, (head,), norm.weight, norm.eps), angles)
 
     # Turned before they are joined: compiled, each stream's norm and turn are then one pass.
-    query = [
-        turn(text, attn.add_q_proj, attn.norm_added_q, angles[:count]),
-        turn(image, attn.to_q, attn.norm_q, angles[count:]),
-    ]
+    query = [turn(image[:, :wanted], attn.to_q, attn.norm_q, angles[count:][:wanted])]
+    if wanted is None:
+        query.insert(0, turn(text, attn.add_q_proj, attn.norm_added_q, angles[:count]))
     key = [
         turn(text, attn.add_k_proj, attn.norm_added_k, angles[:count]),
         turn(image, attn.to_k, attn.norm_k, angles[count:]),
@@ -192,6 +221,8 @@ def _attend(
         torch.cat(value, dim=1),
         backend=attn.processor._attention_backend,  # noqa: SLF001 - where `set_attention_backend` puts it
     ).flatten(2)
+    if wanted is not None:
+        count = 0
     return attn.to_out[0](joint[:, count:]), attn.to_add_out(joint[:, :count])
 
 

@@ -55,18 +55,6 @@ def recast(weights: torch.Tensor, dtype: torch.dtype, *, factor: float = 1.0) ->
     return into
 
 
-def count_changed(weights: torch.Tensor, *, factor: float) -> torch.Tensor:
-    """Count the values that float16 does not hold exactly once they are multiplied by `factor`.
-
-    The count stays on the weights' device, so that asking does not wait for it.
-    """
-    changed = torch.zeros((), dtype=torch.int64, device=weights.device)
-    for chunk in _chunks(weights):
-        scaled = chunk.float() * factor
-        changed += (scaled.half().float() != scaled).sum()
-    return changed
-
-
 def choose_dtypes(dtype: torch.dtype, *, has_bfloat16: bool) -> dict[str, torch.dtype]:
     """Return the dtype of each part for a transformer in `dtype`.
 

@@ -69,12 +69,13 @@ def compile_block(cache_dir: Path | None = None) -> denoise.BlockCall:
         text_table: torch.Tensor,
         angles: torch.Tensor,
         is_condition: torch.Tensor | None,
+        wanted: int | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         image, text = _own(image), _own(text)
         mark(text, 1)
         mark(angles, 0)  # of text and image tokens together
         found: tuple[torch.Tensor, torch.Tensor] = compiled(
-            block, image, text, image_table, text_table, angles, is_condition
+            block, image, text, image_table, text_table, angles, is_condition, wanted
         )
         return found
 
