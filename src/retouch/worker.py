@@ -29,6 +29,7 @@ from retouch.errors import (
 )
 from retouch.fitness import Start, Unfit, is_gpu_lost
 from retouch.logs import bind, event
+from retouch.outcomes import log_failure, log_success
 from retouch.reporting import Message, Reporter
 
 _log = logging.getLogger(__name__)
@@ -37,7 +38,6 @@ Answer = dict[str, Any]
 
 MAX_ANSWER_BYTES = 8192
 _SHORT_CHARACTERS = 200
-_SERVER_FAULT = 500
 _LOCAL_JOB = "local_test"  # what the SDK calls every job of --test_input
 # The SDK logs jobs and results whole at DEBUG, so nothing below INFO gets through.
 _LEVELS = {"INFO": logging.INFO, "WARN": logging.WARNING, "ERROR": logging.ERROR}
@@ -78,11 +78,11 @@ class Worker:
                 async with self._reporting(job) as progress:
                     result = await self._answer(job.get("input"), job_id, progress)
             except asyncio.CancelledError:
-                _tell_failure(Cancelled("the platform stopped the job"), job_id)
+                log_failure(Cancelled("the platform stopped the job"), job_id)
                 raise
             except Exception as raised:  # noqa: BLE001 - an entry point, where nothing may escape
                 return await self._fail(raised, job_id)
-            _tell_success(result)
+            log_success(result)
             return build_success(result)
 
     async def _answer(
@@ -110,7 +110,7 @@ class Worker:
 
     async def _fail(self, raised: Exception, job_id: str) -> Answer:
         error = raised if isinstance(raised, EditError) else InternalError("an internal error")
-        _tell_failure(error, job_id, cause=raised)
+        log_failure(error, job_id, cause=raised)
         may_be_lost = isinstance(error, ModelError | InternalError)
         if may_be_lost and await asyncio.to_thread(self._is_gpu_lost):
             event(_log, "gpu.lost", level=logging.CRITICAL)
@@ -170,37 +170,6 @@ def _read_prompts(body: object) -> list[str]:
         return []
     texts = (body.get(name) for name in ("prompt", "negative_prompt"))
     return [text for text in texts if isinstance(text, str)]
-
-
-def _tell_success(result: EditResult) -> None:
-    meta = result.result.meta
-    event(
-        _log,
-        "edit.finished",
-        job_id=meta.job_id,
-        source_cached=meta.source.cached,
-        steps=meta.num_inference_steps,
-        width=meta.width,
-        height=meta.height,
-        **{f"{phase}_ms": ms for phase, ms in meta.timings_ms.model_dump().items()},
-    )
-
-
-def _tell_failure(error: EditError, job_id: str, *, cause: Exception | None = None) -> None:
-    broken = error.status >= _SERVER_FAULT
-    event(
-        _log,
-        "edit.failed",
-        level=logging.ERROR if broken else logging.INFO,
-        cause=cause if broken else None,
-        **{
-            "reason": error.message,
-            **error.context,  # its own reason says more
-            "job_id": job_id,
-            "type": error.type,
-            "code": error.code,
-        },
-    )
 
 
 def _log_for_sdk(

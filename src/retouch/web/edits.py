@@ -1,7 +1,6 @@
 """The door for edits: one request to one answer, or to a stream of progress that ends in one."""
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Callable
 
 from pydantic import BaseModel
@@ -10,16 +9,15 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from retouch.contract import EditRequest, EditResult, Progress, error_body
 from retouch.editor import ignore
 from retouch.errors import Cancelled, DeadlineExceeded, EditError, InternalError
-from retouch.logs import bind, event
+from retouch.logs import bind
+from retouch.outcomes import log_failure, log_success
 from retouch.studio import Studio
 from retouch.web.exchange import Exchange
 from retouch.web.metrics import Metrics
 
-_log = logging.getLogger(__name__)
 # An edit ends itself at its deadline; one that does not (a hung device) is answered for after this.
 _GRACE_S = 15.0
 _KEEP_ALIVE_S = 15.0
-_SERVER_FAULT = 500
 
 
 class Edits:
@@ -95,37 +93,13 @@ class Edits:
             self._tell_failure(fault, exchange, cause=raised)
             raise fault from raised
         self._metrics.count_success(result)
-        meta = result.result.meta
-        phases = {f"{phase}_ms": ms for phase, ms in meta.timings_ms.model_dump().items()}
-        event(
-            _log,
-            "edit.finished",
-            job_id=meta.job_id,
-            source_cached=meta.source.cached,
-            steps=meta.num_inference_steps,
-            width=meta.width,
-            height=meta.height,
-            **phases,
-        )
+        log_success(result)
         return result
 
     def _tell_failure(
         self, error: EditError, exchange: Exchange, *, cause: Exception | None = None
     ) -> None:
-        broken = error.status >= _SERVER_FAULT
-        event(
-            _log,
-            "edit.failed",
-            level=logging.ERROR if broken else logging.INFO,
-            cause=cause if broken else None,
-            **{
-                "reason": error.message,
-                **error.context,  # its own reason says more
-                "job_id": exchange.job_id,
-                "type": error.type,
-                "code": error.code,
-            },
-        )
+        log_failure(error, exchange.job_id, cause=cause)
         self._metrics.count_failure(error.code)
 
     async def _run_while_awaited(
