@@ -54,7 +54,7 @@ async def send(
     except TimeoutError:
         attempt.end = "left"
         attempt.took_s = time.monotonic() - began_s - due_s
-    except (httpx.TransportError, ValueError, KeyError) as error:
+    except (httpx.HTTPError, ValueError, LookupError) as error:
         attempt.end = "lost"
         attempt.faults.append(f"{type(error).__name__}: {error}")
     return attempt

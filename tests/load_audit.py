@@ -48,6 +48,8 @@ def audit(
     """Return every fault there is."""
     found = [f"{each.id} ({each.kind}): {fault}" for each in attempts for fault in each.faults]
     found += [f"{each.id} ({each.kind}) is lost" for each in attempts if each.end == "lost"]
+    sent = {each.number for each in attempts}
+    found += [f"request {n} has no record" for n in range(min(sent), max(sent)) if n not in sent]
     delivered = [each for each in attempts if each.code == "success"]
     found += _repeated("request", (each.id for each in attempts))
     found += _repeated("job", (each.job_id for each in delivered))
