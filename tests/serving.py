@@ -82,6 +82,11 @@ class Service:
                 start_new_session=True,  # what it starts can be ended with it
             )
 
+    @property
+    def pid(self) -> int:
+        """The process that was started; what it starts is below it."""
+        return self._process.pid
+
     def stop(self) -> int:
         """End it as a platform does, and by force what has not ended then; return its status."""
         self.client.close()
@@ -220,11 +225,11 @@ def require_error(response: httpx.Response, status: int, kind: str, code: str) -
 
 
 class LiveOrigin:
-    """An `Origin` in a thread of its own; the scripts of its paths may come later."""
+    """An `Origin` in a thread of its own; the scripts of its paths may come later, if it has no other."""
 
-    def __init__(self) -> None:
+    def __init__(self, script: Script | None = None) -> None:
         self.scripts: dict[str, Script] = {}
-        self._origin = Origin(by_path(self.scripts))
+        self._origin = Origin(script or by_path(self.scripts))
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
 
@@ -240,8 +245,12 @@ class LiveOrigin:
         self._loop.close()
 
     @property
+    def port(self) -> int:
+        return self._origin.port
+
+    @property
     def address(self) -> str:
-        return f"127.0.0.1:{self._origin.port}"
+        return f"127.0.0.1:{self.port}"
 
     def offer(self, target: str, script: Script | None = None) -> str:
         """Answer requests for `target` by the script, or with the sample; return the URL."""
