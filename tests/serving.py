@@ -92,6 +92,11 @@ class Service:
             os.killpg(self._process.pid, signal.SIGKILL)
         return self._process.wait()
 
+    def kill(self) -> None:
+        """Kill it with all it has started; it may be started again."""
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
     def wait(self) -> int:
         """Return its status when it has ended by itself."""
         return self._process.wait(_START_S)
