@@ -34,7 +34,6 @@ BYTES_PER_S = 400_000
 """Of one connection to the bucket: a result of 0.2 MB is long under way."""
 _AT_A_TIME = 4
 _GONE_WITHIN_S = 5.0
-_PREFIX = "killed/"
 
 
 @dataclass
@@ -55,6 +54,7 @@ class Victims:
     bucket: str
     client: Minio
     environment: dict[str, str]
+    prefix: str
     chance: random.Random
     tally: Tally = field(default_factory=Tally)
     wanted: dict[int, bytes] = field(default_factory=dict)
@@ -145,7 +145,7 @@ class Victims:
                 self.tally.faults.append(f"{key}: {fault}")
 
     def _fault_of(self, key: str, body: bytes, said: str | None) -> str:
-        kind, _, rest = key.removeprefix(_PREFIX).partition("/")
+        kind, _, rest = key.removeprefix(self.prefix).partition("/")
         if kind == "check":
             self.tally.counts["probes left"] += 1
             return "" if body == key.encode() else "another body"
@@ -163,7 +163,7 @@ class Victims:
         result = job.output["result"]
         key, url = result["object_key"], job.input["image_url"]
         source_id = hashlib.sha256(url.encode()).hexdigest()
-        if key != result_key(_PREFIX, source_id, job.id, "png"):
+        if key != result_key(self.prefix, source_id, job.id, "png"):
             self.tally.faults.append(f"{job.id} went to {key}")
         if self._told.get(job.id, key) != key:
             self.tally.faults.append(f"{job.id} was at {self._told[job.id]}, and now at {key}")
@@ -220,7 +220,9 @@ class Victims:
         self.platform.wait_for(is_so_or_ended)
 
     def _list(self) -> list[tuple[str, str, str]]:
-        found = self.client.list_objects(bucket_name=self.bucket, prefix=_PREFIX, recursive=True)
+        found = self.client.list_objects(
+            bucket_name=self.bucket, prefix=self.prefix, recursive=True
+        )
         return [(str(o.object_name), str(o.etag), str(o.last_modified)) for o in found]
 
     def _body(self, key: str) -> bytes:
@@ -249,7 +251,7 @@ def victims(rgw: Rgw, *, seed: int) -> Iterator[Victims]:
             "S3_SECRET_KEY": rgw.secret_key,
             "S3_BUCKET": rgw.bucket,
             "S3_SECURE": "false",
-            "S3_OBJECT_PREFIX": _PREFIX,
+            "S3_OBJECT_PREFIX": f"killed-{seed}/",
             "PREFETCH_JOBS": str(_AT_A_TIME - 1),
         }
         made = Victims(
@@ -259,6 +261,7 @@ def victims(rgw: Rgw, *, seed: int) -> Iterator[Victims]:
             rgw.bucket,
             rgw.client(region="us-west-000"),
             platform.environment | settings,
+            settings["S3_OBJECT_PREFIX"],
             random.Random(seed),  # noqa: S311 - which moment is hit
         )
         made.learn()

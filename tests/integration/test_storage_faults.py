@@ -4,6 +4,7 @@ import gc
 import logging
 import os
 import socket
+import ssl
 import threading
 import time
 import traceback
@@ -11,8 +12,10 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
+import httpx
 import pytest
-from faults import Exchange, FaultProxy, answered, cut, flipped, lost, passed, s3_error
+from backblaze import Backblaze, reason_to_refuse
+from faults import FaultProxy, answered, cut, flipped, lost, passed, s3_error
 from rgw import Rgw
 from store_faults import DENIALS, HEALING, HTML, TRANSIENT
 
@@ -184,30 +187,48 @@ def test_an_object_of_12_mb_is_one_put(settings: S3Settings, proxy: FaultProxy) 
     assert [exchange.method for exchange in proxy.seen] == ["PUT"]
 
 
-def only_as_backblaze_does(exchange: Exchange) -> None:
-    """Refuse what B2 refuses and Ceph does not."""
-    headers = exchange.headers
-    scope = headers["authorization"].partition("Credential=")[2].split("/")[2]
-    if exchange.method == "PUT" and {"if-none-match", "if-match"} & set(headers):
-        s3_error(501, "NotImplemented")(exchange)
-    elif any(name.startswith(("x-amz-checksum-", "x-amz-sdk-checksum")) for name in headers) or any(
-        name == "x-amz-acl" or name.startswith("x-amz-grant-") for name in headers
-    ):
-        s3_error(400, "InvalidArgument")(exchange)
-    elif scope != "us-west-000":
-        s3_error(403, "SignatureDoesNotMatch")(exchange)
-    else:
-        passed(exchange)
-
-
-def test_nothing_is_sent_that_backblaze_refuses(store: S3Store, proxy: FaultProxy) -> None:
-    proxy.otherwise = only_as_backblaze_does
-    put(store)
-    assert get(store) is not None
-    store.check(timeout_s=10)
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_nothing_is_sent_that_backblaze_refuses(
+    rgw: Rgw, settings: S3Settings, scheme: str
+) -> None:
+    backblaze = Backblaze()
+    tls = rgw.server_tls() if scheme == "https" else None
+    with FaultProxy(("127.0.0.1", rgw.port), otherwise=backblaze, tls=tls) as proxy:
+        settings = replace(settings, endpoint=proxy.endpoint, secure=tls is not None)
+        store = S3Store(settings, ca_certs=rgw.ca_file)
+        put(store)
+        assert get(store) is not None
+        store.check(timeout_s=10)
+        url = store.link(KEY, content_type="image/png", filename="a.png", expires_in_s=60)
+        trust = ssl.create_default_context(cafile=rgw.ca_file)
+        assert httpx.get(url, verify=trust, trust_env=False).content == BODY
+        store.close()
+    assert backblaze.refused == []
     methods = [exchange.method for exchange in proxy.seen]
-    assert methods == ["PUT", "GET", "PUT", "GET", "DELETE"]  # no location, no HEAD, no list
-    assert all(b"chunked" not in exchange.head.lower() for exchange in proxy.seen)
+    assert methods == ["PUT", "GET", "PUT", "GET", "DELETE", "GET"]  # no location, HEAD or list
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("If-None-Match: *", "conditional write"),
+        ("x-amz-checksum-crc32: AAAAAA==", "header"),
+        ("x-amz-sdk-checksum-algorithm: CRC32", "header"),
+        ("x-amz-tagging: a=b", "header"),
+        ("x-amz-acl: private", "header"),
+        ("Content-Encoding: aws-chunked", "header"),
+        ("x-amz-content-sha256: STREAMING-UNSIGNED-PAYLOAD-TRAILER", "streaming"),
+        ("Authorization: AWS key:signature", "signature"),
+    ],
+)
+def test_the_strict_proxy_refuses_what_backblaze_does(
+    store: S3Store, proxy: FaultProxy, line: str, reason: str
+) -> None:
+    put(store)
+    sent = proxy.seen[0]
+    assert reason_to_refuse(sent) == ""
+    sent.head = sent.head.replace(b"\r\n\r\n", f"\r\n{line}\r\n\r\n".encode())
+    assert reason in reason_to_refuse(sent)
 
 
 def test_a_store_that_forgets_fails_its_check(store: S3Store, proxy: FaultProxy) -> None:
