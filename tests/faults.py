@@ -4,10 +4,12 @@ A step of the plan is a function of the exchange: it may pass it on, spoil it or
 """
 
 import socket
+import ssl
 import struct
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
@@ -91,6 +93,15 @@ def s3_error(status: int, code: str, headers: Mapping[str, str] | None = None) -
     return answered(status, body.encode(), {"Content-Type": "application/xml", **(headers or {})})
 
 
+def flipped(exchange: Exchange) -> None:
+    """Change one bit of the body on its way to the server."""
+    body = bytearray(exchange.body)
+    if body:
+        body[len(body) // 2] ^= 1
+    exchange.body = bytes(body)
+    passed(exchange)
+
+
 def dripped(answer: bytes, *, at_once: int, pause_s: float = 0.05) -> Step:
     """Send `at_once` bytes of `answer`, then one more every `pause_s`."""
 
@@ -111,6 +122,9 @@ class FaultProxy:
     upstream: tuple[str, int]
     plan: deque[Step] = field(default_factory=deque)
     otherwise: Step = passed
+    tls: ssl.SSLContext | None = None
+    greet: Callable[[socket.socket], None] = lambda _: None
+    """What is done to a connection before anything is read from it."""
     seen: list[Exchange] = field(default_factory=list)
 
     def __enter__(self) -> Self:
@@ -149,14 +163,20 @@ class FaultProxy:
 
     def _serve(self, client: socket.socket) -> None:
         client.settimeout(_TIMEOUT_S)
-        with client:
-            try:
-                exchange = self._read(client)
-                if exchange is not None:
-                    self.seen.append(exchange)
-                    (self.plan.popleft() if self.plan else self.otherwise)(exchange)
-            except OSError:
-                return  # the client went away, which is what many faults are for
+        # A client that goes away is no fault of ours: it is what many faults are for.
+        with suppress(OSError), client:
+            self.greet(client)
+            if self.tls is None:
+                self._answer(client)
+                return
+            with self.tls.wrap_socket(client, server_side=True) as wrapped:
+                self._answer(wrapped)
+
+    def _answer(self, client: socket.socket) -> None:
+        exchange = self._read(client)
+        if exchange is not None:
+            self.seen.append(exchange)
+            (self.plan.popleft() if self.plan else self.otherwise)(exchange)
 
     def _read(self, client: socket.socket) -> Exchange | None:
         data = b""

@@ -4,6 +4,7 @@ import secrets
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import time
 import uuid
@@ -119,6 +120,12 @@ class Rgw:
             secure=False,
             region=region,
         )
+
+    def server_tls(self) -> ssl.SSLContext:
+        """What a proxy needs to be trusted like the gateway."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(self.folder / "tls.crt", self.folder / "tls.key")
+        return context
 
     def start_gateway(self) -> None:
         self._gateway = self._spawn("radosgw", "-n", "client.rgw.a", "-f")

@@ -293,5 +293,12 @@ class WorkerProcess:
     def terminate(self) -> None:
         self._process.send_signal(signal.SIGTERM)
 
+    def kill(self) -> list[int]:
+        """Kill it, and only it; return what it had started."""
+        threads = Path(f"/proc/{self._process.pid}/task").glob("*/children")
+        started = [int(pid) for thread in threads for pid in thread.read_text().split()]
+        self._process.kill()
+        return started
+
     def wait(self, timeout_s: float = _WAIT_S) -> int:
         return self._process.wait(timeout_s)

@@ -97,6 +97,17 @@ class Service:
             os.killpg(self._process.pid, signal.SIGKILL)
         return self._process.wait()
 
+    def kill(self) -> None:
+        """Kill it with all it has started, in whatever session; it may be started again."""
+        doomed = [self._process.pid]
+        for pid in doomed:  # grows on the way
+            for thread in Path(f"/proc/{pid}/task").glob("*/children"):
+                doomed += [int(child) for child in thread.read_text().split()]
+        for pid in doomed:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self._process.wait()
+
     def wait(self) -> int:
         """Return its status when it has ended by itself."""
         return self._process.wait(_START_S)

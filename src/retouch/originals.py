@@ -93,9 +93,9 @@ def read_stored(source_id: str, stored: Stored) -> Original | None:
     """Return the cached original, or None where what is stored is not whole."""
     metadata = stored.metadata
     try:
-        fetched_at_s, fresh_s = int(metadata["fetched-at"]), int(metadata["fresh-seconds"])
+        fetched_at_s, fresh_s = float(int(metadata["fetched-at"])), int(metadata["fresh-seconds"])
         intact = metadata["sha256"] == hashlib.sha256(stored.body).hexdigest()
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, OverflowError):
         intact = False
     if not intact:
         event(_log, "cache.damaged", level=logging.WARNING, bytes=len(stored.body))

@@ -87,5 +87,5 @@ def read_meta(stored: Stored, *, job_id: str, request_id: str, get_ms: float) ->
         timings = dict.fromkeys(Timings.model_fields, 0.0) | {"store": get_ms, "total": get_ms}
         attempt = {"job_id": job_id, "request_id": request_id, "timings_ms": timings}
         return Meta.model_validate(kept | attempt)
-    except (KeyError, TypeError, AttributeError, ValueError):
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError):
         return None

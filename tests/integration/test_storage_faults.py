@@ -4,6 +4,7 @@ import gc
 import logging
 import os
 import socket
+import ssl
 import threading
 import time
 import traceback
@@ -11,22 +12,12 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
+import httpx
 import pytest
-from faults import (
-    Exchange,
-    FaultProxy,
-    Step,
-    answered,
-    cut,
-    dripped,
-    garbage,
-    lost,
-    passed,
-    reset,
-    s3_error,
-    silent,
-)
+from backblaze import Backblaze, reason_to_refuse
+from faults import FaultProxy, answered, cut, flipped, lost, passed, s3_error
 from rgw import Rgw
+from store_faults import DENIALS, HEALING, HTML, TRANSIENT
 
 from retouch.errors import StorageError, StoreDenied, StoreUnavailable
 from retouch.ports import Stored
@@ -37,8 +28,6 @@ KEY = "retouch/results/0f/job-1.png"
 BODY = b"picture" * 1000
 TIMEOUT_S = 0.4
 MARGIN_S = 0.5
-HTML = b"<html>busy</html>"
-OK_HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\nETag: x\r\n\r\n"
 
 
 @pytest.fixture
@@ -75,45 +64,6 @@ def check(store: S3Store, timeout_s: float = 10.0) -> None:
 
 
 CALLS: list[Callable[[S3Store, float], object]] = [put, get, check]
-
-TRANSIENT: dict[str, Step] = {
-    "503 SlowDown": s3_error(503, "SlowDown"),
-    "503 SlowDown, Retry-After": s3_error(503, "SlowDown", {"Retry-After": "0"}),
-    "503 with a Retry-After that is no time": s3_error(503, "SlowDown", {"Retry-After": "soon"}),
-    "503 HTML": answered(503, HTML, {"Content-Type": "text/html"}),
-    "503 broken XML": answered(503, b"<Error><Code>", {"Content-Type": "application/xml"}),
-    "500": s3_error(500, "InternalError"),
-    "502 without a body": answered(502),
-    "504": answered(504, HTML),
-    "408": answered(408, HTML),
-    "429": s3_error(429, "TooManyRequests"),
-    "400 RequestTimeout": s3_error(400, "RequestTimeout"),
-    "reset": reset,
-    "no HTTP": garbage,
-    "lost answer": lost,
-    "silence": silent,
-    "short answer": answered(200, b"short", {"Content-Length": "9"}),
-    "header dripped": dripped(OK_HEAD, at_once=20),
-    "body dripped": dripped(OK_HEAD + bytes(1000), at_once=len(OK_HEAD)),
-    "error body dripped": dripped(OK_HEAD.replace(b"200", b"503") + bytes(1000), at_once=80),
-}
-# A drip is never silent for long, so it lasts until the deadline and no time is left for a retry.
-HEALING = [name for name in TRANSIENT if "dripped" not in name]
-
-DENIALS: dict[str, tuple[Step, str]] = {
-    "key": (s3_error(403, "InvalidAccessKeyId"), "S3_ACCESS_KEY"),
-    "secret": (s3_error(403, "SignatureDoesNotMatch"), "S3_SECRET_KEY"),
-    "rights": (s3_error(403, "AccessDenied"), "S3_BUCKET"),
-    "clock": (s3_error(403, "RequestTimeTooSkewed"), "clock"),
-    "bucket": (s3_error(404, "NoSuchBucket"), "S3_BUCKET"),
-    "region": (s3_error(400, "AuthorizationHeaderMalformed"), "S3_REGION"),
-    "307": (s3_error(307, "TemporaryRedirect", {"Location": "http://127.0.0.1:1/"}), "S3_REGION"),
-    "301 without a body": (answered(301, b"", {"Location": "http://127.0.0.1:1/"}), "S3_ENDPOINT"),
-    "404 HTML": (answered(404, HTML), "S3_ENDPOINT"),
-    "409 without a body": (answered(409), "S3_ENDPOINT"),
-    "400 unknown": (s3_error(400, "Whatever"), "S3_ENDPOINT"),
-    "501": (s3_error(501, "NotImplemented"), "S3_ENDPOINT"),
-}
 
 
 @pytest.mark.parametrize("name", HEALING)
@@ -180,6 +130,38 @@ def test_a_put_whose_answer_is_lost_is_sent_again_with_the_same_bytes(
     assert [exchange.body for exchange in proxy.seen] == [BODY, BODY]
 
 
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_an_upload_that_is_spoilt_on_its_way_is_sent_again(
+    rgw: Rgw, settings: S3Settings, scheme: str
+) -> None:
+    tls = rgw.server_tls() if scheme == "https" else None
+    with FaultProxy(("127.0.0.1", rgw.port), deque([flipped]), tls=tls) as proxy:
+        settings = replace(settings, endpoint=proxy.endpoint, secure=tls is not None)
+        store = S3Store(settings, ca_certs=rgw.ca_file)
+        put(store)
+        found = get(store)
+        assert found is not None
+        assert found.body == BODY
+        assert [exchange.method for exchange in proxy.seen] == ["PUT", "PUT", "GET"]
+        store.close()
+
+
+def test_a_success_with_an_error_in_it_is_tried_again(store: S3Store, proxy: FaultProxy) -> None:
+    proxy.plan = deque([s3_error(200, "InternalError", {"ETag": "x"})])
+    put(store)
+    assert get(store) is not None
+    assert [exchange.method for exchange in proxy.seen] == ["PUT", "PUT", "GET"]
+
+
+def test_a_page_that_answers_200_is_not_taken_for_a_store(
+    store: S3Store, proxy: FaultProxy
+) -> None:
+    proxy.otherwise = answered(200, HTML, {"Content-Type": "text/html"})
+    with pytest.raises(StoreDenied, match="S3_ENDPOINT"):
+        put(store)
+    assert len(proxy.seen) == 1
+
+
 def test_retry_after_is_kept(store: S3Store, proxy: FaultProxy) -> None:
     proxy.plan = deque([s3_error(503, "SlowDown", {"Retry-After": "1"})])
     started_s = time.monotonic()
@@ -198,35 +180,55 @@ def test_a_retry_after_past_the_deadline_is_not_waited_for(
     assert len(proxy.seen) == 1
 
 
-def test_an_object_of_12_mb_is_one_put(store: S3Store, proxy: FaultProxy) -> None:
+def test_an_object_of_12_mb_is_one_put(settings: S3Settings, proxy: FaultProxy) -> None:
+    store = S3Store(replace(settings, read_timeout_s=10.0))  # a busy machine is no fault here
     put(store, body=bytes(12_000_000))
+    store.close()
     assert [exchange.method for exchange in proxy.seen] == ["PUT"]
 
 
-def only_as_backblaze_does(exchange: Exchange) -> None:
-    """Refuse what B2 refuses and Ceph does not."""
-    headers = exchange.headers
-    scope = headers["authorization"].partition("Credential=")[2].split("/")[2]
-    if exchange.method == "PUT" and {"if-none-match", "if-match"} & set(headers):
-        s3_error(501, "NotImplemented")(exchange)
-    elif any(name.startswith(("x-amz-checksum-", "x-amz-sdk-checksum")) for name in headers) or any(
-        name == "x-amz-acl" or name.startswith("x-amz-grant-") for name in headers
-    ):
-        s3_error(400, "InvalidArgument")(exchange)
-    elif scope != "us-west-000":
-        s3_error(403, "SignatureDoesNotMatch")(exchange)
-    else:
-        passed(exchange)
-
-
-def test_nothing_is_sent_that_backblaze_refuses(store: S3Store, proxy: FaultProxy) -> None:
-    proxy.otherwise = only_as_backblaze_does
-    put(store)
-    assert get(store) is not None
-    store.check(timeout_s=10)
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_nothing_is_sent_that_backblaze_refuses(
+    rgw: Rgw, settings: S3Settings, scheme: str
+) -> None:
+    backblaze = Backblaze()
+    tls = rgw.server_tls() if scheme == "https" else None
+    with FaultProxy(("127.0.0.1", rgw.port), otherwise=backblaze, tls=tls) as proxy:
+        settings = replace(settings, endpoint=proxy.endpoint, secure=tls is not None)
+        store = S3Store(settings, ca_certs=rgw.ca_file)
+        put(store)
+        assert get(store) is not None
+        store.check(timeout_s=10)
+        url = store.link(KEY, content_type="image/png", filename="a.png", expires_in_s=60)
+        trust = ssl.create_default_context(cafile=rgw.ca_file)
+        assert httpx.get(url, verify=trust, trust_env=False).content == BODY
+        store.close()
+    assert backblaze.refused == []
     methods = [exchange.method for exchange in proxy.seen]
-    assert methods == ["PUT", "GET", "PUT", "GET", "DELETE"]  # no location, no HEAD, no list
-    assert all(b"chunked" not in exchange.head.lower() for exchange in proxy.seen)
+    assert methods == ["PUT", "GET", "PUT", "GET", "DELETE", "GET"]  # no location, HEAD or list
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("If-None-Match: *", "conditional write"),
+        ("x-amz-checksum-crc32: AAAAAA==", "header"),
+        ("x-amz-sdk-checksum-algorithm: CRC32", "header"),
+        ("x-amz-tagging: a=b", "header"),
+        ("x-amz-acl: private", "header"),
+        ("Content-Encoding: aws-chunked", "header"),
+        ("x-amz-content-sha256: STREAMING-UNSIGNED-PAYLOAD-TRAILER", "streaming"),
+        ("Authorization: AWS key:signature", "signature"),
+    ],
+)
+def test_the_strict_proxy_refuses_what_backblaze_does(
+    store: S3Store, proxy: FaultProxy, line: str, reason: str
+) -> None:
+    put(store)
+    sent = proxy.seen[0]
+    assert reason_to_refuse(sent) == ""
+    sent.head = sent.head.replace(b"\r\n\r\n", f"\r\n{line}\r\n\r\n".encode())
+    assert reason in reason_to_refuse(sent)
 
 
 def test_a_store_that_forgets_fails_its_check(store: S3Store, proxy: FaultProxy) -> None:

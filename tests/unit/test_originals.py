@@ -127,7 +127,13 @@ def test_an_object_without_its_metadata_is_not_whole(lost: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "changed", [{"fetched-at": "soon"}, {"fresh-seconds": "1.5"}, {"sha256": "0" * 64}]
+    "changed",
+    [
+        {"fetched-at": "soon"},
+        {"fetched-at": "9" * 400},
+        {"fresh-seconds": "1.5"},
+        {"sha256": "0" * 64},
+    ],
 )
 def test_an_object_with_damaged_metadata_is_not_whole(changed: dict[str, str]) -> None:
     assert read_stored(ORIGINAL.id, Stored(BODY, metadata_of(ORIGINAL) | changed)) is None

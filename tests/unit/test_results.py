@@ -79,6 +79,7 @@ async def test_the_result_of_a_data_url_is_found() -> None:
         {"meta": "{}"},
         {"meta": '{"notes": []}'},
         {"meta": '{"notes": 1}'},
+        {"meta": "[" * 1400},
     ],
 )
 async def test_a_result_that_is_not_whole_is_not_found(damage: dict[str, str]) -> None:

@@ -259,3 +259,22 @@ def test_of_two_processes_that_make_a_secret_the_first_wins(
     monkeypatch.setattr(Path, "exists", lambda _: False)  # as seen before the first was there
     assert load_secret(tmp_path, "") == first
     assert len(files(tmp_path)) == 1
+
+
+def test_a_draft_of_a_secret_goes_with_its_dead_writer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def die(*_: object) -> None:
+        raise Killed
+
+    monkeypatch.setattr(os, "link", die)
+    with pytest.raises(Killed):
+        load_secret(tmp_path, "")
+    clock = Clock()
+    (draft,) = files(tmp_path)
+    age(draft, clock.now_s - local.LEFTOVER_AFTER_S - 1)
+    build(tmp_path, clock)
+    assert files(tmp_path) == []

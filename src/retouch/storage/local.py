@@ -59,10 +59,12 @@ def load_secret(folder: Path, configured: str) -> bytes:
     if configured:
         return configured.encode()
     with _translated():
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        drafts = folder / "drafts"  # where a sweep finds what a dead writer leaves
+        for needed in (folder, drafts):
+            needed.mkdir(mode=0o700, parents=True, exist_ok=True)
         path = folder / "link_secret"
         if not path.exists():
-            draft = _write_draft(folder, (secrets.token_bytes(_SECRET_BYTES),))
+            draft = _write_draft(drafts, (secrets.token_bytes(_SECRET_BYTES),))
             # Another process may be here too: a hard link never replaces, so the first one wins.
             with suppress(FileExistsError):
                 os.link(draft, path)

@@ -35,9 +35,9 @@ T = TypeVar("T")
 
 _FAULTS = (Refusal, MinioException, HTTPError, OSError, ValueError)
 # Backblaze's integration checklist: back off and retry on these and on broken connections. AWS
-# reports a slow upload as status 400 with the code RequestTimeout.
+# reports a slow upload, and a body that was spoilt on its way, as status 400 with one of the codes.
 _TRANSIENT_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
-_TRANSIENT_CODE = "RequestTimeout"
+_TRANSIENT_CODES = frozenset({"RequestTimeout", "BadDigest", "XAmzContentSHA256Mismatch"})
 _MAX_RETRY_AFTER_S = 30.0
 _BACKOFF = wait_random_exponential(multiplier=0.5, max=8)
 _META = "x-amz-meta-"
@@ -81,7 +81,7 @@ class S3Settings:
 def is_transient(fault: BaseException) -> bool:
     """Tell whether the same request may succeed a moment later."""
     if isinstance(fault, Refusal):
-        return fault.status in _TRANSIENT_STATUSES or fault.code == _TRANSIENT_CODE
+        return fault.status in _TRANSIENT_STATUSES or fault.code in _TRANSIENT_CODES
     if isinstance(fault, SSLError):
         return not any(isinstance(arg, ssl.SSLCertVerificationError) for arg in fault.args)
     return isinstance(fault, HTTPError | OSError) and not isinstance(fault, LocationValueError)
@@ -228,7 +228,7 @@ class S3Store:
 
     def _put(self, key: str, body: bytes, content_type: str, metadata: Mapping[str, str]) -> None:
         user_metadata: dict[str, Any] = dict(metadata)
-        self._client.put_object(
+        written = self._client.put_object(
             bucket_name=self.name,
             object_name=key,
             data=io.BytesIO(body),
@@ -238,6 +238,8 @@ class S3Store:
             content_type=content_type,
             metadata=user_metadata,
         )
+        if not written.etag:  # every S3 has one; a page that some proxy answers with has not
+            raise Refusal(200, "", 0.0)
 
     def _probe(self, key: str) -> None:
         self._put(key, key.encode(), "text/plain", {})

@@ -24,7 +24,8 @@ from urllib3.util.retry import Retry
 _PIECE_BYTES = 64 * 1024
 _MAX_ANSWER_BYTES = 64 * 1024
 _SUCCESSES = (200, 204)
-_S3_CODE = re.compile(rb"<Code>([A-Za-z]{1,64})</Code>")
+# Codes are letters; with digits an echoed key id would be one too.
+_S3_CODE = re.compile(rb"<Code>([A-Za-z]{1,64}|XAmzContentSHA256Mismatch)</Code>")
 
 
 class Refusal(Exception):
@@ -140,7 +141,7 @@ class Connections(PoolManager):
         """Open `url` within the deadline; a body that minio wants preloaded is drained instead.
 
         Raises:
-            Refusal: the answer is not 200 or 204.
+            Refusal: the answer is not 200 or 204, or its body is an error all the same.
         """
         wants_body = not kw.pop("preload_content", True)
         left_s = _clock.get().left_s()
@@ -157,10 +158,13 @@ class Connections(PoolManager):
         if response.status in _SUCCESSES and wants_body:
             return response
         body = read_and_release(response, max_bytes=_MAX_ANSWER_BYTES)
-        if response.status in _SUCCESSES:
-            return response
         code = _S3_CODE.search(body)
-        raise Refusal(response.status, code[1].decode() if code else "", _retry_after_s(response))
+        status = response.status
+        if status in _SUCCESSES:
+            if code is None:
+                return response
+            status = 500  # what went wrong after the status was sent (boto/botocore, handlers.py)
+        raise Refusal(status, code[1].decode() if code else "", _retry_after_s(response))
 
 
 def read_and_release(response: BaseHTTPResponse, *, max_bytes: int) -> bytes:

@@ -1,0 +1,48 @@
+"""The first turns of tests/bench/killed_workers.py, and that its judges see what they look for."""
+
+from io import BytesIO
+from pathlib import Path
+
+import killed_folder
+import pytest
+from killed import PICTURE, Tally, kill_workers, victims
+from rgw import Rgw
+
+pytestmark = pytest.mark.integration
+
+
+def test_workers_that_are_killed_leave_each_key_absent_or_whole(rgw: Rgw) -> None:
+    tally = kill_workers(rgw, kills=5, seed=1)
+    assert tally.faults == []
+    assert tally.counts["kills"] == 5
+
+
+def test_an_object_that_is_not_whole_is_seen(rgw: Rgw) -> None:
+    with victims(rgw, seed=2) as at_work:
+        at_work.client.put_object(
+            bucket_name=rgw.bucket,
+            object_name="killed-2/sources/v1/00/half",
+            data=BytesIO(PICTURE[:1000]),
+            length=1000,
+        )
+        at_work.judge()
+        at_work.client.remove_object(
+            bucket_name=rgw.bucket, object_name="killed-2/sources/v1/00/half"
+        )
+        assert [fault.partition(":")[0] for fault in at_work.tally.faults] == [
+            "killed-2/sources/v1/00/half"
+        ]
+
+
+def test_writers_that_are_killed_leave_no_half_object_and_nothing_for_ever(tmp_path: Path) -> None:
+    tally = killed_folder.kill_writers(tmp_path, kills=10, seed=1)
+    assert tally.faults == []
+    assert tally.counts["objects judged"] > 0
+
+
+def test_what_no_sweep_finds_is_seen(tmp_path: Path) -> None:
+    killed_folder.open_store(tmp_path)
+    (tmp_path / "tmp123").write_bytes(b"left")
+    tally = Tally()
+    killed_folder.judge(tmp_path, tally)
+    assert tally.faults == [f"{tmp_path / 'tmp123'} is left for ever"]
