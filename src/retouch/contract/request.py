@@ -9,6 +9,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    JsonValue,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -68,11 +69,21 @@ EXAMPLE: Mapping[str, object] = {
     "output_quality": 95,
 }
 
+_BOTH_SIDES_OR_NONE: list[JsonValue] = [
+    {"properties": {"width": {"type": "null"}, "height": {"type": "null"}}},
+    {
+        "properties": {"width": {"type": "integer"}, "height": {"type": "integer"}},
+        "required": ["width", "height"],
+    },
+]
+
 
 class EditRequest(BaseModel):
     """An image and what to do with it. Unknown fields are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, json_schema_extra={"anyOf": _BOTH_SIDES_OR_NONE}
+    )
 
     image_url: Annotated[
         str,
