@@ -82,6 +82,10 @@ class Service:
                 start_new_session=True,  # what it starts can be ended with it
             )
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def stop(self) -> int:
         """End it as a platform does, and by force what has not ended then; return its status."""
         self.client.close()
