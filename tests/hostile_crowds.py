@@ -27,7 +27,7 @@ SLOW: Mapping[str, tuple[bytes, bytes]] = {
         get(b"/livez", b"Content-Length: 9999", method=b"POST"),
         b" ",
     ),
-    "deaf": (get(LARGE_TARGET) * 6, b""),
+    "deaf": (get(LARGE_TARGET) * 8, b"\r\n"),
 }
 """By name, what is sent first and what again every second."""
 
