@@ -129,7 +129,7 @@ def attack_calls(_: argparse.Namespace) -> list[Row]:
 def require_no_traces(service: Service) -> Row:
     traces = [line for line in service.output.splitlines() if "Traceback" in line]
     for line in traces[:5]:
-        say_progress(f"TRACE {line[:600]}")
+        say_progress(f"TRACE {line[-1500:]}")
     return ("traces in the log", "none", str(len(traces)), not traces)
 
 

@@ -69,20 +69,19 @@ EXAMPLE: Mapping[str, object] = {
     "output_quality": 95,
 }
 
-_BOTH_SIDES_OR_NONE: list[JsonValue] = [
-    {"properties": {"width": {"type": "null"}, "height": {"type": "null"}}},
-    {
-        "properties": {"width": {"type": "integer"}, "height": {"type": "integer"}},
-        "required": ["width", "height"],
-    },
-]
+# As one condition: generators of clients, BentoML's among them, take `anyOf` here for other models.
+_BOTH_SIDES_OR_NONE: dict[str, JsonValue] = {
+    "if": {"properties": {"width": {"type": "integer"}}, "required": ["width"]},
+    "then": {"properties": {"height": {"type": "integer"}}, "required": ["height"]},
+    "else": {"properties": {"height": {"type": "null"}}},
+}
 
 
 class EditRequest(BaseModel):
     """An image and what to do with it. Unknown fields are refused."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, json_schema_extra={"anyOf": _BOTH_SIDES_OR_NONE}
+        extra="forbid", frozen=True, strict=True, json_schema_extra=_BOTH_SIDES_OR_NONE
     )
 
     image_url: Annotated[
