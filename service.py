@@ -16,6 +16,7 @@ from retouch.contract import EditRequest, EditResult
 from retouch.errors import EditError
 from retouch.settings import load_settings
 from retouch.studio import Studio
+from retouch.web import connections
 from retouch.web.edits import Edits
 from retouch.web.exchange import current
 from retouch.web.metrics import Metrics
@@ -23,6 +24,7 @@ from retouch.web.middleware import Front, envelope
 
 settings = load_settings()
 logs.install(settings.log_level, secrets=wiring.secrets_of(settings))
+connections.install()
 studio = Studio(settings)
 metrics = Metrics()
 # BentoML's timer outlives the answer and keeps 4 KiB a request until the limit is over

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.e2e
 
 
 @pytest.mark.parametrize(
-    "body", [b"{", b"", b"[]", b'"text"', b"\xff\xfe", b'{"prompt": "a"} {}', b"[" * 100_000]
+    "body", [b"{", b"", b"[]", b'"text"', b"\xff\xfe", b'{"prompt": "a"} {}', b"[" * 60_000]
 )
 def test_a_body_that_is_no_json_object_is_told_so(local: Service, body: bytes) -> None:
     response = local.client.post("/edit", content=body, headers=JSON)

@@ -69,6 +69,9 @@ def test_the_example_is_valid_under_the_schema() -> None:
         {"negative_prompt": "<||>"},
         {"seed": -2},
         {"width": 100},
+        {"width": 64},
+        {"width": 64, "height": None},
+        {"height": 64},
         {"more": 1},
     ],
 )
@@ -126,3 +129,14 @@ def test_a_real_error_body_is_valid_under_the_schema() -> None:
     body = error_body(NotReady("loading", details={"more": {"of": [1]}}), request_id="r")
     Draft202012Validator(schema).validate(body.model_dump(mode="json"))
     assert isinstance(body, ErrorBody)
+
+
+@pytest.mark.parametrize("sides", [{}, {"width": 64, "height": 80}, {"width": None}])
+def test_the_schema_takes_both_sides_or_neither(sides: dict[str, Any]) -> None:
+    schema = DOCUMENT["components"]["schemas"]["EditRequest"]
+    assert not list(Draft202012Validator(schema).iter_errors(dict(EXAMPLE) | sides))
+
+
+def test_a_request_id_of_any_form_is_within_the_document_as_it_is_never_refused() -> None:
+    named = DOCUMENT["paths"]["/edit"]["post"]["parameters"][0]
+    assert (named["name"], named["schema"]) == ("X-Request-ID", {"type": "string"})

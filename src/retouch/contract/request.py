@@ -9,6 +9,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    JsonValue,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -68,11 +69,20 @@ EXAMPLE: Mapping[str, object] = {
     "output_quality": 95,
 }
 
+# As one condition: generators of clients, BentoML's among them, take `anyOf` here for other models.
+_BOTH_SIDES_OR_NONE: dict[str, JsonValue] = {
+    "if": {"properties": {"width": {"type": "integer"}}, "required": ["width"]},
+    "then": {"properties": {"height": {"type": "integer"}}, "required": ["height"]},
+    "else": {"properties": {"height": {"type": "null"}}},
+}
+
 
 class EditRequest(BaseModel):
     """An image and what to do with it. Unknown fields are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, json_schema_extra=_BOTH_SIDES_OR_NONE
+    )
 
     image_url: Annotated[
         str,

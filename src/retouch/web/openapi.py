@@ -73,8 +73,9 @@ def _edit() -> dict[str, Any]:
             {
                 "name": "X-Request-ID",
                 "in": "header",
-                "description": "Names the request in the log and in the answer.",
-                "schema": {"type": "string", "pattern": "^[A-Za-z0-9._:-]{1,128}$"},
+                "description": "Names the request in the log and in the answer, if it is up to 128 "
+                "of A-Za-z0-9._:- and else not.",
+                "schema": {"type": "string"},
             }
         ],
         "requestBody": {

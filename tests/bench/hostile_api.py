@@ -1,0 +1,294 @@
+"""Attacks the HTTP door of a running service and counts: its contract, requests, slow callers, crowds, keys.
+
+PYTHONPATH=src:tests python tests/bench/hostile_api.py --help
+
+The exit status is 1 if a bar is missed. Everything stays on 127.0.0.1.
+"""
+
+import argparse
+import base64
+import json
+import random
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import hostile_calls
+from hostile_calls import MIB, Call, fault, get, post, send
+from hostile_crowds import SLOW, Watch, connect, count, hold_slow, push, time_calls
+from PIL import Image
+from serving import Service, serving
+
+KEY = "key-" + "5d1f0c" * 6
+# 25 MiB of image, in base64, and 64 KiB.
+MAX_BODY_BYTES = 26_214_400 * 4 // 3 + 65536
+# One body whole, its pieces before they are joined, and what a garbage collection leaves for later.
+GROWTH_BAR_BYTES = 4 * MAX_BODY_BYTES
+LIVE = Call("health", get(b"/readyz"), frozenset({200}))
+Row = tuple[str, str, str, bool]
+
+
+def say_progress(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)  # noqa: T201
+
+
+@contextmanager
+def attacked(**settings: str) -> Iterator[tuple[Service, Watch]]:
+    say_progress("starting a service")
+    with tempfile.TemporaryDirectory() as folder, serving(Path(folder), settings) as service:
+        service.client.headers["X-API-Key"] = KEY
+        service.edit(width=64, height=64, num_inference_steps=1)
+        yield service, Watch(service.pid)
+
+
+def picture_url() -> str:
+    file = BytesIO()
+    Image.new("RGB", (64, 64), (200, 90, 30)).save(file, "PNG")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def narrow(document: dict[str, Any]) -> dict[str, Any]:
+    """Keep the edits that the document allows small and the sources here; nothing else changes."""
+    fields = document["components"]["schemas"]["EditRequest"]["properties"]
+    fields["image_url"] = {"type": "string", "enum": [picture_url()]}
+    fields["num_inference_steps"] = {"enum": [1, 2]}
+    for side in ("width", "height"):
+        fields[side] = {"enum": [64, 80, None]}
+    document["security"].remove({})  # this service wants a key
+    return document
+
+
+def attack_contract(asked: argparse.Namespace) -> list[Row]:
+    with attacked(API_KEYS=KEY) as (service, _), tempfile.TemporaryDirectory() as folder:
+        document = narrow(service.client.get("/openapi.json").json())
+        (Path(folder) / "openapi.json").write_text(json.dumps(document))
+        options = ["--url", service.url, "--checks", "all", "--continue-on-failure", "--no-color"]
+        options += ["-H", f"X-API-Key: {KEY}", "-n", str(asked.examples), "--seed", str(asked.seed)]
+        options += ["--generation-database", "none", "--warnings", "off"]
+        tool = str(Path(sys.executable).parent / "schemathesis")
+        say_progress(f"schemathesis, {asked.examples} examples an operation")
+        run = subprocess.run(  # noqa: S603 - a tool of our own environment
+            [tool, "run", "openapi.json", *options],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        found = re.search(r"(\d+) generated", run.stdout)
+        cases = int(found[1]) if found else 0
+        if run.returncode:
+            say_progress(run.stdout[-6000:] + run.stderr[-2000:])
+        traces = [line for line in service.output.splitlines() if '"exception"' in line]
+    told = f"exit status {run.returncode}, {len(traces)} traces in the log"
+    held = run.returncode == 0 and not traces and cases >= asked.cases
+    return [("contract, by schemathesis", f"{cases} cases of at least {asked.cases}", told, held)]
+
+
+def all_calls() -> Iterator[tuple[str, Iterator[Call]]]:
+    yield "methods", hostile_calls.wrong_methods()
+    yield "content types", hostile_calls.wrong_kinds()
+    yield "headers and hosts", hostile_calls.hostile_heads()
+    yield "paths and queries", hostile_calls.hostile_paths()
+    yield "lengths and smuggling", hostile_calls.hostile_lengths(MAX_BODY_BYTES)
+    yield "bodies", hostile_calls.hostile_bodies(MAX_BODY_BYTES)
+
+
+def attack_calls(_: argparse.Namespace) -> list[Row]:
+    rows: list[Row] = []
+    with attacked() as (service, watch):
+        for name, calls in all_calls():
+            say_progress(name)
+            faults, statuses, slowest = [], Counter[int](), (0.0, "")
+            with watch.peak() as grown:
+                for call in calls:
+                    began_s = time.monotonic()
+                    answer = send(service.port, call)
+                    slowest = max(slowest, (time.monotonic() - began_s, call.name))
+                    statuses[answer.status] += 1
+                    faults += [wrong] if (wrong := fault(call, answer)) else []
+            for wrong in faults[:20]:
+                say_progress(f"VIOLATION {wrong}")
+            told = ", ".join(f"{status} {number}" for status, number in sorted(statuses.items()))
+            told += f"; peak {grown[0] / MIB:+.0f} MiB; slowest {slowest[0]:.2f} s ({slowest[1]})"
+            held = not faults and grown[0] < GROWTH_BAR_BYTES
+            rows.append((name, f"{len(faults)} of {statuses.total()} wrong", told, held))
+        rows.append(require_no_traces(service))
+    return rows
+
+
+def require_no_traces(service: Service) -> Row:
+    traces = [line for line in service.output.splitlines() if "Traceback" in line]
+    for line in traces[:5]:
+        say_progress(f"TRACE {line[-1500:]}")
+    return ("traces in the log", "none", str(len(traces)), not traces)
+
+
+def attack_growth(asked: argparse.Namespace) -> list[Row]:
+    """Pour without end what is no body, and bodies of which each is over the limit."""
+    chunked = post(b"", b"Transfer-Encoding: chunked")
+    endless = {
+        "target": (b"GET /", b"a" * 65536),
+        "header": (b"GET / HTTP/1.1\r\nA: ", b"a" * 65536),
+        "headers": (b"GET / HTTP/1.1\r\n", b"A: b\r\n" * 10_000),
+        "trailers": (chunked + b"0\r\n", b"A: b\r\n" * 10_000),
+        "chunk extension": (chunked + b"1;", b"a" * 65536),
+        "requests sent ahead": (b"", get(b"/livez") * 2000),
+        "chunks": (chunked, b"10000\r\n" + bytes(65536) + b"\r\n"),
+        "chunks of a byte": (chunked, b"1\r\n \r\n" * 10_000),
+    }
+    rows: list[Row] = []
+    with attacked() as (service, watch):
+        for name, (first, again) in endless.items():
+            say_progress(f"endless {name}")
+            with watch.peak() as grown, connect(service.port) as connection:
+                sent_bytes = pour(connection, first, again, asked.pour_s)
+            told = f"{sent_bytes / MIB:.1f} MiB taken, peak {grown[0] / MIB:+.0f} MiB"
+            rows.append((f"endless {name}", "", told, grown[0] < GROWTH_BAR_BYTES))
+        rows.append(require_no_traces(service))
+    return rows
+
+
+def pour(connection: Any, first: bytes, again: bytes, limit_s: float) -> int:
+    give_up_at_s, sent_bytes = time.monotonic() + limit_s, 0
+    try:
+        connection.sendall(first)
+        while time.monotonic() < give_up_at_s:
+            connection.sendall(again)
+            sent_bytes += len(again)
+    except OSError:  # ended, or not read any more
+        pass
+    return sent_bytes
+
+
+def attack_slow(asked: argparse.Namespace) -> list[Row]:
+    with attacked(TIMEOUT_SECONDS="40") as (service, watch):
+        before = watch.descriptors
+        alone_s = time_calls(service.port, LIVE, asked.healthy)
+        names = [name for name in SLOW for _ in range(asked.slow)]
+        say_progress(f"{len(names)} slow callers, {asked.slow} of each kind")
+        with ThreadPoolExecutor(len(names)) as pool:
+            held = {
+                n: pool.submit(hold_slow, service.port, name, 90) for n, name in enumerate(names)
+            }
+            time.sleep(3)
+            among_s = time_calls(service.port, LIVE, asked.healthy)
+            still = sum(not one.done() for one in held.values())
+            ends = {
+                name: max(held[n].result() for n, own in enumerate(names) if own == name)
+                for name in SLOW
+            }
+        after = watch.wait_until_descriptors(before, 40)
+    rows = [(name, "ended within 60 s", f"{s:.0f} s", s < 60) for name, s in ends.items()]
+    told = f"{1000 * alone_s:.1f} ms alone, {1000 * among_s:.1f} ms among {still} slow callers"
+    rows.append(("health beside them", "within 50 ms more", told, among_s < alone_s + 0.05))
+    rows.append(("descriptors", f"{before} before", f"{after} afterwards", after <= before + 2))
+    return rows
+
+
+def attack_crowd(asked: argparse.Namespace) -> list[Row]:
+    edit = {"image_url": picture_url(), "prompt": "a", "width": 64, "height": 64}
+    call = Call("edit", post(json.dumps(edit | {"num_inference_steps": 1}).encode()))
+    with attacked() as (service, watch), ExitStack() as stack:
+        before, memory = watch.descriptors, watch.memory_bytes
+        say_progress(f"{asked.crowd} idle connections")
+        idle = [stack.enter_context(connect(service.port)) for _ in range(asked.crowd)]
+        health_s = time_calls(service.port, LIVE, asked.healthy)
+        grown = watch.memory_bytes - memory
+        told = f"health in {1000 * health_s:.1f} ms, {grown / len(idle) / 1024:.1f} KiB each"
+        rows = [(f"{len(idle)} idle connections", "health answers in 1 s", told, health_s < 1)]
+        say_progress(f"{asked.crowd} edits at once")
+        with ThreadPoolExecutor(1) as pool, watch.peak() as peak:
+            pushed = pool.submit(push, service.port, call, asked.crowd)
+            time.sleep(1)
+            health_s = time_calls(service.port, LIVE, asked.healthy)
+            answers = pushed.result()
+        statuses = count(answers)
+        polite = all(b"retry-after: " in one.head for one in answers if one.status == 429)
+        told = f"{dict(statuses)}, health in {1000 * health_s:.1f} ms, {peak[0] / MIB:+.0f} MiB"
+        held = set(statuses) == {200, 429} and polite and health_s < 1
+        rows.append((f"{asked.crowd} edits at once", "200, or 429 with Retry-After", told, held))
+        stack.close()
+        after = watch.wait_until_descriptors(before, 40)
+        rows.append(("descriptors", f"{before} before", f"{after} afterwards", after <= before + 2))
+        again = send(service.port, call).status
+        rows.append(("an edit afterwards", "200", str(again), again == 200))
+    return rows
+
+
+def attack_keys(asked: argparse.Namespace) -> list[Row]:
+    """Guess, sharing none, half or all but one of the key's characters, or being of other length."""
+    guesses = {
+        "nothing right": "x" * len(KEY),
+        "half right": KEY[: len(KEY) // 2] + "x" * (len(KEY) - len(KEY) // 2),
+        "all but the last right": KEY[:-1] + "x",
+        "one character short": KEY[:-1],
+        "one character": KEY[:1],
+    }
+    took_us: dict[str, list[float]] = {name: [] for name in guesses}
+    with attacked(API_KEYS=f"another,{KEY}") as (service, _):
+        say_progress(f"{asked.guesses} guesses of each of {len(guesses)} kinds")
+        order = [name for name in guesses for _ in range(asked.guesses)]
+        random.Random(asked.seed).shuffle(order)  # noqa: S311 - an order, no secret
+        for name in order:
+            began_ns = time.perf_counter_ns()
+            answer = service.client.get("/metrics", headers={"X-API-Key": guesses[name]})
+            took_us[name].append((time.perf_counter_ns() - began_ns) / 1000)
+            assert answer.status_code == 401
+    medians = {name: statistics.median(times) for name, times in took_us.items()}
+    ends = [bounds_of_median(times) for times in took_us.values()]
+    # Honest noise: the 99.9 % intervals of all medians have a point in common.
+    overlap = max(low for low, _ in ends) <= min(high for _, high in ends)
+    told = ", ".join(f"{name} {us:.0f} µs" for name, us in medians.items())
+    return [(f"{len(order)} guesses of a key", "medians do not differ (99.9 %)", told, overlap)]
+
+
+def bounds_of_median(values: list[float]) -> tuple[float, float]:
+    """Return the interval of order statistics that holds the median with 99.9 %."""
+    ordered, half = sorted(values), 3.29 * len(values) ** 0.5 / 2
+    middle = len(ordered) / 2
+    return ordered[max(0, int(middle - half))], ordered[min(len(ordered) - 1, int(middle + half))]
+
+
+ATTACKS: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
+    "contract": attack_contract,
+    "calls": attack_calls,
+    "growth": attack_growth,
+    "slow": attack_slow,
+    "crowd": attack_crowd,
+    "keys": attack_keys,
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    told = f"of {', '.join(ATTACKS)}; all if none is named"
+    parser.add_argument("attacks", nargs="*", choices=[[], *ATTACKS], metavar="ATTACK", help=told)
+    parser.add_argument("--seed", type=int, default=1, help="of what is random")
+    parser.add_argument(
+        "--examples", type=int, default=1500, help="of each operation, for contract"
+    )
+    parser.add_argument("--cases", type=int, default=5000, help="at least, for contract")
+    parser.add_argument("--pour-s", type=float, default=10, help="seconds of each endless thing")
+    parser.add_argument("--slow", type=int, default=10, help="slow callers of each kind")
+    parser.add_argument("--crowd", type=int, default=1000, help="callers at once")
+    parser.add_argument("--healthy", type=int, default=20, help="healthy calls timed, each way")
+    parser.add_argument("--guesses", type=int, default=2000, help="of each kind of key")
+    asked = parser.parse_args()
+    rows = [row for name in asked.attacks or ATTACKS for row in ATTACKS[name](asked)]
+    for name, bar, told, held in rows:
+        print(f"{'held' if held else 'MISSED'} | {name} | {bar} | {told}")  # noqa: T201
+    return 0 if all(held for *_, held in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
