@@ -7,6 +7,7 @@ FROM ${BENTO_IMAGE}
 USER 1034:1034
 
 # All that is written at run time lies under /tmp: with a tmpfs there the root file system can be read-only.
+# Freed images go back to the system at once: glibc would keep them, and hold a source twice for a while.
 # HF_HOME is written only where weights are downloaded: mount a volume, or bake them.
 ENV HOME=/tmp \
     BENTOML_HOME=/tmp/bentoml \
@@ -16,6 +17,7 @@ ENV HOME=/tmp \
     BENTOML_DISABLE_GPU_ALLOCATION=1 \
     BENTOML_DO_NOT_TRACK=True \
     HF_HUB_DISABLE_TELEMETRY=1 \
+    MALLOC_MMAP_THRESHOLD_=1048576 \
     HF_XET_HIGH_PERFORMANCE=1
 
 # Weights are baked if BAKE_MODEL names a hub id; a token comes as a secret, never as an argument:

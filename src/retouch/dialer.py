@@ -5,6 +5,7 @@ import contextlib
 import socket
 import ssl
 import threading
+from asyncio import selector_events
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from itertools import zip_longest
 from typing import Any, NoReturn
@@ -16,7 +17,11 @@ from retouch.errors import SourceConnectFailed, SourceMalformed, SourceUnreachab
 Resolve = Callable[[str, int], Sequence[str]]
 
 _HEAD_BYTES = 64 * 1024
-_HEAD_READ_BYTES = 16 * 1024
+_READ_BYTES = 16 * 1024
+
+# asyncio reads 256 KiB at a time whatever is asked for (asyncio/selector_events.py), and anyio and
+# h11 copy it.
+vars(selector_events)["_SelectorSocketTransport"].max_size = _READ_BYTES
 
 
 def resolve_host(host: str, port: int) -> list[str]:
@@ -136,7 +141,7 @@ class _Metered(httpcore.AsyncNetworkStream):
             return await self._inner.read(max_bytes, timeout)
         if self._guard.head_bytes_left <= 0:
             raise httpcore.RemoteProtocolError(f"no answer within {_HEAD_BYTES} bytes")
-        data = await self._inner.read(min(max_bytes, _HEAD_READ_BYTES), timeout)
+        data = await self._inner.read(min(max_bytes, _READ_BYTES), timeout)
         self._guard.head_bytes_left -= len(data)
         return data
 

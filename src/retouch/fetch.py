@@ -240,9 +240,12 @@ class Fetcher:
         if _header(response, b"content-encoding").lower() not in {"", "identity"}:
             text = "the host of image_url compresses the image although asked not to"
             raise SourceEncoded(text, host=host)
-        if int(_header(response, b"content-length") or 0) > limit:  # h11 checked that it is one
+        told = int(_header(response, b"content-length") or limit)  # h11 checked that it is one
+        if told > limit:
             raise _too_large(limit, host)
-        body = io.BytesIO()  # `getvalue` hands its buffer over; a join would need twice the memory
+        # As large as it may get: a buffer that grows may be copied. It becomes real page by page as
+        # it is written, and `getvalue` hands it over.
+        body = io.BytesIO(bytes(told))
         pieces = size = 0
         try:
             async for piece in response.aiter_stream():
@@ -256,6 +259,7 @@ class Fetcher:
                 body.write(piece)
         finally:
             self._budget.release(deadline)
+        body.truncate()
         return body.getvalue()
 
 
