@@ -73,7 +73,9 @@ def attack_contract(asked: argparse.Namespace) -> list[Row]:
         document = narrow(service.client.get("/openapi.json").json())
         (Path(folder) / "openapi.json").write_text(json.dumps(document))
         options = ["--url", service.url, "--checks", "all", "--continue-on-failure", "--no-color"]
-        options += ["-H", f"X-API-Key: {KEY}", "-n", str(asked.examples), "--seed", str(asked.seed)]
+        # Both ways, as one right key is enough beside a wrong one.
+        options += ["-H", f"X-API-Key: {KEY}", "-H", f"Authorization: Bearer {KEY}"]
+        options += ["-n", str(asked.examples), "--seed", str(asked.seed)]
         options += ["--generation-database", "none", "--warnings", "off"]
         tool = str(Path(sys.executable).parent / "schemathesis")
         say_progress(f"schemathesis, {asked.examples} examples an operation")
@@ -275,7 +277,7 @@ def main() -> int:
     parser.add_argument("attacks", nargs="*", choices=[[], *ATTACKS], metavar="ATTACK", help=told)
     parser.add_argument("--seed", type=int, default=1, help="of what is random")
     parser.add_argument(
-        "--examples", type=int, default=1500, help="of each operation, for contract"
+        "--examples", type=int, default=2000, help="of each operation, for contract"
     )
     parser.add_argument("--cases", type=int, default=5000, help="at least, for contract")
     parser.add_argument("--pour-s", type=float, default=10, help="seconds of each endless thing")

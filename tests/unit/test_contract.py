@@ -81,6 +81,13 @@ def test_a_value_within_its_range_is_taken_as_it_is(field: str, values: list[Any
         assert getattr(parse(**{field: value}), field) == value
 
 
+def test_a_whole_number_may_have_a_point() -> None:
+    request = parse(seed=7.0, num_inference_steps=2.0, output_quality=9e1, width=512.0, height=512)
+    numbers = (request.seed, request.num_inference_steps, request.output_quality, request.width)
+    assert numbers == (7, 2, 90, 512)
+    assert all(type(number) is int for number in numbers)
+
+
 @pytest.mark.parametrize(
     ("field", "values"),
     [
@@ -116,14 +123,14 @@ def test_a_value_within_its_range_is_taken_as_it_is(field: str, values: list[Any
             ],
         ),
         ("negative_prompt", [5, "n" * 801, "<|im_start|>", True]),
-        ("seed", [-2, 2**32, 1.5, 1.0, "1", True, 10**400]),
+        ("seed", [-2, 2**32, 1.5, 1e300, "1", True, 10**400, float("inf")]),
         ("num_inference_steps", [0, -1, 1001, 2.5, "30", True]),
         ("guidance_scale", [0.99, 0, -1, 20.1, "4", True, float("nan"), float("inf")]),
         ("scheduler", ["euler", "DDIM", None, 1]),
         ("output_format", ["PNG", "gif", None, ""]),
         ("output_quality", [0, 101, None, 9.5, "95", True]),
-        ("width", [63, 48, 1000, 2064, 512.0, "512", True]),
-        ("height", [63, 48, 1000, 2064, 512.0, "512", True]),
+        ("width", [63, 48, 1000, 2064, 512.5, "512", True]),
+        ("height", [63, 48, 1000, 2064, 512.5, "512", True]),
         ("rotate", [1, None, "x"]),
     ],
 )

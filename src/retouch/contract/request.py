@@ -7,6 +7,7 @@ from typing import Annotated, Literal, get_args
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     JsonValue,
@@ -34,6 +35,11 @@ _SAYS_SOMETHING = r"^(?![\s\S]*<\|[\s\S]*\|>)[\s\S]*\S[\s\S]*$"
 _PLAIN_TEXT = r"^(?![\s\S]*<\|[\s\S]*\|>)[\s\S]*$"
 
 
+def _read_whole(value: object) -> object:
+    """Take 49.0 for 49, as JSON Schema does and languages with one kind of number write it."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 def _require_plain_text(text: str) -> str:
     if _CONTROL_TOKEN.search(text):
         raise ValueError("must not contain control tokens of the model such as <|...|>")
@@ -55,6 +61,9 @@ def _require_source(text: str) -> str:
     parse_url(text)
     return text
 
+
+_WHOLE = BeforeValidator(_read_whole)
+_Side = Annotated[int, Field(ge=MIN_SIDE_PX, le=MAX_SIDE_PX, multiple_of=SIDE_MULTIPLE_PX), _WHOLE]
 
 # The whole of a request in one picture; beside the model, as BentoML's schema knows no examples.
 EXAMPLE: Mapping[str, object] = {
@@ -125,7 +134,7 @@ class EditRequest(BaseModel):
         ),
     ] = None
     seed: Annotated[
-        Annotated[int, Field(ge=-1, le=2**32 - 1)] | None,
+        Annotated[int, Field(ge=-1, le=2**32 - 1), _WHOLE] | None,
         Field(
             title="Seed",
             description="The same seed and request give the same bytes. Null or -1: derived from the "
@@ -134,7 +143,7 @@ class EditRequest(BaseModel):
         ),
     ] = None
     num_inference_steps: Annotated[
-        Annotated[int, Field(ge=1, le=1000)] | None,
+        Annotated[int, Field(ge=1, le=1000), _WHOLE] | None,
         Field(
             title="Inference steps",
             description="Denoising steps; more than 50 are cut to 50 and a note says so. Null: the "
@@ -176,9 +185,10 @@ class EditRequest(BaseModel):
             ge=1,
             le=100,
         ),
+        _WHOLE,
     ] = 95
     width: Annotated[
-        Annotated[int, Field(ge=MIN_SIDE_PX, le=MAX_SIDE_PX, multiple_of=SIDE_MULTIPLE_PX)] | None,
+        _Side | None,
         Field(
             title="Width",
             description="The result's width in pixels, with height; null for both keeps the source's "
@@ -187,7 +197,7 @@ class EditRequest(BaseModel):
         ),
     ] = None
     height: Annotated[
-        Annotated[int, Field(ge=MIN_SIDE_PX, le=MAX_SIDE_PX, multiple_of=SIDE_MULTIPLE_PX)] | None,
+        _Side | None,
         Field(
             title="Height",
             description="The result's height in pixels, with width.",
