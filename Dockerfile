@@ -1,7 +1,16 @@
 # What ships: the image that BentoML builds (`bentoml build && bentoml containerize`), made fit for a locked-down host.
 # `docker run IMAGE` is the Runpod worker, `docker run IMAGE serve` the HTTP service. Nothing of this folder is copied.
 ARG BENTO_IMAGE=retouch:bento
+
+# What is in it: every package with its version and licence, as CycloneDX.
+FROM ${BENTO_IMAGE} AS sbom
+USER 0
+RUN uv venv /sbom && \
+    uv pip install --python /sbom cyclonedx-bom==7.5.0 && \
+    /sbom/bin/cyclonedx-py environment --output-reproducible --output-file /sbom.cdx.json /app/.venv
+
 FROM ${BENTO_IMAGE}
+COPY --from=sbom /sbom.cdx.json /
 
 # A numeric user, so that Kubernetes can see that it is not root.
 USER 1034:1034

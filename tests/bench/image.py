@@ -69,12 +69,16 @@ def print_contents(image: str) -> None:
             text = next((text for mark, text in _LAYERS.items() if mark in made_by), made_by)
             say(f"{layer['size'] / 1e6:8.1f} MB {text}")
     with mounted(image) as root:
+        listed = json.loads((root / "sbom.cdx.json").read_text())["components"]
         packages = next(root.glob("app/.venv/lib/python3*/site-packages"))
         sizes = {path.name: _measure(path) for path in packages.iterdir()}
         bento = root / BENTO.lstrip("/")
         shipped = [path.relative_to(bento) for path in bento.rglob("*") if path.is_file()]
     for name, size in sorted(sizes.items(), key=lambda pair: -pair[1])[:8]:
         say(f"{size / 1e6:12.1f} MB of it {name}")
+    infos = {name for name in sizes if name.endswith(".dist-info")}
+    assert len(listed) == len(infos), (len(listed), infos)
+    say(f"{len(listed)} packages, all of them in /sbom.cdx.json")
     wrong = [path for path in shipped if _NEVER_SHIPPED & set(path.parts)]
     assert not wrong, wrong
     say(f"{len(shipped)} files of the bento, none of {', '.join(sorted(_NEVER_SHIPPED))}")
