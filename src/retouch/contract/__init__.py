@@ -14,6 +14,7 @@ from retouch.contract.answer import (
     error_body,
 )
 from retouch.contract.request import (
+    BOTH_SIDES_OR_NONE,
     EXAMPLE,
     MAX_PROMPT_TOKENS,
     MAX_STEPS,
@@ -24,6 +25,7 @@ from retouch.contract.request import (
 )
 
 __all__ = [
+    "BOTH_SIDES_OR_NONE",
     "EXAMPLE",
     "MAX_PROMPT_TOKENS",
     "MAX_STEPS",

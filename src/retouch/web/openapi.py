@@ -9,7 +9,14 @@ from typing import Any
 from pydantic.json_schema import models_json_schema
 
 from retouch import __version__
-from retouch.contract import EXAMPLE, EditRequest, EditResult, ErrorBody, Progress
+from retouch.contract import (
+    BOTH_SIDES_OR_NONE,
+    EXAMPLE,
+    EditRequest,
+    EditResult,
+    ErrorBody,
+    Progress,
+)
 from retouch.errors import error_classes
 
 _JSON, _EVENTS, _TEXT = "application/json", "text/event-stream", "text/plain"
@@ -151,6 +158,7 @@ def openapi_document() -> dict[str, Any]:
         ],
         ref_template="#/components/schemas/{model}",
     )
+    schemas["$defs"]["EditRequest"] |= BOTH_SIDES_OR_NONE
     return {
         "openapi": "3.1.0",
         "info": {

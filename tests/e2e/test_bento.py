@@ -1,0 +1,37 @@
+"""The bento, of which BentoML makes the image. What takes long, the image, is left to `.ci/image`."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+pytestmark = pytest.mark.e2e
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_it_builds_and_holds_the_package_and_nothing_of_the_tests(tmp_path: Path) -> None:
+    options = yaml.safe_load((ROOT / "bentofile.yaml").read_text())
+    options["python"]["lock_packages"] = False  # an index would have to be asked
+    (tmp_path / "bentofile.yaml").write_text(yaml.safe_dump(options))
+    run = subprocess.run(  # noqa: S603 - our own interpreter and options
+        [sys.executable, "-m", "bentoml", "build", "-f", tmp_path / "bentofile.yaml", str(ROOT)],
+        cwd=ROOT,
+        env={
+            "PATH": "/usr/bin:/bin",
+            "HOME": str(tmp_path),
+            "BENTOML_HOME": str(tmp_path / "home"),
+            "BENTOML_DO_NOT_TRACK": "True",
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    (bento,) = (tmp_path / "home/bentos/retouch").glob("*/")
+    shipped = {str(path.relative_to(bento / "src")) for path in (bento / "src").rglob("*.py")}
+    assert "service.py" in shipped
+    assert "src/retouch/worker.py" in shipped
+    assert not [path for path in shipped if path.startswith("tests")]
