@@ -12,6 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import demo_worker_runs
 import worker_runs
 
 
@@ -49,6 +50,7 @@ RUNS: dict[str, Callable[[int], str]] = {
     "cancels": _cancels,
     "cancels-prefetch": lambda tries: _cancels(tries, jobs=2),
     "sigterms": _sigterms,
+    "demo": demo_worker_runs.run_with_demo,
 }
 
 
@@ -60,6 +62,7 @@ def main() -> None:
     parser.add_argument("--cancels", type=int, default=50, help="jobs stopped in the middle")
     parser.add_argument("--cancels-prefetch", type=int, default=10, help="with two jobs in hand")
     parser.add_argument("--sigterms", type=int, default=20, help="workers ended in mid-job")
+    parser.add_argument("--demo", type=int, default=5, help="of each, with the demo model")
     asked = vars(parser.parse_args())
     for name, run in RUNS.items():
         tries = asked[name.replace("-", "_")]
