@@ -32,6 +32,7 @@ _LAYERS = {
     "uv venv": "the virtual environment",
     "uv --directory": "requirements.txt, and what that needs",
     "COPY dir": "the bento",
+    "COPY file": "the list of packages",
     "BAKE_MODEL": "the weights, if baked",
 }
 _SMALL_BYTES = 50_000
