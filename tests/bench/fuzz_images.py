@@ -1,0 +1,40 @@
+"""Fuzz the decoder guided by coverage: any bytes are a picture or `BadInput`, from a file or from a child.
+
+PYTHONPATH=src:tests:tests/fuzz python tests/bench/fuzz_images.py decode -max_total_time=600
+PYTHONPATH=src:tests:tests/fuzz python tests/bench/fuzz_images.py answer -max_total_time=600
+
+The rest are options of libFuzzer (`-help=1` lists them). What breaks the rule is written to `crash-*`
+in the working folder and ends the run with another status than 0.
+"""
+
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+
+import atheris
+
+with atheris.instrument_imports(include=["retouch", "PIL"]):
+    from test_images import LIMITS, SAMPLES, decode_or_refuse, receive_or_refuse
+
+    from retouch import decoder_child
+
+TARGETS = {"decode": decode_or_refuse, "answer": receive_or_refuse}
+
+
+def main() -> None:
+    if len(sys.argv) < 2 or sys.argv[1] not in TARGETS:
+        raise SystemExit(f"{__doc__}\nThe first argument is one of: {', '.join(TARGETS)}")
+    target = sys.argv.pop(1)
+    warnings.simplefilter("ignore")  # as in the child
+    with tempfile.TemporaryDirectory() as corpus:
+        for name, body in SAMPLES:
+            if target == "answer":
+                body = b"".join(decoder_child.answer(body, LIMITS))  # noqa: PLW2901
+            (Path(corpus) / name.replace("/", "-")).write_bytes(body)
+        atheris.Setup([*sys.argv, corpus], TARGETS[target])
+        atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()
