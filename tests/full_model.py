@@ -127,6 +127,18 @@ def write_checkpoint(
     return written
 
 
+def count_wrong(weights: Weights) -> int:
+    """Count the transformer's weights that are not what `write_checkpoint` wrote, folded in float16."""
+    pattern = make_pattern(torch.float32, torch.device("cpu")).to(weights.device)
+    wrong = 0
+    for name, tensor in weights.tensors("transformer").items():
+        factor = fold_factor(name) if tensor.dtype == torch.float16 else NEVER_FOLDED
+        written = (pattern * factor).to(tensor.dtype)
+        pieces = tensor.view(-1).split(PATTERN)
+        wrong += any(not torch.equal(p.to(written.device), written[: len(p)]) for p in pieces)
+    return wrong
+
+
 def _write_shards(part: Path, stem: str, weights: dict[str, torch.nn.Parameter]) -> int:
     shards: list[dict[str, torch.nn.Parameter]] = [{}]
     size = 0

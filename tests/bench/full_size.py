@@ -228,6 +228,7 @@ def row_load(rig: Rig, cap: str) -> dict[str, Any]:
     rig.engine = rig.wrap(weights, compiled=False)
     edit(rig, work(rig, 1))
     found["ours_and_first_edit_s"] = since(began)
+    found["wrong_weights"] = full_model.count_wrong(weights)
     rig.drop()
     del weights
     gc.collect()

@@ -80,7 +80,7 @@ def read_weights(
     scale: Callable[[str], float] = lambda _: 1.0,
     progress: Callable[[str], None] = lambda _: None,
 ) -> None:
-    """Fill the tensors `wanted` from the files of one part, each times `scale` of its name.
+    """Fill the tensors `wanted` from the files of one part, each times `scale` of its name, a power of two.
 
     Conversion to a tensor's own type is done on the way. What a file has beside is left out.
 
@@ -132,11 +132,12 @@ class _Reader:
     ) -> None:
         self._wanted, self._scale, self._meter = wanted, scale, meter
         self._files: dict[Path, Any] = {}
-        device = next((into.device for into in wanted.values() if into.is_cuda), None)
+        gpus = (into.device for into in wanted.values() if into.is_cuda)
+        self._device = next(gpus, torch.device("cpu"))
         self._stream: Any = None
-        if device:  # pragma: no cover - needs a GPU
+        if self._device.type == "cuda":  # pragma: no cover - needs a GPU
             cuda: Any = torch.cuda
-            self._stream = cuda.Stream(device)
+            self._stream = cuda.Stream(self._device)
         self._staging = torch.empty(0, dtype=torch.uint8)
 
     def run(self, jobs: "queue.SimpleQueue[tuple[str, Stored]]") -> None:
@@ -162,7 +163,7 @@ class _Reader:
         file = self._files[source.path]
         flat = into.view(-1)
         straight = flat.dtype == source.dtype and factor == 1.0
-        step = CHUNK_BYTES // source.dtype.itemsize
+        step = CHUNK_BYTES // max(source.dtype.itemsize, flat.dtype.itemsize)
         for start in range(0, flat.numel(), step):
             part = flat[start : start + step]
             size_bytes = part.numel() * source.dtype.itemsize
@@ -176,14 +177,20 @@ class _Reader:
             self._meter.add(size_bytes)
 
     def _convert(self, stage: torch.Tensor, part: torch.Tensor, factor: float) -> None:
+        """Convert on the GPU if there is one, also what will live on the host: that is slower at it."""
+        home = part
         with torch.cuda.stream(self._stream) if self._stream else nullcontext():
             if factor == 1.0 and stage.dtype == part.dtype:
                 part.copy_(stage, non_blocking=True)
-            else:  # converted where it will live: a GPU does that in no time
-                there = stage.to(part.device, non_blocking=True)
-                part.copy_(there.float().mul_(factor))
+            else:
+                there = stage.to(self._device, non_blocking=True).mul_(factor).to(part.dtype)
+                if there.device != part.device:  # pragma: no cover - needs a GPU
+                    home = self._staging.view(part.dtype)[: part.numel()]
+                home.copy_(there, non_blocking=True)
             if self._stream:  # pragma: no cover - needs a GPU
                 self._stream.synchronize()
+        if home is not part:  # pragma: no cover - needs a GPU
+            part.copy_(home)
 
     def _stage(self, size_bytes: int) -> torch.Tensor:
         if not self._staging.numel():
