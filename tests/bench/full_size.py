@@ -50,7 +50,7 @@ ORDER = (
     *("stock", "resident", "16", "8", "load", "load:16", "sizes:16", "leak:16", "cancel:16"),
     *("widen", "12", "24", "48", "resident:eager"),
 )
-EXPECTED_S = {"stock": 60, "load": 60, "load:16": 40, "widen": 40}
+EXPECTED_S = {"stock": 60, "load": 90, "load:16": 40, "widen": 40}
 USUAL_S = 60
 
 
@@ -210,32 +210,33 @@ def row_widen(rig: Rig) -> dict[str, Any]:
 
 
 def row_load(rig: Rig, cap: str) -> dict[str, Any]:
-    """From files to weights in place and warm; without a cap the stock library's way beside it."""
+    """From files to weights in place and warm; without a cap the stock library's way beside it, twice."""
     rig.drop()
-    written = write_once(rig)
-    found: dict[str, Any] = {"gib": round(written / GIB, 1)}
+    found: dict[str, Any] = {"gib": round(write_once(rig) / GIB, 1)}
     memory = Memory(int((float(cap) if cap else 80) * GIB), measure_host())
-    began = time.perf_counter()
-    weights = loading.load_weights(
-        rig.folder,
-        dtype=torch.float32 if rig.tiny else rig.dtype,
-        device=rig.device,
-        picture=Picture(),
-        memory=memory,
-        progress=lambda line: sys.stderr.write(f"{line}\n"),
-    )
-    found |= {"plan": weights.plan.name, "ours_s": since(began)}
-    rig.engine = rig.wrap(weights, compiled=False)
-    edit(rig, work(rig, 1))
-    found["ours_and_first_edit_s"] = since(began)
-    found["wrong_weights"] = full_model.count_wrong(weights)
-    rig.drop()
-    del weights
-    gc.collect()
-    if not cap:
-        found["stock_s"] = time_stock_load(rig)
-        found["ratio"] = round(found["ours_s"] / found["stock_s"], 3)
-    return found
+    ours_s, stock_s = [], []
+    for _ in range(1 if cap else 2):  # the first pays for what a process does but once
+        began = time.perf_counter()
+        weights = loading.load_weights(
+            rig.folder,
+            dtype=torch.float32 if rig.tiny else rig.dtype,
+            device=rig.device,
+            picture=Picture(),
+            memory=memory,
+            progress=lambda line: sys.stderr.write(f"{line}\n"),
+        )
+        ours_s.append(since(began))
+        rig.engine = rig.wrap(weights, compiled=False)
+        edit(rig, work(rig, 1))
+        found |= {"plan": weights.plan.name, "ours_and_first_edit_s": since(began)}
+        found["wrong_weights"] = full_model.count_wrong(weights)
+        rig.drop()
+        del weights
+        gc.collect()
+        if not cap:
+            stock_s.append(time_stock_load(rig))
+    ratios = [round(ours / stock, 3) for ours, stock in zip(ours_s, stock_s, strict=False)]
+    return {**found, "ours_s": ours_s, "stock_s": stock_s, "ratios": ratios}
 
 
 def write_once(rig: Rig) -> int:
