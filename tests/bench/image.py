@@ -6,6 +6,7 @@
 import argparse
 import io
 import json
+import re
 import secrets
 import subprocess
 from contextlib import ExitStack
@@ -22,6 +23,7 @@ from runpod_platform import FINAL, WORKER_KEY, Platform
 from serving import LiveOrigin, request
 
 ROOT = Path(__file__).parents[2]
+LOCK = ROOT / "src/requirements.lock"
 _WORKER = ["python", "-u", "-m", "retouch.worker"]
 _MODEL_ID = "example/tiny"
 _NEVER_SHIPPED = {"tests", ".env", ".git", ".ci"}
@@ -79,10 +81,18 @@ def print_contents(image: str) -> None:
         say(f"{size / 1e6:12.1f} MB of it {name}")
     infos = {name for name in sizes if name.endswith(".dist-info")}
     assert len(listed) == len(infos), (len(listed), infos)
-    say(f"{len(listed)} packages, all of them in /sbom.cdx.json")
+    locked = set(re.findall(r"^(\S+==\S+) ", LOCK.read_text(), re.MULTILINE))
+    found = {_pin(one["name"], one["version"]) for one in listed}
+    assert found <= locked, found - locked
+    say(f"{len(listed)} packages, all of them in /sbom.cdx.json and in {LOCK.name}")
     wrong = [path for path in shipped if _NEVER_SHIPPED & set(path.parts)]
     assert not wrong, wrong
     say(f"{len(shipped)} files of the bento, none of {', '.join(sorted(_NEVER_SHIPPED))}")
+
+
+def _pin(name: str, version: str) -> str:
+    """Write a pin as the lock does: the canonical name, and no label of a local build."""
+    return f"{re.sub('[-_.]+', '-', name).lower()}=={version.partition('+')[0]}"
 
 
 def _measure(path: Path) -> int:

@@ -1,10 +1,14 @@
-"""Writes into a folder what lets a build in an image install packages from where pip does out here.
+"""Lets a build in an image install packages from where pip does out here: `pip_settings.py FOLDER LOCK`.
 
-pip.conf and uv.toml as pip's configuration and its PIP_* variables say, and `mounts`: options for buildah.
+Writes into a folder pip.conf and uv.toml as pip's configuration and its PIP_* variables say, and
+`mounts`: options for buildah. Wheels of local folders that stand in for published ones get their
+hashes into the lock.
 """
 
 import ast
+import hashlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -34,11 +38,28 @@ def find_folders(settings: dict[str, str]) -> list[Path]:
     return folders
 
 
+def admit(lock: Path, folders: list[Path]) -> None:
+    """Add the hashes of the wheels in local folders to the packages of a lock that they are files of."""
+    text = lock.read_text()
+    for wheel in (path for folder in folders for path in folder.glob("*.whl")):
+        name, version = wheel.name.split("-")[:2]
+        same = re.sub("[-_.]+", "[-_.]+", name)
+        found = hashlib.sha256(wheel.read_bytes()).hexdigest()
+        text = re.sub(
+            rf"^{same}=={re.escape(version.partition('+')[0])} \\$",
+            lambda entry, found=found: f"{entry[0]}\n    --hash=sha256:{found} \\",  # type: ignore[misc]
+            text,
+            flags=re.IGNORECASE | re.MULTILINE,
+        )
+    lock.write_text(text)
+
+
 def main() -> None:
-    """Write the three files into the folder that is the one argument."""
-    work = Path(sys.argv[1])
+    """Write the three files, and admit what lies in local folders."""
+    work, lock = map(Path, sys.argv[1:])
     settings = read_settings()
     settings["cert"] = "/etc/ssl/certs/ca-certificates.crt"  # in the image, where Debian has it
+    settings.pop("constraint", None)  # a file out here; in there the lock says all
     lines = [f"{name} = {value}" for name, value in settings.items()]
     (work / "pip.conf").write_text("\n".join(["[global]", *lines, ""]))
     of_uv = {name: settings[name] for name in _OF_UV if name in settings}
@@ -48,7 +69,9 @@ def main() -> None:
     lines += [f"{name} = {json.dumps(value)}" for name, value in values.items()]
     (work / "uv.toml").write_text("\n".join([*lines, ""]))
     mounts = {work / "pip.conf": "/etc/pip.conf", work / "uv.toml": "/etc/uv/uv.toml"}
-    mounts |= {folder: str(folder) for folder in find_folders(settings)}
+    folders = find_folders(settings)
+    admit(lock, folders)
+    mounts |= {folder: str(folder) for folder in folders}
     options = [f"--volume={source}:{target}:ro" for source, target in mounts.items()]
     (work / "mounts").write_text("\n".join([*options, ""]))
 

@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 
 pytestmark = pytest.mark.e2e
 
@@ -13,11 +12,8 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_it_builds_and_holds_the_package_and_nothing_of_the_tests(tmp_path: Path) -> None:
-    options = yaml.safe_load((ROOT / "bentofile.yaml").read_text())
-    options["python"]["lock_packages"] = False  # an index would have to be asked
-    (tmp_path / "bentofile.yaml").write_text(yaml.safe_dump(options))
     run = subprocess.run(  # noqa: S603 - our own interpreter and options
-        [sys.executable, "-m", "bentoml", "build", "-f", tmp_path / "bentofile.yaml", str(ROOT)],
+        [sys.executable, "-m", "bentoml", "build", str(ROOT)],
         cwd=ROOT,
         env={
             "PATH": "/usr/bin:/bin",
@@ -35,3 +31,6 @@ def test_it_builds_and_holds_the_package_and_nothing_of_the_tests(tmp_path: Path
     assert "service.py" in shipped
     assert "retouch/worker.py" in shipped
     assert not [path for path in shipped if path.startswith("tests")]
+    installed = (bento / "env/python/requirements.txt").read_text()
+    lock = (ROOT / "src/requirements.lock").read_text()
+    assert installed.count("--hash=sha256:") == lock.count("--hash=sha256:") > 0
