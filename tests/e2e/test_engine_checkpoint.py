@@ -56,6 +56,19 @@ def test_a_saved_engine_loads_bit_equal(tmp_path: Path, plus: bool) -> None:
     assert edit(loaded) == edit(built)
 
 
+def test_the_modulation_stays_as_its_file_has_it_and_gives_the_same(tmp_path: Path) -> None:
+    pipe = build_tiny_pipeline()
+    pipe.transformer.to(torch.bfloat16)
+    checkpoint.save(pipe, tmp_path, preset=PRESET)
+    settings = CheckpointSettings(model_id=str(tmp_path), device="cpu")
+    kept, converted = checkpoint.load(settings), checkpoint.load(settings)
+    converted.weights.transformer.float()
+    block = kept.weights.transformer.transformer_blocks[0]
+    assert block.img_mod[1].weight.dtype == block.txt_mod[1].bias.dtype == torch.bfloat16
+    assert block.attn.to_q.weight.dtype == torch.float32
+    assert edit(kept) == edit(converted)
+
+
 def test_the_stock_library_loads_the_same_weights(folder: Path) -> None:
     stock = DiffusionPipeline.from_pretrained(folder, processor=build_tiny_pipeline().processor)
     ours = checkpoint.load(CheckpointSettings(model_id=str(folder), device="cpu")).weights

@@ -7,9 +7,11 @@ import torch
 from streams import modules_of, stream_everything
 from tiny_model import build_tiny_pipeline
 
+from retouch.engine import memory
 from retouch.engine.memory import Weights
 from retouch.engine.plan import GIB, Memory, Picture, Plan, make_plan
 from retouch.engine.units import cut_pipeline
+from retouch.errors import ModelError
 
 pytestmark = pytest.mark.e2e
 
@@ -102,7 +104,7 @@ def test_a_pass_that_is_broken_off_leaves_the_weights_at_home(weights: Weights) 
         assert torch.equal(tensor, before[key])
 
 
-def test_a_cast_reaches_every_weight_wherever_it_lives() -> None:
+def test_a_cast_reaches_every_weight_but_the_modulation_wherever_it_lives() -> None:
     pipe = build_tiny_pipeline()
     pipe.transformer.to(torch.float16)
     stock = snapshot(pipe.transformer)
@@ -111,10 +113,43 @@ def test_a_cast_reaches_every_weight_wherever_it_lives() -> None:
     weights.cast(torch.bfloat16)
     assert weights.transformer.dtype == torch.bfloat16
     for key, tensor in snapshot(weights.transformer).items():
-        assert torch.equal(tensor, stock[key].bfloat16())
+        assert torch.equal(tensor, stock[key] if "_mod." in key else stock[key].bfloat16())
     for number, block in enumerate(weights.blocks()):
         for key, tensor in block.state_dict().items():
-            assert torch.equal(tensor, stock[f"transformer_blocks.{number}.{key}"].bfloat16())
+            if "_mod." not in key:
+                assert torch.equal(tensor, stock[f"transformer_blocks.{number}.{key}"].bfloat16())
+
+
+def test_what_streams_is_pinned_once_as_soon_as_it_is_whole(
+    monkeypatch: pytest.MonkeyPatch, weights: Weights
+) -> None:
+    """With a pin that only notes: there is no GPU to read pinned memory here."""
+    pinned: list[str] = []
+    monkeypatch.setattr(memory, "pin", lambda unit: pinned.append(unit.name) or True)
+    monkeypatch.setattr(memory, "unpin", lambda unit: pinned.remove(unit.name))
+    weights.device = torch.device("cuda")
+    block, layer = weights.parts.blocks[0], weights.parts.layers[0]
+    for place in block.places[1:]:
+        weights.land(place.path)
+    weights.land(weights.parts.fixed[0].places[0].path)
+    assert pinned == []
+    weights.land(block.places[0].path)
+    assert pinned == [block.name]
+    weights.pin()
+    hosted = [*weights.parts.blocks, *weights.parts.layers, *weights.parts.modulation]
+    assert sorted(pinned) == sorted(unit.name for unit in hosted)
+    assert layer.name in pinned
+    weights.close()
+    assert pinned == []
+
+
+def test_memory_that_cannot_be_pinned_ends_the_start(
+    monkeypatch: pytest.MonkeyPatch, weights: Weights
+) -> None:
+    monkeypatch.setattr(memory, "pin", lambda unit: False)
+    weights.device = torch.device("cuda")
+    with pytest.raises(ModelError, match=r"0\.0 GiB of host memory could not be pinned"):
+        weights.pin()
 
 
 def test_resident_weights_stay_where_they_are() -> None:

@@ -117,10 +117,11 @@ def test_an_overflow_is_made_good_in_bfloat16_and_told(caplog: pytest.LogCapture
     assert engine.info.dtype == "bfloat16"
     assert edited.notes == ()
     assert [weights.data_ptr() for weights in pipe.transformer.parameters()] == places
-    exact = run(plant_feed_forward, torch.float32)
-    own = error(run(plant_feed_forward, torch.bfloat16), exact)
-    assert error(pixels, exact) < 1.5 * own
-    assert torch.isfinite(pixels).all()
+    other, engine = build(plant_feed_forward, torch.float16)
+    other.transformer.to(torch.bfloat16)
+    assert torch.equal(pixels, decode_of(other.vae, lambda: edit(engine)))
+    # How far bfloat16 itself is off hangs on the processor: a planted value is near a tie.
+    assert error(pixels, run(plant_feed_forward, torch.float32)) < 0.1
 
 
 def test_the_edit_that_fell_back_says_so() -> None:

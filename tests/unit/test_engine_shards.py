@@ -50,6 +50,17 @@ def test_weights_are_scaled_and_converted_on_the_way(
         assert torch.equal(wanted[name], (old.float() * factor).to(dtype))
 
 
+def test_each_weight_is_told_once_it_is_there(folder: Path) -> None:
+    wanted, landed = empty(), list[str]()
+
+    def land(name: str) -> None:
+        assert torch.equal(wanted[name], WEIGHTS[name])
+        landed.append(name)
+
+    shards.read_weights(folder, wanted, landed=land)
+    assert sorted(landed) == sorted(WEIGHTS)
+
+
 def test_what_nobody_wants_is_left_out(folder: Path) -> None:
     wanted = {"a.bias": torch.zeros(3)}
     shards.read_weights(folder, wanted)

@@ -81,10 +81,27 @@ def test_weights_of_another_precision_have_another_table(weights: Weights) -> No
     assert (wide.image.dtype, narrow.image.dtype) == (torch.float32, torch.bfloat16)
 
 
+def test_weights_of_the_files_precision_give_the_table_of_the_models(weights: Weights) -> None:
+    weights.transformer.to(torch.bfloat16)
+    blocks = weights.transformer.transformer_blocks
+    for stored, dtype in ((torch.bfloat16, torch.float32), (torch.bfloat16, torch.float16)):
+        weights.transformer.to(dtype)
+        converted = look_up(weights)
+        for block in blocks:
+            block.img_mod.to(stored)
+            block.txt_mod.to(stored)
+        kept = look_up(weights)
+        assert torch.equal(kept.image, converted.image)
+        assert torch.equal(kept.text, converted.text)
+        assert kept.image.dtype == dtype
+
+
 def test_weights_that_live_elsewhere_are_brought(weights: Weights) -> None:
     """`meta` stands for a device that is not where the weights are."""
     linear = weights.transformer.transformer_blocks[0].img_mod
-    brought = modulation._bring(linear, torch.device("meta"))  # noqa: SLF001 - no second device here
+    meta = torch.device("meta")
+    brought = modulation._bring(linear, meta, torch.float16)  # noqa: SLF001 - no second device here
     assert brought.weight.device.type == brought.bias.device.type == "meta"
+    assert brought.weight.dtype == torch.float16
     assert brought.weight.shape == linear[1].weight.shape
     assert linear[1].weight.device.type == "cpu"

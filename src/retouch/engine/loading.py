@@ -1,7 +1,7 @@
 """From a whole checkpoint folder to `Weights` in place: modules without weights, a plan, then the bytes."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,8 @@ from retouch.engine import precision
 from retouch.engine.folder import WEIGHTED
 from retouch.engine.memory import Weights
 from retouch.engine.plan import RESIDENT, Memory, Picture, make_plan
-from retouch.engine.shards import read_weights
-from retouch.engine.units import cut_pipeline
+from retouch.engine.shards import Stored, read_headers, read_weights
+from retouch.engine.units import MODULATION, cut_pipeline
 
 Dtypes = dict[str, torch.dtype]
 
@@ -40,6 +40,7 @@ def load_weights(
         ModelError: a weight is missing, a file is damaged, or there is too little memory.
     """
     modules = build_modules(read_configs(folder), choose_dtypes(dtype, device))
+    keep_modulation(modules["transformer"], read_headers(folder / "transformer"))
     plan = RESIDENT
     if device.type == "cuda":  # pragma: no cover - needs a GPU
         plan = make_plan(cut_pipeline(**modules).sizes, picture, memory)
@@ -52,6 +53,7 @@ def load_weights(
             folder / part,
             weights.tensors(part),
             scale=precision.fold_factor if folds else lambda _: 1.0,
+            landed=lambda name, part=part: weights.land(f"{part}.{name}"),  # type: ignore[misc]
             progress=progress,
         )
         if folds:  # pragma: no cover - a CPU runs float32
@@ -99,6 +101,19 @@ def build_modules(configs: dict[str, Any], dtypes: Dtypes) -> dict[str, Any]:
             parameter.data = parameter.data.to(dtypes[name])
             parameter.requires_grad_(False)
     return modules
+
+
+def keep_modulation(transformer: Any, stored: Mapping[str, Stored]) -> None:
+    """Let the modulation have the type of its file, where that is no larger: it is converted when used.
+
+    The host reads it straight then, and the GPU converts it as fast as it comes.
+    """
+    for number, block in enumerate(transformer.transformer_blocks):
+        for head in MODULATION:
+            for name, parameter in getattr(block, head).named_parameters():
+                source = stored.get(f"transformer_blocks.{number}.{head}.{name}")
+                if source and source.dtype.itemsize <= parameter.dtype.itemsize:
+                    parameter.data = parameter.data.to(source.dtype)
 
 
 def read_scheduler(folder: Path) -> dict[str, Any]:

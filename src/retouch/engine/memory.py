@@ -1,5 +1,6 @@
 """Where a pipeline's weights live: `Weights` brings them to the device and takes them away again."""
 
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -35,7 +36,9 @@ class Weights:
         for module in (transformer, vae, text_encoder):
             module.requires_grad_(False)
         self._hosted: list[Unit] = []
-        self._pinned: list[torch.Tensor] = []
+        self._awaited: dict[str, Unit] = {}
+        self._landing = threading.Lock()
+        self._pinned: list[Unit] = []
         self._ring: Ring | None = None
 
     @classmethod
@@ -53,7 +56,8 @@ class Weights:
     def settle(self) -> None:
         """Give every unit the home that the plan says, with the weights it has, if it has any.
 
-        Weights that are on `meta` are to be read into `tensors` after this, and before `pin`.
+        Weights that are on `meta` are to be read into `tensors` after this, `land` be told of each,
+        and `pin` be called when all are there.
         """
         streams = set[Unit]()
         if self.plan.slots:
@@ -61,6 +65,7 @@ class Weights:
             streams.update(self.parts.blocks[i] for i in self.plan.streamed_blocks)
             streams.update(self.parts.layers[i] for i in self.plan.streamed_layers)
         self._hosted = [unit for unit in self.parts if unit in streams]
+        self._awaited = {place.path: unit for unit in self._hosted for place in unit.places}
         on_host = streams.union(self.parts.host if self.plan.slots else ())
         for unit in self.parts:
             unit.settle(
@@ -85,21 +90,30 @@ class Weights:
             if path.startswith(prefix)
         }
 
+    def land(self, path: str) -> None:
+        """Take note that the weight at `path` is there: what streams is pinned as soon as it is whole.
+
+        On the thread that calls, so that one pins while the others read.
+        """
+        with self._landing:
+            unit = self._awaited.pop(path, None)
+            if unit is None or unit in self._awaited.values():
+                return
+        self._pin(unit)
+
     def pin(self, *, threads: int = 8) -> None:
-        """Pin what streams, so that the GPU fetches it by itself.
+        """Pin what streams and is not pinned yet, so that the GPU fetches it by itself.
 
         Raises:
             ModelError: the system does not allow it.
         """
-        homes = [unit.home for unit in self._hosted if unit.home is not None]
         if self.device.type != "cuda":
             return
-        with ThreadPoolExecutor(threads) as pool:  # pragma: no cover - needs a GPU
-            done = list(pool.map(pin, homes))
-            self._pinned = [home for home, ok in zip(homes, done, strict=True) if ok]
-            if not all(done):
-                lacking = sum(home.numel() for home, ok in zip(homes, done, strict=True) if not ok)
-                raise ModelError(f"{lacking / GIB:.1f} GiB of host memory could not be pinned")
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(self._pin, [unit for unit in self._hosted if unit not in self._pinned]))
+        lacking = sum(unit.size_bytes for unit in self._hosted if unit not in self._pinned)
+        if lacking:
+            raise ModelError(f"{lacking / GIB:.1f} GiB of host memory could not be pinned")
 
     @property
     def copied_bytes(self) -> int:
@@ -140,11 +154,14 @@ class Weights:
             self._leave()
 
     def cast(self, dtype: torch.dtype) -> None:
-        """Make the transformer's weights `dtype` where they live. Nothing is loaded again."""
+        """Make the transformer's weights `dtype` where they live. Nothing is loaded again.
+
+        The modulation stays as it is: it is converted each time a table is made of it.
+        """
         if self._ring:
             self._ring.forget()
         for unit in self.parts:
-            if unit.name.partition(".")[0] == "transformer":
+            if unit.name.partition(".")[0] == "transformer" and unit not in self.parts.modulation:
                 unit.cast(dtype)
 
     def release(self) -> None:
@@ -155,9 +172,13 @@ class Weights:
 
     def close(self) -> None:
         """Unpin the host's memory; the weights are not used after this."""
-        for home in self._pinned:  # pragma: no cover - needs a GPU
-            unpin(home)
+        for unit in self._pinned:
+            unpin(unit)
         self._pinned, self._ring = [], None
+
+    def _pin(self, unit: Unit) -> None:
+        if self.device.type == "cuda" and pin(unit):
+            self._pinned.append(unit)
 
     def _enter(self, order: Sequence[Unit], at: int) -> None:
         if self._ring is None:

@@ -59,7 +59,9 @@ class Modulation:
         last = [_apply(transformer.norm_out.linear, moment[:1], 2) for moment in moments]
         image, text = [], []
         for image_mod, text_mod in self._weights.modulations():
-            image_linear, text_linear = _bring(image_mod, device), _bring(text_mod, device)
+            image_linear, text_linear = (
+                _bring(modulation, device, like.dtype) for modulation in (image_mod, text_mod)
+            )
             image.append(torch.stack([_apply(image_linear, moment, 6) for moment in moments]))
             text.append(torch.stack([_apply(text_linear, moment[:1], 6) for moment in moments]))
         for table in (*image, *text):
@@ -78,14 +80,15 @@ def _embed(time: torch.Tensor, transformer: Any, like: torch.Tensor) -> torch.Te
     return embedded
 
 
-def _bring(modulation: Any, device: torch.device) -> Any:
-    """Return the linear layer after the SiLU with its weights on `device`, wherever they live."""
+def _bring(modulation: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    """Return the linear layer after the SiLU with its weights on `device` as `dtype`."""
     linear = modulation[-1]
-    if linear.weight.device == device:
+    if (linear.weight.device, linear.weight.dtype) == (device, dtype):
         return linear
     there = nn.Linear(linear.in_features, linear.out_features, device="meta")
-    there.weight = nn.Parameter(linear.weight.to(device, non_blocking=True), requires_grad=False)
-    there.bias = nn.Parameter(linear.bias.to(device, non_blocking=True), requires_grad=False)
+    for name, weights in linear.named_parameters():
+        brought = weights.to(device, dtype, non_blocking=True)
+        setattr(there, name, nn.Parameter(brought, requires_grad=False))
     return there
 
 

@@ -78,11 +78,13 @@ def read_weights(
     wanted: Mapping[str, torch.Tensor],
     *,
     scale: Callable[[str], float] = lambda _: 1.0,
+    landed: Callable[[str], None] = lambda _: None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> None:
     """Fill the tensors `wanted` from the files of one part, each times `scale` of its name, a power of two.
 
-    Conversion to a tensor's own type is done on the way. What a file has beside is left out.
+    Conversion to a tensor's own type is done on the way. What a file has beside is left out. `landed`
+    is called with each name when its weight is there, on the thread that read it.
 
     Raises:
         ModelError: a weight is missing or of another shape, or a file cannot be read.
@@ -102,7 +104,9 @@ def read_weights(
     meter = _Meter(sum(stored[name].size_bytes for name in names), folder.name, progress)
     threads = min(MAX_THREADS, os.cpu_count() or 1, len(names) or 1)
     with ThreadPoolExecutor(threads) as pool:
-        readers = [pool.submit(_Reader(wanted, scale, meter).run, jobs) for _ in range(threads)]
+        readers = [
+            pool.submit(_Reader(wanted, scale, landed, meter).run, jobs) for _ in range(threads)
+        ]
         for reader in readers:
             reader.result()
 
@@ -128,9 +132,13 @@ class _Reader:
     """One thread's share: its open files, its staging memory and on a GPU its stream."""
 
     def __init__(
-        self, wanted: Mapping[str, torch.Tensor], scale: Callable[[str], float], meter: _Meter
+        self,
+        wanted: Mapping[str, torch.Tensor],
+        scale: Callable[[str], float],
+        landed: Callable[[str], None],
+        meter: _Meter,
     ) -> None:
-        self._wanted, self._scale, self._meter = wanted, scale, meter
+        self._wanted, self._scale, self._landed, self._meter = wanted, scale, landed, meter
         self._files: dict[Path, Any] = {}
         gpus = (into.device for into in wanted.values() if into.is_cuda)
         self._device = next(gpus, torch.device("cpu"))
@@ -147,6 +155,7 @@ class _Reader:
             while True:
                 name, source = jobs.get_nowait()
                 self._read(source, self._wanted[name], self._scale(name))
+                self._landed(name)
         except queue.Empty:
             pass
         except BaseException:

@@ -186,16 +186,18 @@ def map_host(size_bytes: int) -> torch.Tensor:
     return torch.frombuffer(memory, dtype=torch.uint8)
 
 
-def pin(buffer: torch.Tensor) -> bool:  # pragma: no cover - needs a GPU
-    """Let the GPU read a buffer of the host directly. False if the system does not allow it."""
+def pin(unit: Unit) -> bool:  # pragma: no cover - needs a GPU
+    """Let the GPU read a unit's home on the host directly. False if the system does not allow it."""
     runtime: Any = torch.cuda
-    return int(runtime.cudart().cudaHostRegister(buffer.data_ptr(), buffer.numel(), 0)) == 0
+    home: Any = unit.home
+    return int(runtime.cudart().cudaHostRegister(home.data_ptr(), home.numel(), 0)) == 0
 
 
-def unpin(buffer: torch.Tensor) -> None:  # pragma: no cover - needs a GPU
+def unpin(unit: Unit) -> None:  # pragma: no cover - needs a GPU
     """Undo `pin`, before the memory is given back."""
     runtime: Any = torch.cuda
-    runtime.cudart().cudaHostUnregister(buffer.data_ptr())
+    home: Any = unit.home
+    runtime.cudart().cudaHostUnregister(home.data_ptr())
 
 
 def _parameter(place: Place) -> nn.Parameter:
