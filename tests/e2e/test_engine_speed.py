@@ -1,6 +1,8 @@
 """Attention kernels are tried before they are used, and compiled blocks make the same edit."""
 
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,33 @@ def test_a_backend_that_runs_is_taken(name: str) -> None:
 def test_a_backend_that_fails_is_refused_by_name() -> None:
     with pytest.raises(ModelError, match="ATTENTION_BACKEND: _native_cudnn does not run here: "):
         speed.require_backend("_native_cudnn", CPU)
+
+
+def test_what_xformers_links_to_is_opened_before_anything_imports_it() -> None:
+    """In a process of its own: here diffusers has imported xformers long ago."""
+    script = """
+import sys
+from retouch.engine import checkpoint, libraries
+from retouch.errors import ModelError
+opened = []
+libraries.open_cuda_12 = lambda: opened.append("xformers" in sys.modules)
+settings = checkpoint.CheckpointSettings(
+    model_id=str(checkpoint.DEMO_FOLDER), device="cpu", attention_backend="xformers"
+)
+try:
+    checkpoint.load(settings)
+except ModelError as error:
+    print(opened, error.message)
+"""
+    told = subprocess.run(  # noqa: S603 - our own interpreter and text
+        [sys.executable, "-c", script],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src")},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert told.startswith("[False] ")
+    assert "ATTENTION_BACKEND: xformers does not run here: " in told
 
 
 def test_an_unknown_backend_is_refused_with_the_list() -> None:

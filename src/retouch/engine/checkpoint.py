@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from retouch.engine import libraries
 from retouch.engine.downloads import make_line_bar
 from retouch.engine.folder import (
     INDEX_FILE,
@@ -189,6 +190,8 @@ def _load_engine(
     """Load every part, and refuse what the loaders would make up: weights and tokens."""
     import torch
 
+    if settings.attention_backend == "xformers":
+        libraries.open_cuda_12()
     from retouch.engine import denoise, loading, speed
     from retouch.engine.conditioning import load_processor
     from retouch.engine.pipeline import QwenEngine
