@@ -2,6 +2,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import torch
 
 from retouch.engine.plan import (
     FULL,
@@ -14,6 +15,7 @@ from retouch.engine.plan import (
     explain,
     make_plan,
     measure_host,
+    measure_memory,
     spread,
 )
 from retouch.errors import ModelError
@@ -133,6 +135,22 @@ def lay_out_host(root: Path, **files: str) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     return root
+
+
+@pytest.mark.parametrize(
+    ("fraction", "limit_gib", "free_gib"),
+    [(1.0, 0.0, 70), (1.0, 16.0, 16), (0.25, 0.0, 18), (0.25, 16.0, 16), (0.01, 0.0, -1.2)],
+)
+def test_free_gpu_memory_is_what_the_process_may_take(
+    monkeypatch: pytest.MonkeyPatch, fraction: float, limit_gib: float, free_gib: float
+) -> None:
+    """An 80 GiB card of which others have 8 and this process 2."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (70 * GIB, 80 * GIB))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 2 * GIB)
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda _: fraction)
+    measured = measure_memory(torch.device("cuda"), limit_gib)
+    assert measured.gpu_bytes == pytest.approx(free_gib * GIB, abs=1)
+    assert measured.host_bytes > 0
 
 
 def test_free_host_memory_is_what_the_system_has(tmp_path: Path) -> None:

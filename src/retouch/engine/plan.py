@@ -192,12 +192,18 @@ def _lack(which: str, *, need: int, free: int) -> str:
 
 
 def measure_memory(device: Any, gpu_memory_gib: float = 0.0) -> Memory:
-    """Measure what is free, on the GPU at most `gpu_memory_gib` unless that is 0."""
-    gpu_bytes = 0
-    if device.type == "cuda":  # pragma: no cover - needs a GPU
-        import torch
+    """Measure what is free, on the GPU at most `gpu_memory_gib` unless that is 0.
 
-        gpu_bytes = torch.cuda.mem_get_info(device)[0]
+    Nor more than the process may take there, where `torch.cuda.set_per_process_memory_fraction` was
+    called.
+    """
+    gpu_bytes = 0
+    if device.type == "cuda":
+        from torch import cuda
+
+        free_bytes, total_bytes = cuda.mem_get_info(device)
+        allowed_bytes = int(total_bytes * cuda.get_per_process_memory_fraction(device))
+        gpu_bytes = min(free_bytes, allowed_bytes - cuda.memory_reserved(device))
         if gpu_memory_gib:
             gpu_bytes = min(gpu_bytes, int(gpu_memory_gib * GIB))
     return Memory(gpu_bytes, measure_host())
