@@ -1,6 +1,6 @@
 """Fetches one URL of 127.0.0.1 in a process that does nothing else, and tells what it held.
 
-`python tests/lone_fetch.py URL MAX_BYTES TIMES` prints one JSON object; `measure` runs it.
+`python tests/lone_fetch.py URL MAX_BYTES TIMES LOOP` prints one JSON object; `measure` runs it.
 """
 
 import asyncio
@@ -10,6 +10,8 @@ import sys
 import tracemalloc
 from pathlib import Path
 
+import uvicorn
+
 from retouch.errors import EditError
 from retouch.fetch import Fetcher, FetchLimits
 from retouch.netguard import parse_url
@@ -18,13 +20,15 @@ ROOT = Path(__file__).parents[1]
 GLIBC = {"MALLOC_MMAP_THRESHOLD_": "1048576"}
 
 
-async def measure(url: str, *, max_bytes: int, times: int = 3) -> dict[str, int]:
+async def measure(
+    url: str, *, max_bytes: int, times: int = 3, loop: str = "auto"
+) -> dict[str, int]:
     """Bytes beyond what the process held before: `traced` by Python, `resident` by the kernel.
 
-    With the image's setting of glibc, which otherwise keeps what was freed and may not use it again.
+    In an event loop by its name for uvicorn (auto: uvloop where there is one), and with the image's setting of glibc, which otherwise keeps what was freed and may not use it again.
     """
     child = await asyncio.create_subprocess_exec(
-        *(sys.executable, __file__, url, str(max_bytes), str(times)),
+        *(sys.executable, __file__, url, str(max_bytes), str(times), loop),
         env={**os.environ, **GLIBC, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT / 'tests'}"},
         stdout=asyncio.subprocess.PIPE,
     )
@@ -71,5 +75,6 @@ async def _fetch(url: str, max_bytes: int, times: int) -> dict[str, int]:
 
 
 if __name__ == "__main__":
-    url, max_bytes, times = sys.argv[1:]
-    print(json.dumps(asyncio.run(_fetch(url, int(max_bytes), int(times)))))  # noqa: T201
+    url, max_bytes, times, loop = sys.argv[1:]
+    with asyncio.Runner(loop_factory=uvicorn.Config("", loop=loop).get_loop_factory()) as runner:
+        print(json.dumps(runner.run(_fetch(url, int(max_bytes), int(times)))))  # noqa: T201

@@ -86,6 +86,7 @@ class Origin:
             try:
                 await asyncio.wait({script, gone}, return_when=asyncio.FIRST_COMPLETED)
                 writer.close()
+                await writer.wait_closed()  # what is written has gone out by then
             finally:
                 script.cancel()
                 gone.cancel()

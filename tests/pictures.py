@@ -1,5 +1,6 @@
 """Makes test pictures and decompression bombs in code, so that no binary file is committed."""
 
+import itertools
 import struct
 import zlib
 from functools import cache
@@ -122,23 +123,46 @@ def chunk(name: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
 
-def gray_tiff(size: tuple[int, int], pixels: bytes, *, bits: int, white_is_zero: bool) -> bytes:
-    """A little-endian gray TIFF in one strip (TIFF 6.0, section 4)."""
-    photometric = 0 if white_is_zero else 1
-    fields = (
-        (TiffImagePlugin.IMAGEWIDTH, size[0]),
-        (TiffImagePlugin.IMAGELENGTH, size[1]),
-        (TiffImagePlugin.BITSPERSAMPLE, bits),
-        (TiffImagePlugin.COMPRESSION, 1),
-        (TiffImagePlugin.PHOTOMETRIC_INTERPRETATION, photometric),
-        (TiffImagePlugin.STRIPOFFSETS, 8),
-        (TiffImagePlugin.SAMPLESPERPIXEL, 1),
-        (TiffImagePlugin.ROWSPERSTRIP, size[1]),
-        (TiffImagePlugin.STRIPBYTECOUNTS, len(pixels)),
-    )
-    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in fields)
-    header = b"II*\0" + struct.pack("<I", 8 + len(pixels))
-    return header + pixels + struct.pack("<H", len(fields)) + entries + bytes(4)
+def tiff(
+    size: tuple[int, int],
+    *planes: bytes,
+    bits: int,
+    photometric: int = 1,
+    sample_format: int = 1,
+    order: str = "<",
+    deflate: bool = False,
+) -> bytes:
+    """A TIFF of one strip a plane, in either byte order (TIFF 6.0, sections 2, 4 and 19)."""
+    strips = [zlib.compress(plane) for plane in planes] if deflate else list(planes)
+    ends = list(itertools.accumulate(map(len, strips), initial=8))
+    count = len(strips)
+    fields = {
+        TiffImagePlugin.IMAGEWIDTH: [size[0]],
+        TiffImagePlugin.IMAGELENGTH: [size[1]],
+        TiffImagePlugin.BITSPERSAMPLE: [bits] * count,
+        TiffImagePlugin.COMPRESSION: [8 if deflate else 1],
+        TiffImagePlugin.PHOTOMETRIC_INTERPRETATION: [photometric],
+        TiffImagePlugin.STRIPOFFSETS: ends[:-1],
+        TiffImagePlugin.SAMPLESPERPIXEL: [count],
+        TiffImagePlugin.ROWSPERSTRIP: [size[1]],
+        TiffImagePlugin.STRIPBYTECOUNTS: [len(strip) for strip in strips],
+        TiffImagePlugin.PLANAR_CONFIGURATION: [2 if count > 1 else 1],
+        TiffImagePlugin.SAMPLEFORMAT: [sample_format] * count,
+    }
+    entries, beside, place = b"", b"", ends[-1]
+    for tag, values in fields.items():
+        packed = struct.pack(f"{order}{len(values)}I", *values)
+        if len(values) > 1:
+            beside, packed, place = (
+                beside + packed,
+                struct.pack(f"{order}I", place),
+                place + len(packed),
+            )
+        entries += struct.pack(f"{order}HHI", tag, 4, len(values)) + packed
+    mark = b"II*\0" if order == "<" else b"MM\0*"
+    header = mark + struct.pack(f"{order}I", place)
+    directory = struct.pack(f"{order}H", len(fields)) + entries + bytes(4)
+    return header + b"".join(strips) + beside + directory
 
 
 def scan_bomb(size_px: int, scans: int) -> bytes:

@@ -5,7 +5,6 @@ import contextlib
 import socket
 import ssl
 import threading
-from asyncio import selector_events
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from itertools import zip_longest
 from typing import Any, NoReturn
@@ -13,15 +12,12 @@ from typing import Any, NoReturn
 import httpcore
 
 from retouch.errors import SourceConnectFailed, SourceMalformed, SourceUnreachable
+from retouch.sockets import READ_BYTES
 
 Resolve = Callable[[str, int], Sequence[str]]
 
 _HEAD_BYTES = 64 * 1024
-_READ_BYTES = 16 * 1024
-
-# asyncio reads 256 KiB at a time whatever is asked for (asyncio/selector_events.py), and anyio and
-# h11 copy it.
-vars(selector_events)["_SelectorSocketTransport"].max_size = _READ_BYTES
+_PASSING = frozenset({socket.EAI_AGAIN, socket.EAI_MEMORY, socket.EAI_SYSTEM})
 
 
 def resolve_host(host: str, port: int) -> list[str]:
@@ -101,8 +97,12 @@ class Guard(httpcore.AsyncNetworkBackend):
         """Connect to `host`, or refuse to."""
         try:
             addresses = list(dict.fromkeys(await self._lookup(host, port)))
-        except (OSError, ValueError) as error:
-            raise SourceUnreachable(host=host, reason="unknown") from error
+        except (OSError, RuntimeError, ValueError) as error:
+            is_final = isinstance(error, ValueError) or (
+                isinstance(error, socket.gaierror) and error.errno not in _PASSING
+            )
+            reason = "unknown" if is_final else "unresolved"
+            raise SourceUnreachable(host=host, reason=reason) from error
         if not addresses or not all(map(self._may_dial, addresses)):
             raise SourceUnreachable(host=host, reason="refused")
         self._raw = await self._dial(_interleave(addresses)[: self._max_dials], port)
@@ -141,7 +141,7 @@ class _Metered(httpcore.AsyncNetworkStream):
             return await self._inner.read(max_bytes, timeout)
         if self._guard.head_bytes_left <= 0:
             raise httpcore.RemoteProtocolError(f"no answer within {_HEAD_BYTES} bytes")
-        data = await self._inner.read(min(max_bytes, _READ_BYTES), timeout)
+        data = await self._inner.read(min(max_bytes, READ_BYTES), timeout)
         self._guard.head_bytes_left -= len(data)
         return data
 

@@ -132,6 +132,11 @@ class DownloadFailed(EditError):
 
     type, code, status, retryable = "DownloadFailed", "download_failed", 502, True
 
+    @property
+    def may_pass(self) -> bool:
+        """Whether the origin may answer a moment later, which callers are not always told."""
+        return self.retryable
+
 
 class SourceUnreachable(DownloadFailed):
     """No such host, or one that may not be reached: callers cannot tell which, on purpose."""
@@ -140,6 +145,11 @@ class SourceUnreachable(DownloadFailed):
 
     def __init__(self, **context: Any) -> None:
         super().__init__("the host of image_url does not exist or may not be reached", **context)
+
+    @property
+    def may_pass(self) -> bool:
+        """Whether the look-up failed in a way that may pass."""
+        return self.context.get("reason") == "unresolved"
 
 
 class SourceConnectFailed(DownloadFailed):

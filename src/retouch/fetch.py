@@ -29,6 +29,7 @@ from retouch.errors import (
 )
 from retouch.fairness import Budget, Slots
 from retouch.netguard import SourceUrl, is_public, require_port, resolve_redirect
+from retouch.sockets import Sockets
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -120,7 +121,7 @@ class Fetcher:
         ssl_context: ssl.SSLContext | None = None,
     ) -> None:
         self._limits = limits
-        self._network = network or httpcore.AnyIOBackend()
+        self._network = network or Sockets()
         self._ssl_context = ssl_context or httpcore.default_ssl_context()
         self._slots = Slots(limits.max_fetches, per_host=limits.max_fetches_per_host)
         self._budget = Budget(max(limits.max_buffered_bytes, limits.max_bytes))

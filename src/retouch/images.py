@@ -22,7 +22,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from retouch import errors
+from retouch import errors, tiffs
 
 CONTENT_TYPES: Final[Mapping[str, str]] = MappingProxyType(
     {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp", "avif": "image/avif"}
@@ -168,6 +168,7 @@ def _decode(body: bytes, name: str, limits: Limits) -> Decoded:
     notes: list[str] = []
     source = FORMATS[name][1](BytesIO(body))
     _require_size(source.width, source.height, limits)
+    tiffs.mend_layout(source)
     source.load()
     image = _reduce(_plain(source, body), limits)
     alpha = image.getchannel("A") if image.mode in ("LA", "RGBA") else None
@@ -229,7 +230,7 @@ def _match_key_to_pixels(source: ImageFile, bit_depth: int) -> None:
 
 def _in_eight_bits(source: ImageFile) -> Image.Image:
     """Scale samples of more than 8 bits: Pillow's own conversion clips them, and scans turn white."""
-    tags = source.tag_v2 if isinstance(source, TiffImageFile) else {}
+    tags = tiffs.read_tags(source)
     # "I;16", in either byte order, has no arithmetic of its own.
     samples = source.convert("I") if source.mode.startswith("I;") else source
     scale = 255 / _white_level(source, bits=tags.get(BITSPERSAMPLE, (16,))[0])

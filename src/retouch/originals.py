@@ -95,7 +95,7 @@ def read_stored(source_id: str, stored: Stored) -> Original | None:
     try:
         fetched_at_s, fresh_s = float(int(metadata["fetched-at"])), int(metadata["fresh-seconds"])
         intact = metadata["sha256"] == hashlib.sha256(stored.body).hexdigest()
-    except (KeyError, ValueError, OverflowError):
+    except (KeyError, ValueError, OverflowError, TypeError):
         intact = False
     if not intact:
         event(_log, "cache.damaged", level=logging.WARNING, bytes=len(stored.body))

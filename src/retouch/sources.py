@@ -98,9 +98,12 @@ class CachedSources:
         self._storing: dict[str, Source] = {}
         self._refused: TTLCache[str, EditError] = TTLCache(_REMEMBERED, _REFUSED_FOR_S, timer=now)
         self._failed: TTLCache[str, EditError] = TTLCache(_REMEMBERED, _FAILED_FOR_S, timer=now)
-        # Times at which an origin said "not modified"; rewriting the object would only add a version.
         self._down: TTLCache[str, bool] = TTLCache(_REMEMBERED, _FAILED_FOR_S, timer=now)
-        self._confirmed: TTLCache[str, float] = TTLCache(_REMEMBERED, _MAX_FRESH_S, timer=now)
+        # When an origin said "not modified", and for how long the copy is fresh from then on;
+        # rewriting the object would only add a version.
+        self._confirmed: TTLCache[str, tuple[float, int]] = TTLCache(
+            _REMEMBERED, _MAX_FRESH_S, timer=now
+        )
 
     def close(self) -> None:
         """Let running cache writes end and take no more."""
@@ -139,7 +142,7 @@ class CachedSources:
             timeout_s = self._settings.timeout_s
             source = await self._picture(original, fetch_ms=fetch_ms, timeout_s=timeout_s)
         except DownloadFailed as error:
-            remembered = self._failed if error.retryable else self._refused
+            remembered = self._failed if error.may_pass else self._refused
             remembered[source_id] = error.fresh()
             raise
         except BadInput as error:
@@ -177,8 +180,10 @@ class CachedSources:
             cache_fault = error
             event(_log, "cache.failed", level=logging.WARNING, code=error.code, **error.context)
         if cached is not None:
-            confirmed_at_s = self._confirmed.get(source_id, cached.fetched_at_s)
-            if is_fresh(max(confirmed_at_s, cached.fetched_at_s), self._now(), cached.fresh_s):
+            since_s, fresh_s = max(
+                (cached.fetched_at_s, cached.fresh_s), self._confirmed.get(source_id, (0.0, 0))
+            )
+            if is_fresh(since_s, self._now(), fresh_s):
                 event(_log, "cache.hit", bytes=len(cached.body))
                 return cached, False
             if source_id in self._down:  # asked a moment ago: nobody need wait for it again
@@ -186,7 +191,7 @@ class CachedSources:
         try:
             return await self._ask_origin(url, source_id, cached)
         except DownloadFailed as error:
-            if cached is not None and error.retryable:
+            if cached is not None and error.may_pass:
                 self._down[source_id] = True
                 event(_log, "cache.stale_used", level=logging.WARNING, code=error.code)
                 return replace(cached, stale=True), False
@@ -208,16 +213,17 @@ class CachedSources:
         if fetched.body is None:
             if cached is None:  # pragma: no cover - a fetch without validators refuses a 304
                 raise SourceMalformed("the origin says a version nobody has is current")
-            self._confirmed[source_id] = now_s
+            fresh_s = cached.fresh_s if fetched.max_age_s is None else _bound(fetched.max_age_s)
+            self._confirmed[source_id] = now_s, fresh_s
             event(_log, "cache.confirmed", bytes=len(cached.body))
             return cached, False
         event(_log, "source.fetched", host=url.host, bytes=len(fetched.body))
-        fresh_s = self._settings.ttl_s if fetched.max_age_s is None else fetched.max_age_s
+        max_age_s = self._settings.ttl_s if fetched.max_age_s is None else fetched.max_age_s
         original = Original(
             id=source_id,
             body=fetched.body,
             fetched_at_s=now_s,
-            fresh_s=min(max(fresh_s, _MIN_FRESH_S), _MAX_FRESH_S),
+            fresh_s=_bound(max_age_s),
             etag=fetched.etag,
             last_modified=fetched.last_modified,
         )
@@ -260,6 +266,10 @@ class CachedSources:
     async def _in_thread(self, call: Callable[[], T]) -> T:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, copy_context().run, call)
+
+
+def _bound(fresh_s: int) -> int:
+    return min(max(fresh_s, _MIN_FRESH_S), _MAX_FRESH_S)
 
 
 def _hash_url(url: SourceUrl) -> str:

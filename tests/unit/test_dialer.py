@@ -1,3 +1,5 @@
+import errno
+import socket
 from typing import Any
 
 import httpcore
@@ -72,6 +74,25 @@ async def test_one_refused_answer_refuses_the_name(answers: tuple[str, ...]) -> 
         await build_guard(network, error=OSError("no such name")).connect_tcp("a", 80)
     assert refused.value.message == unknown.value.message
     assert refused.value.details == unknown.value.details
+
+
+@pytest.mark.parametrize(
+    ("error", "may_pass"),
+    [
+        (socket.gaierror(socket.EAI_NONAME, "unknown"), False),
+        (socket.gaierror(socket.EAI_AGAIN, "the resolver is down"), True),
+        (OSError(errno.EMFILE, "too many open files"), True),
+        (RuntimeError("can't start new thread"), True),
+        (UnicodeError("no name"), False),
+    ],
+)
+async def test_a_look_up_that_may_pass_is_told_as_any_other_and_known_here(
+    error: Exception, may_pass: bool
+) -> None:
+    with pytest.raises(SourceUnreachable) as caught:
+        await build_guard(Network(), error=error).connect_tcp("a", 80)
+    assert caught.value.may_pass is may_pass
+    assert caught.value.details == SourceUnreachable().details
 
 
 async def test_no_url_leads_to_a_local_socket() -> None:

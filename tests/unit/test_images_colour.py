@@ -6,6 +6,7 @@ from pictures import BLUE, GREEN, RED, WHITE, colour_of, near, png, saved
 from PIL import Image, ImageCms
 
 from retouch import images
+from retouch.errors import BrokenImage
 
 LIMITS = images.Limits()
 BLACK = (0, 0, 0)
@@ -22,6 +23,47 @@ def test_16_bit_gray_is_scaled_not_clipped(value: int) -> None:
     assert near(colour_of(png((1, 1), pixels, bit_depth=16, colour_type=0)), wanted, by=0)
     assert near(colour_of(saved(Image.new("I;16", (1, 1), value), "TIFF")), wanted, by=0)
     assert near(colour_of(saved(Image.new("I;16B", (1, 1), value), "TIFF")), wanted, by=0)
+
+
+@pytest.mark.parametrize("deflate", [False, True])
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize(
+    ("code", "sample_format", "white"),
+    [("H", 1, 65535), ("h", 2, 32767), ("i", 2, 65535), ("f", 3, 1.0)],
+)
+def test_gray_tiffs_of_every_sample_are_read_in_either_byte_order(
+    code: str, sample_format: int, white: float, order: str, deflate: bool
+) -> None:
+    shares = (0, 0.25, 0.5, 1)
+    values = [type(white)(share * white) for share in shares]
+    body = pictures.tiff(
+        (4, 1),
+        struct.pack(f"{order}4{code}", *values),
+        bits=8 * struct.calcsize(code),
+        sample_format=sample_format,
+        order=order,
+        deflate=deflate,
+    )
+    seen = [colour_of(body, (x, 0)) for x in range(4)]
+    assert all(near(got, (255 * share,) * 3) for got, share in zip(seen, shares, strict=True))
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_separate_planes_are_read_right_or_refused(order: str) -> None:
+    planes = [bytes([value] * 4) for value in (200, 100, 50)]
+    assert colour_of(pictures.tiff((2, 2), *planes, bits=8, photometric=2)) == (200, 100, 50)
+    deep = [struct.pack(f"{order}4H", *[257 * value] * 4) for value in (200, 100, 50)]
+    packed = pictures.tiff((2, 2), *deep, bits=16, photometric=2, order=order, deflate=True)
+    assert colour_of(packed) == (200, 100, 50)
+    with pytest.raises(BrokenImage, match="separate planes of more than 8 bits"):
+        colour_of(pictures.tiff((2, 2), *deep, bits=16, photometric=2, order=order))
+
+
+def test_samples_that_would_be_read_as_negative_are_refused() -> None:
+    dark = struct.pack("<2I", 0, 1 << 30)
+    assert colour_of(pictures.tiff((2, 1), dark, bits=32), (1, 0)) == (255, 255, 255)
+    with pytest.raises(BrokenImage, match="over 31 bits"):
+        colour_of(pictures.tiff((2, 1), struct.pack("<2I", 0, 1 << 31), bits=32))
 
 
 def test_16_bit_colour_and_alpha_are_scaled() -> None:
@@ -45,7 +87,7 @@ def test_16_bit_colour_and_alpha_are_scaled() -> None:
 def test_gray_tiff_of_odd_depth_keeps_its_white(
     bits: int, pixels: bytes, white_is_zero: bool, wanted: int
 ) -> None:
-    body = pictures.gray_tiff((2, 1), pixels, bits=bits, white_is_zero=white_is_zero)
+    body = pictures.tiff((2, 1), pixels, bits=bits, photometric=0 if white_is_zero else 1)
     assert colour_of(body) == (wanted,) * 3
 
 

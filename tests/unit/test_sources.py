@@ -81,6 +81,20 @@ async def test_not_modified_makes_it_fresh_again_without_a_write() -> None:
     assert world.store.puts == [KEY]
 
 
+async def test_not_modified_may_change_how_long_it_is_fresh() -> None:
+    world = World(Page(etag=ETAG, max_age_s=604800))
+    await world.fill()
+    world.clock.now_s += 604800
+    world.origin.pages[URL] = Page(etag=ETAG, max_age_s=90)
+    await world.load()
+    world.clock.now_s += 89
+    await world.load()
+    assert len(world.origin.asked) == 2
+    world.clock.now_s += 1
+    await world.load()
+    assert len(world.origin.asked) == 3
+
+
 async def test_what_another_process_fetched_since_counts() -> None:
     world = World(Page(etag=ETAG))
     await world.fill()

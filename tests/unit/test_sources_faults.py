@@ -30,7 +30,14 @@ from retouch.errors import (
 ETAG = '"v1"'
 
 
-@pytest.mark.parametrize("fault", [SourceTimedOut("late"), SourceConnectFailed("refused")])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        SourceTimedOut("late"),
+        SourceConnectFailed("refused"),
+        SourceUnreachable(host="pictures.example", reason="unresolved"),
+    ],
+)
 async def test_with_the_origin_down_a_stale_copy_is_used_and_said_so(fault: EditError) -> None:
     world = World()
     await world.fill()

@@ -94,7 +94,22 @@ def test_a_symbolic_link_out_of_the_folder_is_not_followed(tmp_path: Path) -> No
     assert [path.name for path in outside.iterdir()] == ["a"]
 
 
-@pytest.mark.parametrize("content", [b"", b"no json\nx", b"[]\nx", b"{}\nx"])
+def test_a_key_that_is_a_folder_is_an_error_and_leaves_nothing_open(tmp_path: Path) -> None:
+    store = build(tmp_path)
+    put(store, "a/b")
+    before = len([*Path("/proc/self/fd").iterdir()])
+    with pytest.raises(StorageError):
+        get(store, "a")
+    assert len([*Path("/proc/self/fd").iterdir()]) == before
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"", b"no json\nx", b"[]\nx", b"{}\nx", b"[" * 40_000),
+        *(b'{"metadata": null}\nx', b'{"metadata": {"etag": 5}}\nx', b'{"metadata": []}\nx'),
+    ],
+)
 def test_a_file_of_another_make_is_a_storage_error(tmp_path: Path, content: bytes) -> None:
     store = build(tmp_path)
     put(store)

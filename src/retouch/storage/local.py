@@ -216,20 +216,26 @@ class LocalStore:
 
     def _read(self, key: str, max_bytes: int | None) -> Stored | None:
         try:
-            # The last part of the path must be no symbolic link either.
-            handle = os.open(self._path(key), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            file = open(self._path(key), "rb", opener=_open_no_link)  # noqa: SIM115 - paths take no opener
         except (FileNotFoundError, NotADirectoryError):
             return None
-        with os.fdopen(handle, "rb") as file:
-            header = json.loads(file.readline(_MAX_HEADER_BYTES))
-            size = os.fstat(handle).st_size - file.tell()
+        with file:
+            metadata = json.loads(file.readline(_MAX_HEADER_BYTES))["metadata"]
+            if not all(isinstance(value, str) for value in metadata.values()):
+                raise ValueError(key)
+            size = os.fstat(file.fileno()).st_size - file.tell()
             if max_bytes is not None and size > max_bytes:
                 raise StorageError(f"the stored object is over {max_bytes} bytes", key=key)
-            return Stored(body=file.read(), metadata=header["metadata"])
+            return Stored(body=file.read(), metadata=metadata)
 
     def _sign(self, *parts: str) -> str:
         text = json.dumps(["retouch-link-1", *parts])
         return hmac.new(self._secret, text.encode(), hashlib.sha256).hexdigest()
+
+
+def _open_no_link(path: str, flags: int) -> int:
+    """Open for `open`; the last part of the path must be no symbolic link either."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC)
 
 
 def _parse_query(query: str) -> list[str]:
@@ -278,7 +284,7 @@ def _translated() -> Iterator[None]:
         yield
     except PermissionError as error:
         raise StoreDenied("the local store may not be used; check LOCAL_STORE_DIR") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         fault = type(error).__name__
         raise StoreUnavailable(
             "the local store failed; check the disk of LOCAL_STORE_DIR", fault=fault
