@@ -41,6 +41,26 @@ def test_a_body_over_the_limit_is_refused(local: Service, excess_bytes: int, chu
     assert "MAX_IMAGE_BYTES" in error["message"]
 
 
+@pytest.mark.parametrize("size_bytes", [1_000_000, 20_000_000])
+def test_a_caller_that_ends_the_connection_hears_why_its_body_is_refused(
+    local: Service, size_bytes: int
+) -> None:
+    for _ in range(5):
+        response = local.client.post(
+            "/edit",
+            content=bytes(size_bytes),
+            headers={"Content-Type": "text/plain", "Connection": "close"},
+        )
+        require_error(response, 415, "BadInput", "unsupported_content_type")
+
+
+def test_a_refusal_of_a_body_that_has_come_is_not_late(local: Service) -> None:
+    began_s = time.monotonic()
+    response = local.client.post("/edit", content=b"{", headers={**JSON, "Connection": "close"})
+    require_error(response, 400, "BadInput", "malformed_body")
+    assert time.monotonic() - began_s < 2
+
+
 def test_an_unknown_route_and_a_wrong_method_are_told_apart(local: Service) -> None:
     require_error(local.client.get("/nothing"), 404, "BadInput", "route_not_found")
     require_error(local.client.get("/docs.json"), 404, "BadInput", "route_not_found")

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from itertools import pairwise
 
 import pytest
 import uvicorn
@@ -16,6 +17,12 @@ pytestmark = pytest.mark.integration
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 CHUNKED = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
 LARGE = bytes(16 << 20)
+UPGRADE = (
+    b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n"
+    b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n\r\n"
+)
+left = asyncio.Event()
+"""Set when the caller of /left has gone."""
 
 
 def last_of(head: bytes) -> bytes:
@@ -31,11 +38,16 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
     """Answer when the body has come, at /large at length and at /late late."""
     if scope["type"] != "http":
         return
-    while scope["path"] != "/early" and (await receive()).get("more_body"):
-        pass
+    came, more = b"", scope["path"] != "/early"
+    while more:
+        message = await receive()
+        came, more = came + message.get("body", b""), message.get("more_body", False)
     if scope["path"] == "/late":
         await asyncio.sleep(1)
-    body = LARGE if scope["path"] == "/large" else b"ok"
+    if scope["path"] == "/left":
+        assert (await receive())["type"] == "http.disconnect"
+        left.set()
+    body = {"/large": LARGE, "/echo": came}.get(scope["path"], b"ok")
     headers = [(b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": body})
@@ -201,6 +213,31 @@ async def test_a_websocket_is_answered_as_any_request() -> None:
     upgrade = b"Connection: Upgrade, close\r\nUpgrade: websocket\r\n\r\n"
     async with served() as service:
         assert b" 200 OK" in await service.get(GET.removesuffix(b"\r\n") + upgrade)
+
+
+@pytest.mark.parametrize("cuts", [(), (40,), (len(UPGRADE),), (len(UPGRADE) + 2,)])
+async def test_a_wish_for_another_protocol_is_ignored_and_its_body_read(cuts: tuple[int]) -> None:
+    """As Java's HttpClient and curl --http2 send it to every server; the connection goes on."""
+    sent = UPGRADE + b"hello" + UPGRADE + b"again" + last_of(GET)
+    async with served() as service:
+        reader, writer = await service.connect()
+        for begin, end in pairwise((0, *cuts, len(sent))):
+            writer.write(sent[begin:end])
+            await asyncio.sleep(0.05)
+        answers = await asyncio.wait_for(reader.read(), 5)
+        writer.close()
+    bodies = [part.partition(b"\r\n\r\n")[2] for part in answers.split(b"HTTP/1.1 200 OK")[1:]]
+    assert bodies == [b"hello", b"again", b"ok"]
+
+
+async def test_who_leaves_is_noticed_also_with_a_request_sent_ahead() -> None:
+    left.clear()
+    async with served() as service:
+        _, writer = await service.connect()
+        writer.write(GET.replace(b"/ ", b"/left ", 1) + GET)
+        await asyncio.sleep(0.1)
+        writer.close()
+        await asyncio.wait_for(left.wait(), 2)
 
 
 async def test_idle_connections_make_room_and_those_at_work_stay() -> None:

@@ -15,6 +15,8 @@ KEYS = Keys(("first-key", "second-key"))
         {"authorization": "bearer  first-key "},
         {"X-API-Key": "first-key"},
         {"Authorization": "Basic abc", "X-API-Key": "second-key"},
+        {"Authorization": "Bearer of a gateway", "X-API-Key": "first-key"},
+        {"Authorization": "Bearer first-key", "X-API-Key": "wrong"},
     ],
 )
 def test_any_of_the_keys_opens_by_either_header(headers: dict[str, str]) -> None:
@@ -31,7 +33,7 @@ def test_any_of_the_keys_opens_by_either_header(headers: dict[str, str]) -> None
         {"Authorization": "Basic first-key"},
         {"Authorization": "Bearer first-ke"},
         {"Authorization": "Bearer first-key,second-key"},
-        {"Authorization": "Bearer wrong", "X-API-Key": "first-key"},
+        {"Authorization": "Bearer wrong", "X-API-Key": "wrong"},
         {"X-API-Key": ""},
         {"X-API-Key": "FIRST-KEY"},
         {"X-API-Key": "ÿ"},
@@ -61,4 +63,4 @@ def test_every_key_is_compared_whichever_matches(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr("hmac.compare_digest", compare)
     KEYS.require(Headers({"X-API-Key": "first-key"}))
-    assert compared == [True, False]
+    assert compared == [False, False, True, False]

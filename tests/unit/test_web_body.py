@@ -19,7 +19,7 @@ from retouch.errors import (
     Overloaded,
     UnsupportedContentType,
 )
-from retouch.web.body import Bodies, parse_request
+from retouch.web.body import Bodies, drain, parse_request
 
 MAX_BYTES = 10
 JSON = {"Content-Type": "application/json"}
@@ -222,3 +222,22 @@ def test_an_image_in_the_body_may_be_large() -> None:
 def test_nothing_but_an_image_may_be_large_in_a_body(body: bytes) -> None:
     with pytest.raises(BodyTooLarge, match="beside an image"):
         parse_request(body)
+
+
+@pytest.mark.parametrize("name", ["prompt", "negative_prompt"])
+def test_a_text_that_begins_as_an_image_does_is_not_taken_for_it(name: str) -> None:
+    fields = {"prompt": "sharpen", name: "data: sharpen the chart"}
+    body = {**fields, "image_url": "data:image/png;base64," + "A" * 100_000}
+    assert getattr(parse_request(json.dumps(body).encode()), name) == "data: sharpen the chart"
+
+
+async def test_what_is_still_to_come_is_thrown_away_within_bounds() -> None:
+    pieces = [b"12345"] * 4
+    whole = sending(*pieces)
+    await drain(whole, max_bytes=100, timeout_s=5)
+    long = sending(*pieces)
+    await drain(long, max_bytes=10, timeout_s=5)
+    assert (await long())["body"] == b"12345"
+    await drain(sending(None), max_bytes=10, timeout_s=5)
+    stuck = sending()
+    await asyncio.wait_for(drain(stuck, max_bytes=10, timeout_s=0.01), 1)

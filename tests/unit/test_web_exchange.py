@@ -52,12 +52,19 @@ def test_a_job_id_is_ours_plain_and_new_every_time() -> None:
     [
         ("text/event-stream", True),
         ("application/json, text/event-stream;q=0.9", True),
+        ("application/json, TEXT/Event-Stream ; q=0.5", True),
+        ("text/event-stream;q=0, application/json", False),
+        ("text/event-stream; q=0.0", False),
+        ("text/event-streams", False),
         ("*/*", False),
         ("", False),
     ],
 )
 def test_events_are_sent_to_who_asks_for_them(accept: str, *, wants: bool) -> None:
     assert opened(accept=accept).wants_events is wants
+    older = opened(accept=accept)
+    older.request.scope["http_version"] = "1.0"
+    assert not older.wants_events
 
 
 @pytest.mark.parametrize(

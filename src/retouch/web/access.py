@@ -25,9 +25,9 @@ class Keys:
         if not self._digests:
             return
         scheme, _, token = headers.get("authorization", "").partition(" ")
-        given = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
-        digest = _digest(given)
-        matches = [hmac.compare_digest(digest, known) for known in self._digests]
+        bearer = token.strip() if scheme.lower() == "bearer" else ""
+        given = [_digest(bearer), _digest(headers.get("x-api-key", ""))]
+        matches = [hmac.compare_digest(one, known) for one in given for known in self._digests]
         if not any(matches):
             raise Unauthorized(
                 "an API key is needed: Authorization: Bearer <key>, or X-API-Key: <key>"

@@ -3,7 +3,8 @@
 import asyncio
 import re
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from itertools import islice
 
 from pydantic import ValidationError
 from starlette.datastructures import Headers
@@ -21,6 +22,7 @@ from retouch.errors import (
 
 _WHOLE_BODIES = 8
 _MAX_FRAME_BYTES = 65536
+_MAX_TEXTS = 4
 _IMAGE = re.compile(rb'"data:[^"]*"', re.IGNORECASE)
 _NOT_AN_OBJECT = ("json_invalid", "model_type", "model_attributes_type")
 
@@ -80,6 +82,28 @@ class Bodies:
         return BodyTooLarge(f"the body is over {self._max_bytes} bytes (from MAX_IMAGE_BYTES)")
 
 
+async def drain(receive: Receive, *, max_bytes: int, timeout_s: float) -> None:
+    """Throw away what is still to come of a body, within bounds.
+
+    A connection that is closed with something unread is reset, and its answer may be lost with it.
+    """
+    with suppress(TimeoutError):
+        async with asyncio.timeout(timeout_s):
+            while max_bytes > 0:
+                message = await receive()
+                max_bytes -= len(message.get("body", b""))
+                if not message.get("more_body", False):
+                    break
+
+
+def _measure_image(body: bytes) -> int:
+    """Count the bytes of the data: URL in a large body; any text may begin as one does."""
+    if len(body) <= _MAX_FRAME_BYTES:
+        return 0
+    found = islice(_IMAGE.finditer(body), _MAX_TEXTS)
+    return max((len(text[0]) for text in found), default=0)
+
+
 def parse_request(body: bytes) -> EditRequest:
     """Return the request in `body`.
 
@@ -91,8 +115,7 @@ def parse_request(body: bytes) -> EditRequest:
         MalformedBody: it is not one JSON object.
         InvalidRequest: fields are wrong; each is named.
     """
-    image = _IMAGE.search(body) if len(body) > _MAX_FRAME_BYTES else None
-    if len(body) - (len(image[0]) if image else 0) > _MAX_FRAME_BYTES:
+    if len(body) - _measure_image(body) > _MAX_FRAME_BYTES:
         raise BodyTooLarge(f"beside an image the body is over {_MAX_FRAME_BYTES} bytes")
     try:
         return EditRequest.model_validate_json(body)

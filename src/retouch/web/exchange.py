@@ -9,17 +9,24 @@ from starlette.requests import Request
 from starlette.types import Message, Receive, Scope
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_EVENTS = re.compile(
+    r"(?:^|,)\s*text/event-stream\s*(?!;[^,]*\bq=0(?:\.0*)?\s*(?:[;,]|$))(?:[;,]|$)"
+)
 _HOST = re.compile(r"[A-Za-z0-9.-]{1,253}(:\d{1,5})?|\[[0-9A-Fa-f:.]{2,45}\](:\d{1,5})?")
 
 
 @dataclass(slots=True)
 class Exchange:
-    """One request and its answer. `job_id` is ours; `request_id` may be the caller's."""
+    """One request and its answer. `job_id` is ours; `request_id` may be the caller's.
+
+    `is_read` is whether all of its body has come.
+    """
 
     request: Request
     receive: Receive
     job_id: str = field(default_factory=lambda: uuid.uuid4().hex)
     request_id: str = ""
+    is_read: bool = False
 
     def __post_init__(self) -> None:
         given = self.request.headers.get("x-request-id", "")
@@ -28,7 +35,16 @@ class Exchange:
     @property
     def wants_events(self) -> bool:
         """Whether the caller asked for progress as server-sent events."""
-        return "text/event-stream" in self.request.headers.get("accept", "")
+        if self.request.scope.get("http_version") == "1.0":
+            return False  # which has no chunks to stream in
+        accepted = ",".join(self.request.headers.getlist("accept")).lower()
+        return bool(_EVENTS.search(accepted))
+
+    @property
+    def ends_connection(self) -> bool:
+        """Whether the connection is closed after the answer, as the caller wants it."""
+        wishes = ",".join(self.request.headers.getlist("connection")).lower()
+        return "close" in wishes or self.request.scope.get("http_version") == "1.0"
 
     @property
     def base_url(self) -> str:
@@ -48,7 +64,13 @@ current: ContextVar[Exchange] = ContextVar("exchange")
 
 def open_exchange(scope: Scope, receive: Receive) -> Exchange:
     """Make the exchange of a request and set it as the current one."""
-    exchange = Exchange(Request(scope, receive), receive)
+
+    async def receive_noting() -> Message:
+        message = await receive()
+        exchange.is_read = exchange.is_read or not message.get("more_body", False)
+        return message
+
+    exchange = Exchange(Request(scope, receive_noting), receive_noting)
     current.set(exchange)
     return exchange
 

@@ -28,7 +28,7 @@ from retouch.storage.local import LocalStore
 from retouch.studio import Studio
 from retouch.web import page
 from retouch.web.access import Keys
-from retouch.web.body import Bodies, parse_request
+from retouch.web.body import Bodies, drain, parse_request
 from retouch.web.exchange import Exchange, open_exchange, replay
 from retouch.web.files import serve_file
 from retouch.web.metrics import Metrics
@@ -37,6 +37,7 @@ from retouch.web.openapi import openapi_document
 _log = logging.getLogger(__name__)
 _FILES = "/files/"
 _READ = ("GET", "HEAD")
+_DRAIN_BYTES, _DRAIN_S = 64 << 20, 5.0
 
 Answer = Callable[[Exchange], Awaitable[Response]]
 
@@ -102,11 +103,19 @@ class Front:
             except Exception as raised:
                 if status:
                     raise
+                await self._drain(exchange)
                 await envelope(raised, exchange)(scope, receive, send_named)
             finally:
                 if not route.quiet:
                     ms = 1000 * (time.perf_counter() - began)
                     event(_log, "http.answered", method=scope["method"], status=status, ms=ms)
+
+    @staticmethod
+    async def _drain(exchange: Exchange) -> None:
+        """Let a body that is refused arrive where the connection ends with the answer."""
+        headers = exchange.request.headers
+        if exchange.ends_connection and not exchange.is_read and "expect" not in headers:
+            await drain(exchange.receive, max_bytes=_DRAIN_BYTES, timeout_s=_DRAIN_S)
 
     def _route(self, path: str) -> Route:
         if path.startswith(_FILES) and not self._studio.settings.uses_s3:
