@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import base64
+import math
 import sys
 import uuid
 from collections.abc import Mapping, Sequence
@@ -15,11 +16,12 @@ from tqdm import tqdm
 
 from retouch import logs, wiring
 from retouch.contract import SCHEDULERS, EditRequest, EditResult, Progress, invalid_request
-from retouch.errors import EditError
+from retouch.errors import EditError, InvalidRequest
 from retouch.ports import Stored
 from retouch.settings import Settings, load_settings
 
 _FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp", ".avif": "avif"}
+_INTERRUPTED = 130  # as a shell has it: 128 and the signal's number
 _BAR = "{desc:<10} {bar} {n_fmt}/{total_fmt}"
 
 
@@ -89,10 +91,22 @@ def _build_parser() -> argparse.ArgumentParser:
     edit.add_argument("--width", type=int, help="pixels, a multiple of 16, with --height")
     edit.add_argument("--height", type=int, help="pixels, a multiple of 16, with --width")
     plan = commands.add_parser("plan", help="say where the full model's weights would live")
-    plan.add_argument("--gpu-gib", type=float, help="of a GPU that is not here (default: free)")
-    plan.add_argument("--host-gib", type=float, help="of its host (default: free)")
+    plan.add_argument("--gpu-gib", type=_gib, help="of a GPU that is not here (default: free)")
+    plan.add_argument("--host-gib", type=_gib, help="of its host (default: free)")
     _add_train_demo(commands.add_parser("train-demo", help="train the demo model anew"))
     return parser
+
+
+def _gib(text: str) -> float:
+    """Read an amount of memory.
+
+    Raises:
+        ValueError: it is none.
+    """
+    amount = float(text)
+    if not 0 <= amount < math.inf:
+        raise ValueError(text)
+    return amount
 
 
 def _add_train_demo(train: argparse.ArgumentParser) -> None:
@@ -127,7 +141,11 @@ def _request(options: argparse.Namespace, output: Path) -> EditRequest:
     """
     fields = {name: getattr(options, name, None) for name in EditRequest.model_fields}
     fields["image_url"] = options.source
-    fields["output_format"] = _FORMATS.get(output.suffix.lower(), output.suffix.lstrip("."))
+    if output.suffix.lower() not in _FORMATS:
+        raise InvalidRequest({"output": f"must end in one of {', '.join(_FORMATS)}"})
+    if output.is_dir() or not output.parent.is_dir():
+        raise InvalidRequest({"output": "there is no folder for it, or it is one itself"})
+    fields["output_format"] = _FORMATS[output.suffix.lower()]
     if "://" not in options.source:
         body = base64.b64encode(Path(options.source).read_bytes()).decode()
         fields["image_url"] = f"data:;base64,{body}"
@@ -157,6 +175,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (EditError, OSError) as error:
         print(f"retouch: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("retouch: interrupted", file=sys.stderr)
+        return _INTERRUPTED
     return 0
 
 

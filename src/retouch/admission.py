@@ -25,6 +25,11 @@ class Admission:
         self._typical_edit_s = 1.0
         self.inside = 0
 
+    @property
+    def retry_after_s(self) -> int:
+        """Seconds until a place is likely to be free: what edits take of late."""
+        return max(1, math.ceil(self._typical_edit_s))
+
     @contextmanager
     def place(self) -> Iterator[None]:
         """Hold one of the places in the house.
@@ -35,7 +40,7 @@ class Admission:
         if self.inside >= self._capacity:
             raise Overloaded(
                 f"{self._capacity - 1} edits are waiting already (MAX_QUEUE)",
-                retry_after_s=max(1, math.ceil(self._typical_edit_s)),
+                retry_after_s=self.retry_after_s,
             )
         self.inside += 1
         try:

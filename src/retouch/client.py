@@ -5,6 +5,7 @@ The SDK's own `run_sync` returns None for a failed job; here a failure is raised
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -25,7 +26,6 @@ from retouch.errors import (
 
 RUNPOD_URL = "https://api.runpod.ai/v2"
 _RETRY_AFTER_S = 10
-_TRANSIENT = (408, 429, 500, 502, 503, 504)
 
 Progress = Mapping[str, Any]
 
@@ -77,11 +77,14 @@ class Client:
             Unauthorized: the API key is wrong.
             RouteNotFound: there is no such endpoint.
             Overloaded: too many requests at once.
+            InternalError: Runpod took no job.
             httpx.HTTPError: Runpod could not be reached, or failed.
         """
         if isinstance(request, EditRequest):
             request = request.model_dump(exclude_unset=True)
         body = self._call("POST", "run", {"input": dict(request)})
+        if "id" not in body:
+            raise InternalError(f"Runpod took no job: {body.get('error', body)}"[:500])
         return str(body["id"])
 
     def status(self, job_id: str) -> Status:
@@ -146,17 +149,21 @@ class Client:
         job_id = self.submit(request)
         try:
             return self.wait(job_id, timeout_s=timeout_s, progress=progress)
-        except (TimeoutError, KeyboardInterrupt):
-            self.cancel(job_id)
+        except EditError:
+            raise
+        except BaseException:
+            with suppress(EditError, httpx.HTTPError):  # what ended the waiting says more
+                self.cancel(job_id)
             raise
 
     def _try_status(self, job_id: str) -> Status:
         try:
             return self.status(job_id)
-        except (httpx.TransportError, Overloaded):
+        except (httpx.TransportError, httpx.DecodingError, Overloaded):
             return Status("UNKNOWN")
         except httpx.HTTPStatusError as error:
-            if error.response.status_code in _TRANSIENT:
+            status = error.response.status_code
+            if status == httpx.codes.REQUEST_TIMEOUT or httpx.codes.is_server_error(status):
                 return Status("UNKNOWN")
             raise
 
@@ -169,7 +176,13 @@ class Client:
         if response.status_code == httpx.codes.TOO_MANY_REQUESTS:
             raise Overloaded("too many requests to Runpod", retry_after_s=_RETRY_AFTER_S)
         response.raise_for_status()
-        answer: dict[str, Any] = response.json()
+        try:
+            answer = response.json()
+        except ValueError:
+            answer = None
+        if not isinstance(answer, dict):
+            text = "Runpod answered with something else than a JSON object"
+            raise httpx.DecodingError(text, request=response.request)
         return answer
 
 

@@ -129,6 +129,11 @@ class Editor:
         timings = Timings(**{phase: round(ms, 3) for phase, ms in phases_ms.items()})
         return self._answer(delivered, meta.model_copy(update={"timings_ms": timings}))
 
+    @property
+    def retry_after_s(self) -> int:
+        """Seconds until there is likely to be room for another edit."""
+        return self._admission.retry_after_s
+
     async def find(
         self, request: EditRequest, *, job_id: str, request_id: str
     ) -> EditResult | None:

@@ -19,6 +19,7 @@ _URL = re.compile(
     r"""([a-zA-Z][a-zA-Z0-9+.-]{0,30}://)(?:[^\s"\\/?#@]*@)?([^\s"\\/?#]*)/?([^\s"\\]*)"""
 )
 _DATA_URL = re.compile(r"""\bdata:[^\s"\\,]{0,256},[^\s"\\]*""", re.IGNORECASE)
+_QUERY = re.compile(r"""\?[^\s"'\\?=]{1,256}=[^\s"'\\]*""")  # also of a path alone
 _MIN_PRIVATE_CHARACTERS = 4
 
 _request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
@@ -29,7 +30,8 @@ _private: ContextVar[tuple[str, ...]] = ContextVar("private", default=())
 def bind(request_id: str, *, private: Iterable[str] = ()) -> Iterator[None]:
     """Put `request_id` on every line logged inside, and keep the `private` texts out of them."""
     id_token = _request_id.set(request_id)
-    texts = (text.strip() for text in private)  # as the model gets them
+    texts = {text.strip() for text in private}  # as the model gets them
+    texts |= {form(text)[1:-1] for text in texts for form in (repr, json.dumps)}
     private_token = _private.set(tuple(t for t in texts if len(t) >= _MIN_PRIVATE_CHARACTERS))
     try:
         yield
@@ -62,6 +64,7 @@ def redact(text: str, secrets: Iterable[str] = ()) -> str:
     for secret in sorted(secrets, key=len, reverse=True):  # one may begin with another
         text = text.replace(secret, REDACTED)
     text = _DATA_URL.sub(f"data:{REDACTED}", text)
+    text = _QUERY.sub(f"?{REDACTED}", text)
     return _URL.sub(lambda url: url[1] + url[2] + (f"/{REDACTED}" if url[3] else ""), text)
 
 

@@ -14,6 +14,11 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 _B2_ENDPOINT = re.compile(r"^s3\.([a-z0-9-]+)\.backblazeb2\.com(?::\d+)?$")
 _PREFIX = re.compile(r"^([0-9a-z_-][0-9a-z._-]*/)*$")
 _HOST_PORT = re.compile(r"^[^\s/@:]+:\d{1,5}$|^\[[0-9a-fA-F:.]+\]:\d{1,5}$")
+_BASE_URL = re.compile(
+    r"^https?://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::\d{1,5})?(?:/[^\s?#\"<>\\]*)?$", re.IGNORECASE
+)
+_BUCKET = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
+_MAX_PORT = 65535
 _S3_REQUIRED = ("s3_endpoint", "s3_access_key", "s3_secret_key", "s3_bucket")
 DEFAULT_REGION = "us-west-000"
 
@@ -28,7 +33,11 @@ class Settings(BaseSettings):
     """All settings. A field's name in upper case is its environment variable."""
 
     model_config = SettingsConfigDict(
-        env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True
+        env_file=".env",
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+        str_strip_whitespace=True,
     )
 
     s3_endpoint: str = Field(default="", description="S3 endpoint, with or without scheme")
@@ -124,20 +133,28 @@ class Settings(BaseSettings):
     @field_validator("allowed_source_hosts", "api_keys", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
-        if isinstance(value, str):
-            return tuple(word for part in value.split(",") if (word := part.strip()))
-        return value
+        if not isinstance(value, str):
+            return value
+        words = tuple(word for part in value.split(",") if (word := part.strip()))
+        if not words:
+            raise ValueError("is set and names nothing")
+        return words
 
     @field_validator("log_level", mode="before")
     @classmethod
     def _upper(cls, value: object) -> object:
-        return value.upper() if isinstance(value, str) else value
+        return value.strip().upper() if isinstance(value, str) else value
+
+    @field_validator("dtype", "s3_secure", "compile", mode="before")
+    @classmethod
+    def _strip(cls, value: object) -> object:
+        return value.strip() if isinstance(value, str) else value
 
     @field_validator("allowed_source_hosts")
     @classmethod
     def _require_host_port(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for entry in value:
-            if not _HOST_PORT.match(entry):
+            if not _HOST_PORT.match(entry) or int(entry.rpartition(":")[2]) > _MAX_PORT:
                 raise ValueError(f"{entry!r} is not host:port")
         return tuple(entry.lower() for entry in value)
 
@@ -159,10 +176,24 @@ class Settings(BaseSettings):
     @field_validator("public_url")
     @classmethod
     def _require_base_url(cls, value: str) -> str:
-        parts = urlsplit(value)
-        if value and (parts.scheme not in ("http", "https") or not parts.netloc or parts.query):
+        if value and not _BASE_URL.match(value):
             raise ValueError("must be an http or https URL without a query")
         return value.rstrip("/")
+
+    @field_validator("s3_bucket")
+    @classmethod
+    def _require_bucket(cls, value: str) -> str:
+        if value and not _BUCKET.match(value):
+            raise ValueError("is no name of a bucket: up to 63 letters, digits, '.', '_' and '-'")
+        return value
+
+    @field_validator("local_store_dir")
+    @classmethod
+    def _expand(cls, value: Path) -> Path:
+        folder = value.expanduser()
+        if folder.exists() and not folder.is_dir():
+            raise ValueError("is no folder")
+        return folder
 
     @model_validator(mode="after")
     def _require_whole_s3(self) -> Self:
@@ -196,7 +227,9 @@ class Settings(BaseSettings):
             _ = parts.port  # read, so that a wrong one is refused here
         except ValueError:
             raise ValueError(wrong) from None
-        if not parts.hostname or parts.path.strip("/") or parts.query or "@" in parts.netloc:
+        if not parts.hostname or not parts.netloc.isprintable() or " " in parts.netloc:
+            raise ValueError(wrong)
+        if parts.path.strip("/") or parts.query or "@" in parts.netloc:
             raise ValueError(wrong)
         if parts.scheme not in ("", "http", "https"):
             raise ValueError("S3_ENDPOINT must be http or https")
@@ -236,6 +269,8 @@ def load_settings() -> Settings:
             for fault in error.errors(include_input=False, include_url=False)
         ]
         raise WrongSetting("wrong settings: " + "; ".join(faults)) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise WrongSetting(f"wrong settings: .env cannot be read: {error}") from None
 
 
 def _message(text: str) -> str:

@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import hashlib
 import json
 import logging
 import uuid
@@ -38,6 +39,7 @@ Answer = dict[str, Any]
 
 MAX_ANSWER_BYTES = 8192
 _SHORT_CHARACTERS = 200
+_MAX_ID_CHARACTERS = 128
 _LOCAL_JOB = "local_test"  # what the SDK calls every job of --test_input
 # The SDK logs jobs and results whole at DEBUG, so nothing below INFO gets through.
 _LEVELS = {"INFO": logging.INFO, "WARN": logging.WARNING, "ERROR": logging.ERROR}
@@ -48,6 +50,16 @@ async def send_progress(job: dict[str, Any], message: Message) -> None:
     async with AsyncClientSession() as session:  # type: ignore[no-untyped-call]
         update = {"status": "IN_PROGRESS", "output": message}
         await send_result(session, update, job)  # type: ignore[no-untyped-call]
+
+
+def _read_id(named: object) -> str:
+    """Return the platform's name for a job, or one of ours: for what is none, and for what is too odd."""
+    if named in (None, "", _LOCAL_JOB):
+        return uuid.uuid4().hex
+    name = str(named)
+    if len(name) <= _MAX_ID_CHARACTERS and name.isprintable():
+        return name
+    return hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 class Worker:
@@ -71,8 +83,7 @@ class Worker:
 
         Only a cancellation is raised: the SDK would send any other trace to the caller.
         """
-        named = job.get("id")
-        job_id = uuid.uuid4().hex if named in (None, "", _LOCAL_JOB) else str(named)
+        job_id = _read_id(job.get("id"))
         with bind(job_id, private=_read_prompts(job.get("input"))):
             try:
                 async with self._reporting(job) as progress:

@@ -45,7 +45,11 @@ def test_only_the_result_is_written(tmp_path: Path) -> None:
     ("arguments", "said"),
     [
         (["edit", "no-such.jpg", "make it warmer"], "no-such.jpg"),
-        (["edit", str(SAMPLE), "make it warmer", "-o", "out.gif"], "output_format"),
+        (
+            ["edit", str(SAMPLE), "make it warmer", "-o", "out.gif"],
+            "output: must end in one of .png, ",
+        ),
+        (["edit", str(SAMPLE), "make it warmer", "-o", "no/such/out.png"], "there is no folder"),
         (["edit", str(SAMPLE), " ", "--steps", "0"], "num_inference_steps"),
         (["edit", "http://127.0.0.1/a.jpg", "make it warmer"], "may not be reached"),
         (["edit", __file__, "make it warmer"], "not an image"),
@@ -79,6 +83,26 @@ def test_what_a_machine_lacks_for_the_full_model_is_said_in_one_line(
     assert "GiB of GPU memory are missing" in line
     assert "GiB of host memory are missing" in line
     assert main(["plan", "--gpu-gib", "1"]) == 1
+
+
+@pytest.mark.parametrize("amount", ["nan", "inf", "-5", "much"])
+def test_an_amount_of_memory_that_is_none_is_refused(
+    amount: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["plan", f"--gpu-gib={amount}"])
+    assert "--gpu-gib: invalid" in capsys.readouterr().err
+
+
+def test_who_interrupts_gets_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("retouch.wiring.build_engine", interrupt)
+    assert main(["edit", str(SAMPLE), "make it warmer"]) == 130
+    assert capsys.readouterr().err == "retouch: interrupted\n"
 
 
 def test_help_says_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:

@@ -108,9 +108,18 @@ def test_a_wait_tells_each_new_progress_and_returns_the_result(result: dict[str,
 
 
 def test_a_wait_outlasts_what_passes(result: dict[str, Any]) -> None:
-    passing = (httpx.ConnectError("down"), httpx.ReadTimeout("slow"), 500, 502, 503, 429)
+    passing = (
+        httpx.ConnectError("down"),
+        httpx.ReadTimeout("slow"),
+        *(500, 502, 503, 522, 524, 429),
+    )
     runpod = Runpod(*passing, {"status": "COMPLETED", "output": result})
     assert runpod.client.wait("j1").status == "success"
+
+
+def test_a_job_that_was_not_taken_is_an_error() -> None:
+    with pytest.raises(InternalError, match="took no job: no workers"):
+        Runpod({"error": "no workers"}).client.submit(REQUEST)
 
 
 def test_a_wait_does_not_outlast_what_stays() -> None:
@@ -132,7 +141,7 @@ def test_an_edit_is_submitted_and_waited_for(result: dict[str, Any]) -> None:
     assert runpod.client.edit(REQUEST).result.meta.job_id == "job-1"
 
 
-@pytest.mark.parametrize("left", [KeyboardInterrupt(), None])
+@pytest.mark.parametrize("left", [KeyboardInterrupt(), ZeroDivisionError(), None])
 def test_an_edit_nobody_waits_for_is_cancelled(left: BaseException | None) -> None:
     runpod = Runpod({"id": "j1"}, {"status": "IN_PROGRESS", "output": {"step": 1}}, {})
 

@@ -4,7 +4,7 @@ import logging
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from datetime import UTC, datetime
@@ -137,7 +137,7 @@ def test_fields_of_any_type_become_text_and_are_redacted_too(output: Output) -> 
         ("data:image/png;base64,AAAA/+== end", "data:[redacted] end"),
         ("DATA:,hello%20there", "data:[redacted]"),
         ("metadata: a, b", "metadata: a, b"),
-        ("no url here: a/b?c=d", "no url here: a/b?c=d"),
+        ("no url here: a/b?c=d", "no url here: a/b?[redacted]"),
         (r'"https://a.example/b\"x"', r'"https://a.example/[redacted]\"x"'),
     ],
 )
@@ -284,3 +284,16 @@ def test_the_log_line_names_no_wrong_place_for_a_caller(output: Output) -> None:
     event(LOG, "x.done")
     logging.getLogger().removeHandler(handler)
     assert records[0].funcName == "test_the_log_line_names_no_wrong_place_for_a_caller"
+
+
+@pytest.mark.parametrize("shown", [str, repr, json.dumps])
+def test_a_private_text_is_kept_out_however_it_is_written(
+    root: logging.Logger, capsys: pytest.CaptureFixture[str], shown: Callable[[str], str]
+) -> None:
+    prompt = 'paint "Zo\u00eb"\nin a hat'
+    logs.install("INFO")
+    with bind("r1", private=[prompt]):
+        root.warning("failed on %s", shown(prompt))
+    printed = capsys.readouterr().out
+    assert "failed on" in printed
+    assert "Zo" not in printed

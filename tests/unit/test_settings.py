@@ -175,6 +175,7 @@ def test_a_scheme_that_contradicts_s3_secure_is_refused(
         "https://user:pw@s3.example",
         "s3.example:port",
         "s3.example:99999",
+        "s3 .example",
         "https://[::1",
     ],
 )
@@ -199,11 +200,24 @@ def test_an_endpoint_that_is_none_is_refused_by_name(
         ("LOG_LEVEL", ["LOUD"]),
         ("DTYPE", ["int8"]),
         ("S3_OBJECT_PREFIX", ["Upper/", "a b/", "../", "a/../b/", "a//b", ".a/", "ä/"]),
-        ("ALLOWED_SOURCE_HOSTS", ["host", "host:port", "http://h:80", "u@h:80", "h:80,bad"]),
-        ("API_KEYS", ["clé"]),
+        (
+            "ALLOWED_SOURCE_HOSTS",
+            ["host", "host:port", "http://h:80", "u@h:80", "h:80,bad", "h:70000", ","],
+        ),
+        ("API_KEYS", ["clé", ",", " "]),
+        ("S3_BUCKET", ["a b", "bad!", "../x"]),
+        ("LOCAL_STORE_DIR", [__file__]),
         (
             "PUBLIC_URL",
-            ["example.com", "ftp://example.com", "https://", "https://e.com/?q", "h://["],
+            [
+                "example.com",
+                "ftp://example.com",
+                "https://",
+                "https://e.com/?q",
+                "https://e.com/#f",
+                "https://e .com",
+                "h://[",
+            ],
         ),
     ],
 )
@@ -229,6 +243,30 @@ def test_the_ends_of_a_range_are_within_it(
 ) -> None:
     for value in values:
         assert str(getattr(environment.load(**{name: value}), name.lower())).startswith(value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "read"),
+    [
+        ("S3_SECURE", " false ", False),
+        ("COMPILE", " true", True),
+        ("DTYPE", " bfloat16 ", "bfloat16"),
+        ("LOG_LEVEL", " info ", "INFO"),
+        ("MAX_QUEUE", " 5 ", 5),
+        ("PUBLIC_URL", " https://e.com/x/ ", "https://e.com/x"),
+        ("MODEL_ID", " a/b ", "a/b"),
+        ("LOCAL_STORE_DIR", "~/store", Path.home() / "store"),
+    ],
+)
+def test_spaces_around_a_value_do_not_matter(
+    environment: Environment, name: str, value: str, read: object
+) -> None:
+    assert getattr(environment.load(**{name: value}), name.lower()) == read
+
+
+def test_a_dotenv_file_that_is_no_text_ends_the_start_in_one_line(environment: Environment) -> None:
+    Path(".env").write_bytes(b"MAX_QUEUE=\xff")
+    assert ".env cannot be read" in environment.refusal()
 
 
 def test_every_wrong_setting_is_named_at_once(environment: Environment) -> None:

@@ -130,6 +130,18 @@ async def test_a_job_without_an_id_of_its_own_gets_one(named: str | None) -> Non
     assert keys[0] != keys[1]
 
 
+@pytest.mark.parametrize("named", ["x" * 20_000, "lone \udfff", "two\nlines"])
+async def test_a_job_with_an_odd_id_is_answered_in_bounds_and_the_same_when_it_is_retried(
+    named: str,
+) -> None:
+    shop = Shop()
+    first, again = [await shop.answer(job_id=named) for _ in range(2)]
+    assert first["result"]["object_key"] == again["result"]["object_key"]
+    assert len(shop.house.store.results) == 1
+    assert len(json.dumps(first)) <= MAX_ANSWER_BYTES
+    read_failure(await shop.answer({}, job_id=named))
+
+
 def test_notes_that_would_make_an_answer_too_large_are_left_out(result: EditResult) -> None:
     meta = result.result.meta.model_copy(update={"notes": ["n" * 9000]})
     large = result.model_copy(update={"result": result.result.model_copy(update={"meta": meta})})

@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from itertools import islice
 
@@ -30,8 +30,11 @@ _NOT_AN_OBJECT = ("json_invalid", "model_type", "model_attributes_type")
 class Bodies:
     """Reads bodies; all that are in memory at once are bounded to the size of eight of the largest."""
 
-    def __init__(self, *, max_bytes: int, timeout_s: float) -> None:
+    def __init__(
+        self, *, max_bytes: int, timeout_s: float, retry_after_s: Callable[[], int] = lambda: 1
+    ) -> None:
         self._max_bytes = max_bytes
+        self._retry_after_s = retry_after_s
         self._timeout_s = timeout_s
         self._held_bytes = 0
 
@@ -73,7 +76,9 @@ class Bodies:
             if len(body) + len(piece) > self._max_bytes:
                 raise self._too_large()
             if self._held_bytes + len(piece) > _WHOLE_BODIES * self._max_bytes:
-                raise Overloaded("too many large requests at once", retry_after_s=1)
+                raise Overloaded(
+                    "too many large requests at once", retry_after_s=self._retry_after_s()
+                )
             body += piece
             self._held_bytes += len(piece)
             more = message.get("more_body", False)

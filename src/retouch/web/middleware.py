@@ -61,7 +61,11 @@ class Front:
         self._metrics = metrics
         settings = studio.settings
         self._keys = Keys(settings.api_keys)
-        self._bodies = Bodies(max_bytes=settings.max_body_bytes, timeout_s=settings.timeout_seconds)
+        self._bodies = Bodies(
+            max_bytes=settings.max_body_bytes,
+            timeout_s=settings.timeout_seconds,
+            retry_after_s=self._retry_after_s,
+        )
         probe = Route(answer=self._readyz, open=True, quiet=True)
         alive = Route(answer=self._livez, open=True, quiet=True)
         self._routes = {
@@ -109,6 +113,12 @@ class Front:
                 if not route.quiet:
                     ms = 1000 * (time.perf_counter() - began)
                     event(_log, "http.answered", method=scope["method"], status=status, ms=ms)
+
+    def _retry_after_s(self) -> int:
+        try:
+            return self._studio.editor.retry_after_s
+        except (ModelError, NotReady):
+            return 1
 
     @staticmethod
     async def _drain(exchange: Exchange) -> None:
