@@ -147,7 +147,8 @@ def test_free_gpu_memory_is_what_the_process_may_take(
     """An 80 GiB card of which others have 8 and this process 2."""
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (70 * GIB, 80 * GIB))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 2 * GIB)
-    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda _: fraction)
+    shares = {None: fraction}  # asked by index, as the real one wants it
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", shares.get)
     measured = measure_memory(torch.device("cuda"), limit_gib)
     assert measured.gpu_bytes == pytest.approx(free_gib * GIB, abs=1)
     assert measured.host_bytes > 0

@@ -202,7 +202,8 @@ def measure_memory(device: Any, gpu_memory_gib: float = 0.0) -> Memory:
         from torch import cuda
 
         free_bytes, total_bytes = cuda.mem_get_info(device)
-        allowed_bytes = int(total_bytes * cuda.get_per_process_memory_fraction(device))
+        # Unlike the others it takes no device without an index.
+        allowed_bytes = int(total_bytes * cuda.get_per_process_memory_fraction(device.index))
         gpu_bytes = min(free_bytes, allowed_bytes - cuda.memory_reserved(device))
         if gpu_memory_gib:
             gpu_bytes = min(gpu_bytes, int(gpu_memory_gib * GIB))
