@@ -4,12 +4,15 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import pytest
+from backblaze import Backblaze
+from faults import FaultProxy
 from origin import answer
 from rgw import Rgw
-from serving import ALL_DAY, LiveOrigin, Service
+from serving import ALL_DAY, LiveOrigin, Service, serving
 
 pytestmark = pytest.mark.e2e
 
@@ -30,6 +33,30 @@ def test_twenty_edits_of_one_url_at_once_fetch_it_once(s3: Service, origin: Live
         edits = list(pool.map(lambda seed: s3.edit(image_url=url, seed=seed), range(20)))
     assert len({edit["object_key"] for edit in edits}) == 20
     assert origin.count("/at-once.jpg") == 1
+
+
+def test_whole_edits_send_nothing_that_backblaze_refuses(
+    tmp_path: Path, rgw: Rgw, origin: LiveOrigin
+) -> None:
+    url = origin.offer("/strict.jpg")
+    backblaze = Backblaze()
+    with FaultProxy(("127.0.0.1", rgw.port), otherwise=backblaze) as proxy:
+        settings = {
+            "ALLOWED_SOURCE_HOSTS": origin.address,
+            "S3_ENDPOINT": proxy.endpoint,
+            "S3_ACCESS_KEY": rgw.access_key,
+            "S3_SECRET_KEY": rgw.secret_key,
+            "S3_BUCKET": rgw.bucket,
+            "S3_SECURE": "false",
+        }
+        with serving(tmp_path, settings) as service:
+            first = service.edit(image_url=url)
+            second = service.edit(image_url=url)
+        assert second["meta"]["source"]["cached"]
+        assert httpx.get(first["presigned_url"], trust_env=False).status_code == httpx.codes.OK
+    assert backblaze.refused == []
+    methods = [exchange.method for exchange in proxy.seen]
+    assert sorted(methods) == ["GET"] * 3 + ["PUT"] * 3  # two look-ups and the link; what is kept
 
 
 def result_names(rgw: Rgw, settings_prefix: str = "qwen-image-edit/") -> set[str]:
