@@ -75,10 +75,7 @@ def fill(weights: Weights) -> None:
     patterns: dict[tuple[torch.dtype, str, float], torch.Tensor] = {}
 
     def kind(path: str, tensor: torch.Tensor) -> tuple[torch.dtype, str, float]:
-        part, _, name = path.partition(".")
-        is_folded = part == "transformer" and tensor.dtype == torch.float16
-        factor = fold_factor(name) if is_folded else NEVER_FOLDED
-        return tensor.dtype, tensor.device.type, factor
+        return tensor.dtype, tensor.device.type, find_factor(path, tensor.dtype)
 
     def fill_unit(unit: Unit) -> None:
         for path, tensor in unit.tensors.items():
@@ -128,15 +125,21 @@ def write_checkpoint(
 
 
 def count_wrong(weights: Weights) -> int:
-    """Count the transformer's weights that are not what `write_checkpoint` wrote, folded in float16."""
+    """Count the weights that are not what `write_checkpoint` wrote, in float16 folded."""
     pattern = make_pattern(torch.float32, torch.device("cpu")).to(weights.device)
     wrong = 0
-    for name, tensor in weights.tensors("transformer").items():
-        factor = fold_factor(name) if tensor.dtype == torch.float16 else NEVER_FOLDED
-        written = (pattern * factor).to(tensor.dtype)
+    for path, tensor in weights.tensors().items():
+        written = (pattern * find_factor(path, tensor.dtype)).to(tensor.dtype)
         pieces = tensor.view(-1).split(PATTERN)
         wrong += any(not torch.equal(p.to(written.device), written[: len(p)]) for p in pieces)
     return wrong
+
+
+def find_factor(path: str, dtype: torch.dtype) -> float:
+    """Return what the weight at `path` is multiplied by: only the transformer's are folded, in float16."""
+    part, _, name = path.partition(".")
+    is_folded = part == "transformer" and dtype == torch.float16
+    return fold_factor(name) if is_folded else NEVER_FOLDED
 
 
 def _write_shards(part: Path, stem: str, weights: dict[str, torch.nn.Parameter]) -> int:

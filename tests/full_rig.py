@@ -87,7 +87,7 @@ class Rig:
                     precision.fold_norms(weights.transformer)
             self.notes = {"fill_s": since(began)}
             began = time.perf_counter()
-            weights.pin(threads=16)
+            weights.pin()
             self.notes["pin_s"] = since(began)
             self.engine, self.key = self.wrap(weights, compiled=compiled), key
             self.cap_memory(cap)

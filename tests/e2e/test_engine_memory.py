@@ -7,7 +7,7 @@ import torch
 from streams import modules_of, stream_everything
 from tiny_model import build_tiny_pipeline
 
-from retouch.engine import memory
+from retouch.engine import memory, ring
 from retouch.engine.memory import Weights
 from retouch.engine.plan import GIB, Memory, Picture, Plan, make_plan
 from retouch.engine.units import cut_pipeline
@@ -120,7 +120,7 @@ def test_a_cast_reaches_every_weight_but_the_modulation_wherever_it_lives() -> N
                 assert torch.equal(tensor, stock[f"transformer_blocks.{number}.{key}"].bfloat16())
 
 
-def test_what_streams_is_pinned_once_as_soon_as_it_is_whole(
+def test_what_streams_in_every_edit_is_pinned(
     monkeypatch: pytest.MonkeyPatch, weights: Weights
 ) -> None:
     """With a pin that only notes: there is no GPU to read pinned memory here."""
@@ -128,19 +128,21 @@ def test_what_streams_is_pinned_once_as_soon_as_it_is_whole(
     monkeypatch.setattr(memory, "pin", lambda unit: pinned.append(unit.name) or True)
     monkeypatch.setattr(memory, "unpin", lambda unit: pinned.remove(unit.name))
     weights.device = torch.device("cuda")
-    block, layer = weights.parts.blocks[0], weights.parts.layers[0]
-    for place in block.places[1:]:
-        weights.land(place.path)
-    weights.land(weights.parts.fixed[0].places[0].path)
-    assert pinned == []
-    weights.land(block.places[0].path)
-    assert pinned == [block.name]
     weights.pin()
-    hosted = [*weights.parts.blocks, *weights.parts.layers, *weights.parts.modulation]
-    assert sorted(pinned) == sorted(unit.name for unit in hosted)
-    assert layer.name in pinned
+    assert pinned == [unit.name for unit in (*weights.parts.blocks, *weights.parts.layers)]
     weights.close()
     assert pinned == []
+
+
+@pytest.mark.parametrize("stage_bytes", [64, 1000, 1 << 20])
+def test_what_is_copied_in_pieces_is_whole(
+    monkeypatch: pytest.MonkeyPatch, stage_bytes: int
+) -> None:
+    monkeypatch.setattr(ring, "STAGE_BYTES", stage_bytes)
+    stock = build_tiny_pipeline().transformer.transformer_blocks
+    weights = stream_everything(build_tiny_pipeline())
+    for number, (image_mod, _) in enumerate(weights.modulations()):
+        assert torch.equal(image_mod[1].weight, stock[number].img_mod[1].weight)
 
 
 def test_memory_that_cannot_be_pinned_ends_the_start(

@@ -13,18 +13,27 @@ WEIGHTS = {
     "a.bias": torch.tensor([-1.5, 2.25, 3e4]),
     "b.weight": torch.linspace(-3, 3, 50).bfloat16(),
 }
+PARTS = {"transformer": 1, "vae": 2}
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    part = tmp_path / "transformer"
-    part.mkdir()
-    save_file(WEIGHTS, part / "model.safetensors")
-    return part
+    for part, factor in PARTS.items():
+        (tmp_path / part).mkdir()
+        save_file({name: old * factor for name, old in WEIGHTS.items()}, file_of(tmp_path, part))
+    return tmp_path
+
+
+def file_of(folder: Path, part: str = "transformer") -> Path:
+    return folder / part / "model.safetensors"
 
 
 def empty(dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
-    return {name: torch.zeros_like(old, dtype=dtype) for name, old in WEIGHTS.items()}
+    return {path: torch.zeros_like(old, dtype=dtype) for path, old in written().items()}
+
+
+def written() -> dict[str, torch.Tensor]:
+    return {f"{part}.{name}": old * PARTS[part] for part in PARTS for name, old in WEIGHTS.items()}
 
 
 @pytest.mark.parametrize("chunk_bytes", [8, 64, 1 << 24])
@@ -34,7 +43,7 @@ def test_weights_are_read_bit_for_bit(
     monkeypatch.setattr(shards, "CHUNK_BYTES", chunk_bytes)
     wanted = empty()
     shards.read_weights(folder, wanted)
-    assert all(torch.equal(wanted[name], old) for name, old in WEIGHTS.items())
+    assert all(torch.equal(wanted[path], old) for path, old in written().items())
 
 
 @pytest.mark.parametrize("chunk_bytes", [8, 1 << 24])
@@ -44,27 +53,16 @@ def test_weights_are_scaled_and_converted_on_the_way(
 ) -> None:
     monkeypatch.setattr(shards, "CHUNK_BYTES", chunk_bytes)
     wanted = empty(dtype)
-    shards.read_weights(folder, wanted, scale=lambda name: 0.25 if name == "a.bias" else 1.0)
-    for name, old in WEIGHTS.items():
-        factor = 0.25 if name == "a.bias" else 1.0
-        assert torch.equal(wanted[name], (old.float() * factor).to(dtype))
-
-
-def test_each_weight_is_told_once_it_is_there(folder: Path) -> None:
-    wanted, landed = empty(), list[str]()
-
-    def land(name: str) -> None:
-        assert torch.equal(wanted[name], WEIGHTS[name])
-        landed.append(name)
-
-    shards.read_weights(folder, wanted, landed=land)
-    assert sorted(landed) == sorted(WEIGHTS)
+    shards.read_weights(folder, wanted, scale=lambda path: 0.25 if path == "vae.a.bias" else 1.0)
+    for path, old in written().items():
+        factor = 0.25 if path == "vae.a.bias" else 1.0
+        assert torch.equal(wanted[path], (old.float() * factor).to(dtype))
 
 
 def test_what_nobody_wants_is_left_out(folder: Path) -> None:
-    wanted = {"a.bias": torch.zeros(3)}
+    wanted = {"transformer.a.bias": torch.zeros(3)}
     shards.read_weights(folder, wanted)
-    assert torch.equal(wanted["a.bias"], WEIGHTS["a.bias"])
+    assert torch.equal(wanted["transformer.a.bias"], WEIGHTS["a.bias"])
 
 
 def test_reading_leaves_the_process_its_threads(folder: Path) -> None:
@@ -74,24 +72,26 @@ def test_reading_leaves_the_process_its_threads(folder: Path) -> None:
 
 
 def lengthen(wanted: dict[str, torch.Tensor]) -> None:
-    wanted["c.weight"] = torch.zeros(2)
+    wanted["vae.c.weight"] = torch.zeros(2)
 
 
 def reshape(wanted: dict[str, torch.Tensor]) -> None:
-    wanted["a.weight"] = torch.zeros(4, 3)
+    wanted["vae.a.weight"] = torch.zeros(4, 3)
 
 
-@pytest.mark.parametrize(("spoil", "name"), [(lengthen, "c.weight"), (reshape, "a.weight")])
+@pytest.mark.parametrize(("spoil", "name"), [(lengthen, "vae.c.weight"), (reshape, "vae.a.weight")])
 def test_a_weight_that_is_not_there_is_named(
     folder: Path, spoil: Callable[[dict[str, torch.Tensor]], None], name: str
 ) -> None:
     spoil(wanted := empty())
-    with pytest.raises(ModelError, match=f"transformer lacks 1 weights, such as {name}"):
+    with pytest.raises(
+        ModelError, match=f"1 weights are missing or of another shape, such as {name}"
+    ):
         shards.read_weights(folder, wanted)
 
 
 def test_a_file_that_ends_too_early_is_named(folder: Path) -> None:
-    path = folder / "model.safetensors"
+    path = file_of(folder)
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(ModelError, match=r"transformer/model\.safetensors is damaged or cut short"):
         shards.read_weights(folder, empty())
@@ -107,9 +107,9 @@ def test_a_disk_that_fails_is_named(folder: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_weights_of_a_kind_nobody_expects_are_refused(folder: Path) -> None:
-    save_file({"a": torch.zeros(2, dtype=torch.int8)}, folder / "model.safetensors")
-    with pytest.raises(ModelError, match="holds I8 in a"):
-        shards.read_weights(folder, {})
+    save_file({"a": torch.zeros(2, dtype=torch.int8)}, file_of(folder))
+    with pytest.raises(ModelError, match=r"transformer/model\.safetensors holds I8 in a"):
+        shards.read_weights(folder, empty())
 
 
 def test_progress_is_told_now_and_then(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,7 +118,7 @@ def test_progress_is_told_now_and_then(folder: Path, monkeypatch: pytest.MonkeyP
     assert told == []
     monkeypatch.setattr(shards, "REPORT_EVERY_S", 0.0)
     shards.read_weights(folder, empty(), progress=told.append)
-    assert told[-1].startswith("transformer: 0 of 0 MiB")
+    assert told[-1].startswith("weights: 0 of 0 MiB")
 
 
 def test_old_names_of_the_text_encoder_are_read(folder: Path) -> None:
@@ -128,8 +128,9 @@ def test_old_names_of_the_text_encoder_are_read(folder: Path) -> None:
         "model.language_model.x.weight": torch.ones(3),
         "lm_head.weight": torch.ones(4),
     }
-    save_file(old, folder / "model.safetensors")
-    assert {name: stored.shape[0] for name, stored in shards.read_headers(folder).items()} == {
+    save_file(old, file_of(folder))
+    headers = shards.read_headers(folder / "transformer")
+    assert {name: stored.shape[0] for name, stored in headers.items()} == {
         "model.visual.merger.weight": 1,
         "model.language_model.norm.weight": 2,
         "model.language_model.x.weight": 3,

@@ -59,8 +59,10 @@ def test_every_weight_is_somewhere() -> None:
         assert plan.resident_bytes + plan.host_bytes == FULL.total
 
 
-def test_the_modulation_never_stays_on_the_gpu() -> None:
-    assert plan_for(80).pinned_bytes == sum(FULL.modulation)
+def test_the_modulation_never_stays_on_the_gpu_nor_is_pinned() -> None:
+    plan = plan_for(80)
+    assert plan.host_bytes == sum(FULL.modulation) + FULL.host
+    assert plan.pinned_bytes == 0
 
 
 def test_a_slot_holds_the_largest_part_that_streams() -> None:

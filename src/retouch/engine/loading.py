@@ -1,6 +1,5 @@
 """From a whole checkpoint folder to `Weights` in place: modules without weights, a plan, then the bytes."""
 
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,9 @@ from diffusers import (
 )
 from torch import nn
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers.initialization import no_init_weights
 
 from retouch.engine import precision
-from retouch.engine.folder import WEIGHTED
 from retouch.engine.memory import Weights
 from retouch.engine.plan import RESIDENT, Memory, Picture, make_plan
 from retouch.engine.shards import Stored, read_headers, read_weights
@@ -46,20 +45,23 @@ def load_weights(
         plan = make_plan(cut_pipeline(**modules).sizes, picture, memory)
     weights = Weights(**modules, plan=plan, device=device)
     weights.settle()
-    for part in WEIGHTED:
-        progress(part)
-        folds = part == "transformer" and dtype == torch.float16
-        read_weights(
-            folder / part,
-            weights.tensors(part),
-            scale=precision.fold_factor if folds else lambda _: 1.0,
-            landed=lambda name, part=part: weights.land(f"{part}.{name}"),  # type: ignore[misc]
-            progress=progress,
-        )
-        if folds:  # pragma: no cover - a CPU runs float32
-            precision.fold_norms(weights.transformer)
-    weights.pin(threads=os.cpu_count() or 1)
+    folds = dtype == torch.float16
+    progress("weights")
+    read_weights(
+        folder,
+        weights.tensors(),
+        scale=_fold_factor if folds else lambda _: precision.NEVER_FOLDED,
+        progress=progress,
+    )
+    if folds:  # pragma: no cover - a CPU runs float32
+        precision.fold_norms(weights.transformer)
+    weights.pin()
     return weights
+
+
+def _fold_factor(path: str) -> float:  # pragma: no cover - a CPU runs float32
+    part, _, name = path.partition(".")
+    return precision.fold_factor(name) if part == "transformer" else precision.NEVER_FOLDED
 
 
 def choose_dtypes(dtype: torch.dtype, device: torch.device) -> Dtypes:
@@ -88,7 +90,7 @@ def build_modules(configs: dict[str, Any], dtypes: Dtypes) -> dict[str, Any]:
     """
     transformer: Any = QwenImageTransformer2DModel
     vae: Any = AutoencoderKLQwenImage
-    with init_empty_weights(include_buffers=False):
+    with init_empty_weights(include_buffers=False), no_init_weights():
         modules = {
             "transformer": transformer.from_config(configs["transformer"]),
             "vae": vae.from_config(configs["vae"]),

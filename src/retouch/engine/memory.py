@@ -1,8 +1,6 @@
 """Where a pipeline's weights live: `Weights` brings them to the device and takes them away again."""
 
-import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, Self
 
@@ -35,9 +33,7 @@ class Weights:
         )
         for module in (transformer, vae, text_encoder):
             module.requires_grad_(False)
-        self._hosted: list[Unit] = []
-        self._awaited: dict[str, Unit] = {}
-        self._landing = threading.Lock()
+        self._moving: list[Unit] = []
         self._pinned: list[Unit] = []
         self._ring: Ring | None = None
 
@@ -56,17 +52,13 @@ class Weights:
     def settle(self) -> None:
         """Give every unit the home that the plan says, with the weights it has, if it has any.
 
-        Weights that are on `meta` are to be read into `tensors` after this, `land` be told of each,
-        and `pin` be called when all are there.
+        Weights that are on `meta` are to be read into `tensors` after this, and then `pin` be called.
         """
-        streams = set[Unit]()
+        self._moving = [self.parts.blocks[i] for i in sorted(self.plan.streamed_blocks)]
+        self._moving += [self.parts.layers[i] for i in sorted(self.plan.streamed_layers)]
+        on_host = set(self._moving)
         if self.plan.slots:
-            streams.update(self.parts.modulation)
-            streams.update(self.parts.blocks[i] for i in self.plan.streamed_blocks)
-            streams.update(self.parts.layers[i] for i in self.plan.streamed_layers)
-        self._hosted = [unit for unit in self.parts if unit in streams]
-        self._awaited = {place.path: unit for unit in self._hosted for place in unit.places}
-        on_host = streams.union(self.parts.host if self.plan.slots else ())
+            on_host.update(self.parts.modulation, self.parts.host)
         for unit in self.parts:
             unit.settle(
                 map_host(unit.size_bytes)
@@ -80,40 +72,25 @@ class Weights:
             self._ring = Ring(self.device, slots=self.plan.slots, slot_bytes=self.plan.slot_bytes)
             self._hook_text_encoder()
 
-    def tensors(self, component: str) -> dict[str, torch.Tensor]:
-        """Return the weights of a component at home, by their names in it."""
-        prefix = f"{component}."
-        return {
-            path.removeprefix(prefix): tensor
-            for unit in self.parts
-            for path, tensor in unit.tensors.items()
-            if path.startswith(prefix)
-        }
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return all weights at home, by path: `vae.encoder.conv_in.weight`."""
+        return {path: tensor for unit in self.parts for path, tensor in unit.tensors.items()}
 
-    def land(self, path: str) -> None:
-        """Take note that the weight at `path` is there: what streams is pinned as soon as it is whole.
+    def pin(self) -> None:
+        """Pin what streams in every edit, so that the GPU fetches it by itself.
 
-        On the thread that calls, so that one pins while the others read.
-        """
-        with self._landing:
-            unit = self._awaited.pop(path, None)
-            if unit is None or unit in self._awaited.values():
-                return
-        self._pin(unit)
-
-    def pin(self, *, threads: int = 8) -> None:
-        """Pin what streams and is not pinned yet, so that the GPU fetches it by itself.
+        One after the other: the driver does no two at once, nor a copy meanwhile.
 
         Raises:
             ModelError: the system does not allow it.
         """
         if self.device.type != "cuda":
             return
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(self._pin, [unit for unit in self._hosted if unit not in self._pinned]))
-        lacking = sum(unit.size_bytes for unit in self._hosted if unit not in self._pinned)
-        if lacking:
-            raise ModelError(f"{lacking / GIB:.1f} GiB of host memory could not be pinned")
+        for at, unit in enumerate(self._moving):
+            if not pin(unit):
+                lacking = sum(unit.size_bytes for unit in self._moving[at:])
+                raise ModelError(f"{lacking / GIB:.1f} GiB of host memory could not be pinned")
+            self._pinned.append(unit)
 
     @property
     def copied_bytes(self) -> int:
@@ -175,10 +152,6 @@ class Weights:
         for unit in self._pinned:
             unpin(unit)
         self._pinned, self._ring = [], None
-
-    def _pin(self, unit: Unit) -> None:
-        if self.device.type == "cuda" and pin(unit):
-            self._pinned.append(unit)
 
     def _enter(self, order: Sequence[Unit], at: int) -> None:
         if self._ring is None:

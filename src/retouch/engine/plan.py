@@ -155,9 +155,9 @@ def _lay_out(sizes: Sizes, over: int, *, kept: int, keeps_layers: bool, slots: i
     streamed = spread(count - kept, of=count)
     layers = frozenset[int]() if keeps_layers else frozenset(range(len(sizes.layers)))
     moving = [sizes.blocks[i] for i in streamed] + [sizes.layers[i] for i in layers]
-    pinned = sum(moving) + sum(sizes.modulation)
+    hosted = sum(moving) + sum(sizes.modulation) + sizes.host
     slot_bytes = max(*moving, *sizes.modulation)
-    resident = sizes.total - pinned - sizes.host
+    resident = sizes.total - hosted
     if streamed:
         name = f"{len(streamed)} of {count} blocks streamed"
     else:
@@ -169,8 +169,8 @@ def _lay_out(sizes: Sizes, over: int, *, kept: int, keeps_layers: bool, slots: i
         slot_bytes=slot_bytes,
         slots=slots,
         resident_bytes=resident,
-        pinned_bytes=pinned,
-        host_bytes=pinned + sizes.host,
+        pinned_bytes=sum(moving),
+        host_bytes=hosted,
         peak_bytes=resident + slots * slot_bytes + over,
     )
 

@@ -1,5 +1,6 @@
 """Slots on the device through which weights stream: copied ahead on a second CUDA stream."""
 
+import itertools
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -9,6 +10,18 @@ import torch
 from torch import nn
 
 from retouch.engine.units import Layout, Unit
+
+STAGES = 4
+STAGE_BYTES = 32 << 20
+"""Of pinned memory, for what is not pinned itself."""
+
+
+@dataclass
+class _Stage:
+    """Pinned memory that pageable memory is copied through. `copied` is the event of its last copy on."""
+
+    buffer: torch.Tensor
+    copied: Any = None
 
 
 @dataclass(eq=False)
@@ -38,6 +51,10 @@ class Ring:
         ]
         if self._copies:  # pragma: no cover - needs a GPU
             self._copies.wait_stream(torch.cuda.current_stream())
+        stages = torch.empty(STAGES * STAGE_BYTES, dtype=torch.uint8, pin_memory=self._on_gpu)
+        self._stages = itertools.cycle(
+            [_Stage(buffer) for buffer in torch.split(stages, STAGE_BYTES)]
+        )
         self._entered: _Slot | None = None
         self.copied_bytes = 0
 
@@ -84,11 +101,28 @@ class Ring:
         with torch.cuda.stream(self._copies) if self._on_gpu else nullcontext():
             if self._on_gpu and slot.used is not None:  # pragma: no cover - needs a GPU
                 self._copies.wait_event(slot.used)
-            slot.buffer[: unit.size_bytes].copy_(home, non_blocking=True)
+            self._copy(home, slot.buffer[: unit.size_bytes])
             if self._on_gpu:  # pragma: no cover - needs a GPU
                 slot.copied = self._copies.record_event()
         slot.unit = unit
         self.copied_bytes += unit.size_bytes
+
+    def _copy(self, home: torch.Tensor, there: torch.Tensor) -> None:
+        """Copy memory that is not pinned piece by piece through some that is: one on its way, one made."""
+        if home.is_pinned():  # pragma: no cover - needs a GPU
+            there.copy_(home, non_blocking=True)
+            return
+        for part, into in zip(
+            torch.split(home, STAGE_BYTES), torch.split(there, STAGE_BYTES), strict=True
+        ):
+            stage = next(self._stages)
+            if stage.copied is not None:  # pragma: no cover - needs a GPU
+                stage.copied.synchronize()
+            piece = stage.buffer[: len(part)]
+            piece.copy_(part)
+            into.copy_(piece, non_blocking=True)
+            if self._on_gpu:  # pragma: no cover - needs a GPU
+                stage.copied = self._copies.record_event()
 
     def _views(self, slot: _Slot, unit: Unit) -> list[nn.Parameter]:
         views = slot.views.get(unit.layout)

@@ -78,35 +78,37 @@ def read_weights(
     wanted: Mapping[str, torch.Tensor],
     *,
     scale: Callable[[str], float] = lambda _: 1.0,
-    landed: Callable[[str], None] = lambda _: None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> None:
-    """Fill the tensors `wanted` from the files of one part, each times `scale` of its name, a power of two.
+    """Fill the tensors `wanted` from a checkpoint's files, each times `scale` of its path, a power of two.
 
-    Conversion to a tensor's own type is done on the way. What a file has beside is left out. `landed`
-    is called with each name when its weight is there, on the thread that read it.
+    A path is a part's name and a weight's in it, `vae.encoder.conv_in.weight`. Conversion to a
+    tensor's own type is done on the way. What a file has beside is left out.
 
     Raises:
         ModelError: a weight is missing or of another shape, or a file cannot be read.
     """
-    stored = read_headers(folder)
+    stored = {
+        f"{part}.{name}": weight
+        for part in sorted({path.partition(".")[0] for path in wanted})
+        for name, weight in read_headers(folder / part).items()
+    }
     lacking = [
-        name
-        for name, into in wanted.items()
-        if name not in stored or stored[name].shape != tuple(into.shape)
+        path
+        for path, into in wanted.items()
+        if path not in stored or stored[path].shape != tuple(into.shape)
     ]
     if lacking:
-        raise ModelError(f"{folder.name} lacks {len(lacking)} weights, such as {min(lacking)}")
+        count, first = len(lacking), min(lacking)
+        raise ModelError(f"{count} weights are missing or of another shape, such as {first}")
     jobs: queue.SimpleQueue[tuple[str, Stored]] = queue.SimpleQueue()
     names = sorted(wanted, key=lambda name: (stored[name].path, stored[name].offset))
     for name in names:  # in the order of the files: what reads ahead does so usefully
         jobs.put((name, stored[name]))
-    meter = _Meter(sum(stored[name].size_bytes for name in names), folder.name, progress)
+    meter = _Meter(sum(stored[name].size_bytes for name in names), progress)
     threads = min(MAX_THREADS, os.cpu_count() or 1, len(names) or 1)
     with ThreadPoolExecutor(threads) as pool:
-        readers = [
-            pool.submit(_Reader(wanted, scale, landed, meter).run, jobs) for _ in range(threads)
-        ]
+        readers = [pool.submit(_Reader(wanted, scale, meter).run, jobs) for _ in range(threads)]
         for reader in readers:
             reader.result()
 
@@ -114,8 +116,8 @@ def read_weights(
 class _Meter:
     """Tells how far the reading is, every few seconds."""
 
-    def __init__(self, total: int, name: str, progress: Callable[[str], None]) -> None:
-        self._total, self._name, self._progress = total, name, progress
+    def __init__(self, total: int, progress: Callable[[str], None]) -> None:
+        self._total, self._progress = total, progress
         self._done, self._told_s = 0, time.monotonic()
         self._lock = threading.Lock()
 
@@ -125,7 +127,7 @@ class _Meter:
             now_s = time.monotonic()
             if now_s - self._told_s >= REPORT_EVERY_S:
                 self._told_s = now_s
-                self._progress(f"{self._name}: {self._done >> 20} of {self._total >> 20} MiB read")
+                self._progress(f"weights: {self._done >> 20} of {self._total >> 20} MiB read")
 
 
 class _Reader:
@@ -135,10 +137,9 @@ class _Reader:
         self,
         wanted: Mapping[str, torch.Tensor],
         scale: Callable[[str], float],
-        landed: Callable[[str], None],
         meter: _Meter,
     ) -> None:
-        self._wanted, self._scale, self._landed, self._meter = wanted, scale, landed, meter
+        self._wanted, self._scale, self._meter = wanted, scale, meter
         self._files: dict[Path, Any] = {}
         gpus = (into.device for into in wanted.values() if into.is_cuda)
         self._device = next(gpus, torch.device("cpu"))
@@ -155,7 +156,6 @@ class _Reader:
             while True:
                 name, source = jobs.get_nowait()
                 self._read(source, self._wanted[name], self._scale(name))
-                self._landed(name)
         except queue.Empty:
             pass
         except BaseException:
