@@ -214,8 +214,11 @@ def row_load(rig: Rig, cap: str) -> dict[str, Any]:
     rig.drop()
     found: dict[str, Any] = {"gib": round(write_once(rig) / GIB, 1)}
     memory = Memory(int((float(cap) if cap else 80) * GIB), measure_host())
+    if cap:
+        rig.cap_memory(cap)
     ours_s, stock_s = [], []
     for _ in range(1 if cap else 2):  # the first pays for what a process does but once
+        reset_peaks()
         began = time.perf_counter()
         weights = loading.load_weights(
             rig.folder,
@@ -228,7 +231,7 @@ def row_load(rig: Rig, cap: str) -> dict[str, Any]:
         ours_s.append(since(began))
         rig.engine = rig.wrap(weights, compiled=False)
         edit(rig, work(rig, 1))
-        found |= {"plan": weights.plan.name, "ours_and_first_edit_s": since(began)}
+        found |= {"plan": weights.plan.name, "ours_and_first_edit_s": since(began), **peaks()}
         found["wrong_weights"] = full_model.count_wrong(weights)
         rig.drop()
         del weights

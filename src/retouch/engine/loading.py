@@ -56,6 +56,7 @@ def load_weights(
     if folds:  # pragma: no cover - a CPU runs float32
         precision.fold_norms(weights.transformer)
     weights.pin()
+    weights.release()  # what each thread converted in
     return weights
 
 
