@@ -1,5 +1,6 @@
 """Checkpoints saved and loaded for real: bit-equal, or refused in one line."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,11 @@ from safetensors.torch import load_file, save_file
 from tiny_edits import edit
 from tiny_model import PRESET, build_tiny, build_tiny_pipeline
 
-from retouch.engine import checkpoint, conditioning
+from retouch.engine import checkpoint, conditioning, shards
 from retouch.engine.checkpoint import CheckpointSettings
 from retouch.engine.conditioning import StillProcessor
 from retouch.engine.folder import WEIGHTED, compute_revision
+from retouch.engine.memory import Weights
 from retouch.errors import ModelError
 from retouch.ports import Engine
 
@@ -54,6 +56,29 @@ def test_a_saved_engine_loads_bit_equal(tmp_path: Path, plus: bool) -> None:
     assert parts == ["weights", "processor"]
     assert loaded.info == replace(built.info, revision=compute_revision(tmp_path))
     assert edit(loaded) == edit(built)
+
+
+def test_loading_tells_how_far_it_is_and_lets_go_of_what_it_took(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = CheckpointSettings(model_id=str(folder), device="cpu")
+    told, called = list[str](), list[str]()
+    monkeypatch.setattr(shards, "REPORT_EVERY_S", 0.0)
+    for name in ("pin", "release", "close"):
+        monkeypatch.setattr(Weights, name, lambda _, name=name: called.append(name))
+    checkpoint.load(settings, progress=told.append)
+    assert called == ["pin", "release"]
+    assert told[0] == "weights"
+    assert re.fullmatch(r"weights: (\d+) of \1 MiB read", told[-2])
+
+    def fail(_: Weights) -> None:
+        raise ModelError("0.1 GiB of host memory could not be pinned")
+
+    monkeypatch.setattr(Weights, "pin", fail)
+    called.clear()
+    with pytest.raises(ModelError, match="could not be pinned"):
+        checkpoint.load(settings)
+    assert called == ["close"]
 
 
 def test_the_modulation_stays_as_its_file_has_it_and_gives_the_same(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import torch
 from streams import modules_of, stream_everything
 from tiny_model import build_tiny_pipeline
 
-from retouch.engine import memory, ring
+from retouch.engine import memory, ring, units
 from retouch.engine.memory import Weights
 from retouch.engine.plan import GIB, Memory, Picture, Plan, make_plan
 from retouch.engine.units import cut_pipeline
@@ -141,8 +141,34 @@ def test_what_is_copied_in_pieces_is_whole(
     monkeypatch.setattr(ring, "STAGE_BYTES", stage_bytes)
     stock = build_tiny_pipeline().transformer.transformer_blocks
     weights = stream_everything(build_tiny_pipeline())
-    for number, (image_mod, _) in enumerate(weights.modulations()):
-        assert torch.equal(image_mod[1].weight, stock[number].img_mod[1].weight)
+    for number, modulation in enumerate(weights.modulations()):
+        pair = stock[number].img_mod, stock[number].txt_mod
+        for ours, theirs in zip(modulation, pair, strict=True):
+            for key, tensor in ours.state_dict().items():
+                assert torch.equal(tensor, theirs.state_dict()[key])
+
+
+def test_a_cast_that_is_broken_off_can_be_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = build_tiny_pipeline()
+    pipe.transformer.to(torch.float16)
+    stock = snapshot(pipe.transformer)
+    weights = stream_everything(pipe)
+    recast, count = units.recast, 0
+
+    def fail_once(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        nonlocal count
+        count += 1
+        if count == 20:
+            raise RuntimeError("out of memory")
+        return recast(tensor, dtype)
+
+    monkeypatch.setattr(units, "recast", fail_once)
+    with pytest.raises(RuntimeError):
+        weights.cast(torch.bfloat16)
+    assert weights.transformer.dtype == torch.float16
+    weights.cast(torch.bfloat16)
+    for key, tensor in snapshot(weights.transformer).items():
+        assert torch.equal(tensor, stock[key] if "_mod." in key else stock[key].bfloat16())
 
 
 def test_memory_that_cannot_be_pinned_ends_the_start(

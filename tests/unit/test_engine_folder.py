@@ -19,7 +19,8 @@ def test_a_whole_folder_passes(tmp_path: Path) -> None:
     [
         (lambda f: (f / "model_index.json").unlink(), "model_index.json is missing"),
         (lambda f: (f / "model_index.json").write_text("{"), "model_index.json is not JSON"),
-        (lambda f: (f / "model_index.json").write_text("[]"), "names the pipeline None"),
+        (lambda f: (f / "model_index.json").write_text("[]"), "holds no JSON object"),
+        (lambda f: (f / "model_index.json").write_text("{}"), "names the pipeline None"),
         (
             lambda f: (f / "model_index.json").write_text('{"_class_name": "FluxPipeline"}'),
             "names the pipeline FluxPipeline",
@@ -44,6 +45,20 @@ def test_a_whole_folder_passes(tmp_path: Path) -> None:
             lambda f: (f / "text_encoder" / "model.safetensors").write_bytes(b""),
             "text_encoder/model.safetensors is damaged or cut short",
         ),
+        *(
+            (
+                lambda f, text=text: next((f / "transformer").glob("*.index.json")).write_text(
+                    text
+                ),
+                r"transformer/.*\.index\.json names no weights files",
+            )
+            for text in (
+                "{}",
+                '{"weight_map": []}',
+                '{"weight_map": {}}',
+                '{"weight_map": {"a": 1}}',
+            )
+        ),
     ],
 )
 def test_a_spoilt_folder_is_refused_with_its_fault(
@@ -52,6 +67,23 @@ def test_a_spoilt_folder_is_refused_with_its_fault(
     spoil(make_folder(tmp_path))
     with pytest.raises(ModelError, match=fault):
         folder.require_whole(tmp_path)
+
+
+def test_variants_in_another_precision_are_left_out(tmp_path: Path) -> None:
+    make_folder(tmp_path)
+    index = next((tmp_path / "transformer").glob("*.index.json"))
+    (index.parent / "a.fp16.safetensors.index.json").write_text('{"weight_map": {}}')
+    (tmp_path / "vae" / "model.fp16.safetensors").write_bytes(b"")
+    before = [folder.list_weights(tmp_path / part) for part in folder.WEIGHTED]
+    names = [path.name for part in before for path in part]
+    assert "model.fp16.safetensors" not in names
+    folder.require_whole(tmp_path)
+
+
+def test_a_variant_alone_is_taken(tmp_path: Path) -> None:
+    vae = make_folder(tmp_path) / "vae"
+    (vae / "model.safetensors").rename(vae / "model.fp16.safetensors")
+    assert [path.name for path in folder.list_weights(vae)] == ["model.fp16.safetensors"]
 
 
 def test_a_folders_revision_is_that_of_its_content(tmp_path: Path) -> None:

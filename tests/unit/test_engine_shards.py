@@ -1,5 +1,8 @@
+import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -66,9 +69,16 @@ def test_what_nobody_wants_is_left_out(folder: Path) -> None:
 
 
 def test_reading_leaves_the_process_its_threads(folder: Path) -> None:
-    before = torch.get_num_threads()
-    shards.read_weights(folder, empty())
-    assert torch.get_num_threads() == before
+    before, later = torch.get_num_threads(), list[int]()
+    torch.set_num_threads(3)
+    try:
+        shards.read_weights(folder, empty())
+        thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
+        thread.start()
+        thread.join()
+        assert [torch.get_num_threads(), *later] == [3, 3]
+    finally:
+        torch.set_num_threads(before)
 
 
 def lengthen(wanted: dict[str, torch.Tensor]) -> None:
@@ -107,9 +117,69 @@ def test_a_disk_that_fails_is_named(folder: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_weights_of_a_kind_nobody_expects_are_refused(folder: Path) -> None:
-    save_file({"a": torch.zeros(2, dtype=torch.int8)}, file_of(folder))
-    with pytest.raises(ModelError, match=r"transformer/model\.safetensors holds I8 in a"):
+    strange = torch.zeros(3, 4, dtype=torch.int8)
+    save_file({**WEIGHTS, "a.weight": strange}, file_of(folder))
+    with pytest.raises(ModelError, match=r"transformer/model\.safetensors holds I8 weights"):
         shards.read_weights(folder, empty())
+
+
+def test_what_nobody_wants_may_be_of_any_kind(folder: Path) -> None:
+    save_file({**WEIGHTS, "position_ids": torch.arange(9)}, file_of(folder))
+    shards.read_weights(folder, wanted := empty())
+    assert torch.equal(wanted["transformer.a.bias"], WEIGHTS["a.bias"])
+
+
+class SlowDisk:
+    """Stands before `os.preadv`, for one reader: the second read waits for `go`."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, fails: BaseException | None = None) -> None:
+        self.go, self.reads = threading.Event(), 0
+        self._fails = fails
+        self._preadv = os.preadv
+        monkeypatch.setattr("os.preadv", self)
+        monkeypatch.setattr(shards, "measure_cpus", lambda: 1)
+
+    def __call__(self, *call: Any) -> int:
+        self.reads += 1
+        if self.reads == 2:
+            self.go.wait(10)
+            if self._fails:
+                raise self._fails
+        return self._preadv(*call)
+
+
+def many(folder: Path) -> dict[str, torch.Tensor]:
+    save_file({f"{n:03}": torch.ones(8) for n in range(500)}, file_of(folder))
+    return {f"transformer.{n:03}": torch.zeros(8) for n in range(500)}
+
+
+def test_a_fault_leaves_the_other_threads_nothing_to_do(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = many(folder)
+    disk = SlowDisk(monkeypatch, OSError(5, "Input/output error"))
+    disk.go.set()
+    with pytest.raises(ModelError, match="cannot be read"):
+        shards.read_weights(folder, wanted)
+    assert disk.reads == 2
+
+
+def test_who_stops_waiting_stops_the_reading(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk, wanted = SlowDisk(monkeypatch), many(folder)
+    join = threading.Thread.join
+
+    def interrupt(thread: threading.Thread, timeout: float | None = None) -> None:
+        if thread.daemon and not disk.go.is_set():
+            raise KeyboardInterrupt
+        join(thread, timeout)
+
+    monkeypatch.setattr(threading.Thread, "join", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        shards.read_weights(folder, wanted)
+    (reader,) = [thread for thread in threading.enumerate() if thread.name == "reader"]
+    disk.go.set()
+    reader.join(10)
+    assert disk.reads <= 2
 
 
 def test_progress_is_told_now_and_then(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from retouch.engine.plan import (
     Sizes,
     explain,
     make_plan,
+    measure_cpus,
     measure_host,
     measure_memory,
     spread,
@@ -178,3 +179,32 @@ def test_the_older_control_groups_count_too(tmp_path: Path) -> None:
         "memory__memory-stat": f"total_inactive_file {GIB // 2}\n",
     }
     assert measure_host(lay_out_host(tmp_path, **files)) == GIB * 3 // 2
+
+
+@pytest.mark.parametrize(
+    ("files", "count"),
+    [
+        ({}, 8),
+        ({"cpu.max": "max 100000"}, 8),
+        ({"cpu.max": "200000 100000\n"}, 2),
+        ({"cpu.max": "150000 100000\n"}, 2),
+        ({"cpu.max": "1600000 100000"}, 8),
+        ({"cpu.max": "10000 100000"}, 1),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 8),
+        ({"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3),
+    ],
+)
+def test_a_containers_quota_of_cpus_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], count: int
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    for name, text in files.items():
+        path = tmp_path / "sys/fs/cgroup" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    assert measure_cpus(tmp_path) == count
+
+
+def test_a_model_of_one_block_that_fits_has_a_plan() -> None:
+    sizes = Sizes(blocks=(9,), layers=(9,), modulation=(7,), fixed=1, host=1)
+    assert make_plan(sizes, PICTURE, Memory(80 * GIB, 64 * GIB)).slot_bytes == 7

@@ -22,7 +22,7 @@ from retouch.engine.folder import (
     read_json,
     require_whole,
 )
-from retouch.engine.plan import FULL, Memory, Picture, make_plan, measure_memory
+from retouch.engine.plan import FULL, Memory, Picture, make_plan, measure_cpus, measure_memory
 from retouch.errors import ModelError
 
 if TYPE_CHECKING:
@@ -82,6 +82,7 @@ def load(
     """
     import torch
 
+    torch.set_num_threads(min(torch.get_num_threads(), measure_cpus()))
     device = torch.device(settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     memory = measure_memory(device, settings.gpu_memory_gib)
     model_id = choose_model(settings.model_id, memory, progress=progress)
@@ -147,6 +148,7 @@ def find(
             *(f"{part}/*.{ending}" for part in PARTS for ending in ("json", "txt", "jinja")),
             *(f"{part}/*.safetensors" for part in WEIGHTED),
         ],
+        "ignore_patterns": ["*/*.*.safetensors"],  # variants in another precision
     }
     try:
         folder = Path(snapshot_download(model_id, local_files_only=True, **wanted))

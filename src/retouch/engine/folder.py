@@ -38,16 +38,28 @@ def require_whole(folder: Path) -> None:
 
 
 def list_weights(folder: Path) -> Iterator[Path]:
-    """Yield the weights files of one part: the shards its index names, else the one there is."""
-    indexes = sorted(folder.glob("*.safetensors.index.json"))
+    """Yield the weights files of one part: the shards its index names, else the one there is.
+
+    Variants in another precision, whose names have it after a dot (`model.fp16.safetensors`), are
+    left out, as the stock libraries do unless told otherwise.
+    """
+    indexes = sorted(folder.glob("*.safetensors.index.json"), key=_is_variant)
     if indexes:
-        names = set(read_json(indexes[0]).get("weight_map", {}).values())
-        yield from (folder / name for name in sorted(names))
-    else:
-        found = sorted(folder.glob("*.safetensors"))
-        if len(found) != 1:
-            raise ModelError(f"{folder.name} has {len(found)} weights files and no index")
-        yield found[0]
+        shards = read_json(indexes[0]).get("weight_map")
+        names = list(shards.values()) if isinstance(shards, dict) else []
+        if not names or not all(isinstance(name, str) for name in names):
+            raise ModelError(f"{folder.name}/{indexes[0].name} names no weights files")
+        yield from (folder / name for name in sorted(set(names)))
+        return
+    found = list(folder.glob("*.safetensors"))
+    plain = [path for path in found if not _is_variant(path)] or found
+    if len(plain) != 1:
+        raise ModelError(f"{folder.name} has {len(plain)} weights files and no index")
+    yield plain[0]
+
+
+def _is_variant(path: Path) -> bool:
+    return "." in path.name.partition(".safetensors")[0]
 
 
 def _require_whole_weights(path: Path) -> None:
@@ -67,7 +79,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object of a checkpoint.
 
     Raises:
-        ModelError: it is missing or no JSON.
+        ModelError: it is missing or holds no JSON object.
     """
     name = path.name if path.name == INDEX_FILE else f"{path.parent.name}/{path.name}"
     try:
@@ -76,7 +88,9 @@ def read_json(path: Path) -> dict[str, Any]:
         raise ModelError(f"{name} is missing") from None
     except ValueError:
         raise ModelError(f"{name} is not JSON") from None
-    return data if isinstance(data, dict) else {}
+    if not isinstance(data, dict):
+        raise ModelError(f"{name} holds no JSON object")
+    return data
 
 
 def compute_revision(folder: Path) -> str:

@@ -47,15 +47,19 @@ def load_weights(
     weights.settle()
     folds = dtype == torch.float16
     progress("weights")
-    read_weights(
-        folder,
-        weights.tensors(),
-        scale=_fold_factor if folds else lambda _: precision.NEVER_FOLDED,
-        progress=progress,
-    )
+    try:
+        read_weights(
+            folder,
+            weights.tensors(),
+            scale=_fold_factor if folds else lambda _: precision.NEVER_FOLDED,
+            progress=progress,
+        )
+        weights.pin()
+    except BaseException:
+        weights.close()
+        raise
     if folds:  # pragma: no cover - a CPU runs float32
         precision.fold_norms(weights.transformer)
-    weights.pin()
     weights.release()  # what each thread converted in
     return weights
 

@@ -99,8 +99,8 @@ class Weights:
 
     def blocks(self) -> Iterator[nn.Module]:
         """Yield the transformer's blocks in order, each there (without modulation) while yielded."""
-        order = [self.parts.blocks[i] for i in sorted(self.plan.streamed_blocks)]
-        at = 0
+        order = [self.parts.blocks[i] for i in sorted(self.plan.streamed_blocks)] * 2
+        at = 0  # never in the second half, which stands for the next step
         for number, block in enumerate(self.transformer.transformer_blocks):
             streamed = number in self.plan.streamed_blocks
             if streamed:

@@ -3,6 +3,7 @@
 Pure arithmetic on bytes: it also answers for a card that is not there.
 """
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,11 @@ _CGROUPS = (
     ),
 )
 """Limit, use and detail of the two kinds of control groups."""
+_CPU_CGROUPS = (
+    ("sys/fs/cgroup/cpu.max",),
+    ("sys/fs/cgroup/cpu/cpu.cfs_quota_us", "sys/fs/cgroup/cpu/cpu.cfs_period_us"),
+)
+"""Microseconds of computing in so many: "200000 100000" are two CPUs."""
 BUS_GIB_PER_S = 20.0
 """What a PCIe 4 x16 slot moves from pinned memory; only the forecast reads it."""
 
@@ -156,7 +162,7 @@ def _lay_out(sizes: Sizes, over: int, *, kept: int, keeps_layers: bool, slots: i
     layers = frozenset[int]() if keeps_layers else frozenset(range(len(sizes.layers)))
     moving = [sizes.blocks[i] for i in streamed] + [sizes.layers[i] for i in layers]
     hosted = sum(moving) + sum(sizes.modulation) + sizes.host
-    slot_bytes = max(*moving, *sizes.modulation)
+    slot_bytes = max([*moving, *sizes.modulation])
     resident = sizes.total - hosted
     if streamed:
         name = f"{len(streamed)} of {count} blocks streamed"
@@ -226,6 +232,21 @@ def measure_host(root: Path = Path("/")) -> int:
         except (OSError, ValueError):
             continue
     return max(0, min(free))
+
+
+def measure_cpus(root: Path = Path("/")) -> int:
+    """Return how many CPUs this process can keep busy, by its container's quota."""
+    count = os.cpu_count() or 1
+    for limit in _CPU_CGROUPS:
+        try:
+            quota, period = (
+                int(part) for path in limit for part in (root / path).read_text().split()
+            )
+        except (OSError, ValueError):  # "max" where there is none
+            continue
+        if quota > 0:
+            count = min(count, -(-quota // period))
+    return count
 
 
 def explain(plan: Plan, sizes: Sizes, picture: Picture) -> list[str]:

@@ -61,12 +61,10 @@ class Ring:
     def enter(self, order: Sequence[Unit], at: int) -> None:
         """Put the weights of `order[at]` on the device, and begin with the units that follow.
 
-        The order is a circle: after the last comes the first, as in the next step. The unit entered
-        before is left.
+        The unit entered before is left.
         """
         self.leave()
-        ahead = min(len(self._slots), len(order))
-        wanted = [order[(at + k) % len(order)] for k in range(ahead)]
+        wanted = order[at : at + len(self._slots)]
         for unit in wanted:
             self._fetch(unit, keep=wanted)
         slot = next(slot for slot in self._slots if slot.unit is wanted[0])
@@ -89,7 +87,6 @@ class Ring:
         self.leave()
         for slot in self._slots:
             slot.unit = None
-            slot.views.clear()
 
     def _fetch(self, unit: Unit, *, keep: Sequence[Unit]) -> None:
         if any(slot.unit is unit for slot in self._slots):
@@ -98,6 +95,7 @@ class Ring:
         home = unit.home
         if home is None:
             raise LookupError(f"{unit.name} has no weights")
+        slot.unit = None
         with torch.cuda.stream(self._copies) if self._on_gpu else nullcontext():
             if self._on_gpu and slot.used is not None:  # pragma: no cover - needs a GPU
                 self._copies.wait_event(slot.used)

@@ -7,8 +7,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 
 from retouch.engine.folder import list_weights
+from retouch.engine.plan import measure_cpus
 from retouch.errors import ModelError
 
 CHUNK_BYTES = 16 << 20
@@ -37,13 +37,28 @@ _OLD_NAMES = (
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A weight in a file."""
+    """A weight in a file; `kind` is safetensors' name of its type."""
 
     path: Path
     offset: int
     size_bytes: int
     shape: tuple[int, ...]
-    dtype: torch.dtype
+    kind: str
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Its type.
+
+        Raises:
+            ModelError: none that a weight of this family has.
+        """
+        if self.kind not in _DTYPES:
+            raise ModelError(f"{self.path.parent.name}/{self.path.name} holds {self.kind} weights")
+        return _DTYPES[self.kind]
+
+
+Job = tuple[Stored, torch.Tensor, float]
+"""A weight, where it will live, and what it is multiplied by on the way."""
 
 
 def read_headers(folder: Path) -> dict[str, Stored]:
@@ -60,15 +75,13 @@ def read_headers(folder: Path) -> dict[str, Stored]:
         for name, entry in header.items():
             if name == "__metadata__":
                 continue
-            if entry["dtype"] not in _DTYPES:
-                raise ModelError(f"{folder.name}/{path.name} holds {entry['dtype']} in {name}")
             begin, end = entry["data_offsets"]
             found[_rename(name)] = Stored(
                 path,
                 8 + length + begin,
                 end - begin,
                 tuple(entry["shape"]),
-                _DTYPES[entry["dtype"]],
+                entry["dtype"],
             )
     return found
 
@@ -86,7 +99,8 @@ def read_weights(
     tensor's own type is done on the way. What a file has beside is left out.
 
     Raises:
-        ModelError: a weight is missing or of another shape, or a file cannot be read.
+        ModelError: a weight is missing, of another shape or of a type that none has, or a file cannot
+            be read.
     """
     stored = {
         f"{part}.{name}": weight
@@ -101,16 +115,36 @@ def read_weights(
     if lacking:
         count, first = len(lacking), min(lacking)
         raise ModelError(f"{count} weights are missing or of another shape, such as {first}")
-    jobs: queue.SimpleQueue[tuple[str, Stored]] = queue.SimpleQueue()
-    names = sorted(wanted, key=lambda name: (stored[name].path, stored[name].offset))
-    for name in names:  # in the order of the files: what reads ahead does so usefully
-        jobs.put((name, stored[name]))
-    meter = _Meter(sum(stored[name].size_bytes for name in names), progress)
-    threads = min(MAX_THREADS, os.cpu_count() or 1, len(names) or 1)
-    with ThreadPoolExecutor(threads) as pool:
-        readers = [pool.submit(_Reader(wanted, scale, meter).run, jobs) for _ in range(threads)]
-        for reader in readers:
-            reader.result()
+    jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
+    for path in sorted(wanted, key=lambda path: (stored[path].path, stored[path].offset)):
+        jobs.put((stored[path], wanted[path], scale(path)))  # in the order of the files
+    meter = _Meter(sum(stored[path].size_bytes for path in wanted), progress)
+    devices = {into.device for into in wanted.values()}
+    count = min(MAX_THREADS, measure_cpus(), jobs.qsize())
+    readers = [_Reader(devices, meter) for _ in range(count)]
+    faults: list[BaseException] = []
+    # Daemons: a process that shall end while it loads ends.
+    threads = [
+        threading.Thread(target=reader.run, args=(jobs, faults), name="reader", daemon=True)
+        for reader in readers
+    ]
+    before = torch.get_num_threads()
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        _empty(jobs)
+        torch.set_num_threads(before)  # which the readers' own number is, for threads to come
+    if faults:
+        raise faults[0]
+
+
+def _empty(jobs: "queue.SimpleQueue[Job]") -> None:
+    with suppress(queue.Empty):
+        while True:
+            jobs.get_nowait()
 
 
 class _Meter:
@@ -133,35 +167,27 @@ class _Meter:
 class _Reader:
     """One thread's share: its open files, its staging memory and on a GPU its stream."""
 
-    def __init__(
-        self,
-        wanted: Mapping[str, torch.Tensor],
-        scale: Callable[[str], float],
-        meter: _Meter,
-    ) -> None:
-        self._wanted, self._scale, self._meter = wanted, scale, meter
+    def __init__(self, devices: set[torch.device], meter: _Meter) -> None:
+        self._meter = meter
         self._files: dict[Path, Any] = {}
-        gpus = (into.device for into in wanted.values() if into.is_cuda)
-        self._device = next(gpus, torch.device("cpu"))
+        self._device = next((one for one in devices if one.type == "cuda"), torch.device("cpu"))
         self._stream: Any = None
         if self._device.type == "cuda":  # pragma: no cover - needs a GPU
             cuda: Any = torch.cuda
             self._stream = cuda.Stream(self._device)
+            self._stream.wait_stream(torch.cuda.current_stream(self._device))
         self._staging = torch.empty(0, dtype=torch.uint8)
 
-    def run(self, jobs: "queue.SimpleQueue[tuple[str, Stored]]") -> None:
+    def run(self, jobs: "queue.SimpleQueue[Job]", faults: list[BaseException]) -> None:
         """Read until nothing is left; after a fault, leave nothing for the others to do."""
         torch.set_num_threads(1)  # of this thread: each of them converts on its own core
         try:
-            while True:
-                name, source = jobs.get_nowait()
-                self._read(source, self._wanted[name], self._scale(name))
-        except queue.Empty:
-            pass
-        except BaseException:
-            while not jobs.empty():
-                jobs.get_nowait()
-            raise
+            with suppress(queue.Empty):
+                while True:
+                    self._read(*jobs.get_nowait())
+        except BaseException as error:  # noqa: BLE001 - raised where the threads are waited for
+            faults.append(error)
+            _empty(jobs)
         finally:
             for file in self._files.values():
                 file.close()

@@ -87,15 +87,17 @@ class Unit:
         self.install(self._own)
 
     def cast(self, dtype: torch.dtype) -> None:
-        """Make the weights `dtype`, in the bytes they have if they are settled."""
+        """Make the weights `dtype`, in the bytes they have if they are settled.
+
+        Broken off, it can be called again.
+        """
         if self.home is not None and any(
             place.dtype.itemsize != dtype.itemsize for place in self.places
         ):
             raise ValueError(f"{self.name} has no room for {dtype}")
-        self._own = [
-            nn.Parameter(recast(own.data, dtype), requires_grad=False) for own in self._own
-        ]
-        self.places = [replace(place, dtype=dtype) for place in self.places]
+        for at, own in enumerate(self._own):
+            self._own[at] = nn.Parameter(recast(own.data, dtype), requires_grad=False)
+            self.places[at] = replace(self.places[at], dtype=dtype)
         self.go_home()
 
 
@@ -183,6 +185,7 @@ def map_host(size_bytes: int) -> torch.Tensor:
     memory = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)
+        memory.madvise(mmap.MADV_DONTFORK)  # what is pinned, a fork would copy at once
     return torch.frombuffer(memory, dtype=torch.uint8)
 
 
@@ -196,6 +199,7 @@ def pin(unit: Unit) -> bool:  # pragma: no cover - needs a GPU
 def unpin(unit: Unit) -> None:  # pragma: no cover - needs a GPU
     """Undo `pin`, before the memory is given back."""
     runtime: Any = torch.cuda
+    runtime.synchronize()  # a copy ahead may still be on its way
     home: Any = unit.home
     runtime.cudart().cudaHostUnregister(home.data_ptr())
 
