@@ -14,7 +14,7 @@ from starlette.responses import Response
 from retouch import logs, wiring
 from retouch.contract import EditRequest, EditResult
 from retouch.errors import EditError
-from retouch.settings import load_settings
+from retouch.settings import load_settings, require_local_store
 from retouch.studio import Studio
 from retouch.web import connections
 from retouch.web.edits import Edits
@@ -23,6 +23,7 @@ from retouch.web.metrics import Metrics
 from retouch.web.middleware import Front, envelope
 
 settings = load_settings()
+require_local_store(settings)
 logs.install(settings.log_level, secrets=wiring.secrets_of(settings))
 connections.install()
 studio = Studio(settings)

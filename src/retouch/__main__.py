@@ -3,24 +3,33 @@
 import argparse
 import asyncio
 import base64
-import math
+import os
 import sys
 import uuid
 from collections.abc import Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 from tqdm import tqdm
 
-from retouch import logs, wiring
-from retouch.contract import SCHEDULERS, EditRequest, EditResult, Progress, invalid_request
+from retouch import __version__, logs, wiring
+from retouch.contract import (
+    MAX_STEPS,
+    SCHEDULERS,
+    EditRequest,
+    EditResult,
+    Progress,
+    invalid_request,
+)
 from retouch.errors import EditError, InvalidRequest
+from retouch.originals import is_data_url
 from retouch.ports import Stored
 from retouch.settings import Settings, load_settings
 
 _FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp", ".avif": "avif"}
+_MOST_GIB = 2.0**20
 _INTERRUPTED = 130  # as a shell has it: 128 and the signal's number
 _BAR = "{desc:<10} {bar} {n_fmt}/{total_fmt}"
 
@@ -75,16 +84,17 @@ class _Bar:
 
 def _build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="retouch", description="Edit images by instruction.")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     edit = commands.add_parser("edit", help="edit one image, without a server")
-    edit.add_argument("source", metavar="PHOTO_OR_URL", help="a file or an http(s) URL")
+    edit.add_argument("source", metavar="PHOTO_OR_URL", help="a file, or an http(s) or data: URL")
     edit.add_argument("prompt", metavar="INSTRUCTION", help='such as "make it warmer"')
     edit.add_argument(
         "-o", "--output", type=Path, help="png, jpg, webp or avif (default: edited.png)"
     )
     edit.add_argument("--negative-prompt", help="what to steer away from")
     edit.add_argument("--seed", type=int, help="the same seed gives the same bytes")
-    edit.add_argument("--steps", type=int, dest="num_inference_steps", help="1 to 50")
+    edit.add_argument("--steps", type=int, dest="num_inference_steps", help=f"1 to {MAX_STEPS}")
     edit.add_argument("--guidance", type=float, dest="guidance_scale", help="1 (off) to 20")
     edit.add_argument("--scheduler", choices=SCHEDULERS)
     edit.add_argument("--quality", type=int, dest="output_quality", help="1 to 100, not for png")
@@ -101,12 +111,12 @@ def _gib(text: str) -> float:
     """Read an amount of memory.
 
     Raises:
-        ValueError: it is none.
+        ArgumentTypeError: it is none.
     """
-    amount = float(text)
-    if not 0 <= amount < math.inf:
-        raise ValueError(text)
-    return amount
+    with suppress(ValueError):
+        if 0 <= (amount := float(text)) <= _MOST_GIB:
+            return amount
+    raise argparse.ArgumentTypeError(f"{text!r} is no number of GiB")
 
 
 def _add_train_demo(train: argparse.ArgumentParser) -> None:
@@ -145,8 +155,10 @@ def _request(options: argparse.Namespace, output: Path) -> EditRequest:
         raise InvalidRequest({"output": f"must end in one of {', '.join(_FORMATS)}"})
     if output.is_dir() or not output.parent.is_dir():
         raise InvalidRequest({"output": "there is no folder for it, or it is one itself"})
+    if not os.access(output if output.exists() else output.parent, os.W_OK):
+        raise InvalidRequest({"output": "may not be written"})
     fields["output_format"] = _FORMATS[output.suffix.lower()]
-    if "://" not in options.source:
+    if "://" not in options.source and not is_data_url(options.source):
         body = base64.b64encode(Path(options.source).read_bytes()).decode()
         fields["image_url"] = f"data:;base64,{body}"
     try:

@@ -39,7 +39,7 @@ class Admission:
         """
         if self.inside >= self._capacity:
             raise Overloaded(
-                f"{self._capacity - 1} edits are waiting already (MAX_QUEUE)",
+                f"no place is free: at most {self._capacity - 1} edits wait (MAX_QUEUE)",
                 retry_after_s=self.retry_after_s,
             )
         self.inside += 1

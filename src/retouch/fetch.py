@@ -229,7 +229,8 @@ class Fetcher:
             target = resolve_redirect(url, location)
             require_port(target, allowed_hosts=self._limits.allowed_hosts)
         except (ValueError, InvalidRequest) as error:
-            text = f"image_url redirects to a URL that may not be fetched: {error}"
+            reason = str(error).removeprefix("image_url: ")
+            text = f"image_url redirects to a URL that may not be fetched: {reason}"
             raise SourceMisdirected(text, host=url.host) from error
         return target
 

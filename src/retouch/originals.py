@@ -1,7 +1,6 @@
 """Source bytes as their origin gave them: how they are named, kept, aged and read back."""
 
 import base64
-import binascii
 import hashlib
 import logging
 import urllib.parse
@@ -65,13 +64,16 @@ def decode_data_url(text: str, *, max_bytes: int) -> bytes:
     head, comma, data = text.partition(",")
     if not comma:
         raise InvalidRequest({"image_url": _NOT_A_DATA_URL})
+    is_base64 = head.lower().endswith(";base64")
     try:
-        if head.lower().endswith(";base64"):
-            body = base64.b64decode(urllib.parse.unquote(data), validate=True)
+        if is_base64:
+            lines = urllib.parse.unquote(data).split()  # some encoders break it into lines
+            body = base64.b64decode("".join(lines), validate=True)
         else:
             body = urllib.parse.unquote_to_bytes(data)
-    except (ValueError, binascii.Error):
-        raise InvalidRequest({"image_url": _NOT_A_DATA_URL}) from None
+    except ValueError:
+        fault = "holds no valid base64 after its comma" if is_base64 else _NOT_A_DATA_URL
+        raise InvalidRequest({"image_url": fault}) from None
     if len(body) > max_bytes:
         raise SourceTooLarge(f"the image is over {max_bytes} bytes (MAX_IMAGE_BYTES)")
     return body

@@ -49,6 +49,9 @@ def plan_work(
     if not preset.guided and guidance != _NO_GUIDANCE:
         notes.append("this checkpoint has no guidance: guidance_scale is 1.0")
         guidance = _NO_GUIDANCE
+    negative_prompt = (request.negative_prompt or "").strip()
+    if negative_prompt and guidance == _NO_GUIDANCE:
+        notes.append("there is no guidance: negative_prompt is ignored")
     if request.output_format == "png" and "output_quality" in request.model_fields_set:
         notes.append("png is lossless: output_quality is ignored")
     width, height = request.width, request.height
@@ -57,7 +60,7 @@ def plan_work(
     seed = request.seed if request.seed not in (None, -1) else derive_seed(job_id)
     work = Work(
         prompt=request.prompt.strip(),
-        negative_prompt=(request.negative_prompt or "").strip() or " ",
+        negative_prompt=negative_prompt or " ",
         seed=seed,
         steps=steps,
         guidance_scale=guidance,

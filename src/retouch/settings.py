@@ -3,6 +3,7 @@
 Nothing else reads the environment; `wiring` hands each part what it needs.
 """
 
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -253,6 +254,18 @@ class Settings(BaseSettings):
     def max_body_bytes(self) -> int:
         """Bytes of a request body at most: a whole image as base64, and room for the rest."""
         return self.max_image_bytes * 4 // 3 + 65536
+
+
+def require_local_store(settings: Settings) -> None:
+    """Check that the local store can be written, where it is the one in use.
+
+    Raises:
+        WrongSetting: it cannot.
+    """
+    folder = settings.local_store_dir.absolute()
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not settings.uses_s3 and not os.access(there, os.W_OK | os.X_OK):
+        raise WrongSetting(f"wrong settings: LOCAL_STORE_DIR: {there} may not be written")
 
 
 def load_settings() -> Settings:

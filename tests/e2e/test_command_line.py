@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from retouch import __version__
 from retouch.__main__ import main
 
 pytestmark = pytest.mark.e2e
@@ -85,13 +86,13 @@ def test_what_a_machine_lacks_for_the_full_model_is_said_in_one_line(
     assert main(["plan", "--gpu-gib", "1"]) == 1
 
 
-@pytest.mark.parametrize("amount", ["nan", "inf", "-5", "much"])
+@pytest.mark.parametrize("amount", ["nan", "inf", "-5", "much", "1e308"])
 def test_an_amount_of_memory_that_is_none_is_refused(
     amount: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
         main(["plan", f"--gpu-gib={amount}"])
-    assert "--gpu-gib: invalid" in capsys.readouterr().err
+    assert f"--gpu-gib: {amount!r} is no number of GiB" in capsys.readouterr().err
 
 
 def test_who_interrupts_gets_one_line(
@@ -103,6 +104,33 @@ def test_who_interrupts_gets_one_line(
     monkeypatch.setattr("retouch.wiring.build_engine", interrupt)
     assert main(["edit", str(SAMPLE), "make it warmer"]) == 130
     assert capsys.readouterr().err == "retouch: interrupted\n"
+
+
+def test_a_picture_may_come_as_a_data_url(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("retouch.wiring.build_engine", stop)
+    assert main(["edit", "data:;base64,AAAA", "warmer", "-o", str(tmp_path / "a.png")]) == 130
+    assert main(["edit", "data:nothing", "warmer", "-o", str(tmp_path / "a.png")]) == 1
+    assert "must be data:" in capsys.readouterr().err
+
+
+def test_a_file_that_may_not_be_written_is_told_before_the_edit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.access", lambda path, _mode: path != tmp_path)
+    assert main(["edit", str(SAMPLE), "warmer", "-o", str(tmp_path / "a.png")]) == 1
+    assert capsys.readouterr().err == "retouch: output: may not be written\n"
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"retouch {__version__}\n"
 
 
 def test_help_says_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:

@@ -186,4 +186,5 @@ def test_a_hub_id_without_a_network_fails_with_one_line(
     settings = CheckpointSettings(model_id="org/name", cache_dir=str(tmp_path), device="cpu")
     with pytest.raises(ModelError, match="the checkpoint org/name cannot be used: ") as caught:
         checkpoint.load(settings)
+    assert "the hub cannot be asked" in caught.value.message
     assert "\n" not in caught.value.message

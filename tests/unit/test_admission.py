@@ -83,7 +83,7 @@ def test_the_house_holds_the_queue_and_one_more() -> None:
     admission = Admission(max_queue=1)
     with admission.place(), admission.place():
         assert admission.inside == 2
-        with pytest.raises(Overloaded, match=r"1 edits are waiting already \(MAX_QUEUE\)"):
+        with pytest.raises(Overloaded, match=r"at most 1 edits wait \(MAX_QUEUE\)"):
             admission.place().__enter__()
         assert admission.inside == 2
     assert admission.inside == 0

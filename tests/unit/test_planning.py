@@ -50,15 +50,23 @@ def test_what_a_request_says_wins() -> None:
         negative_prompt=" grain ",
         seed=7,
         num_inference_steps=12,
-        guidance_scale=1.0,
+        guidance_scale=2.5,
         scheduler="UniPC",
         width=512,
         height=768,
         output_format="jpeg",
         output_quality=80,
     )
-    assert work == Work("warmer", "grain", 7, 12, 1.0, "UniPC", 512, 768)
+    assert work == Work("warmer", "grain", 7, 12, 2.5, "UniPC", 512, 768)
     assert notes == []
+
+
+def test_a_negative_prompt_that_does_nothing_is_noted() -> None:
+    said = "there is no guidance: negative_prompt is ignored"
+    assert plan(guidance_scale=1.0, negative_prompt="grain")[1] == [said]
+    assert plan(DEMO, negative_prompt="grain")[1] == [said]
+    assert plan(guidance_scale=1.0, negative_prompt=" ")[1] == []
+    assert plan(guidance_scale=1.1, negative_prompt="grain")[1] == []
 
 
 @pytest.mark.parametrize("empty", [None, "", "  \n"])

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from retouch.settings import Settings, WrongSetting, load_settings
+from retouch.settings import Settings, WrongSetting, load_settings, require_local_store
 
 S3 = {
     "S3_ENDPOINT": "s3.us-east-005.backblazeb2.com",
@@ -315,6 +315,17 @@ def test_the_public_url_loses_its_last_slash(environment: Environment) -> None:
 def test_the_body_limit_holds_a_whole_image_as_base64(environment: Environment) -> None:
     settings = environment.load(MAX_IMAGE_BYTES="3000")
     assert settings.max_body_bytes == 4000 + 65536
+
+
+def test_a_local_store_that_cannot_be_written_is_refused_where_it_is_used(
+    environment: Environment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = environment.load(LOCAL_STORE_DIR=str(tmp_path / "new" / "store"))
+    require_local_store(settings)
+    monkeypatch.setattr("os.access", lambda path, _mode: path != tmp_path)
+    with pytest.raises(WrongSetting, match=f"LOCAL_STORE_DIR: {tmp_path} may not be written"):
+        require_local_store(settings)
+    require_local_store(environment.load(LOCAL_STORE_DIR=str(tmp_path), **S3))
 
 
 def test_settings_cannot_be_changed(environment: Environment) -> None:

@@ -1,5 +1,7 @@
 import json
+from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
@@ -7,6 +9,7 @@ from openapi_spec_validator import validate
 
 from retouch.contract import EXAMPLE, ErrorBody, error_body
 from retouch.errors import NotReady, error_classes
+from retouch.storage.local import LocalStore
 from retouch.web.openapi import openapi_document
 
 DOCUMENT = openapi_document()
@@ -110,6 +113,15 @@ def test_only_health_and_signed_files_need_no_key() -> None:
     for path, item in DOCUMENT["paths"].items():
         for method in {"get", "post"} & item.keys():
             assert (item[method].get("security") == []) is (path in OPEN)
+
+
+def test_a_link_of_the_local_store_is_described_whole(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path, secret=b"s", public_url="", result_ttl_s=60)
+    link = store.link("a.png", content_type="image/png", filename="a.png", expires_in_s=60)
+    given = DOCUMENT["paths"]["/files/{key}"]["get"]["parameters"]
+    named = {each["name"] for each in given if each["in"] == "query"}
+    assert named == parse_qs(urlsplit(link).query).keys()
+    assert [each["name"] for each in given if each["in"] == "path"] == ["key"]
 
 
 def test_operation_ids_are_unique() -> None:

@@ -1,17 +1,20 @@
 import asyncio
+import gc
 import logging
 from typing import Any
 
 import pytest
-from door import Door, parse_events, read, streaming
-from fakes import Pause, settle
+from door import Caller, Door, parse_events, read, streaming
+from fakes import REQUEST, House, Pause, settle
 from starlette.responses import StreamingResponse
 
 from retouch.contract import EditResult, ErrorBody, Progress
 from retouch.errors import (
     EditError,
     InternalError,
+    InvalidRequest,
     ModelError,
+    Overloaded,
     SourceUnreachable,
 )
 from retouch.web import edits
@@ -118,11 +121,31 @@ async def test_a_stream_whose_connection_closes_ends_the_edit() -> None:
     await door.require_idle()
 
 
-async def test_a_stream_that_nobody_reads_starts_no_edit() -> None:
-    door = Door()
+async def test_a_stream_that_nobody_reads_ends_its_edit() -> None:
+    door, pause = Door(), Pause()
+    door.house.engine.at_step = lambda step: pause.hold() if step == 2 else None
     response = await door.answer(streaming())
+    await pause.reached()
+    del response
+    gc.collect()
     await settle()
-    assert door.house.engine.edits == []
-    assert isinstance(response, StreamingResponse)
-    await response.body_iterator.aclose()  # type: ignore[attr-defined]
+    pause.release()
+    await door.require_idle()
+    assert door.house.store.results == []
+
+
+@pytest.mark.parametrize("accept", ["application/json", "text/event-stream"])
+async def test_what_is_known_before_the_first_event_is_told_by_a_status(accept: str) -> None:
+    door, pause = Door(House(max_queue=0)), Pause()
+    door.house.engine.at_step = lambda _step: pause.hold()
+    running = asyncio.create_task(door.answer())
+    await pause.reached()
+    with pytest.raises(Overloaded) as caught:
+        await door.answer(Caller(accept=accept))
+    assert caught.value.retry_after_s
+    pause.release()
+    await running
+    long = REQUEST.model_copy(update={"prompt": "word," * 600})
+    with pytest.raises(InvalidRequest):
+        await door.answer(Caller(accept=accept), long)
     await door.require_idle()

@@ -136,7 +136,7 @@ def find(
         require_whole(folder)
         return folder
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     wanted: dict[str, Any] = {
         "revision": settings.revision or None,
@@ -157,7 +157,13 @@ def find(
         raise ModelError("there is no such folder, and it is no hub id") from None
     except (FileNotFoundError, ModelError):  # not there, or a download that was broken off
         bars = make_line_bar(progress)
-        folder = Path(snapshot_download(model_id, tqdm_class=bars, **wanted))
+        try:
+            folder = Path(snapshot_download(model_id, tqdm_class=bars, **wanted))
+        except LocalEntryNotFoundError as error:
+            raise ModelError(
+                "it is not here whole, and the hub cannot be asked: mend the network, set HF_ENDPOINT to "
+                "a mirror, or MODEL_ID to a folder"
+            ) from error
         require_whole(folder)
     return folder
 

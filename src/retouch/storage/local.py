@@ -36,7 +36,7 @@ LEFTOVER_AFTER_S = 600
 
 _MAX_HEADER_BYTES = 64 * 1024
 _SECRET_BYTES = 32
-_QUERY_NAMES = ("expires", "type", "name", "signature")
+LINK_QUERY = ("expires", "type", "name", "signature")
 _MAX_QUERY_CHARACTERS = 1024
 
 
@@ -244,9 +244,9 @@ def _parse_query(query: str) -> list[str]:
         with suppress(ValueError):
             pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=True)
     found = dict(pairs)
-    if len(pairs) != len(_QUERY_NAMES) or set(found) != set(_QUERY_NAMES):
+    if len(pairs) != len(LINK_QUERY) or set(found) != set(LINK_QUERY):
         raise LinkInvalid("the link is not valid")
-    return [found[name] for name in _QUERY_NAMES]
+    return [found[name] for name in LINK_QUERY]
 
 
 def _delete_older(path: Path, moment_s: float) -> None:

@@ -34,10 +34,11 @@ class Edits:
         Raises:
             EditError: any. Once a stream has begun it is the last event instead.
         """
-        _ = self._studio.editor  # not ready is told by a status, in a stream too
         if exchange.wants_events:
+            events = self._stream(request, exchange)
+            first = await anext(events)  # or an error, which is told by a status then
             return StreamingResponse(
-                self._stream(request, exchange),
+                _resume(first, events),
                 media_type="text/event-stream",
                 headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
             )
@@ -49,6 +50,7 @@ class Edits:
         run = asyncio.create_task(self._run(request, exchange, news.put_nowait))
         run.add_done_callback(lambda _: news.put_nowait(None))
         run.add_done_callback(self._forget)
+        has_begun = False
         try:
             while True:
                 try:
@@ -59,10 +61,13 @@ class Edits:
                     continue
                 if progress is None:
                     break
+                has_begun = True
                 yield _format("progress", progress)
             try:
                 yield _format("result", run.result())
             except EditError as error:
+                if not has_begun:
+                    raise
                 yield _format("error", error_body(error, request_id=exchange.request_id))
         finally:
             run.cancel()
@@ -140,6 +145,12 @@ class Edits:
             return answer
         result = answer.result.model_copy(update={"presigned_url": exchange.base_url + link})
         return answer.model_copy(update={"result": result})
+
+
+async def _resume(first: str, events: AsyncIterator[str]) -> AsyncIterator[str]:
+    yield first
+    async for event in events:
+        yield event
 
 
 def _format(name: str, body: BaseModel) -> str:

@@ -18,6 +18,7 @@ from retouch.contract import (
     Progress,
 )
 from retouch.errors import error_classes
+from retouch.storage.local import LINK_QUERY
 
 _JSON, _EVENTS, _TEXT = "application/json", "text/event-stream", "text/plain"
 _CLIENT_CLOSED = 499
@@ -102,11 +103,31 @@ def _edit() -> dict[str, Any]:
     return {"post": operation}
 
 
-def _paths() -> dict[str, Any]:
-    ready = {"200": _text("Ready."), **_errors(500, 503)}
-    key = {"name": "key", "in": "path", "required": True, "schema": {"type": "string"}}
+def _file() -> dict[str, Any]:
     # Its type is the link's own; generators of clients know neither a range nor images.
     image = {"description": "The image."}
+    path = _get(
+        "A file of the local store, by its signed link",
+        {"200": image, **_errors(403, 404, 503)},
+        name="file",
+        is_open=True,
+    )
+    where = {"key": "path"} | dict.fromkeys(LINK_QUERY, "query")
+    path["get"]["parameters"] = [
+        {
+            "name": name,
+            "in": place,
+            "required": True,
+            "description": "As the link has it.",
+            "schema": {"type": "string"},
+        }
+        for name, place in where.items()
+    ]
+    return path
+
+
+def _paths() -> dict[str, Any]:
+    ready = {"200": _text("Ready."), **_errors(500, 503)}
     return {
         "/edit": _edit(),
         "/livez": _get(
@@ -135,15 +156,7 @@ def _paths() -> dict[str, Any]:
             name="metrics",
             is_open=False,
         ),
-        "/files/{key}": {
-            **_get(
-                "A file of the local store, by its signed link",
-                {"200": image, **_errors(403, 404, 503)},
-                name="file",
-                is_open=True,
-            ),
-            "parameters": [key],
-        },
+        "/files/{key}": _file(),
     }
 
 
