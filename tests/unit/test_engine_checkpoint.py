@@ -28,13 +28,17 @@ def test_importing_the_door_imports_no_model_library() -> None:
 
 
 def test_the_full_model_is_chosen_only_where_it_fits() -> None:
-    fits, lacks_gpu, lacks_host = (
-        Memory(gpu_gib * GIB, host_gib * GIB) for gpu_gib, host_gib in ((16, 48), (2, 96), (48, 8))
+    fits, lacks_gpu, lacks_host, small = (
+        Memory(gpu_gib * GIB, host_gib * GIB)
+        for gpu_gib, host_gib in ((16, 48), (2, 96), (48, 8), (6, 96))
     )
     assert checkpoint.choose_model("", fits) == checkpoint.FULL_MODEL
     assert checkpoint.choose_model("", lacks_gpu) == str(checkpoint.DEMO_FOLDER)
     assert checkpoint.choose_model("", lacks_host) == str(checkpoint.DEMO_FOLDER)
     assert checkpoint.choose_model("org/name", lacks_gpu) == "org/name"
+    told: list[str] = []
+    assert checkpoint.choose_model("", small, progress=told.append) == str(checkpoint.DEMO_FOLDER)
+    assert "taken unasked from 7 GiB" in told[0]
 
 
 def test_a_folder_is_found_without_the_hub(tmp_path: Path) -> None:

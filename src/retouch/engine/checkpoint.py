@@ -22,13 +22,15 @@ from retouch.engine.folder import (
     read_json,
     require_whole,
 )
-from retouch.engine.plan import FULL, Memory, Picture, make_plan, measure_cpus, measure_memory
+from retouch.engine.plan import FULL, GIB, Memory, Picture, make_plan, measure_cpus, measure_memory
 from retouch.errors import ModelError
 
 if TYPE_CHECKING:
     from retouch.engine.pipeline import QwenEngine
 
 FULL_MODEL = "Qwen/Qwen-Image-Edit"
+LEAST_GIB = 7
+"""Smaller cards could, but 54 GiB are not to be downloaded unasked for an edit of minutes."""
 DEMO_FOLDER = Path(__file__).parent / "demo" / "checkpoint"
 PRESET_FILE = "retouch_preset.json"
 
@@ -107,15 +109,20 @@ def choose_model(
     """
     if model_id:
         return model_id
+    reason = ""
+    if memory.gpu_bytes < LEAST_GIB * GIB:
+        reason = f"it is taken unasked from {LEAST_GIB} GiB of free GPU memory on"
     try:
         make_plan(FULL, Picture(), memory)
     except ModelError as error:
-        progress(
-            f"the demo model, because the full one does not fit: {error.message}; "
-            f"MODEL_ID={FULL_MODEL} takes it all the same"
-        )
-        return str(DEMO_FOLDER)
-    return FULL_MODEL
+        reason = error.message
+    if not reason:
+        return FULL_MODEL
+    progress(
+        f"the demo model, because the full one does not fit: {reason}; "
+        f"MODEL_ID={FULL_MODEL} takes it all the same"
+    )
+    return str(DEMO_FOLDER)
 
 
 def find(
