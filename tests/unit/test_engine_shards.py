@@ -137,7 +137,7 @@ class SlowDisk:
         self._fails = fails
         self._preadv = os.preadv
         monkeypatch.setattr("os.preadv", self)
-        monkeypatch.setattr(shards, "measure_cpus", lambda: 1)
+        monkeypatch.setattr(shards, "MAX_THREADS", 1)
 
     def __call__(self, *call: Any) -> int:
         self.reads += 1

@@ -20,7 +20,8 @@ from retouch.errors import ModelError
 
 CHUNK_BYTES = 16 << 20
 """Read and converted at a time: little enough for a cache, and for many threads' staging memory."""
-MAX_THREADS = 16
+MIN_THREADS, MAX_THREADS = 8, 16
+"""A disk far away answers many at once, however few CPUs wait for it."""
 REPORT_EVERY_S = 5.0
 _DTYPES = {
     "F64": torch.float64,
@@ -120,7 +121,7 @@ def read_weights(
         jobs.put((stored[path], wanted[path], scale(path)))  # in the order of the files
     meter = _Meter(sum(stored[path].size_bytes for path in wanted), progress)
     devices = {into.device for into in wanted.values()}
-    count = min(MAX_THREADS, measure_cpus(), jobs.qsize())
+    count = min(MAX_THREADS, max(MIN_THREADS, measure_cpus()), jobs.qsize())
     readers = [_Reader(devices, meter) for _ in range(count)]
     faults: list[BaseException] = []
     # Daemons: a process that shall end while it loads ends.
