@@ -1,6 +1,9 @@
 """Weights that stream give the same bits as weights that stay."""
 
+import re
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -132,6 +135,18 @@ def test_what_streams_in_every_edit_is_pinned(
     assert pinned == [unit.name for unit in (*weights.parts.blocks, *weights.parts.layers)]
     weights.close()
     assert pinned == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_what_may_be_pinned_stays_out_of_forks() -> None:
+    """A fork would copy pinned pages at once, and the Runpod SDK forks its heartbeat."""
+    mapped = units.map_host(4 << 20)
+    smaps = Path("/proc/self/smaps").read_text()
+    maps = re.findall(r"^(\w+)-(\w+) .*\n(?:\w+:.*\n)*?VmFlags:(.*)$", smaps, re.MULTILINE)
+    (flags,) = [
+        flags for low, high, flags in maps if int(low, 16) <= mapped.data_ptr() < int(high, 16)
+    ]
+    assert "dc" in flags.split()
 
 
 @pytest.mark.parametrize("stage_bytes", [64, 1000, 1 << 20])
