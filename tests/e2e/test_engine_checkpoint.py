@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from tiny_edits import edit
 from tiny_model import PRESET, build_tiny, build_tiny_pipeline
 
-from retouch.engine import checkpoint, conditioning, shards
+from retouch.engine import checkpoint, conditioning, loading, shards
 from retouch.engine.checkpoint import CheckpointSettings
 from retouch.engine.conditioning import StillProcessor
 from retouch.engine.folder import WEIGHTED, compute_revision
@@ -92,6 +92,27 @@ def test_the_modulation_stays_as_its_file_has_it_and_gives_the_same(tmp_path: Pa
     assert block.img_mod[1].weight.dtype == block.txt_mod[1].bias.dtype == torch.bfloat16
     assert block.attn.to_q.weight.dtype == torch.float32
     assert edit(kept) == edit(converted)
+
+
+@pytest.mark.parametrize(
+    ("stored", "kept"),
+    [
+        (torch.bfloat16, torch.bfloat16),
+        (torch.float16, torch.float16),
+        (torch.float32, torch.float16),
+    ],
+)
+def test_the_modulation_has_the_type_of_its_file_where_that_is_no_larger(
+    tmp_path: Path, stored: torch.dtype, kept: torch.dtype
+) -> None:
+    pipe = build_tiny_pipeline()
+    pipe.transformer.to(stored)
+    checkpoint.save(pipe, tmp_path, preset=PRESET)
+    transformer = build_tiny_pipeline().transformer.half()
+    loading.keep_modulation(transformer, shards.read_headers(tmp_path / "transformer"))
+    block = transformer.transformer_blocks[1]
+    assert {weight.dtype for weight in block.txt_mod.parameters()} == {kept}
+    assert block.attn.to_q.weight.dtype == torch.float16
 
 
 def test_the_stock_library_loads_the_same_weights(folder: Path) -> None:

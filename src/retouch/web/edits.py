@@ -1,7 +1,8 @@
 """The door for edits: one request to one answer, or to a stream of progress that ends in one."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 
 from pydantic import BaseModel
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -45,7 +46,7 @@ class Edits:
         result = await self._run(request, exchange, ignore)
         return JSONResponse(result.model_dump(mode="json"))
 
-    async def _stream(self, request: EditRequest, exchange: Exchange) -> AsyncIterator[str]:
+    async def _stream(self, request: EditRequest, exchange: Exchange) -> AsyncGenerator[str]:
         news: asyncio.Queue[Progress | None] = asyncio.Queue()
         run = asyncio.create_task(self._run(request, exchange, news.put_nowait))
         run.add_done_callback(lambda _: news.put_nowait(None))
@@ -147,10 +148,11 @@ class Edits:
         return answer.model_copy(update={"result": result})
 
 
-async def _resume(first: str, events: AsyncIterator[str]) -> AsyncIterator[str]:
-    yield first
-    async for event in events:
-        yield event
+async def _resume(first: str, events: AsyncGenerator[str]) -> AsyncGenerator[str]:
+    async with aclosing(events):
+        yield first
+        async for event in events:
+            yield event
 
 
 def _format(name: str, body: BaseModel) -> str:
