@@ -11,7 +11,7 @@ from tiny_model import build_tiny_pipeline
 from transformers import Qwen2_5_VLConfig
 
 from retouch.engine.memory import Weights
-from retouch.engine.precision import NEVER_FOLDED, fold_factor
+from retouch.engine.precision import find_factor
 from retouch.engine.units import Unit
 
 TRANSFORMER = {"guidance_embeds": False}  # the rest is the class's own default
@@ -133,13 +133,6 @@ def count_wrong(weights: Weights) -> int:
         pieces = tensor.view(-1).split(PATTERN)
         wrong += any(not torch.equal(p.to(written.device), written[: len(p)]) for p in pieces)
     return wrong
-
-
-def find_factor(path: str, dtype: torch.dtype) -> float:
-    """Return what the weight at `path` is multiplied by: only the transformer's are folded, in float16."""
-    part, _, name = path.partition(".")
-    is_folded = part == "transformer" and dtype == torch.float16
-    return fold_factor(name) if is_folded else NEVER_FOLDED
 
 
 def _write_shards(part: Path, stem: str, weights: dict[str, torch.nn.Parameter]) -> int:

@@ -109,7 +109,7 @@ def test_the_modulation_has_the_type_of_its_file_where_that_is_no_larger(
     pipe.transformer.to(stored)
     checkpoint.save(pipe, tmp_path, preset=PRESET)
     transformer = build_tiny_pipeline().transformer.half()
-    loading.keep_modulation(transformer, shards.read_headers(tmp_path / "transformer"))
+    loading.keep_modulation(transformer, shards.read_headers(tmp_path))
     block = transformer.transformer_blocks[1]
     assert {weight.dtype for weight in block.txt_mod.parameters()} == {kept}
     assert block.attn.to_q.weight.dtype == torch.float16

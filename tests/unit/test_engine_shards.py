@@ -16,7 +16,7 @@ WEIGHTS = {
     "a.bias": torch.tensor([-1.5, 2.25, 3e4]),
     "b.weight": torch.linspace(-3, 3, 50).bfloat16(),
 }
-PARTS = {"transformer": 1, "vae": 2}
+PARTS = {"transformer": 1, "vae": 2, "text_encoder": 3}
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_weights_are_read_bit_for_bit(
 ) -> None:
     monkeypatch.setattr(shards, "CHUNK_BYTES", chunk_bytes)
     wanted = empty()
-    shards.read_weights(folder, wanted)
+    shards.read_weights(shards.read_headers(folder), wanted)
     assert all(torch.equal(wanted[path], old) for path, old in written().items())
 
 
@@ -56,7 +56,11 @@ def test_weights_are_scaled_and_converted_on_the_way(
 ) -> None:
     monkeypatch.setattr(shards, "CHUNK_BYTES", chunk_bytes)
     wanted = empty(dtype)
-    shards.read_weights(folder, wanted, scale=lambda path: 0.25 if path == "vae.a.bias" else 1.0)
+    shards.read_weights(
+        shards.read_headers(folder),
+        wanted,
+        scale=lambda path: 0.25 if path == "vae.a.bias" else 1.0,
+    )
     for path, old in written().items():
         factor = 0.25 if path == "vae.a.bias" else 1.0
         assert torch.equal(wanted[path], (old.float() * factor).to(dtype))
@@ -64,7 +68,7 @@ def test_weights_are_scaled_and_converted_on_the_way(
 
 def test_what_nobody_wants_is_left_out(folder: Path) -> None:
     wanted = {"transformer.a.bias": torch.zeros(3)}
-    shards.read_weights(folder, wanted)
+    shards.read_weights(shards.read_headers(folder), wanted)
     assert torch.equal(wanted["transformer.a.bias"], WEIGHTS["a.bias"])
 
 
@@ -72,7 +76,7 @@ def test_reading_leaves_the_process_its_threads(folder: Path) -> None:
     before, later = torch.get_num_threads(), list[int]()
     torch.set_num_threads(3)
     try:
-        shards.read_weights(folder, empty())
+        shards.read_weights(shards.read_headers(folder), empty())
         thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
         thread.start()
         thread.join()
@@ -97,14 +101,14 @@ def test_a_weight_that_is_not_there_is_named(
     with pytest.raises(
         ModelError, match=f"1 weights are missing or of another shape, such as {name}"
     ):
-        shards.read_weights(folder, wanted)
+        shards.read_weights(shards.read_headers(folder), wanted)
 
 
 def test_a_file_that_ends_too_early_is_named(folder: Path) -> None:
     path = file_of(folder)
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(ModelError, match=r"transformer/model\.safetensors is damaged or cut short"):
-        shards.read_weights(folder, empty())
+        shards.read_weights(shards.read_headers(folder), empty())
 
 
 def test_a_disk_that_fails_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,20 +116,21 @@ def test_a_disk_that_fails_is_named(folder: Path, monkeypatch: pytest.MonkeyPatc
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr("os.preadv", preadv)
+    wanted = {"transformer.a.bias": torch.zeros(3)}
     with pytest.raises(ModelError, match=r"transformer/model\.safetensors cannot be read"):
-        shards.read_weights(folder, empty())
+        shards.read_weights(shards.read_headers(folder), wanted)
 
 
 def test_weights_of_a_kind_nobody_expects_are_refused(folder: Path) -> None:
     strange = torch.zeros(3, 4, dtype=torch.int8)
     save_file({**WEIGHTS, "a.weight": strange}, file_of(folder))
     with pytest.raises(ModelError, match=r"transformer/model\.safetensors holds I8 weights"):
-        shards.read_weights(folder, empty())
+        shards.read_weights(shards.read_headers(folder), empty())
 
 
 def test_what_nobody_wants_may_be_of_any_kind(folder: Path) -> None:
     save_file({**WEIGHTS, "position_ids": torch.arange(9)}, file_of(folder))
-    shards.read_weights(folder, wanted := empty())
+    shards.read_weights(shards.read_headers(folder), wanted := empty())
     assert torch.equal(wanted["transformer.a.bias"], WEIGHTS["a.bias"])
 
 
@@ -160,7 +165,7 @@ def test_a_fault_leaves_the_other_threads_nothing_to_do(
     disk = SlowDisk(monkeypatch, OSError(5, "Input/output error"))
     disk.go.set()
     with pytest.raises(ModelError, match="cannot be read"):
-        shards.read_weights(folder, wanted)
+        shards.read_weights(shards.read_headers(folder), wanted)
     assert disk.reads == 2
 
 
@@ -175,7 +180,7 @@ def test_who_stops_waiting_stops_the_reading(folder: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(threading.Thread, "join", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        shards.read_weights(folder, wanted)
+        shards.read_weights(shards.read_headers(folder), wanted)
     (reader,) = [thread for thread in threading.enumerate() if thread.name == "reader"]
     disk.go.set()
     reader.join(10)
@@ -184,10 +189,10 @@ def test_who_stops_waiting_stops_the_reading(folder: Path, monkeypatch: pytest.M
 
 def test_progress_is_told_now_and_then(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
-    shards.read_weights(folder, empty(), progress=told.append)
+    shards.read_weights(shards.read_headers(folder), empty(), progress=told.append)
     assert told == []
     monkeypatch.setattr(shards, "REPORT_EVERY_S", 0.0)
-    shards.read_weights(folder, empty(), progress=told.append)
+    shards.read_weights(shards.read_headers(folder), empty(), progress=told.append)
     assert told[-1].startswith("weights: 0 of 0 MiB")
 
 
@@ -199,7 +204,7 @@ def test_old_names_of_the_text_encoder_are_read(folder: Path) -> None:
         "lm_head.weight": torch.ones(4),
     }
     save_file(old, file_of(folder))
-    headers = shards.read_headers(folder / "transformer")
+    headers = shards.read_part(folder / "transformer")
     assert {name: stored.shape[0] for name, stored in headers.items()} == {
         "model.visual.merger.weight": 1,
         "model.language_model.norm.weight": 2,

@@ -1,6 +1,7 @@
 """From a whole checkpoint folder to `Weights` in place: modules without weights, a plan, then the bytes."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from retouch.engine import precision
 from retouch.engine.memory import Weights
 from retouch.engine.plan import RESIDENT, Memory, Picture, make_plan
 from retouch.engine.shards import Stored, read_headers, read_weights
-from retouch.engine.units import MODULATION, cut_pipeline
+from retouch.engine.units import MODULATION
 
 Dtypes = dict[str, torch.dtype]
 
@@ -39,34 +40,28 @@ def load_weights(
         ModelError: a weight is missing, a file is damaged, or there is too little memory.
     """
     modules = build_modules(read_configs(folder), choose_dtypes(dtype, device))
-    keep_modulation(modules["transformer"], read_headers(folder / "transformer"))
-    plan = RESIDENT
+    stored = read_headers(folder)
+    keep_modulation(modules["transformer"], stored)
+    weights = Weights(**modules, plan=RESIDENT, device=device)
     if device.type == "cuda":  # pragma: no cover - needs a GPU
-        plan = make_plan(cut_pipeline(**modules).sizes, picture, memory)
-    weights = Weights(**modules, plan=plan, device=device)
+        weights.plan = make_plan(weights.parts.sizes, picture, memory)
     weights.settle()
-    folds = dtype == torch.float16
     progress("weights")
     try:
         read_weights(
-            folder,
+            stored,
             weights.tensors(),
-            scale=_fold_factor if folds else lambda _: precision.NEVER_FOLDED,
+            scale=partial(precision.find_factor, dtype=dtype),
             progress=progress,
         )
         weights.pin()
     except BaseException:
         weights.close()
         raise
-    if folds:  # pragma: no cover - a CPU runs float32
+    if dtype == torch.float16:  # pragma: no cover - a CPU runs float32
         precision.fold_norms(weights.transformer)
     weights.release()  # what each thread converted in
     return weights
-
-
-def _fold_factor(path: str) -> float:  # pragma: no cover - a CPU runs float32
-    part, _, name = path.partition(".")
-    return precision.fold_factor(name) if part == "transformer" else precision.NEVER_FOLDED
 
 
 def choose_dtypes(dtype: torch.dtype, device: torch.device) -> Dtypes:
@@ -111,14 +106,14 @@ def build_modules(configs: dict[str, Any], dtypes: Dtypes) -> dict[str, Any]:
 
 
 def keep_modulation(transformer: Any, stored: Mapping[str, Stored]) -> None:
-    """Let the modulation have the type of its file, where that is no larger: it is converted when used.
+    """Let the modulation have the type that is `stored`, where that is no larger: it is converted when used.
 
     The host reads it straight then, and the GPU converts it as fast as it comes.
     """
     for number, block in enumerate(transformer.transformer_blocks):
         for head in MODULATION:
             for name, parameter in getattr(block, head).named_parameters():
-                source = stored.get(f"transformer_blocks.{number}.{head}.{name}")
+                source = stored.get(f"transformer.transformer_blocks.{number}.{head}.{name}")
                 if source and source.dtype.itemsize <= parameter.dtype.itemsize:
                     parameter.data = parameter.data.to(source.dtype)
 

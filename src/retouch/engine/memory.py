@@ -33,7 +33,8 @@ class Weights:
         )
         for module in (transformer, vae, text_encoder):
             module.requires_grad_(False)
-        self._moving: list[Unit] = []
+        self._moving_blocks: list[Unit] = []
+        self._moving_layers: list[Unit] = []
         self._pinned: list[Unit] = []
         self._ring: Ring | None = None
 
@@ -54,9 +55,9 @@ class Weights:
 
         Weights that are on `meta` are to be read into `tensors` after this, and then `pin` be called.
         """
-        self._moving = [self.parts.blocks[i] for i in sorted(self.plan.streamed_blocks)]
-        self._moving += [self.parts.layers[i] for i in sorted(self.plan.streamed_layers)]
-        on_host = set(self._moving)
+        self._moving_blocks = [self.parts.blocks[i] for i in sorted(self.plan.streamed_blocks)]
+        self._moving_layers = [self.parts.layers[i] for i in sorted(self.plan.streamed_layers)]
+        on_host = {*self._moving_blocks, *self._moving_layers}
         if self.plan.slots:
             on_host.update(self.parts.modulation, self.parts.host)
         for unit in self.parts:
@@ -86,9 +87,10 @@ class Weights:
         """
         if self.device.type != "cuda":
             return
-        for at, unit in enumerate(self._moving):
+        moving = [*self._moving_blocks, *self._moving_layers]
+        for at, unit in enumerate(moving):
             if not pin(unit):
-                lacking = sum(unit.size_bytes for unit in self._moving[at:])
+                lacking = sum(unit.size_bytes for unit in moving[at:])
                 raise ModelError(f"{lacking / GIB:.1f} GiB of host memory could not be pinned")
             self._pinned.append(unit)
 
@@ -99,7 +101,7 @@ class Weights:
 
     def blocks(self) -> Iterator[nn.Module]:
         """Yield the transformer's blocks in order, each there (without modulation) while yielded."""
-        order = [self.parts.blocks[i] for i in sorted(self.plan.streamed_blocks)] * 2
+        order = self._moving_blocks * 2
         at = 0  # never in the second half, which stands for the next step
         for number, block in enumerate(self.transformer.transformer_blocks):
             streamed = number in self.plan.streamed_blocks
@@ -166,8 +168,8 @@ class Weights:
         """Bring each streamed layer just before it runs."""
         model = self.text_encoder.model
         layers = [*model.visual.blocks, *model.language_model.layers]
-        numbers = sorted(self.plan.streamed_layers)
-        order = [self.parts.layers[i] for i in numbers]
-        for at, number in enumerate(numbers):
-            layers[number].register_forward_pre_hook(lambda *_, at=at: self._enter(order, at))
+        for at, number in enumerate(sorted(self.plan.streamed_layers)):
+            layers[number].register_forward_pre_hook(
+                lambda *_, at=at: self._enter(self._moving_layers, at)
+            )
             layers[number].register_forward_hook(lambda *_: self._leave())

@@ -32,6 +32,16 @@ def fold_factor(name: str) -> float:
     return 1 / FOLD if owner in _SOURCES or owner.endswith(_WRITERS) else NEVER_FOLDED
 
 
+def find_factor(path: str, dtype: torch.dtype) -> float:
+    """Return what the weight at `path` in a pipeline is multiplied by in `dtype`.
+
+    >>> find_factor("transformer.img_in.weight", torch.float16), find_factor("vae.x", torch.float16)
+    (0.001953125, 1.0)
+    """
+    part, _, name = path.partition(".")
+    return fold_factor(name) if part == "transformer" and dtype == torch.float16 else NEVER_FOLDED
+
+
 def fold_norms(transformer: Any) -> None:
     """Scale the epsilon of every norm that reads a stream; once, for folded weights of any dtype."""
     norms = [transformer.norm_out.norm]

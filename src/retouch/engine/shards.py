@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from retouch.engine.folder import list_weights
+from retouch.engine.folder import WEIGHTED, list_weights
 from retouch.engine.plan import measure_cpus
 from retouch.errors import ModelError
 
@@ -63,6 +63,19 @@ Job = tuple[Stored, torch.Tensor, float]
 
 
 def read_headers(folder: Path) -> dict[str, Stored]:
+    """Return every weight in a checkpoint's files by its path, `vae.encoder.conv_in.weight`.
+
+    Raises:
+        ModelError: a file is missing or damaged.
+    """
+    return {
+        f"{part}.{name}": stored
+        for part in WEIGHTED
+        for name, stored in read_part(folder / part).items()
+    }
+
+
+def read_part(folder: Path) -> dict[str, Stored]:
     """Return every weight in the files of one part by its present name.
 
     Raises:
@@ -88,26 +101,20 @@ def read_headers(folder: Path) -> dict[str, Stored]:
 
 
 def read_weights(
-    folder: Path,
+    stored: Mapping[str, Stored],
     wanted: Mapping[str, torch.Tensor],
     *,
     scale: Callable[[str], float] = lambda _: 1.0,
     progress: Callable[[str], None] = lambda _: None,
 ) -> None:
-    """Fill the tensors `wanted` from a checkpoint's files, each times `scale` of its path, a power of two.
+    """Fill the tensors `wanted` from what is `stored`, each times `scale` of its path, a power of two.
 
-    A path is a part's name and a weight's in it, `vae.encoder.conv_in.weight`. Conversion to a
-    tensor's own type is done on the way. What a file has beside is left out.
+    Conversion to a tensor's own type is done on the way. What is stored beside is left out.
 
     Raises:
         ModelError: a weight is missing, of another shape or of a type that none has, or a file cannot
             be read.
     """
-    stored = {
-        f"{part}.{name}": weight
-        for part in sorted({path.partition(".")[0] for path in wanted})
-        for name, weight in read_headers(folder / part).items()
-    }
     lacking = [
         path
         for path, into in wanted.items()
