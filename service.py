@@ -6,27 +6,26 @@ from pathlib import Path
 sys.path.insert(
     0, str(Path(__file__).parent / "src")
 )  # neither serve nor build installs the package
-
 import bentoml
 from bentoml._internal.server.http import traffic
 from starlette.responses import Response
 
 from retouch import logs, wiring
-from retouch.contract import EditRequest, EditResult
 from retouch.errors import EditError
+from retouch.lifecycle import ModelHost
+from retouch.schema import EditRequest, EditResult
 from retouch.settings import load_settings, require_local_store
-from retouch.studio import Studio
-from retouch.web import connections
-from retouch.web.edits import Edits
-from retouch.web.exchange import current
+from retouch.web import server
+from retouch.web.app import App, envelope
+from retouch.web.edit import EditEndpoint
 from retouch.web.metrics import Metrics
-from retouch.web.middleware import Front, envelope
+from retouch.web.request_context import current
 
 settings = load_settings()
 require_local_store(settings)
 logs.install(settings.log_level, secrets=wiring.secrets_of(settings))
-connections.install()
-studio = Studio(settings)
+server.install()
+studio = ModelHost(settings)
 metrics = Metrics()
 # BentoML's timer outlives the answer and keeps 4 KiB a request until the limit is over
 # (bentoml/_internal/server/http/traffic.py). An edit has a limit of its own, in `Edits`; the one below
@@ -46,7 +45,7 @@ class Retouch:
     """Edits images by instruction."""
 
     def __init__(self) -> None:
-        self._edits = Edits(studio, metrics)
+        self._edits = EditEndpoint(studio, metrics)
         studio.open()
 
     @bentoml.api(route="/edit")  # type: ignore[untyped-decorator]  # BentoML has no types for it
@@ -65,4 +64,4 @@ class Retouch:
         await studio.close()
 
 
-Retouch.add_asgi_middleware(Front, studio=studio, metrics=metrics)  # type: ignore[attr-defined]
+Retouch.add_asgi_middleware(App, studio=studio, metrics=metrics)  # type: ignore[attr-defined]

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 
 import pytest
-from rgw import PACKAGES, Rgw, missing_binaries
+from support.servers.ceph_rgw import PACKAGES, Rgw, missing_binaries
 
 
 @pytest.fixture(scope="session")

@@ -15,18 +15,11 @@ from pydantic import ValidationError
 from tqdm import tqdm
 
 from retouch import __version__, logs, wiring
-from retouch.contract import (
-    MAX_STEPS,
-    SCHEDULERS,
-    EditRequest,
-    EditResult,
-    Progress,
-    invalid_request,
-)
 from retouch.errors import EditError, InvalidRequest
-from retouch.originals import is_data_url
-from retouch.ports import Stored
+from retouch.schema import MAX_STEPS, SCHEDULERS, EditRequest, EditResult, Progress, invalid_request
 from retouch.settings import Settings, load_settings
+from retouch.sources.data_url import is_data_url
+from retouch.storage.port import StoredObject
 
 _FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp", ".avif": "avif"}
 _MOST_GIB = 2.0**20
@@ -42,7 +35,7 @@ class FileStore:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def get(self, key: str, *, max_bytes: int, timeout_s: float) -> Stored | None:  # noqa: ARG002
+    def get(self, key: str, *, max_bytes: int, timeout_s: float) -> StoredObject | None:  # noqa: ARG002
         """Return nothing: there is no cache."""
         return None
 
@@ -211,8 +204,8 @@ def _run_edit(options: argparse.Namespace, settings: Settings) -> None:
 def _run_train_demo(options: argparse.Namespace) -> int:
     import torch
 
-    from retouch.engine.demo.plan import Plan
-    from retouch.engine.demo.train import train
+    from retouch.demo.plan import Plan
+    from retouch.demo.train import train
 
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     fields = {name: getattr(options, name) for name in Plan.__dataclass_fields__}

@@ -12,7 +12,6 @@ from typing import Any, Self
 import httpx
 from pydantic import ValidationError
 
-from retouch.contract import EditRequest, EditResult, ErrorBody
 from retouch.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -23,6 +22,7 @@ from retouch.errors import (
     Unauthorized,
     error_classes,
 )
+from retouch.schema import EditRequest, EditResult, ErrorBody
 
 RUNPOD_URL = "https://api.runpod.ai/v2"
 _RETRY_AFTER_S = 10

@@ -100,7 +100,7 @@ class ImageTooLarge(BadInput):
     code, status = "image_too_large", 413
 
 
-class ImageTooNarrow(BadInput):
+class AspectRatioTooExtreme(BadInput):
     """The source image is too much longer than it is wide, or the other way round."""
 
     code = "image_too_narrow"
@@ -118,7 +118,7 @@ class BrokenImage(BadInput):
     code = "broken_image"
 
 
-class ImageTooCostly(BadInput):
+class DecodeLimitExceeded(BadInput):
     """Decoding the source took more time or memory than an honest image needs."""
 
     code = "image_too_costly"
@@ -164,25 +164,25 @@ class SourceTimedOut(DownloadFailed):
     code = "source_timed_out"
 
 
-class SourceRefused(DownloadFailed):
+class SourceStatusError(DownloadFailed):
     """The origin answered with an error status; `details.origin_status` has it."""
 
     code, retryable = "source_refused", False
 
 
-class SourceFailing(DownloadFailed):
+class SourceServerError(DownloadFailed):
     """The origin answered 5xx or 429; `details.origin_status` has it."""
 
     code = "source_failing"
 
 
-class SourceMisdirected(DownloadFailed):
+class SourceRedirectError(DownloadFailed):
     """The origin redirects too often, to nowhere, or from https to http."""
 
     code, retryable = "source_misdirected", False
 
 
-class SourceMalformed(DownloadFailed):
+class SourceProtocolError(DownloadFailed):
     """The origin's answer breaks HTTP or ends before it is complete."""
 
     code = "source_malformed"

@@ -23,10 +23,10 @@ _MAX_PORT = 65535
 _S3_REQUIRED = ("s3_endpoint", "s3_access_key", "s3_secret_key", "s3_bucket")
 DEFAULT_REGION = "us-west-000"
 
-Words = Annotated[tuple[str, ...], NoDecode]
+CommaList = Annotated[tuple[str, ...], NoDecode]
 
 
-class WrongSetting(SystemExit):
+class InvalidSettings(SystemExit):
     """A setting is missing or wrong; the one line names it. Ends the process if nobody catches it."""
 
 
@@ -102,7 +102,7 @@ class Settings(BaseSettings):
         le=604800,
         description="seconds a cached source is fresh if its origin does not say",
     )
-    allowed_source_hosts: Words = Field(
+    allowed_source_hosts: CommaList = Field(
         default=(),
         description="host:port entries, by comma, that may be fetched whatever their address",
     )
@@ -116,7 +116,7 @@ class Settings(BaseSettings):
         le=4,
         description="jobs a Runpod worker takes ahead, to fetch their sources",
     )
-    api_keys: Words = Field(
+    api_keys: CommaList = Field(
         default=(),
         repr=False,
         description="keys, by comma, of which a caller needs one; unset: open",
@@ -265,7 +265,7 @@ def require_local_store(settings: Settings) -> None:
     folder = settings.local_store_dir.absolute()
     there = next(path for path in (folder, *folder.parents) if path.exists())
     if not settings.uses_s3 and not os.access(there, os.W_OK | os.X_OK):
-        raise WrongSetting(f"wrong settings: LOCAL_STORE_DIR: {there} may not be written")
+        raise InvalidSettings(f"wrong settings: LOCAL_STORE_DIR: {there} may not be written")
 
 
 def load_settings() -> Settings:
@@ -281,9 +281,9 @@ def load_settings() -> Settings:
             f"{'_'.join(map(str, fault['loc'][:1])).upper()}: {_message(fault['msg'])}".lstrip(": ")
             for fault in error.errors(include_input=False, include_url=False)
         ]
-        raise WrongSetting("wrong settings: " + "; ".join(faults)) from None
+        raise InvalidSettings("wrong settings: " + "; ".join(faults)) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise WrongSetting(f"wrong settings: .env cannot be read: {error}") from None
+        raise InvalidSettings(f"wrong settings: .env cannot be read: {error}") from None
 
 
 def _message(text: str) -> str:

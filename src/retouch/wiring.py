@@ -6,18 +6,20 @@ from pathlib import Path
 
 from PIL import Image
 
-from retouch import images
-from retouch.admission import Admission
-from retouch.decoder import Decoder, DecoderSettings
-from retouch.editor import Editor, EditorSettings
-from retouch.engine import plan
-from retouch.engine.checkpoint import FULL_MODEL, CheckpointSettings, load
-from retouch.fetch import Fetcher, FetchLimits
+from retouch.editing.admission import Admission
+from retouch.editing.editor import Editor, EditorSettings
+from retouch.editing.ports import EditParams, Engine
+from retouch.engine.checkpoint.find import FULL_MODEL, CheckpointSettings
+from retouch.engine.checkpoint.load import load
+from retouch.engine.memory import plan, probe, report
+from retouch.images import decode
+from retouch.images.sandbox import Decoder, DecoderSettings
 from retouch.logs import event
-from retouch.ports import Engine, Store, Work
+from retouch.net.download import Downloader, FetchLimits
 from retouch.settings import Settings
-from retouch.sources import CachedSources, SourceSettings
+from retouch.sources.loader import SourceLoader, SourceSettings
 from retouch.storage.local import LocalStore, load_secret
+from retouch.storage.port import Store
 
 _log = logging.getLogger(__name__)
 _WARM_UP_SEED = 0
@@ -107,19 +109,19 @@ def describe_plan(
         import torch  # takes seconds
 
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        gpu_bytes = plan.measure_memory(device, settings.gpu_memory_gib).gpu_bytes
+        gpu_bytes = probe.measure_memory(device, settings.gpu_memory_gib).gpu_bytes
     else:
-        gpu_bytes = int(gpu_gib * plan.GIB)
-    host_bytes = plan.measure_host() if host_gib is None else int(host_gib * plan.GIB)
-    picture = plan.Picture()
-    made = plan.make_plan(plan.FULL, picture, plan.Memory(gpu_bytes, host_bytes))
-    return plan.explain(made, plan.FULL, picture)
+        gpu_bytes = int(gpu_gib * probe.GIB)
+    host_bytes = probe.measure_host() if host_gib is None else int(host_gib * probe.GIB)
+    picture = plan.EditShape()
+    made = plan.make_plan(plan.FULL, picture, probe.FreeMemory(gpu_bytes, host_bytes))
+    return report.explain(made, plan.FULL, picture)
 
 
 def warm_up(engine: Engine, *, wider_px: int = 0) -> None:
     """Run one real edit, so that the first caller does not pay for what happens once."""
     side_px = round(engine.info.preset.area_px**0.5) // 32 * 32
-    work = Work(
+    work = EditParams(
         prompt="keep the image unchanged",
         negative_prompt=" ",
         seed=_WARM_UP_SEED,
@@ -133,21 +135,21 @@ def warm_up(engine: Engine, *, wider_px: int = 0) -> None:
     engine.edit(image, work, before_step=lambda _i, _n: None)
 
 
-def build_sources(settings: Settings, store: Store, *, exits: AsyncExitStack) -> CachedSources:
+def build_sources(settings: Settings, store: Store, *, exits: AsyncExitStack) -> SourceLoader:
     """Build the source cache over the store, with its fetcher and decoder; `exits` closes them."""
     allowed_hosts = frozenset(settings.allowed_source_hosts)
     for host in sorted(allowed_hosts):
         event(_log, "source.host_exempted", level=logging.WARNING, host=host)
-    fetcher = Fetcher(
+    fetcher = Downloader(
         FetchLimits(
             max_bytes=settings.max_image_bytes,
             timeout_s=settings.source_timeout_seconds,
             allowed_hosts=allowed_hosts,
         )
     )
-    decoder = Decoder(images.Limits(max_pixels=settings.max_image_pixels), DecoderSettings())
+    decoder = Decoder(decode.Limits(max_pixels=settings.max_image_pixels), DecoderSettings())
     exits.callback(decoder.close)
-    sources = CachedSources(
+    sources = SourceLoader(
         store=store,
         fetch=fetcher.fetch,
         decode=decoder.decode,

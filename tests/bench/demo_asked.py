@@ -1,6 +1,6 @@
 """What `demo_parts.py` asks of the model: none of it is a wording of `wordings.json`."""
 
-from retouch.engine.demo.edits import SLIGHT, STRONG, Change
+from retouch.demo.edits import SLIGHT, STRONG, Change
 
 ASKED = {
     "unchanged": "keep the image unchanged",

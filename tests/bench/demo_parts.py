@@ -8,13 +8,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import demo_measures as dm
 import numpy as np
 import torch
 from demo_asked import ASKED, FEW, LADDERS, PAIRS, RUNGS, SIZES, THREE, UNTAUGHT
 from demo_tables import Table
+from support.demo import measures
 
-from retouch.engine.demo.edits import Change
+from retouch.demo.edits import Change
 
 
 class Bench(Protocol):
@@ -22,23 +22,31 @@ class Bench(Protocol):
 
     steps: int
     only: Sequence[str]
-    photos: dict[str, dm.Pixels]
+    photos: dict[str, measures.Pixels]
 
-    def photo(self, name: str, width_px: int, height_px: int) -> dm.Pixels: ...
+    def photo(self, name: str, width_px: int, height_px: int) -> measures.Pixels: ...
     def edit(
-        self, photo: dm.Pixels, prompt: str, *, seed: int = 3, steps: int = 0, guidance: float = 1.0
-    ) -> dm.Pixels: ...
-    def limit(self, photo: dm.Pixels) -> dm.Pixels: ...
-    def exact(self, photo: dm.Pixels, changes: Sequence[Change]) -> dm.Pixels: ...
+        self,
+        photo: measures.Pixels,
+        prompt: str,
+        *,
+        seed: int = 3,
+        steps: int = 0,
+        guidance: float = 1.0,
+    ) -> measures.Pixels: ...
+    def limit(self, photo: measures.Pixels) -> measures.Pixels: ...
+    def exact(self, photo: measures.Pixels, changes: Sequence[Change]) -> measures.Pixels: ...
 
 
-def _against(bench: Bench, photo: dm.Pixels, made: dm.Pixels, wanted: dm.Pixels) -> list[float]:
+def _against(
+    bench: Bench, photo: measures.Pixels, made: measures.Pixels, wanted: measures.Pixels
+) -> list[float]:
     """Give the dB to the exact edit of the result, the untouched photo and the limit."""
-    return [dm.psnr_db(picture, wanted) for picture in (made, photo, bench.limit(wanted))]
+    return [measures.psnr_db(picture, wanted) for picture in (made, photo, bench.limit(wanted))]
 
 
 def _grain_share(
-    bench: Bench, photo: dm.Pixels, made: dm.Pixels, changes: Sequence[Change]
+    bench: Bench, photo: measures.Pixels, made: measures.Pixels, changes: Sequence[Change]
 ) -> float:
     """Give the energy of the texture in `made` as a share of the exact grain's.
 
@@ -47,8 +55,8 @@ def _grain_share(
     """
     smooth = bench.exact(photo, [change for change in changes if change.name != "grain"])
     grainy = bench.exact(photo, changes)
-    added = dm.added_texture(bench.limit(smooth), made)
-    return dm.energy(added) / dm.energy(dm.added_texture(smooth, grainy))
+    added = measures.added_texture(bench.limit(smooth), made)
+    return measures.energy(added) / measures.energy(measures.added_texture(smooth, grainy))
 
 
 def measure_edits(bench: Bench) -> Table:
@@ -65,8 +73,8 @@ def measure_edits(bench: Bench) -> Table:
         for photo in bench.photos.values():
             made, wanted = bench.edit(photo, prompt), bench.exact(photo, [Change(edit)])
             found.append(_against(bench, photo, made, wanted))
-            if edit in dm.DIRECTIONS:
-                changes.append(dm.changed_by(edit, photo, made))
+            if edit in measures.DIRECTIONS:
+                changes.append(measures.changed_by(edit, photo, made))
         row = np.array(found)
         if edit == "unchanged":
             row[:, 1] = np.nan  # the untouched photo is the exact edit
@@ -74,9 +82,9 @@ def measure_edits(bench: Bench) -> Table:
         went |= {edit: float(np.median(changes))} if changes else {}
         gain = np.median(row[:, 0] - row[:, 1])
         table.add(edit.replace("_", " "), prompt, *row.mean(0), gain, *row[:, 0])
-    means = [row.mean(0) for edit, row in rows.items() if edit not in dm.APART]
+    means = [row.mean(0) for edit, row in rows.items() if edit not in measures.APART]
     table.add("mean but blur and grain", "", *np.nanmean(means, 0), "", *("" for _ in bench.photos))
-    table.verdicts = dm.judge_edits(rows, went)
+    table.verdicts = measures.judge_edits(rows, went)
     return table
 
 
@@ -89,19 +97,19 @@ def measure_grain(bench: Bench) -> Table:
     for name, photo in bench.photos.items():
         smooth = bench.limit(photo)
         made, other = (bench.edit(photo, ASKED["grain"], seed=seed) for seed in (3, 4))
-        one, two = (dm.added_texture(smooth, picture) for picture in (made, other))
+        one, two = (measures.added_texture(smooth, picture) for picture in (made, other))
         still = bench.edit(photo, ASKED["unchanged"])
         row = [
             _grain_share(bench, photo, made, changes),
-            dm.correlate(one, dm.fine(photo)),
-            dm.correlate(one, two),
+            measures.correlate(one, measures.fine(photo)),
+            measures.correlate(one, two),
             _grain_share(bench, photo, still, changes),
         ]
         found.append(row)
         table.add(name, *row, digits=2)
     mean = np.mean(found, 0).tolist()
     table.add("mean", *mean, digits=2)
-    least, most = dm.GRAIN_SHARES
+    least, most = measures.GRAIN_SHARES
     table.verdicts = [
         (least <= mean[0] <= most, f"energy {mean[0]:.2f} of the exact grain's, {least} to {most}"),
         (
@@ -125,11 +133,11 @@ def measure_wordings(bench: Bench) -> Table:
         found: dict[str, list[float]] = {name: [] for name in wording["changes"]}
         for photo in bench.photos.values():
             made, wanted = bench.edit(photo, wording["wording"]), bench.exact(photo, changes)
-            closer.append(dm.psnr_db(made, wanted) - dm.psnr_db(photo, wanted))
+            closer.append(measures.psnr_db(made, wanted) - measures.psnr_db(photo, wanted))
             for name, values in found.items():
                 values.append(_change(bench, name, photo, made, changes))
         means = {name: float(np.mean(values)) for name, values in found.items()}
-        faults = dm.find_faults(wording, means, float(np.mean(closer)))
+        faults = measures.find_faults(wording, means, float(np.mean(closer)))
         done += not faults
         told = "" if {"grain", "psnr"} & set(found) else f"{np.mean(closer):.1f}"
         table.add(wording["wording"], "no" if faults else "yes", told, "; ".join(faults))
@@ -138,13 +146,17 @@ def measure_wordings(bench: Bench) -> Table:
 
 
 def _change(
-    bench: Bench, name: str, photo: dm.Pixels, made: dm.Pixels, changes: Sequence[Change]
+    bench: Bench,
+    name: str,
+    photo: measures.Pixels,
+    made: measures.Pixels,
+    changes: Sequence[Change],
 ) -> float:
     if name == "grain":
         return _grain_share(bench, photo, made, changes)
     if name == "psnr":
-        return dm.psnr_db(made, photo)
-    return dm.MEASURES[name](made) - dm.MEASURES[name](photo)
+        return measures.psnr_db(made, photo)
+    return measures.MEASURES[name](made) - measures.MEASURES[name](photo)
 
 
 def measure_pairs(bench: Bench) -> Table:
@@ -177,8 +189,8 @@ def measure_ladders(bench: Bench) -> Table:
                 if edit == "grain":
                     shares[row, column] = _grain_share(bench, photo, made, plain)
                 else:
-                    whole = dm.changed_by(edit, photo, bench.exact(photo, plain))
-                    shares[row, column] = dm.changed_by(edit, photo, made) / whole
+                    whole = measures.changed_by(edit, photo, bench.exact(photo, plain))
+                    shares[row, column] = measures.changed_by(edit, photo, made) / whole
         mean = shares.mean(0)
         asked = form.format(adverb="(slightly) ", adjective="(light) ")
         table.add(edit.replace("_", " "), asked, *mean, digits=2)
@@ -190,21 +202,21 @@ def measure_untaught(bench: Bench) -> Table:
     """Ask for what the model was not taught: the photo should stay."""
     title = f"Instructions it was not taught: dB to the photo, {bench.steps} steps"
     table = Table(title, ["asked as", *FEW])
-    limits = [dm.psnr_db(bench.limit(bench.photos[name]), bench.photos[name]) for name in FEW]
+    limits = [measures.psnr_db(bench.limit(bench.photos[name]), bench.photos[name]) for name in FEW]
     for prompt in (ASKED["unchanged"], *UNTAUGHT):
         photos = [bench.photos[name] for name in FEW]
-        table.add(prompt, *(dm.psnr_db(bench.edit(photo, prompt), photo) for photo in photos))
+        table.add(prompt, *(measures.psnr_db(bench.edit(photo, prompt), photo) for photo in photos))
     table.add("(the autoencoder alone)", *limits)
     return table
 
 
-def _three(bench: Bench, photos: Sequence[dm.Pixels], **how: Any) -> list[float]:
+def _three(bench: Bench, photos: Sequence[measures.Pixels], **how: Any) -> list[float]:
     """Give the dB to the exact edit of `THREE` edits, mean over photographs, then their mean."""
     means = [
         float(
             np.mean(
                 [
-                    dm.psnr_db(
+                    measures.psnr_db(
                         bench.edit(photo, ASKED[edit], **how), bench.exact(photo, [Change(edit)])
                     )
                     for photo in photos
@@ -266,7 +278,7 @@ def measure_sizes(bench: Bench) -> Table:
     for size in ((512, 512), *SIZES):
         photos = [bench.photo(name, *size) for name in FEW]
         wanted = [bench.exact(photo, [Change(edit)]) for photo in photos for edit in THREE]
-        limit = np.mean([dm.psnr_db(bench.limit(picture), picture) for picture in wanted])
+        limit = np.mean([measures.psnr_db(bench.limit(picture), picture) for picture in wanted])
         table.add("{}x{}".format(*size), *_three(bench, photos), float(limit))
     return table
 

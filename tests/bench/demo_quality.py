@@ -19,21 +19,21 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import demo_measures as dm
 import diffusers
 import numpy as np
 import torch
 from demo_parts import PARTS
 from demo_tables import Table, as_markdown, fill_card
 from PIL import Image
+from support.demo import measures
 
-import retouch.engine
-from retouch.engine import checkpoint
-from retouch.engine.demo import autoencoder, edits
-from retouch.engine.demo.edits import Change
-from retouch.ports import Work
+import retouch.demo
+from retouch.demo import autoencoder, edits
+from retouch.demo.edits import Change
+from retouch.editing.ports import EditParams
+from retouch.engine.checkpoint import find, load
 
-SHIPPED = Path(retouch.engine.__file__).parent / "demo" / "checkpoint"
+SHIPPED = Path(retouch.demo.__file__).parent / "checkpoint"
 WHEELS = ("scikit-image==0.26.0", "scikit-learn==1.9.1")
 EDGE_PX = 512
 SEED = 3
@@ -49,7 +49,7 @@ def fetch_photos(folder: Path) -> Path:
             subprocess.run([*pip, *only], check=True)  # noqa: S603
     for path in folder.glob("*.whl"):
         with zipfile.ZipFile(path) as packed:
-            for package, name in dm.HELD_OUT.values():
+            for package, name in measures.HELD_OUT.values():
                 if f"{package}/{name}" in packed.namelist():
                     packed.extract(f"{package}/{name}", folder)
     return folder
@@ -59,13 +59,14 @@ class Bench:
     """The engine, the autoencoder alone, and the photographs."""
 
     def __init__(self, folder: Path, photos: Path, *, steps: int, only: Sequence[str]) -> None:
-        settings = checkpoint.CheckpointSettings(model_id=str(folder), device="cpu")
+        settings = find.CheckpointSettings(model_id=str(folder), device="cpu")
         self._folder, self._root = folder, photos
-        self._engine = checkpoint.load(settings)
+        self._engine = load.load(settings)
         self.steps = steps or self._engine.info.preset.steps
         self.only = only
         self.photos = {
-            name: dm.to_pixels(image) for name, image in dm.held_out_photos(photos, EDGE_PX).items()
+            name: measures.to_pixels(image)
+            for name, image in measures.held_out_photos(photos, EDGE_PX).items()
         }
         self.edited, self._edited_s = 0, 0.0
 
@@ -74,25 +75,25 @@ class Bench:
         loader: Any = diffusers.AutoencoderKLQwenImage
         return loader.from_pretrained(self._folder / "vae", torch_dtype=torch.float32)
 
-    def photo(self, name: str, width_px: int, height_px: int) -> dm.Pixels:
+    def photo(self, name: str, width_px: int, height_px: int) -> measures.Pixels:
         """Give a photograph at another size."""
-        package, path = dm.HELD_OUT[name]
-        return dm.to_pixels(
-            dm.crop_to(Image.open(self._root / package / path), width_px, height_px)
+        package, path = measures.HELD_OUT[name]
+        return measures.to_pixels(
+            measures.crop_to(Image.open(self._root / package / path), width_px, height_px)
         )
 
     def edit(
         self,
-        photo: dm.Pixels,
+        photo: measures.Pixels,
         prompt: str,
         *,
         seed: int = SEED,
         steps: int = 0,
         guidance: float = 1.0,
-    ) -> dm.Pixels:
+    ) -> measures.Pixels:
         """Edit a photograph at its own size, as the service does."""
         height_px, width_px = photo.shape[:2]
-        work = Work(
+        work = EditParams(
             prompt=prompt,
             negative_prompt=" ",
             seed=seed,
@@ -110,19 +111,19 @@ class Bench:
         told = f"{self.edited} edits, {self._edited_s / self.edited:.1f} s each: {prompt}"
         sys.stderr.write(f"\r{told[:100]:<100}")
         sys.stderr.flush()
-        return dm.to_pixels(made)
+        return measures.to_pixels(made)
 
     @torch.no_grad()
-    def limit(self, photo: dm.Pixels) -> dm.Pixels:
+    def limit(self, photo: measures.Pixels) -> measures.Pixels:
         """Give what the autoencoder alone makes of a picture."""
-        latents = autoencoder.encode(self._vae, dm.to_tensor(photo) * 2 - 1)
+        latents = autoencoder.encode(self._vae, measures.to_tensor(photo) * 2 - 1)
         image = autoencoder.decode(self._vae, latents) / 2 + 0.5
-        return dm.from_tensor(image.clamp(0, 1))
+        return measures.from_tensor(image.clamp(0, 1))
 
-    def exact(self, photo: dm.Pixels, changes: Sequence[Change]) -> dm.Pixels:
+    def exact(self, photo: measures.Pixels, changes: Sequence[Change]) -> measures.Pixels:
         """Make an edit exactly."""
         torch.manual_seed(0)
-        return dm.from_tensor(edits.apply(dm.to_tensor(photo), changes))
+        return measures.from_tensor(edits.apply(measures.to_tensor(photo), changes))
 
 
 def _ordered(tables: dict[str, Any]) -> dict[str, Any]:

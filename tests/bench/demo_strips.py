@@ -12,13 +12,13 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-import retouch.engine
+import retouch.demo
 import retouch.web
-from retouch.engine import checkpoint
-from retouch.planning import fit_size
-from retouch.ports import Work
+from retouch.editing.params import fit_size
+from retouch.editing.ports import EditParams
+from retouch.engine.checkpoint import find, load
 
-SHIPPED = Path(retouch.engine.__file__).parent / "demo" / "checkpoint"
+SHIPPED = Path(retouch.demo.__file__).parent / "checkpoint"
 WEB = Path(retouch.web.__file__).parent
 PROMPTS = (
     "make colors warmer and add gentle film grain",
@@ -40,13 +40,13 @@ MAX_BYTES = 150_000
 
 def edit_all(photo: Image.Image, folder: Path, steps: int) -> list[tuple[str, Image.Image]]:
     """Give the photograph and every edit of it, each with its label."""
-    settings = checkpoint.CheckpointSettings(model_id=str(folder), device="cpu")
-    engine = checkpoint.load(settings)
+    settings = find.CheckpointSettings(model_id=str(folder), device="cpu")
+    engine = load.load(settings)
     preset = engine.info.preset
     width_px, height_px = fit_size(*photo.size, area_px=preset.area_px)
     labelled = [("the photo", photo)]
     for prompt in PROMPTS:
-        work = Work(
+        work = EditParams(
             prompt=prompt,
             negative_prompt=" ",
             seed=SEED,

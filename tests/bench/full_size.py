@@ -23,10 +23,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import full_model
 import numpy as np
 import torch
-from full_rig import (
+from support.models import full_model
+from support.models.full_rig import (
     FEW,
     MANY,
     Rig,
@@ -41,10 +41,12 @@ from full_rig import (
     time_edits,
     work,
 )
-from tiny_model import build_tiny_pipeline
+from support.models.tiny import build_tiny_pipeline
 
-from retouch.engine import loading, precision
-from retouch.engine.plan import GIB, Memory, Picture, measure_host
+from retouch.engine import precision
+from retouch.engine.checkpoint import build
+from retouch.engine.memory.plan import EditShape
+from retouch.engine.memory.probe import GIB, FreeMemory, measure_host
 
 ORDER = (
     *("stock", "resident", "16", "8", "load", "load:16", "sizes:16", "leak:16", "cancel:16"),
@@ -193,7 +195,7 @@ def row_widen(rig: Rig) -> dict[str, Any]:
         }
         return pixels
 
-    transformer.img_in.bias.data[::1024] = 3e6 / precision.FOLD
+    transformer.img_in.bias.data[::1024] = 3e6 / precision.RESIDUAL_SCALE
     half = look("residuals of 3e6")
     feed = transformer.transformer_blocks[0].img_mlp.net
     kept = feed[0].proj.bias.data.clone(), feed[2].weight.data.clone()
@@ -213,18 +215,18 @@ def row_load(rig: Rig, cap: str) -> dict[str, Any]:
     """From files to weights in place and warm; without a cap the stock library's way beside it, twice."""
     rig.drop()
     found: dict[str, Any] = {"gib": round(write_once(rig) / GIB, 1)}
-    memory = Memory(int((float(cap) if cap else 80) * GIB), measure_host())
+    memory = FreeMemory(int((float(cap) if cap else 80) * GIB), measure_host())
     if cap:
         rig.cap_memory(cap)
     ours_s, stock_s = [], []
     for _ in range(1 if cap else 2):  # the first pays for what a process does but once
         reset_peaks()
         began = time.perf_counter()
-        weights = loading.load_weights(
+        weights = build.load_weights(
             rig.folder,
             dtype=torch.float32 if rig.tiny else rig.dtype,
             device=rig.device,
-            picture=Picture(),
+            picture=EditShape(),
             memory=memory,
             progress=lambda line: sys.stderr.write(f"{line}\n"),
         )

@@ -1,6 +1,6 @@
 """Draw seconds against the GPU memory allowed, from what tests/bench/full_size.py printed.
 
-python tests/bench/full_size.py --dtype float16 | python tests/bench/full_size_plot.py tests/caps.svg
+python tests/bench/full_size.py --dtype float16 | python tests/bench/full_size_plot.py tests/bench/figures/caps.svg
 """
 
 import argparse

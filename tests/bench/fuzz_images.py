@@ -14,10 +14,12 @@ from pathlib import Path
 
 import atheris
 
+from retouch.images import sandbox_child
+
 with atheris.instrument_imports(include=["retouch", "PIL"]):
     from test_images import LIMITS, SAMPLES, decode_or_refuse, receive_or_refuse
 
-    from retouch import decoder_child
+    from retouch.images import sandbox_child
 
 TARGETS = {"decode": decode_or_refuse, "answer": receive_or_refuse}
 
@@ -30,7 +32,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as corpus:
         for name, body in SAMPLES:
             if target == "answer":
-                body = b"".join(decoder_child.answer(body, LIMITS))  # noqa: PLW2901
+                body = b"".join(sandbox_child.answer(body, LIMITS))  # noqa: PLW2901
             (Path(corpus) / name.replace("/", "-")).write_bytes(body)
         atheris.Setup([*sys.argv, corpus], TARGETS[target])
         atheris.Fuzz()

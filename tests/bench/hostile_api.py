@@ -24,13 +24,13 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import hostile_calls
-from hostile_calls import MIB, Call, fault, get, post, send
-from hostile_crowds import SLOW, Watch, connect, count, hold_slow, push, time_calls
 from PIL import Image
-from serving import Service, serving
+from support.attacks import raw_http
+from support.attacks.raw_http import MIB, Call, fault, get, post, send
+from support.attacks.slow_clients import SLOW, Watch, connect, count, hold_slow, push, time_calls
+from support.servers.bentoml_service import Service, serving
 
-HOOKS = str(Path(__file__).parents[1] / "schemathesis_hooks.py")
+HOOKS = str(Path(__file__).parents[1] / "e2e" / "schemathesis_hooks.py")
 KEY = "key-" + "5d1f0c" * 6
 # 25 MiB of image, in base64, and 64 KiB.
 MAX_BODY_BYTES = 26_214_400 * 4 // 3 + 65536
@@ -99,12 +99,12 @@ def attack_contract(asked: argparse.Namespace) -> list[Row]:
 
 
 def all_calls() -> Iterator[tuple[str, Iterator[Call]]]:
-    yield "methods", hostile_calls.wrong_methods()
-    yield "content types", hostile_calls.wrong_kinds()
-    yield "headers and hosts", hostile_calls.hostile_heads()
-    yield "paths and queries", hostile_calls.hostile_paths()
-    yield "lengths and smuggling", hostile_calls.hostile_lengths(MAX_BODY_BYTES)
-    yield "bodies", hostile_calls.hostile_bodies(MAX_BODY_BYTES)
+    yield "methods", raw_http.wrong_methods()
+    yield "content types", raw_http.wrong_kinds()
+    yield "headers and hosts", raw_http.hostile_heads()
+    yield "paths and queries", raw_http.hostile_paths()
+    yield "lengths and smuggling", raw_http.hostile_lengths(MAX_BODY_BYTES)
+    yield "bodies", raw_http.hostile_bodies(MAX_BODY_BYTES)
 
 
 def attack_calls(_: argparse.Namespace) -> list[Row]:

@@ -13,9 +13,9 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
-from hostile_ways import Watch, run_matrix
-from lone_fetch import measure
-from origin import (
+from support.attacks.lone_fetch import measure
+from support.attacks.ssrf_matrix import Watch, run_matrix
+from support.servers.origin import (
     Exchange,
     Internet,
     Names,
@@ -30,7 +30,7 @@ from origin import (
 )
 
 from retouch.errors import EditError
-from retouch.fetch import Fetcher, FetchLimits
+from retouch.net.download import Downloader, FetchLimits
 
 OK = b"HTTP/1.1 200 OK\r\n"
 CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
@@ -192,7 +192,7 @@ async def attack_lookups(asked: argparse.Namespace) -> list[Row]:
     say_progress(f"{asked.lookups} hanging look-ups")
     async with internet({"healthy.example": late}, limits=FetchLimits()) as (inner, _):
         names: Names = inner.names
-        fetcher = Fetcher(FetchLimits(), resolve=resolve, network=inner.detour)
+        fetcher = Downloader(FetchLimits(), resolve=resolve, network=inner.detour)
         net = Internet(fetcher, names, inner.detour)
         alone_s = await median_s(net, asked.healthy)
         hosts = [f"http://hang{n}.example/" for n in range(asked.lookups)]

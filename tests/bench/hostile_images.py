@@ -13,10 +13,10 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 
-import decoding_costs
-import hostile_pictures
-from decoding import PATIENCE_S, PHOTO, decoders, idle, open_files
-from decoding_costs import MeteredDecoder, Outcome
+from support.attacks import images
+from support.images import decoding_costs
+from support.images.decoding import PATIENCE_S, PHOTO, decoders, idle, open_files
+from support.images.decoding_costs import MeteredDecoder, Outcome
 
 
 def progress(seed: int, numbers: range) -> Iterator[tuple[int, str, bytes]]:
@@ -26,7 +26,7 @@ def progress(seed: int, numbers: range) -> Iterator[tuple[int, str, bytes]]:
         if done and done % 250 == 0:
             took_s = time.monotonic() - began_s
             sys.stderr.write(f"{done} of {len(numbers)} in {took_s:.0f} s\n")
-        yield number, *hostile_pictures.make(seed, number)
+        yield number, *images.make(seed, number)
 
 
 async def attack(decoding: MeteredDecoder, seed: int, numbers: range) -> tuple[list[Outcome], str]:

@@ -15,12 +15,23 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import httpx
-from containers import BENTO, START_S, UID, Container, describe, list_layers, mounted, run
-from hub import COMMIT, Hub
 from PIL import Image
-from rgw import Rgw, free_ports
-from runpod_platform import FINAL, WORKER_KEY, Platform
-from serving import LiveOrigin, request
+from support.processes.containers import (
+    BENTO,
+    START_S,
+    UID,
+    Container,
+    describe,
+    list_layers,
+    mounted,
+    run,
+)
+from support.servers.bentoml_service import LiveOrigin, request
+from support.servers.ceph_rgw import Rgw, free_ports
+from support.servers.model_hub import COMMIT, Hub
+from support.servers.runpod_api import FINAL, WORKER_KEY, Platform
+
+from retouch.engine.checkpoint import load
 
 ROOT = Path(__file__).parents[2]
 LOCK = ROOT / "src/requirements.lock"
@@ -181,15 +192,13 @@ def _build_settings(origin: LiveOrigin, rgw: Rgw) -> dict[str, str]:
 
 def bake(base: str, image: str, folder: Path) -> None:
     """Build the image with weights from a hub that wants a token, and require that none is left."""
-    from tiny_model import PRESET, build_tiny_pipeline
-
-    from retouch.engine import checkpoint
+    from support.models.tiny import PRESET, build_tiny_pipeline
 
     token = f"hf_{secrets.token_hex(16)}"
     (folder / "token").write_text(token)
     (folder / "empty").mkdir()
     weights = folder / "weights"
-    checkpoint.save(build_tiny_pipeline(), weights, preset=PRESET)
+    load.save(build_tiny_pipeline(), weights, preset=PRESET)
     with Hub(weights, model_id=_MODEL_ID, token=token) as hub:
         arguments = {
             "BENTO_IMAGE": base,

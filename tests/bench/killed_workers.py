@@ -14,9 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from killed import Tally, kill_workers
-from killed_folder import kill_services, kill_writers
-from rgw import Rgw
+from support.processes.killed import Tally, kill_workers
+from support.processes.killed_folder import kill_services, kill_writers
+from support.servers.ceph_rgw import Rgw
 
 
 def say_progress(text: str) -> None:

@@ -23,13 +23,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 import httpx
-import load_tables as tables
-from holdings import Watch, watching
-from load_audit import audit, read_log, read_store
-from load_phases import Load, plan
-from load_requests import CACHED_URLS, KEYS, Hosts, Requests, serve_picture
-from origin import Origin
-from serving import Service, serving
+from support.load import tables
+from support.load.audit import audit, read_log, read_store
+from support.load.phases import Load, plan
+from support.load.requests import CACHED_URLS, KEYS, Hosts, Requests, serve_picture
+from support.processes.process_stats import Watch, watching
+from support.servers.bentoml_service import Service, serving
+from support.servers.origin import Origin
 
 PHASES = ("below", "at", "above", "flood", "after")
 CALIBRATING_PART = 0.05

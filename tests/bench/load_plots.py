@@ -1,7 +1,7 @@
 """Draw what load.py and soak.py recorded, as the pictures beside DOCS.md's tables.
 
-PYTHONPATH=src:tests python tests/bench/load_plots.py load LOAD.json tests/load.png
-PYTHONPATH=src:tests python tests/bench/load_plots.py soak SOAK.json tests/soak.png
+PYTHONPATH=src:tests python tests/bench/load_plots.py load LOAD.json tests/bench/figures/load.png
+PYTHONPATH=src:tests python tests/bench/load_plots.py soak SOAK.json tests/bench/figures/soak.png
 """
 
 import argparse

@@ -19,13 +19,14 @@ from pathlib import Path
 
 import httpx
 import uvicorn
-from origin import answer
 from PIL import Image
-from rgw import Rgw, free_ports
-from serving import SAMPLE, LiveOrigin
+from support.servers.bentoml_service import SAMPLE, LiveOrigin
+from support.servers.ceph_rgw import Rgw, free_ports
+from support.servers.origin import answer
 
-from retouch import images, wiring
-from retouch.ports import Edited, EngineInfo, Preset, Work
+from retouch import wiring
+from retouch.editing.ports import EditParams, EngineInfo, EngineOutput, GenerationDefaults
+from retouch.images import decode
 
 BAR_MS = 15.0
 SIDES_PX = (1184, 896)
@@ -36,7 +37,7 @@ CODING = ("source_decode", "encode")
 class NoTimeEngine:
     """Answers every edit at once with one picture."""
 
-    info = EngineInfo("none", "", "", "", Preset(1, 1.0, SIDES_PX[0] * SIDES_PX[1]))
+    info = EngineInfo("none", "", "", "", GenerationDefaults(1, 1.0, SIDES_PX[0] * SIDES_PX[1]))
 
     def __init__(self, image: Image.Image) -> None:
         self._image = image
@@ -44,9 +45,11 @@ class NoTimeEngine:
     def count_tokens(self, text: str) -> int:
         return len(text.split())
 
-    def edit(self, image: Image.Image, work: Work, *, before_step: Callable[..., None]) -> Edited:
+    def edit(
+        self, image: Image.Image, work: EditParams, *, before_step: Callable[..., None]
+    ) -> EngineOutput:
         before_step(0, work.steps)
-        return Edited(self._image, 0.0, 0.0, 0.0)
+        return EngineOutput(self._image, 0.0, 0.0, 0.0)
 
 
 def make_photo() -> tuple[Image.Image, bytes]:
@@ -172,7 +175,7 @@ def main() -> int:
         with redirect_stdout(log):  # the log is written as always, only not here
             url = stack.enter_context(service(settings, NoTimeEngine(image)))
             measured = measure(url, source, options.runs)
-        in_place_ms = median_ms(lambda: images.decode(jpeg, images.Limits()), options.runs)
+        in_place_ms = median_ms(lambda: decode.decode(jpeg, decode.Limits()), options.runs)
     table, met = tabulate(measured, in_place_ms)
     sys.stdout.write(
         f"{options.store} store, {options.runs} edits of {len(jpeg)} bytes, medians\n{table}"

@@ -19,11 +19,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 import httpx
-from holdings import ROLES, Watch, watching
-from load_requests import KEYS, Hosts, Requests, serve_picture
-from origin import Origin
-from serving import serving
-from soaking import Checkpoint, Soak, deliver, judge, requests, settle
+from support.load.requests import KEYS, Hosts, Requests, serve_picture
+from support.load.soaking import Checkpoint, Soak, deliver, judge, requests, settle
+from support.processes.process_stats import ROLES, Watch, watching
+from support.servers.bentoml_service import serving
+from support.servers.origin import Origin
 
 
 async def run(options: argparse.Namespace, folder: Path) -> tuple[Soak, Watch]:

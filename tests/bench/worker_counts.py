@@ -12,8 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import demo_worker_runs
-import worker_runs
+from support.processes import demo_worker_runs, worker_runs
 
 
 def _fuzz(tries: int) -> str:

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from rgw import Rgw
-from serving import SAMPLE_URL, LiveOrigin, Service, serving
+from support.servers.bentoml_service import SAMPLE_URL, LiveOrigin, Service, serving
+from support.servers.ceph_rgw import Rgw
 
 # Planted where they must never be printed; after all tests each service's log is held to that.
 API_KEY = "api-key-5d1f0c"

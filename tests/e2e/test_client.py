@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 from openapi_spec_validator import OpenAPIV31SpecValidator
-from serving import SAMPLE_URL, Service
+from support.servers.bentoml_service import SAMPLE_URL, Service
 
 pytestmark = pytest.mark.e2e
 

@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
-from demo_measures import MEASURES, Pixels, correlation, fine, psnr_db, to_pixels
+from numpy import typing as npt
 from PIL import Image
-from serving import SAMPLE, Service, opened, serving
+from support.demo.measures import MEASURES, Pixels, correlation, fine, psnr_db, to_pixels
+from support.servers.bentoml_service import SAMPLE, Service, opened, serving
 
 pytestmark = pytest.mark.e2e
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_edits import (
+from support.models.reference_edits import (
     IMAGE,
     WORK,
     bound_stock_area,
@@ -17,12 +17,12 @@ from tiny_edits import (
     make_image,
     run_stock,
 )
-from tiny_model import AREA_PX, build_tiny, build_tiny_pipeline
+from support.models.tiny import AREA_PX, build_tiny, build_tiny_pipeline
 
-from retouch import contract
-from retouch.engine import conditioning
-from retouch.engine.pipeline import QwenEngine
-from retouch.ports import Work
+from retouch import schema
+from retouch.editing.ports import EditParams
+from retouch.engine import text_encoder
+from retouch.engine.engine import QwenEngine
 
 pytestmark = pytest.mark.e2e
 
@@ -37,7 +37,7 @@ def engine() -> QwenEngine:
     return build_tiny()
 
 
-def assert_equals_stock(pipe: Any, work: Work) -> None:
+def assert_equals_stock(pipe: Any, work: EditParams) -> None:
     engine = engine_over(pipe)
     ours = decode_of(pipe.vae, lambda: edit(engine, work))
     stock = decode_of(pipe.vae, lambda: run_stock(pipe, work))
@@ -58,7 +58,7 @@ def test_an_edit_equals_the_stock_pipelines(
 
 @pytest.mark.usefixtures("small_stock")
 @pytest.mark.parametrize("plus", [False, True])
-@pytest.mark.parametrize("scheduler", contract.SCHEDULERS)
+@pytest.mark.parametrize("scheduler", schema.SCHEDULERS)
 @pytest.mark.parametrize("steps", [1, 6])
 def test_every_scheduler_runs_as_in_the_stock_pipelines(
     plus: bool, scheduler: str, steps: int
@@ -124,10 +124,10 @@ def test_positions_are_those_of_the_models_own_inputs(engine: QwenEngine) -> Non
     inputs = pipe.processor(text=text, images=IMAGE, padding=True, return_tensors="pt")
     with torch.no_grad():
         right = pipe.text_encoder(**inputs, output_hidden_states=True).hidden_states[-1][:, 64:]
-        (ours,) = conditioning.encode(
+        (ours,) = text_encoder.encode(
             pipe.text_encoder,
             pipe.processor,
-            conditioning.describe_family("QwenImageEditPipeline"),
+            text_encoder.describe_template("QwenImageEditPipeline"),
             image=IMAGE,
             prompts=[WORK.prompt],
             device=torch.device("cpu"),
@@ -192,7 +192,7 @@ def test_a_very_narrow_image_still_has_a_side(engine: QwenEngine) -> None:
     assert edit(engine, image=make_image(1900, 10))
 
 
-@pytest.mark.parametrize("scheduler", contract.SCHEDULERS)
+@pytest.mark.parametrize("scheduler", schema.SCHEDULERS)
 @pytest.mark.parametrize("steps", [1, 8])
 def test_every_scheduler_repeats_itself(engine: QwenEngine, scheduler: str, steps: int) -> None:
     work = replace(WORK, scheduler=scheduler, steps=steps)

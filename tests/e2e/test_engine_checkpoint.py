@@ -9,16 +9,17 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
-from tiny_edits import edit
-from tiny_model import PRESET, build_tiny, build_tiny_pipeline
+from support.models.reference_edits import edit
+from support.models.tiny import PRESET, build_tiny, build_tiny_pipeline
 
-from retouch.engine import checkpoint, conditioning, loading, shards
-from retouch.engine.checkpoint import CheckpointSettings
-from retouch.engine.conditioning import StillProcessor
-from retouch.engine.folder import WEIGHTED, compute_revision
-from retouch.engine.memory import Weights
+from retouch.editing.ports import Engine
+from retouch.engine import preset, tokenizer
+from retouch.engine.checkpoint import build, load, safetensors_reader
+from retouch.engine.checkpoint.files import WEIGHTED, compute_revision
+from retouch.engine.checkpoint.find import CheckpointSettings
+from retouch.engine.memory.weights import Weights
+from retouch.engine.tokenizer import StillProcessor
 from retouch.errors import ModelError
-from retouch.ports import Engine
 
 pytestmark = pytest.mark.e2e
 
@@ -26,7 +27,7 @@ pytestmark = pytest.mark.e2e
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("tiny")
-    checkpoint.save(build_tiny_pipeline(), path, preset=PRESET)
+    load.save(build_tiny_pipeline(), path, preset=PRESET)
     return path
 
 
@@ -35,7 +36,7 @@ def test_without_a_model_and_a_gpu_the_demo_runs_and_says_so(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     told: list[str] = []
-    engine: Engine = checkpoint.load(CheckpointSettings(), progress=told.append)
+    engine: Engine = load.load(CheckpointSettings(), progress=told.append)
     assert told[0].startswith(
         "the demo model, because the full one does not fit: not enough memory"
     )
@@ -49,10 +50,10 @@ def test_without_a_model_and_a_gpu_the_demo_runs_and_says_so(
 @pytest.mark.parametrize("plus", [False, True])
 def test_a_saved_engine_loads_bit_equal(tmp_path: Path, plus: bool) -> None:
     built = build_tiny(plus=plus)
-    checkpoint.save(build_tiny_pipeline(plus=plus), tmp_path, preset=PRESET)
+    load.save(build_tiny_pipeline(plus=plus), tmp_path, preset=PRESET)
     parts: list[str] = []
     settings = CheckpointSettings(model_id=str(tmp_path), device="cpu")
-    loaded = checkpoint.load(settings, progress=parts.append)
+    loaded = load.load(settings, progress=parts.append)
     assert parts == ["weights", "processor"]
     assert loaded.info == replace(built.info, revision=compute_revision(tmp_path))
     assert edit(loaded) == edit(built)
@@ -63,10 +64,10 @@ def test_loading_tells_how_far_it_is_and_lets_go_of_what_it_took(
 ) -> None:
     settings = CheckpointSettings(model_id=str(folder), device="cpu")
     told, called = list[str](), list[str]()
-    monkeypatch.setattr(shards, "REPORT_EVERY_S", 0.0)
+    monkeypatch.setattr(safetensors_reader, "REPORT_EVERY_S", 0.0)
     for name in ("pin", "release", "close"):
         monkeypatch.setattr(Weights, name, lambda _, name=name: called.append(name))
-    checkpoint.load(settings, progress=told.append)
+    load.load(settings, progress=told.append)
     assert called == ["pin", "release"]
     assert told[0] == "weights"
     assert re.fullmatch(r"weights: (\d+) of \1 MiB read", told[-2])
@@ -77,16 +78,16 @@ def test_loading_tells_how_far_it_is_and_lets_go_of_what_it_took(
     monkeypatch.setattr(Weights, "pin", fail)
     called.clear()
     with pytest.raises(ModelError, match="could not be pinned"):
-        checkpoint.load(settings)
+        load.load(settings)
     assert called == ["close"]
 
 
 def test_the_modulation_stays_as_its_file_has_it_and_gives_the_same(tmp_path: Path) -> None:
     pipe = build_tiny_pipeline()
     pipe.transformer.to(torch.bfloat16)
-    checkpoint.save(pipe, tmp_path, preset=PRESET)
+    load.save(pipe, tmp_path, preset=PRESET)
     settings = CheckpointSettings(model_id=str(tmp_path), device="cpu")
-    kept, converted = checkpoint.load(settings), checkpoint.load(settings)
+    kept, converted = load.load(settings), load.load(settings)
     converted.weights.transformer.float()
     block = kept.weights.transformer.transformer_blocks[0]
     assert block.img_mod[1].weight.dtype == block.txt_mod[1].bias.dtype == torch.bfloat16
@@ -107,9 +108,9 @@ def test_the_modulation_has_the_type_of_its_file_where_that_is_no_larger(
 ) -> None:
     pipe = build_tiny_pipeline()
     pipe.transformer.to(stored)
-    checkpoint.save(pipe, tmp_path, preset=PRESET)
+    load.save(pipe, tmp_path, preset=PRESET)
     transformer = build_tiny_pipeline().transformer.half()
-    loading.keep_modulation(transformer, shards.read_headers(tmp_path))
+    build.keep_modulation(transformer, safetensors_reader.read_headers(tmp_path))
     block = transformer.transformer_blocks[1]
     assert {weight.dtype for weight in block.txt_mod.parameters()} == {kept}
     assert block.attn.to_q.weight.dtype == torch.float16
@@ -117,7 +118,7 @@ def test_the_modulation_has_the_type_of_its_file_where_that_is_no_larger(
 
 def test_the_stock_library_loads_the_same_weights(folder: Path) -> None:
     stock = DiffusionPipeline.from_pretrained(folder, processor=build_tiny_pipeline().processor)
-    ours = checkpoint.load(CheckpointSettings(model_id=str(folder), device="cpu")).weights
+    ours = load.load(CheckpointSettings(model_id=str(folder), device="cpu")).weights
     for part in WEIGHTED:
         wanted = getattr(stock, part).state_dict()
         found = getattr(ours, part).state_dict()
@@ -131,9 +132,9 @@ def test_a_checkpoint_without_a_preset_is_named_by_its_folder_and_runs_as_the_fu
     bare = tmp_path / "bare"
     bare.mkdir()
     for part in folder.iterdir():
-        if part.name != checkpoint.PRESET_FILE:
+        if part.name != preset.PRESET_FILE:
             (bare / part.name).symlink_to(part)
-    engine = checkpoint.load(CheckpointSettings(model_id=str(bare), device="cpu"))
+    engine = load.load(CheckpointSettings(model_id=str(bare), device="cpu"))
     assert engine.info.model == "bare"
     assert (engine.info.preset.steps, engine.info.preset.area_px) == (30, 1024 * 1024)
     assert engine.info.dtype == "float32"
@@ -147,10 +148,10 @@ def test_where_torchvision_is_installed_the_real_processor_is_loaded(
         def from_pretrained(path: Path, **_options: object) -> str:
             return f"whole processor of {path.name}"
 
-    assert isinstance(conditioning.load_processor(folder / "processor"), StillProcessor)
-    monkeypatch.setattr(conditioning, "is_torchvision_available", lambda: True)
-    monkeypatch.setattr(conditioning, "Qwen2VLProcessor", Recorded)
-    assert conditioning.load_processor(folder / "processor") == "whole processor of processor"
+    assert isinstance(tokenizer.load_processor(folder / "processor"), StillProcessor)
+    monkeypatch.setattr(tokenizer, "is_torchvision_available", lambda: True)
+    monkeypatch.setattr(tokenizer, "Qwen2VLProcessor", Recorded)
+    assert tokenizer.load_processor(folder / "processor") == "whole processor of processor"
 
 
 def spoil_weights(folder: Path) -> None:
@@ -171,7 +172,7 @@ def spoil_config(folder: Path) -> None:
 
 
 def spoil_preset(folder: Path) -> None:
-    (folder / checkpoint.PRESET_FILE).write_text('{"steps": 0}')
+    (folder / preset.PRESET_FILE).write_text('{"steps": 0}')
 
 
 def drop_vocabulary(folder: Path) -> None:
@@ -192,10 +193,10 @@ def drop_vocabulary(folder: Path) -> None:
     ],
 )
 def test_a_spoilt_checkpoint_is_never_half_loaded(tmp_path: Path, spoil: Any, fault: str) -> None:
-    checkpoint.save(build_tiny_pipeline(), tmp_path, preset=PRESET)
+    load.save(build_tiny_pipeline(), tmp_path, preset=PRESET)
     spoil(tmp_path)
     with pytest.raises(ModelError, match=fault) as caught:
-        checkpoint.load(CheckpointSettings(model_id=str(tmp_path), device="cpu"))
+        load.load(CheckpointSettings(model_id=str(tmp_path), device="cpu"))
     assert "\n" not in caught.value.message
     assert str(tmp_path) in caught.value.message
 
@@ -206,6 +207,6 @@ def test_a_hub_id_without_a_network_fails_with_one_line(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     settings = CheckpointSettings(model_id="org/name", cache_dir=str(tmp_path), device="cpu")
     with pytest.raises(ModelError, match="the checkpoint org/name cannot be used: ") as caught:
-        checkpoint.load(settings)
+        load.load(settings)
     assert "the hub cannot be asked" in caught.value.message
     assert "\n" not in caught.value.message

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_edits import IMAGE, WORK, edit
-from tiny_model import build_tiny, build_tiny_pipeline
+from support.models.reference_edits import IMAGE, WORK, edit
+from support.models.tiny import build_tiny, build_tiny_pipeline
 
-from retouch.engine.pipeline import QwenEngine
+from retouch.engine.engine import QwenEngine
 from retouch.errors import InvalidRequest, ModelError, NonFiniteResult, OutOfMemory
 
 pytestmark = pytest.mark.e2e

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from streams import modules_of, stream_everything
-from tiny_model import build_tiny_pipeline
+from support.models.streamed import modules_of, stream_everything
+from support.models.tiny import build_tiny_pipeline
 
-from retouch.engine import memory, ring, units
-from retouch.engine.memory import Weights
-from retouch.engine.plan import GIB, Memory, Picture, Plan, make_plan
-from retouch.engine.units import cut_pipeline
+from retouch.engine.memory import flat_params, prefetch
+from retouch.engine.memory.flat_params import flatten_pipeline
+from retouch.engine.memory.plan import EditShape, Plan, make_plan
+from retouch.engine.memory.probe import GIB, FreeMemory
+from retouch.engine.memory.weights import Weights
 from retouch.errors import ModelError
 
 pytestmark = pytest.mark.e2e
@@ -128,8 +129,12 @@ def test_what_streams_in_every_edit_is_pinned(
 ) -> None:
     """With a pin that only notes: there is no GPU to read pinned memory here."""
     pinned: list[str] = []
-    monkeypatch.setattr(memory, "pin", lambda unit: pinned.append(unit.name) or True)
-    monkeypatch.setattr(memory, "unpin", lambda unit: pinned.remove(unit.name))
+    monkeypatch.setattr(
+        "retouch.engine.memory.weights.pin", lambda unit: pinned.append(unit.name) or True
+    )
+    monkeypatch.setattr(
+        "retouch.engine.memory.weights.unpin", lambda unit: pinned.remove(unit.name)
+    )
     weights.device = torch.device("cuda")
     weights.pin()
     assert pinned == [unit.name for unit in (*weights.parts.blocks, *weights.parts.layers)]
@@ -140,7 +145,7 @@ def test_what_streams_in_every_edit_is_pinned(
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_what_may_be_pinned_stays_out_of_forks() -> None:
     """A fork would copy pinned pages at once, and the Runpod SDK forks its heartbeat."""
-    mapped = units.map_host(4 << 20)
+    mapped = flat_params.map_host(4 << 20)
     smaps = Path("/proc/self/smaps").read_text()
     maps = re.findall(r"^(\w+)-(\w+) .*\n(?:\w+:.*\n)*?VmFlags:(.*)$", smaps, re.MULTILINE)
     (flags,) = [
@@ -153,7 +158,7 @@ def test_what_may_be_pinned_stays_out_of_forks() -> None:
 def test_what_is_copied_in_pieces_is_whole(
     monkeypatch: pytest.MonkeyPatch, stage_bytes: int
 ) -> None:
-    monkeypatch.setattr(ring, "STAGE_BYTES", stage_bytes)
+    monkeypatch.setattr(prefetch, "STAGE_BYTES", stage_bytes)
     stock = build_tiny_pipeline().transformer.transformer_blocks
     weights = stream_everything(build_tiny_pipeline())
     for number, modulation in enumerate(weights.modulations()):
@@ -168,7 +173,7 @@ def test_a_cast_that_is_broken_off_can_be_made_again(monkeypatch: pytest.MonkeyP
     pipe.transformer.to(torch.float16)
     stock = snapshot(pipe.transformer)
     weights = stream_everything(pipe)
-    recast, count = units.recast, 0
+    recast, count = flat_params.recast, 0
 
     def fail_once(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         nonlocal count
@@ -177,7 +182,7 @@ def test_a_cast_that_is_broken_off_can_be_made_again(monkeypatch: pytest.MonkeyP
             raise RuntimeError("out of memory")
         return recast(tensor, dtype)
 
-    monkeypatch.setattr(units, "recast", fail_once)
+    monkeypatch.setattr(flat_params, "recast", fail_once)
     with pytest.raises(RuntimeError):
         weights.cast(torch.bfloat16)
     assert weights.transformer.dtype == torch.float16
@@ -189,7 +194,7 @@ def test_a_cast_that_is_broken_off_can_be_made_again(monkeypatch: pytest.MonkeyP
 def test_memory_that_cannot_be_pinned_ends_the_start(
     monkeypatch: pytest.MonkeyPatch, weights: Weights
 ) -> None:
-    monkeypatch.setattr(memory, "pin", lambda unit: False)
+    monkeypatch.setattr("retouch.engine.memory.weights.pin", lambda unit: False)
     weights.device = torch.device("cuda")
     with pytest.raises(ModelError, match=r"0\.0 GiB of host memory could not be pinned"):
         weights.pin()
@@ -210,9 +215,9 @@ def test_resident_weights_stay_where_they_are() -> None:
 
 def test_some_blocks_stay_and_some_stream() -> None:
     modules = modules_of(build_tiny_pipeline())
-    sizes = cut_pipeline(**modules).sizes
-    picture = Picture(area_px=4096, condition_area_px=4096, text_tokens=64)
-    needed = make_plan(sizes, picture, Memory(GIB * 2, GIB * 64))
+    sizes = flatten_pipeline(**modules).sizes
+    picture = EditShape(area_px=4096, condition_area_px=4096, text_tokens=64)
+    needed = make_plan(sizes, picture, FreeMemory(GIB * 2, GIB * 64))
     assert needed.name == "resident"
     plan = Plan(
         "one of two",

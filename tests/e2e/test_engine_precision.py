@@ -6,9 +6,18 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_edits import IMAGE, WORK, build_stock, decode_of, edit, engine_over, fold, ignore
+from support.models.reference_edits import (
+    IMAGE,
+    WORK,
+    build_stock,
+    decode_of,
+    edit,
+    engine_over,
+    fold,
+    ignore,
+)
 
-from retouch.engine.pipeline import QwenEngine
+from retouch.engine.engine import QwenEngine
 from retouch.errors import NonFiniteResult
 
 pytestmark = pytest.mark.e2e
@@ -105,7 +114,7 @@ def test_an_overflow_is_made_good_in_bfloat16_and_told(caplog: pytest.LogCapture
     pipe, engine = build(plant_feed_forward, torch.float16)
     places = [weights.data_ptr() for weights in pipe.transformer.parameters()]
     told: list[int] = []
-    with caplog.at_level(logging.WARNING, logger="retouch.engine.pipeline"):
+    with caplog.at_level(logging.WARNING, logger="retouch.engine.engine"):
         pixels = decode_of(
             pipe.vae,
             lambda: engine.edit(IMAGE, WORK, before_step=lambda step, _: told.append(step)),

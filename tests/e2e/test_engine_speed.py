@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from streams import stream_everything
-from tiny_edits import WORK, edit
-from tiny_model import PRESET, build_tiny, build_tiny_pipeline
+from support.models.reference_edits import WORK, edit
+from support.models.streamed import stream_everything
+from support.models.tiny import PRESET, build_tiny, build_tiny_pipeline
 
-from retouch.engine import speed
-from retouch.engine.pipeline import QwenEngine
+from retouch.engine import attention, compilation
+from retouch.engine.engine import QwenEngine
 from retouch.errors import ModelError
 
 pytestmark = pytest.mark.e2e
@@ -25,27 +25,28 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize("name", ["native", "_native_math"])
 def test_a_backend_that_runs_is_taken(name: str) -> None:
-    speed.require_backend(name, CPU)
+    attention.require_backend(name, CPU)
 
 
 def test_a_backend_that_fails_is_refused_by_name() -> None:
     with pytest.raises(ModelError, match="ATTENTION_BACKEND: _native_cudnn does not run here: "):
-        speed.require_backend("_native_cudnn", CPU)
+        attention.require_backend("_native_cudnn", CPU)
 
 
 def test_what_xformers_links_to_is_opened_before_anything_imports_it() -> None:
     """In a process of its own: here diffusers has imported xformers long ago."""
     script = """
 import sys
-from retouch.engine import checkpoint, libraries
+from retouch.engine import cuda_libraries
+from retouch.engine.checkpoint import find, load
 from retouch.errors import ModelError
 opened = []
-libraries.open_cuda_12 = lambda: opened.append("xformers" in sys.modules)
-settings = checkpoint.CheckpointSettings(
-    model_id=str(checkpoint.DEMO_FOLDER), device="cpu", attention_backend="xformers"
+cuda_libraries.open_cuda_12 = lambda: opened.append("xformers" in sys.modules)
+settings = find.CheckpointSettings(
+    model_id=str(find.DEMO_FOLDER), device="cpu", attention_backend="xformers"
 )
 try:
-    checkpoint.load(settings)
+    load.load(settings)
 except ModelError as error:
     print(opened, error.message)
 """
@@ -62,19 +63,21 @@ except ModelError as error:
 
 def test_an_unknown_backend_is_refused_with_the_list() -> None:
     with pytest.raises(ModelError, match=r"there is no fastest, but .*flash.*native.*xformers"):
-        speed.require_backend("fastest", CPU)
+        attention.require_backend("fastest", CPU)
 
 
 def test_a_backend_that_is_wrong_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = speed.dispatch_attention_fn
+    right = compilation.dispatch_attention_fn
 
     def wrong(query: Any, key: Any, value: Any, *, backend: Any) -> torch.Tensor:
-        out: torch.Tensor = right(query, key, value, backend=speed.AttentionBackendName.NATIVE)
+        out: torch.Tensor = right(
+            query, key, value, backend=compilation.AttentionBackendName.NATIVE
+        )
         return out if backend == "native" else out + 0.1
 
-    monkeypatch.setattr(speed, "dispatch_attention_fn", wrong)
+    monkeypatch.setattr(attention, "dispatch_attention_fn", wrong)
     with pytest.raises(ModelError, match="_native_math is wrong here by"):
-        speed.require_backend("_native_math", CPU)
+        attention.require_backend("_native_math", CPU)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -90,7 +93,7 @@ def test_one_compiled_function_runs_every_block_prompt_and_size(
     torch._dynamo.reset()  # noqa: SLF001 - documented for tests
     compile_ = torch.compile
     monkeypatch.setattr(torch, "compile", lambda function: compile_(function, backend=count))
-    run_block = speed.compile_block()
+    run_block = compilation.compile_block()
     pipe, stayed = build_tiny_pipeline(), build_tiny()
     streaming = QwenEngine(
         stream_everything(pipe),
@@ -123,10 +126,10 @@ def test_compiled_code_is_kept_beside_the_models(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "models"))
-    assert speed.find_code_cache() == tmp_path / "models" / "compiled"
+    assert compilation.find_code_cache() == tmp_path / "models" / "compiled"
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
     monkeypatch.setattr("os.environ", dict(os.environ))
-    speed.compile_block(speed.find_code_cache())
+    compilation.compile_block(compilation.find_code_cache())
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "models" / "compiled")
 
 
@@ -135,4 +138,4 @@ def test_where_nothing_can_be_written_compiled_code_goes_where_torch_has_it(
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path))
     monkeypatch.setattr("os.access", lambda *_: False)
-    assert speed.find_code_cache() is None
+    assert compilation.find_code_cache() is None

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_model import build_tiny_pipeline
+from support.models.tiny import build_tiny_pipeline
 
-from retouch.engine.still import make_still
+from retouch.engine.single_frame import make_still
 
 pytestmark = pytest.mark.e2e
 

@@ -7,9 +7,17 @@ from typing import Any
 
 import httpx
 import pytest
-from origin import answer
 from PIL import Image
-from serving import ALL_DAY, JSON, SAMPLE, LiveOrigin, Service, request, require_error
+from support.servers.bentoml_service import (
+    ALL_DAY,
+    JSON,
+    SAMPLE,
+    LiveOrigin,
+    Service,
+    request,
+    require_error,
+)
+from support.servers.origin import answer
 
 pytestmark = pytest.mark.e2e
 

@@ -7,13 +7,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import full_model
 import pytest
 import torch
+from support.models import full_model
 
-from retouch.engine import loading
-from retouch.engine.plan import FULL
-from retouch.engine.units import cut_pipeline
+from retouch.engine.checkpoint import build
+from retouch.engine.memory.flat_params import flatten_pipeline
+from retouch.engine.memory.plan import FULL
 
 pytestmark = pytest.mark.e2e
 
@@ -65,5 +65,5 @@ def test_the_checks_pass_at_toy_size(report: dict[str, dict[str, Any]]) -> None:
 
 def test_the_plan_knows_the_full_models_sizes() -> None:
     dtypes = dict.fromkeys(("transformer", "vae", "text_encoder"), torch.bfloat16)
-    modules = loading.build_modules(full_model.make_configs(), dtypes)
-    assert cut_pipeline(**modules).sizes == FULL
+    modules = build.build_modules(full_model.make_configs(), dtypes)
+    assert flatten_pipeline(**modules).sizes == FULL

@@ -3,7 +3,7 @@
 from contextlib import suppress
 
 import pytest
-from hostile_calls import (
+from support.attacks.raw_http import (
     MIB,
     Call,
     fault,
@@ -17,8 +17,8 @@ from hostile_calls import (
     wrong_kinds,
     wrong_methods,
 )
-from hostile_crowds import Watch, connect
-from serving import Service
+from support.attacks.slow_clients import Watch, connect
+from support.servers.bentoml_service import Service
 
 pytestmark = pytest.mark.e2e
 

@@ -4,13 +4,13 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
-from holdings import measure, watching
-from load_audit import Stored, audit, read_log, read_store
-from load_phases import EDITING, Load, plan
-from load_requests import KEYS, Hosts, Requests, serve_picture
-from origin import until
-from serving import LiveOrigin, Service, serving
-from soaking import Checkpoint, Soak, deliver, judge, requests, settle
+from support.load.audit import Stored, audit, read_log, read_store
+from support.load.phases import EDITING, Load, plan
+from support.load.requests import KEYS, Hosts, Requests, serve_picture
+from support.load.soaking import Checkpoint, Soak, deliver, judge, requests, settle
+from support.processes.process_stats import measure, watching
+from support.servers.bentoml_service import LiveOrigin, Service, serving
+from support.servers.origin import until
 
 pytestmark = pytest.mark.e2e
 

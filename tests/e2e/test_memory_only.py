@@ -4,8 +4,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from origin import answer
-from serving import ALL_DAY, LiveOrigin, Service
+from support.servers.bentoml_service import ALL_DAY, LiveOrigin, Service
+from support.servers.origin import answer
 
 pytestmark = pytest.mark.e2e
 

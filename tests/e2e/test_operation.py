@@ -8,8 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
-from origin import answer
-from serving import (
+from support.servers.bentoml_service import (
     JSON,
     SAMPLE_URL,
     LiveOrigin,
@@ -19,6 +18,7 @@ from serving import (
     serving,
     started,
 )
+from support.servers.origin import answer
 
 pytestmark = pytest.mark.e2e
 

@@ -14,14 +14,22 @@ from typing import Any
 
 import httpx
 import pytest
-from origin import answer
-from rgw import Rgw
-from runpod_platform import API_KEY, ENDPOINT, ROOT, WORKER_KEY, Job, Platform, WorkerProcess
-from serving import ALL_DAY, SAMPLE, SAMPLE_URL, LiveOrigin, Service
+from support.servers.bentoml_service import ALL_DAY, SAMPLE, SAMPLE_URL, LiveOrigin, Service
+from support.servers.ceph_rgw import Rgw
+from support.servers.origin import answer
+from support.servers.runpod_api import (
+    API_KEY,
+    ENDPOINT,
+    ROOT,
+    WORKER_KEY,
+    Job,
+    Platform,
+    WorkerProcess,
+)
 
 from retouch.client import Client
-from retouch.contract import EditResult, ErrorBody
-from retouch.errors import Cancelled, InvalidRequest, SourceRefused
+from retouch.errors import Cancelled, InvalidRequest, SourceStatusError
+from retouch.schema import EditResult, ErrorBody
 
 pytestmark = pytest.mark.e2e
 
@@ -198,7 +206,7 @@ def test_the_client_raises_what_the_job_failed_with(endpoint: Endpoint) -> None:
         with pytest.raises(InvalidRequest) as wrong:
             client.edit({"image_url": SAMPLE_URL, "prompt": PROMPT, "seed": "one"})
         assert set(wrong.value.details["fields"]) == {"seed"}
-        with pytest.raises(SourceRefused) as refused:
+        with pytest.raises(SourceStatusError) as refused:
             client.edit({"image_url": missing, "prompt": PROMPT})
         assert refused.value.details["origin_status"] == 404
 
@@ -300,7 +308,7 @@ def test_help_tells_the_options(tmp_path: Path) -> None:
 def test_the_test_input_of_the_repository_is_edited(
     rgw: Rgw, origin: LiveOrigin, tmp_path: Path
 ) -> None:
-    (tmp_path / "test_input.json").write_text((ROOT / "tests/test_input.json").read_text())
+    (tmp_path / "test_input.json").write_text((ROOT / "tests/e2e/test_input.json").read_text())
     done = run_module(tmp_path, **s3_settings(rgw, origin))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Job local_test completed successfully." in done.stdout

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import httpx
 import pytest
-from backblaze import Backblaze
-from faults import FaultProxy
-from origin import answer
-from rgw import Rgw
-from serving import ALL_DAY, LiveOrigin, Service, serving
+from support.servers.backblaze import Backblaze
+from support.servers.bentoml_service import ALL_DAY, LiveOrigin, Service, serving
+from support.servers.ceph_rgw import Rgw
+from support.servers.fault_proxy import FaultProxy
+from support.servers.origin import answer
 
 pytestmark = pytest.mark.e2e
 

@@ -8,9 +8,9 @@ from io import BytesIO
 import httpx
 import pytest
 from PIL import Image
-from serving import SAMPLE, LiveOrigin, Service, opened
+from support.servers.bentoml_service import SAMPLE, LiveOrigin, Service, opened
 
-from retouch.contract import EXAMPLE
+from retouch.schema import EXAMPLE
 
 pytestmark = pytest.mark.e2e
 

@@ -6,10 +6,10 @@ from contextlib import contextmanager
 
 import httpx
 import pytest
-from origin import answer
-from serving import ALL_DAY, LiveOrigin, Service, request
+from support.servers.bentoml_service import ALL_DAY, LiveOrigin, Service, request
+from support.servers.origin import answer
 
-from retouch.contract import EditResult, ErrorBody
+from retouch.schema import EditResult, ErrorBody
 
 pytestmark = pytest.mark.e2e
 

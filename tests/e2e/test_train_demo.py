@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from demo_album import SAMPLE, write_pictures
 from diffusers import QwenImageTransformer2DModel
 from PIL import Image
+from support.demo.album import SAMPLE, write_pictures
 
 from retouch.__main__ import main
-from retouch.engine import checkpoint
-from retouch.engine.demo import build, photos, steps, train_autoencoder, train_editor
-from retouch.ports import Work
+from retouch.demo import build, photos, steps, train_autoencoder, train_editor
+from retouch.editing.ports import EditParams
+from retouch.engine.checkpoint import find, load
 
 pytestmark = pytest.mark.e2e
 
@@ -103,10 +103,10 @@ def test_a_run_that_was_broken_off_goes_on_and_ends_in_a_checkpoint_that_edits(
     assert steps_said(went_on.err, "editor") == [4, 4, 5]  # on from 2: loss, check, result
     require_averages_of_white_latents(tmp_path)
 
-    settings = checkpoint.CheckpointSettings(model_id=str(tmp_path / "out"), device="cpu")
-    engine = checkpoint.load(settings)
+    settings = find.CheckpointSettings(model_id=str(tmp_path / "out"), device="cpu")
+    engine = load.load(settings)
     assert engine.info.preset.steps == build.PRESET.steps
-    work = Work("make it warmer", " ", 1, 2, 1.0, "Euler", 96, 64)
+    work = EditParams("make it warmer", " ", 1, 2, 1.0, "Euler", 96, 64)
     with Image.open(SAMPLE) as photo:
         edited = engine.edit(photo.convert("RGB"), work, before_step=lambda *_: None)
     assert edited.image.size == (96, 64)

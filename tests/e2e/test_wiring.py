@@ -4,10 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_model import PRESET, build_tiny_pipeline
+from support.models.tiny import PRESET, build_tiny_pipeline
 
 from retouch import wiring
-from retouch.engine import checkpoint, speed
+from retouch.engine import compilation
+from retouch.engine.checkpoint import load
 from retouch.errors import ModelError
 from retouch.settings import Settings
 
@@ -17,7 +18,7 @@ pytestmark = pytest.mark.e2e
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("tiny")
-    checkpoint.save(build_tiny_pipeline(), path, preset=PRESET)
+    load.save(build_tiny_pipeline(), path, preset=PRESET)
     return path
 
 
@@ -40,7 +41,7 @@ def test_compiled_code_is_made_at_the_start_for_two_sizes(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes = set()
-    block_call = speed.denoise.run_block
+    block_call = compilation.denoise.run_block
 
     def compile_block(_cache: object) -> Any:
         def run(block: Any, image: Any, *rest: Any) -> Any:
@@ -49,6 +50,6 @@ def test_compiled_code_is_made_at_the_start_for_two_sizes(
 
         return run
 
-    monkeypatch.setattr(speed, "compile_block", compile_block)
+    monkeypatch.setattr(compilation, "compile_block", compile_block)
     wiring.build_engine(Settings(model_id=str(folder), compile=True))
     assert len(sizes) == 2

@@ -1,4 +1,4 @@
-"""The whole service beside hosts it must not reach, which are there: tests/world_apart.py in a network of its own."""
+"""The whole service beside hosts it must not reach, which are there: tests/support/attacks/network_namespace.py in a network of its own."""
 
 import json
 import os
@@ -21,7 +21,7 @@ pytestmark = [
 
 def test_nothing_inside_is_reached_though_it_is_there() -> None:
     run = subprocess.run(  # noqa: S603 - our own interpreter and program
-        [*APART, sys.executable, "tests/world_apart.py", "--every", "9"],
+        [*APART, sys.executable, "tests/support/attacks/network_namespace.py", "--every", "9"],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": "src:tests"},
         capture_output=True,

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retouch import errors
-from retouch.contract import EXAMPLE, EditRequest, ErrorBody, error_body
 from retouch.errors import EditError, InvalidRequest, MalformedBody, error_classes
+from retouch.schema import EXAMPLE, EditRequest, ErrorBody, error_body
 from retouch.web.body import parse_request
 
 pytestmark = pytest.mark.fuzz

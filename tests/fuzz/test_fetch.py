@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retouch.errors import EditError
-from retouch.fetch import Fetched, Fetcher, FetchLimits, parse_cache_control
-from retouch.netguard import parse_url
+from retouch.net.download import Download, Downloader, FetchLimits, parse_cache_control
+from retouch.net.url import parse_url
 
 pytestmark = pytest.mark.fuzz
 
@@ -38,9 +38,11 @@ def answers(draw: st.DrawFn) -> list[bytes]:
     return [head, *draw(bodies)]
 
 
-async def fetch(answer: list[bytes]) -> Fetched | EditError:
+async def fetch(answer: list[bytes]) -> Download | EditError:
     network = httpcore.AsyncMockBackend(answer)
-    fetcher = Fetcher(LIMITS, resolve=lambda *_: ["1.1.1.1"], network=network, ssl_context=NO_TLS)
+    fetcher = Downloader(
+        LIMITS, resolve=lambda *_: ["1.1.1.1"], network=network, ssl_context=NO_TLS
+    )
     try:
         return await fetcher.fetch(parse_url("http://a.example/"), timeout_s=5, etag='"e"')
     except EditError as error:
@@ -50,7 +52,7 @@ async def fetch(answer: list[bytes]) -> Fetched | EditError:
 @given(answers() | st.lists(st.binary(min_size=1), max_size=4))
 def test_any_answer_is_an_image_within_the_limit_or_a_typed_error(answer: list[bytes]) -> None:
     fetched = asyncio.run(fetch(answer))
-    if isinstance(fetched, Fetched):
+    if isinstance(fetched, Download):
         assert len(fetched.body or b"") <= LIMITS.max_bytes
         for text in (fetched.etag, fetched.last_modified, fetched.content_type):
             assert text is None or (text.isascii() and text.isprintable())

@@ -4,12 +4,13 @@ import struct
 from collections.abc import Callable
 from io import BytesIO
 
-import pictures
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.images import samples
 
-from retouch import decoder_child, errors, images
+from retouch import errors
+from retouch.images import decode, sandbox_child
 
 pytestmark = [
     pytest.mark.fuzz,
@@ -17,11 +18,11 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore"),
 ]
 
-LIMITS = images.Limits(max_pixels=1_000_000, working_pixels=10_000)
-SAMPLES = sorted(pictures.samples().items())
+LIMITS = decode.Limits(max_pixels=1_000_000, working_pixels=10_000)
+SAMPLES = sorted(samples.samples().items())
 
 
-def require_honest(decoded: images.Decoded) -> None:
+def require_honest(decoded: decode.Decoded) -> None:
     image = decoded.image
     assert image.mode == "RGB"
     assert 0 < image.width * image.height <= LIMITS.working_pixels
@@ -36,7 +37,7 @@ def require_readable(refusal: errors.BadInput) -> None:
 
 def decode_or_refuse(body: bytes) -> None:
     try:
-        require_honest(images.decode(body, LIMITS))
+        require_honest(decode.decode(body, LIMITS))
     except errors.BadInput as refusal:
         require_readable(refusal)
 
@@ -81,7 +82,7 @@ def test_any_bytes_behind_any_magic_decode_or_are_refused(magic: bytes, rest: by
 # --- the wire --------------------------------------------------------------------------------
 
 
-def reader(answer: bytes) -> decoder_child.Read:
+def reader(answer: bytes) -> sandbox_child.Read:
     stream = BytesIO(answer)
 
     def read(count: int) -> bytes:
@@ -96,7 +97,7 @@ def reader(answer: bytes) -> decoder_child.Read:
 
 def receive_or_refuse(answer: bytes) -> None:
     try:
-        require_honest(decoder_child.receive(reader(answer), LIMITS))
+        require_honest(sandbox_child.receive(reader(answer), LIMITS))
     except errors.BadInput as refusal:
         require_readable(refusal)
     except EOFError:
@@ -126,13 +127,13 @@ def test_a_lying_answer_is_a_picture_or_a_refusal(
 @settings(max_examples=100, deadline=None)
 @given(mutated())
 def test_what_a_child_answers_arrives_as_it_was(body: bytes) -> None:
-    answer = b"".join(decoder_child.answer(body, LIMITS))
-    assert outcome(lambda: decoder_child.receive(reader(answer), LIMITS)) == outcome(
-        lambda: images.decode(body, LIMITS)
+    answer = b"".join(sandbox_child.answer(body, LIMITS))
+    assert outcome(lambda: sandbox_child.receive(reader(answer), LIMITS)) == outcome(
+        lambda: decode.decode(body, LIMITS)
     )
 
 
-def outcome(action: Callable[[], images.Decoded]) -> tuple[object, ...]:
+def outcome(action: Callable[[], decode.Decoded]) -> tuple[object, ...]:
     try:
         found = action()
     except errors.BadInput as refusal:

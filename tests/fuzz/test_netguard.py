@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retouch.dialer import resolve_host
-from retouch.netguard import SourceUrl, is_public, parse_url, resolve_redirect
+from retouch.net.address import is_public
+from retouch.net.connect import resolve_host
+from retouch.net.url import SourceUrl, parse_url, resolve_redirect
 
 pytestmark = pytest.mark.fuzz
 

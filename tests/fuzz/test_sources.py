@@ -3,34 +3,34 @@ from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 import pytest
-from fakes import PNG, Clock, FakeDecoder, FakeStore, until
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from support.fakes import PNG, Clock, FakeDecoder, FakeStore, until
 
-from retouch.errors import EditError, SourceRefused, SourceTimedOut
-from retouch.fetch import Fetched
-from retouch.netguard import SourceUrl
-from retouch.ports import Source
-from retouch.sources import CachedSources, SourceSettings
+from retouch.editing.ports import Source
+from retouch.errors import EditError, SourceStatusError, SourceTimedOut
+from retouch.net.download import Download
+from retouch.net.url import SourceUrl
+from retouch.sources.loader import SourceLoader, SourceSettings
 
 pytestmark = pytest.mark.fuzz
 
 T = TypeVar("T")
 URLS = [f"https://pictures.example/{name}" for name in "ab"]
-FOUND = Fetched(PNG, None, None, None, None, storable=False)
+FOUND = Download(PNG, None, None, None, None, storable=False)
 
 
 class Origin:
     """Answers a fetch when it is told to; at most one may be under way for a URL."""
 
     def __init__(self) -> None:
-        self.landing: dict[str, asyncio.Future[Fetched]] = {}
+        self.landing: dict[str, asyncio.Future[Download]] = {}
         self.asked = 0
 
     async def fetch(
         self, url: SourceUrl, *, timeout_s: float, etag: str | None, last_modified: str | None
-    ) -> Fetched:
+    ) -> Download:
         assert url.canonical not in self.landing, "two fetches of one URL"
         self.asked += 1
         self.landing[url.canonical] = asyncio.get_running_loop().create_future()
@@ -48,7 +48,7 @@ class Flying(RuleBasedStateMachine):
         self.loop = asyncio.new_event_loop()
         self.origin = Origin()
         self.clock = Clock()
-        self.sources = CachedSources(
+        self.sources = SourceLoader(
             store=FakeStore(),
             fetch=self.origin.fetch,
             decode=FakeDecoder().decode,
@@ -69,9 +69,9 @@ class Flying(RuleBasedStateMachine):
         expected = {url for url, callers in self.waiting.items() if callers}
         await until(lambda: set(self.origin.landing) == expected)
 
-    def land(self, url: str, answer: Fetched | EditError) -> None:
+    def land(self, url: str, answer: Download | EditError) -> None:
         landing = self.origin.landing[url]
-        if isinstance(answer, Fetched):
+        if isinstance(answer, Download):
             landing.set_result(answer)
         else:
             landing.set_exception(answer)
@@ -113,7 +113,7 @@ class Flying(RuleBasedStateMachine):
         self.run(self.until_as_expected())
 
     @precondition(lambda self: any(self.waiting.values()))
-    @rule(data=st.data(), fails=st.sampled_from([None, SourceTimedOut, SourceRefused]))
+    @rule(data=st.data(), fails=st.sampled_from([None, SourceTimedOut, SourceStatusError]))
     def arrive(self, data: st.DataObject, fails: type[EditError] | None) -> None:
         url = data.draw(st.sampled_from([url for url in URLS if self.waiting[url]]))
         leaves = data.draw(st.none() | st.integers(0, len(self.waiting[url]) - 1))

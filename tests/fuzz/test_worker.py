@@ -2,12 +2,12 @@ import json
 from typing import Any
 
 import pytest
-from fakes import URL, House
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.fakes import URL, House
 
-from retouch.contract import EditRequest, EditResult, ErrorBody
-from retouch.worker import MAX_ANSWER_BYTES, Worker
+from retouch.schema import EditRequest, EditResult, ErrorBody
+from retouch.worker.handler import MAX_ANSWER_BYTES, Worker
 
 pytestmark = pytest.mark.fuzz
 

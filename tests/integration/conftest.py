@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from rgw import Rgw
+from support.servers.ceph_rgw import Rgw
 
-from retouch import decoder, images
+from retouch.images import decode, sandbox
 from retouch.storage.s3 import S3Settings
 
 
@@ -25,11 +25,11 @@ def s3_settings(rgw: Rgw) -> S3Settings:
 
 
 @pytest.fixture
-def build() -> Iterator[Callable[..., decoder.Decoder]]:
-    made: list[decoder.Decoder] = []
+def build() -> Iterator[Callable[..., sandbox.Decoder]]:
+    made: list[sandbox.Decoder] = []
 
-    def build(**settings: Any) -> decoder.Decoder:
-        made.append(decoder.Decoder(images.Limits(), decoder.DecoderSettings(**settings)))
+    def build(**settings: Any) -> sandbox.Decoder:
+        made.append(sandbox.Decoder(decode.Limits(), sandbox.DecoderSettings(**settings)))
         return made[-1]
 
     yield build
@@ -38,5 +38,5 @@ def build() -> Iterator[Callable[..., decoder.Decoder]]:
 
 
 @pytest.fixture
-def decoding(build: Callable[..., decoder.Decoder]) -> decoder.Decoder:
+def decoding(build: Callable[..., sandbox.Decoder]) -> sandbox.Decoder:
     return build()

@@ -10,7 +10,7 @@ import pytest
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
-from retouch.web.connections import Connection
+from retouch.web.server import Connection
 
 pytestmark = pytest.mark.integration
 

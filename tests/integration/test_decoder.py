@@ -7,9 +7,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import pictures
 import pytest
-from decoding import (
+from PIL import Image
+from support.images import samples
+from support.images.decoding import (
     COSTLY,
     LIMITS,
     PATIENCE_S,
@@ -20,16 +21,16 @@ from decoding import (
     is_running,
     until,
 )
-from PIL import Image
 
-from retouch import decoder, errors, images
+from retouch import errors
+from retouch.images import decode, sandbox
 
 pytestmark = pytest.mark.integration
 
 
-async def test_a_child_gives_what_decoding_in_place_gives(decoding: decoder.Decoder) -> None:
-    for body in pictures.samples().values():
-        wanted = images.decode(body, LIMITS)
+async def test_a_child_gives_what_decoding_in_place_gives(decoding: sandbox.Decoder) -> None:
+    for body in samples.samples().values():
+        wanted = decode.decode(body, LIMITS)
         decoded = await decoding.decode(body, timeout_s=PATIENCE_S)
         assert decoded.image.tobytes() == wanted.image.tobytes()
         assert (decoded.image.mode, decoded.image.size) == ("RGB", wanted.image.size)
@@ -43,15 +44,15 @@ async def test_a_child_gives_what_decoding_in_place_gives(decoding: decoder.Deco
         b"",
         b"<svg/>",
         PHOTO[:-2],
-        pictures.saved(Image.new("1", (8000, 8000)), "PNG"),
-        pictures.saved(Image.new("1", (2100, 100)), "PNG"),
-        pictures.wide_webp(16383, 16383),
-        pictures.scan_bomb(64, 2010),
+        samples.saved(Image.new("1", (8000, 8000)), "PNG"),
+        samples.saved(Image.new("1", (2100, 100)), "PNG"),
+        samples.wide_webp(16383, 16383),
+        samples.scan_bomb(64, 2010),
     ],
 )
-async def test_a_refusal_arrives_as_it_was_made(decoding: decoder.Decoder, body: bytes) -> None:
+async def test_a_refusal_arrives_as_it_was_made(decoding: sandbox.Decoder, body: bytes) -> None:
     with pytest.raises(errors.BadInput) as wanted:
-        images.decode(body, LIMITS)
+        decode.decode(body, LIMITS)
     with pytest.raises(errors.BadInput) as refusal:
         await decoding.decode(body, timeout_s=PATIENCE_S)
     assert type(refusal.value) is type(wanted.value)
@@ -67,9 +68,9 @@ async def test_a_refusal_arrives_as_it_was_made(decoding: decoder.Decoder, body:
     ],
 )
 async def test_50_megapixels_decode_within_the_limits(
-    decoding: decoder.Decoder, mode: str, image_format: str, options: dict[str, Any]
+    decoding: sandbox.Decoder, mode: str, image_format: str, options: dict[str, Any]
 ) -> None:
-    body = pictures.saved(Image.new(mode, (7071, 7071)), image_format, **options)
+    body = samples.saved(Image.new(mode, (7071, 7071)), image_format, **options)
     decoded = await decoding.decode(body, timeout_s=PATIENCE_S)
     assert (decoded.width_px, decoded.height_px) == (7071, 7071)
     assert decoded.image.size == (2048, 2048)
@@ -78,35 +79,35 @@ async def test_50_megapixels_decode_within_the_limits(
 # --- what it may cost ------------------------------------------------------------------------
 
 
-async def test_the_scan_bomb_is_refused_in_time(decoding: decoder.Decoder) -> None:
-    bomb = pictures.scan_bomb(4000, 2010)
+async def test_the_scan_bomb_is_refused_in_time(decoding: sandbox.Decoder) -> None:
+    bomb = samples.scan_bomb(4000, 2010)
     await idle(decoding)
     start_s = time.monotonic()
-    with pytest.raises(errors.ImageTooCostly):
+    with pytest.raises(errors.DecodeLimitExceeded):
         await decoding.decode(bomb, timeout_s=PATIENCE_S)
     assert time.monotonic() - start_s < 2.5
 
 
-async def test_processor_time_is_limited(build: Callable[..., decoder.Decoder]) -> None:
-    with pytest.raises(errors.ImageTooCostly, match="1 s of processor time") as refusal:
+async def test_processor_time_is_limited(build: Callable[..., sandbox.Decoder]) -> None:
+    with pytest.raises(errors.DecodeLimitExceeded, match="1 s of processor time") as refusal:
         await build(cpu_seconds=1).decode(COSTLY, timeout_s=PATIENCE_S)
     assert refusal.value.context["returncode"] in (-signal.SIGXCPU, -signal.SIGKILL)
 
 
-async def test_memory_is_limited(build: Callable[..., decoder.Decoder]) -> None:
-    body = pictures.saved(Image.new("1", (7000, 7000)), "PNG")
-    with pytest.raises(errors.ImageTooCostly, match="memory"):
+async def test_memory_is_limited(build: Callable[..., sandbox.Decoder]) -> None:
+    body = samples.saved(Image.new("1", (7000, 7000)), "PNG")
+    with pytest.raises(errors.DecodeLimitExceeded, match="memory"):
         await build(memory_bytes=40 << 20).decode(body, timeout_s=PATIENCE_S)
 
 
-async def test_wall_time_is_limited(build: Callable[..., decoder.Decoder]) -> None:
+async def test_wall_time_is_limited(build: Callable[..., sandbox.Decoder]) -> None:
     decoding = build(timeout_s=0.2)
-    with pytest.raises(errors.ImageTooCostly, match=r"more than 0\.2 s"):
+    with pytest.raises(errors.DecodeLimitExceeded, match=r"more than 0\.2 s"):
         await decoding.decode(COSTLY, timeout_s=PATIENCE_S)
 
 
 async def test_the_callers_deadline_ends_a_decode_that_may_go_on(
-    decoding: decoder.Decoder,
+    decoding: sandbox.Decoder,
 ) -> None:
     await idle(decoding)
     start_s = time.monotonic()
@@ -115,7 +116,7 @@ async def test_the_callers_deadline_ends_a_decode_that_may_go_on(
     assert time.monotonic() - start_s < 1
 
 
-async def test_the_callers_deadline_ends_the_wait_for_a_child(decoding: decoder.Decoder) -> None:
+async def test_the_callers_deadline_ends_the_wait_for_a_child(decoding: sandbox.Decoder) -> None:
     with pytest.raises(errors.DeadlineExceeded):
         await decoding.decode(PHOTO, timeout_s=0.001)  # none is started yet
     decoded = await decoding.decode(PHOTO, timeout_s=PATIENCE_S)
@@ -123,7 +124,7 @@ async def test_the_callers_deadline_ends_the_wait_for_a_child(decoding: decoder.
 
 
 async def test_who_finds_no_free_child_in_time_is_told_to_come_again(
-    build: Callable[..., decoder.Decoder],
+    build: Callable[..., sandbox.Decoder],
 ) -> None:
     decoding = build(children=1)
     await idle(decoding)
@@ -140,7 +141,7 @@ async def test_who_finds_no_free_child_in_time_is_told_to_come_again(
 # --- ends and accidents ----------------------------------------------------------------------
 
 
-async def test_cancelling_ends_the_child(build: Callable[..., decoder.Decoder]) -> None:
+async def test_cancelling_ends_the_child(build: Callable[..., sandbox.Decoder]) -> None:
     decoding = build(children=1)
     (pid,) = await idle(decoding)
     task = asyncio.create_task(decoding.decode(COSTLY, timeout_s=PATIENCE_S))
@@ -154,7 +155,7 @@ async def test_cancelling_ends_the_child(build: Callable[..., decoder.Decoder]) 
 
 @pytest.mark.parametrize("wait_s", [0.0, 0.02])
 async def test_cancelling_before_a_child_is_there_leaves_none_at_work(
-    build: Callable[..., decoder.Decoder], wait_s: float
+    build: Callable[..., sandbox.Decoder], wait_s: float
 ) -> None:
     decoding = build(children=1)
     task = asyncio.create_task(decoding.decode(COSTLY, timeout_s=PATIENCE_S))
@@ -168,7 +169,7 @@ async def test_cancelling_before_a_child_is_there_leaves_none_at_work(
 
 
 async def test_a_child_killed_at_any_point_costs_no_more_than_its_picture(
-    decoding: decoder.Decoder,
+    decoding: sandbox.Decoder,
 ) -> None:
     moments = random.Random(1)  # noqa: S311
     outcomes: set[type] = set()
@@ -181,11 +182,11 @@ async def test_a_child_killed_at_any_point_costs_no_more_than_its_picture(
             outcomes.add(type(await task))
         except errors.EditError as error:
             outcomes.add(type(error))
-    assert outcomes <= {images.Decoded, errors.ImageTooCostly, errors.InternalError}
+    assert outcomes <= {decode.Decoded, errors.DecodeLimitExceeded, errors.InternalError}
     assert (await decoding.decode(PHOTO, timeout_s=PATIENCE_S)).width_px == 640
 
 
-async def test_a_child_killed_while_it_waits_is_replaced(decoding: decoder.Decoder) -> None:
+async def test_a_child_killed_while_it_waits_is_replaced(decoding: sandbox.Decoder) -> None:
     pids = await idle(decoding)
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
@@ -195,7 +196,7 @@ async def test_a_child_killed_while_it_waits_is_replaced(decoding: decoder.Decod
 
 @pytest.mark.parametrize("program", ["/bin/false", "/nowhere/python"])
 async def test_without_a_child_the_fault_is_ours(
-    build: Callable[..., decoder.Decoder], monkeypatch: pytest.MonkeyPatch, program: str
+    build: Callable[..., sandbox.Decoder], monkeypatch: pytest.MonkeyPatch, program: str
 ) -> None:
     monkeypatch.setattr(sys, "executable", program)
     with pytest.raises(errors.InternalError, match="could not be started"):
@@ -208,29 +209,29 @@ async def test_without_a_child_the_fault_is_ours(
         ("w(b'\\xff' * 100000)", errors.BrokenImage),
         ("w(b'\\0' * 20)", errors.BrokenImage),
         ("w(struct.pack('>5I', 4, 65536, 65536, 9, 9) + b'jpeg' + bytes(9))", errors.BrokenImage),
-        ("w(struct.pack('>5I', 4, 4, 4, 9, 9) + b'jpeg' + bytes(9))", errors.ImageTooCostly),
-        ("w(struct.pack('>5I', 4, 4, 4, 9, 9)); time.sleep(60)", errors.ImageTooCostly),
-        ("pass", errors.ImageTooCostly),
-        ("os._exit(3)", errors.ImageTooCostly),
-        ("os.kill(os.getpid(), 11)", errors.ImageTooCostly),
+        ("w(struct.pack('>5I', 4, 4, 4, 9, 9) + b'jpeg' + bytes(9))", errors.DecodeLimitExceeded),
+        ("w(struct.pack('>5I', 4, 4, 4, 9, 9)); time.sleep(60)", errors.DecodeLimitExceeded),
+        ("pass", errors.DecodeLimitExceeded),
+        ("os._exit(3)", errors.DecodeLimitExceeded),
+        ("os.kill(os.getpid(), 11)", errors.DecodeLimitExceeded),
     ],
 )
 async def test_a_child_gone_bad_is_not_believed(
-    build: Callable[..., decoder.Decoder],
+    build: Callable[..., sandbox.Decoder],
     monkeypatch: pytest.MonkeyPatch,
     script: str,
     refusal: type[errors.EditError],
 ) -> None:
     entry = "import os, struct, time\nw = lambda data: os.write(1, data)\nw(b'\\1'); os.read(0, 8); os.read(0, 1)\n"
-    monkeypatch.setattr(decoder, "_ENTRY", entry + script)
+    monkeypatch.setattr(sandbox, "_ENTRY", entry + script)
     with pytest.raises(refusal):
         await build(timeout_s=1.0).decode(b"?", timeout_s=PATIENCE_S)
 
 
 async def test_a_child_that_does_not_read_is_not_waited_for(
-    build: Callable[..., decoder.Decoder], monkeypatch: pytest.MonkeyPatch
+    build: Callable[..., sandbox.Decoder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(decoder, "_ENTRY", "import os, time; os.write(1, b'1'); time.sleep(60)")
+    monkeypatch.setattr(sandbox, "_ENTRY", "import os, time; os.write(1, b'1'); time.sleep(60)")
     more_than_a_pipe_holds = bytes(3 << 20)
-    with pytest.raises(errors.ImageTooCostly):
+    with pytest.raises(errors.DecodeLimitExceeded):
         await build(timeout_s=0.5).decode(more_than_a_pipe_holds, timeout_s=PATIENCE_S)

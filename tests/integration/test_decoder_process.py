@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pictures
 import pytest
-from decoding import (
+from support.images import samples
+from support.images.decoding import (
     COSTLY,
     LIMITS,
     PATIENCE_S,
@@ -21,22 +21,23 @@ from decoding import (
     until,
 )
 
-from retouch import decoder, errors, images
+from retouch import errors
+from retouch.images import decode, sandbox
 
 pytestmark = pytest.mark.integration
 
 
-async def test_200_decodes_leave_nothing_behind(build: Callable[..., decoder.Decoder]) -> None:
+async def test_200_decodes_leave_nothing_behind(build: Callable[..., sandbox.Decoder]) -> None:
     decoding = build()
     await asyncio.gather(*(decoding.decode(PHOTO, timeout_s=PATIENCE_S) for _ in range(8)))
     await idle(decoding)
     before = open_files(), threading.active_count(), len(children())
-    bodies = [PHOTO, PHOTO[:-9], b"", pictures.samples()["png"]] * 50
+    bodies = [PHOTO, PHOTO[:-9], b"", samples.samples()["png"]] * 50
     found = await asyncio.gather(
         *(decoding.decode(body, timeout_s=120) for body in bodies), return_exceptions=True
     )
     assert [type(each) for each in found[:3]] == [
-        images.Decoded,
+        decode.Decoded,
         errors.BrokenImage,
         errors.UnsupportedImage,
     ]
@@ -49,7 +50,7 @@ async def test_200_decodes_leave_nothing_behind(build: Callable[..., decoder.Dec
 async def test_closing_ends_everything() -> None:
     threads = threading.active_count()
     others = children()
-    decoding = decoder.Decoder(LIMITS, decoder.DecoderSettings(children=1))
+    decoding = sandbox.Decoder(LIMITS, sandbox.DecoderSettings(children=1))
     await idle(decoding)
     running, queued = (
         asyncio.create_task(decoding.decode(COSTLY, timeout_s=PATIENCE_S)) for _ in range(2)
@@ -69,7 +70,7 @@ async def test_closing_ends_everything() -> None:
 
 
 async def test_a_child_has_no_secrets_no_files_and_no_way_to_open_any(
-    build: Callable[..., decoder.Decoder],
+    build: Callable[..., sandbox.Decoder],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
@@ -89,7 +90,7 @@ async def test_a_child_has_no_secrets_no_files_and_no_way_to_open_any(
     assert int(limits["Max address space"][1]) < (1 << 30) + (200 << 20)
 
 
-async def test_no_file_is_opened_for_writing(decoding: decoder.Decoder) -> None:
+async def test_no_file_is_opened_for_writing(decoding: sandbox.Decoder) -> None:
     written: list[object] = []
     watching = True
 
@@ -129,7 +130,7 @@ async def test_children_end_with_their_parent() -> None:
 
 
 def test_it_works_in_several_loops_and_threads_at_a_time(
-    build: Callable[..., decoder.Decoder],
+    build: Callable[..., sandbox.Decoder],
 ) -> None:
     decoding = build()
     widths: list[int] = []
@@ -147,7 +148,7 @@ def test_it_works_in_several_loops_and_threads_at_a_time(
     assert widths == [640] * 8
 
 
-def test_it_works_under_uvloop(decoding: decoder.Decoder) -> None:
+def test_it_works_under_uvloop(decoding: sandbox.Decoder) -> None:
     uvloop = pytest.importorskip("uvloop")
     decoded = uvloop.run(decoding.decode(PHOTO, timeout_s=PATIENCE_S))
     assert decoded.width_px == 640

@@ -3,24 +3,16 @@ import ssl
 
 import pytest
 import trustme
-from origin import (
-    answer,
-    by_path,
-    in_turn,
-    internet,
-    plain_server,
-    redirect,
-    until,
-)
+from support.servers.origin import answer, by_path, in_turn, internet, plain_server, redirect, until
 
 from retouch.errors import (
     EditError,
     SourceConnectFailed,
-    SourceFailing,
-    SourceMisdirected,
-    SourceRefused,
+    SourceRedirectError,
+    SourceServerError,
+    SourceStatusError,
 )
-from retouch.fetch import FetchLimits
+from retouch.net.download import FetchLimits
 
 pytestmark = pytest.mark.integration
 
@@ -65,9 +57,9 @@ async def test_redirects_are_followed_up_to_their_limit() -> None:
     async with internet(scripts, limits=LIMITS) as (net, origins):
         assert (await net.get("http://a.example/")).body == b"abc"
         assert b"Host: b.example" in origins["b.example"].requests[0]
-        with pytest.raises(SourceMisdirected, match="more than 3 times"):
+        with pytest.raises(SourceRedirectError, match="more than 3 times"):
             await net.get("http://loop.example/")
-        with pytest.raises(SourceMisdirected, match="to nowhere"):
+        with pytest.raises(SourceRedirectError, match="to nowhere"):
             await net.get("http://lost.example/")
         assert len(origins["loop.example"].requests) == 4
 
@@ -91,10 +83,10 @@ async def test_a_failed_connect_is_tried_once_more() -> None:
 @pytest.mark.parametrize(
     ("status", "expected", "requests"),
     [
-        (503, SourceFailing, 2),
-        (500, SourceFailing, 1),
-        (429, SourceFailing, 1),
-        (404, SourceRefused, 1),
+        (503, SourceServerError, 2),
+        (500, SourceServerError, 1),
+        (429, SourceServerError, 1),
+        (404, SourceStatusError, 1),
     ],
 )
 async def test_nothing_is_tried_more_than_twice_and_a_refusal_not_even_that(
@@ -153,7 +145,7 @@ async def test_https_does_not_step_down_to_http(authority: trustme.CA) -> None:
         net,
         origins,
     ):
-        with pytest.raises(SourceMisdirected, match="from https to http"):
+        with pytest.raises(SourceRedirectError, match="from https to http"):
             await net.get("https://a.example/")
     assert len(origins["a.example"].requests) == 1
 

@@ -5,19 +5,13 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from origin import (
-    Origin,
-    answer,
-    by_path,
-    internet,
-    redirect,
-)
+from support.servers.origin import Origin, answer, by_path, internet, redirect
 
 from retouch.errors import (
     SourceUnreachable,
 )
-from retouch.fetch import Fetcher, FetchLimits
-from retouch.netguard import parse_url
+from retouch.net.download import Downloader, FetchLimits
+from retouch.net.url import parse_url
 
 pytestmark = pytest.mark.integration
 
@@ -46,7 +40,7 @@ def no_connect() -> Iterator[None]:
 
 @pytest.mark.parametrize("address", INSIDE)
 async def test_nothing_is_dialled_for_a_name_with_a_refused_address(address: str) -> None:
-    fetcher = Fetcher(LIMITS, resolve=lambda *_: ["93.184.215.14", address])
+    fetcher = Downloader(LIMITS, resolve=lambda *_: ["93.184.215.14", address])
     with no_connect(), pytest.raises(SourceUnreachable):
         await fetcher.fetch(parse_url("http://a.example/"), timeout_s=5)
 
@@ -66,7 +60,7 @@ async def test_nothing_is_dialled_for_a_name_with_a_refused_address(address: str
     ],
 )
 async def test_no_spelling_of_this_machine_is_dialled(host: str) -> None:
-    fetcher = Fetcher(LIMITS)
+    fetcher = Downloader(LIMITS)
     with no_connect(), pytest.raises(SourceUnreachable):
         await fetcher.fetch(parse_url(f"http://{host}/"), timeout_s=5)
 
@@ -110,7 +104,7 @@ async def test_a_redirect_inside_is_not_followed_and_looks_like_an_unknown_name(
 async def test_an_allowed_host_and_port_may_be_inside() -> None:
     async with Origin(answer(b"abc")) as origin:
         allowed = frozenset({f"127.0.0.1:{origin.port}"})
-        fetcher = Fetcher(replace(LIMITS, allowed_hosts=allowed))
+        fetcher = Downloader(replace(LIMITS, allowed_hosts=allowed))
         url = parse_url(f"http://127.0.0.1:{origin.port}/")
         assert (await fetcher.fetch(url, timeout_s=5)).body == b"abc"
         with no_connect(), pytest.raises(SourceUnreachable):

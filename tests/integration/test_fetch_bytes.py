@@ -5,8 +5,8 @@ import tracemalloc
 from itertools import count
 
 import pytest
-from lone_fetch import measure
-from origin import (
+from support.attacks.lone_fetch import measure
+from support.servers.origin import (
     Exchange,
     Origin,
     Script,
@@ -18,13 +18,8 @@ from origin import (
     until,
 )
 
-from retouch.errors import (
-    EditError,
-    SourceEncoded,
-    SourceMalformed,
-    SourceTooLarge,
-)
-from retouch.fetch import FetchLimits
+from retouch.errors import EditError, SourceEncoded, SourceProtocolError, SourceTooLarge
+from retouch.net.download import FetchLimits
 
 pytestmark = pytest.mark.integration
 
@@ -45,14 +40,14 @@ CHUNK = b"10000\r\n" + b"x" * 65536 + b"\r\n"
         (answer(b"x" * ((1 << 20) + 1), length=-1), SourceTooLarge),
         (say(OK + b"\r\n", again=b"x" * 65536), SourceTooLarge),
         (say(CHUNKED, again=CHUNK), SourceTooLarge),
-        (say(CHUNKED, again=b"1\r\nx\r\n" * 10_000), SourceMalformed),
-        (say(OK, again=b"X-A: b\r\n" * 1000), SourceMalformed),
-        (say(OK + b"X-A: ", again=b"b" * 65536), SourceMalformed),
-        (say(b"", again=b"HTTP/1.1 100 -\r\n\r\n" * 1000), SourceMalformed),
-        (say(CHUNKED + b"1;", again=b"x" * 65536), SourceMalformed),
-        (answer(b"x" * 10, length=20), SourceMalformed),
-        (reset_after(b""), SourceMalformed),
-        (reset_after(OK + b"Content-Length: 20\r\n\r\nabc"), SourceMalformed),
+        (say(CHUNKED, again=b"1\r\nx\r\n" * 10_000), SourceProtocolError),
+        (say(OK, again=b"X-A: b\r\n" * 1000), SourceProtocolError),
+        (say(OK + b"X-A: ", again=b"b" * 65536), SourceProtocolError),
+        (say(b"", again=b"HTTP/1.1 100 -\r\n\r\n" * 1000), SourceProtocolError),
+        (say(CHUNKED + b"1;", again=b"x" * 65536), SourceProtocolError),
+        (answer(b"x" * 10, length=20), SourceProtocolError),
+        (reset_after(b""), SourceProtocolError),
+        (reset_after(OK + b"Content-Length: 20\r\n\r\nabc"), SourceProtocolError),
         (answer(b"\x1f\x8b", headers=["Content-Encoding: gzip"]), SourceEncoded),
     ],
 )
@@ -84,7 +79,7 @@ async def test_a_flood_of_chunks_does_not_hold_up_the_loop(flood: bytes) -> None
             began_s = time.monotonic()
             await asyncio.sleep(0)
             longest_s = max(longest_s, time.monotonic() - began_s)
-        assert isinstance(task.exception(), SourceMalformed)
+        assert isinstance(task.exception(), SourceProtocolError)
         assert longest_s < SLACK_S
 
 

@@ -1,7 +1,7 @@
 from ipaddress import ip_address
 
 import pytest
-from hostile_ways import Watch, run_matrix
+from support.attacks.ssrf_matrix import Watch, run_matrix
 
 pytestmark = pytest.mark.integration
 
@@ -18,7 +18,9 @@ async def test_no_refused_address_is_dialled_whichever_way_leads_to_it() -> None
 async def test_the_watch_sees_what_a_rule_that_is_too_weak_lets_through(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("retouch.fetch.is_public", lambda address: ip_address(address).is_global)
+    monkeypatch.setattr(
+        "retouch.net.download.is_public", lambda address: ip_address(address).is_global
+    )
     refused, _ = await run_matrix(WATCH, seed=1, extra=0, every=499)
     assert len(refused.violations) > 3
     assert all("connects instead of" in violation for violation in refused.violations)

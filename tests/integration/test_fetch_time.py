@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from origin import (
+from support.servers.origin import (
     Detour,
     Exchange,
     Internet,
@@ -24,12 +24,12 @@ from origin import (
     until,
 )
 
-from retouch.dialer import Lookups
 from retouch.errors import (
     SourceTimedOut,
 )
-from retouch.fetch import Fetcher, FetchLimits
-from retouch.netguard import parse_url
+from retouch.net.connect import Lookups
+from retouch.net.download import Downloader, FetchLimits
+from retouch.net.url import parse_url
 
 pytestmark = pytest.mark.integration
 
@@ -91,7 +91,7 @@ async def test_the_deadline_holds_during_a_tls_handshake_and_the_socket_is_close
 
 async def test_the_deadline_holds_while_a_name_is_looked_up() -> None:
     with hanging_lookups("slow") as resolve:
-        fetcher = Fetcher(LIMITS, resolve=resolve)
+        fetcher = Downloader(LIMITS, resolve=resolve)
         began_s = time.monotonic()
         with pytest.raises(SourceTimedOut):
             await fetcher.fetch(parse_url("http://slow.example/"), timeout_s=0.3)
@@ -175,7 +175,7 @@ async def test_names_that_hang_after_their_fetch_has_gone_hold_up_no_other() -> 
     async with Origin(answer(b"abc")) as origin:
         with hanging_lookups("slow", names) as resolve:
             detour = Detour({("93.184.0.1", 80): origin.port})
-            net = Internet(Fetcher(LIMITS, resolve=resolve, network=detour), names, detour)
+            net = Internet(Downloader(LIMITS, resolve=resolve, network=detour), names, detour)
             slow = [net.get(f"http://slow{n}.example/", timeout_s=0.3) for n in range(300)]
             ended = await asyncio.gather(*slow, return_exceptions=True)
             assert {type(error) for error in ended} == {SourceTimedOut}
@@ -186,7 +186,7 @@ async def test_no_more_names_are_looked_up_at_once_than_the_limit_says() -> None
     limits = replace(LIMITS, max_lookups=8)
     asked: list[str] = []
     with hanging_lookups("slow", note=asked) as resolve:
-        fetcher = Fetcher(limits, resolve=resolve)
+        fetcher = Downloader(limits, resolve=resolve)
         urls = [parse_url(f"http://slow{n}.example/") for n in range(12)]
         slow = [fetcher.fetch(url, timeout_s=0.3) for url in urls]
         ended = await asyncio.gather(*slow, return_exceptions=True)

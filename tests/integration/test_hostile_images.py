@@ -6,12 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import decoding_costs
-import hostile_pictures
 import pytest
-from decoding import COSTLY, PHOTO
+from support.attacks import images
+from support.images import decoding_costs
+from support.images.decoding import COSTLY, PHOTO
 
-from retouch import decoder
+from retouch.images import sandbox
 
 pytestmark = pytest.mark.integration
 ROOT = Path(__file__).parents[2]
@@ -19,7 +19,7 @@ WAIT = "import os; os.write(1, b'\\1'); os.read(0, 8); os.read(0, 1);"
 
 
 def test_hostile_pictures_decode_or_are_refused_at_a_bearable_cost() -> None:
-    turns = 4 * len(hostile_pictures.TURNS)
+    turns = 4 * len(images.TURNS)
     program = [sys.executable, "tests/bench/hostile_images.py", "--count", str(turns)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(("src", "tests"))}
     ended = subprocess.run(  # noqa: S603  # our own program
@@ -27,7 +27,7 @@ def test_hostile_pictures_decode_or_are_refused_at_a_bearable_cost() -> None:
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
     tried = {line.split("  ")[0] for line in ended.stdout.splitlines()}
-    assert tried >= set(hostile_pictures.ATTACKS)
+    assert tried >= set(images.ATTACKS)
 
 
 async def test_a_child_that_crashes_or_costs_too_much_is_a_fault(
@@ -45,7 +45,7 @@ async def test_a_child_that_crashes_or_costs_too_much_is_a_fault(
         "MiB of memory",
     ]
     crash = f"{WAIT} os.kill(os.getpid(), {signal.SIGSEGV:d})"
-    monkeypatch.setattr(decoder, "_ENTRY", crash)
+    monkeypatch.setattr(sandbox, "_ENTRY", crash)
     with decoding_costs.metered() as decoding:
         crashed = await decoding_costs.judge(decoding, 2, "", PHOTO)
     assert crashed.faults[:1] == (f"the child died with {-signal.SIGSEGV}",)

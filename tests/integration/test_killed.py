@@ -3,10 +3,10 @@
 from io import BytesIO
 from pathlib import Path
 
-import killed_folder
 import pytest
-from killed import PICTURE, Tally, kill_workers, victims
-from rgw import Rgw
+from support.processes import killed_folder
+from support.processes.killed import PICTURE, Tally, kill_workers, victims
+from support.servers.ceph_rgw import Rgw
 
 pytestmark = pytest.mark.integration
 

@@ -17,16 +17,16 @@ from urllib.parse import quote
 import httpx
 import pytest
 import trustme
-from rgw import Rgw
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.testclient import TestClient
+from support.servers.ceph_rgw import Rgw
 
 from retouch.errors import EditError, StorageError
-from retouch.ports import Store
 from retouch.storage.local import LocalStore, load_secret
+from retouch.storage.port import Store
 from retouch.storage.s3 import S3Settings, S3Store
 from retouch.web.files import serve_file
 

@@ -14,13 +14,13 @@ from dataclasses import replace
 
 import httpx
 import pytest
-from backblaze import Backblaze, reason_to_refuse
-from faults import FaultProxy, answered, cut, flipped, lost, passed, s3_error
-from rgw import Rgw
-from store_faults import DENIALS, HEALING, HTML, TRANSIENT
+from support.servers.backblaze import Backblaze, reason_to_refuse
+from support.servers.ceph_rgw import Rgw
+from support.servers.fault_proxy import FaultProxy, answered, cut, flipped, lost, passed, s3_error
+from support.servers.store_faults import DENIALS, HEALING, HTML, TRANSIENT
 
 from retouch.errors import StorageError, StoreDenied, StoreUnavailable
-from retouch.ports import Stored
+from retouch.storage.port import StoredObject
 from retouch.storage.s3 import S3Settings, S3Store
 
 pytestmark = pytest.mark.integration
@@ -55,7 +55,7 @@ def put(store: S3Store, timeout_s: float = 10.0, body: bytes = BODY) -> None:
     store.put(KEY, body, content_type="image/png", metadata={"n": "1"}, timeout_s=timeout_s)
 
 
-def get(store: S3Store, timeout_s: float = 10.0) -> Stored | None:
+def get(store: S3Store, timeout_s: float = 10.0) -> StoredObject | None:
     return store.get(KEY, max_bytes=1 << 20, timeout_s=timeout_s)
 
 

@@ -7,10 +7,10 @@ from contextlib import suppress
 from dataclasses import replace
 
 import pytest
-from rgw import Rgw
+from support.servers.ceph_rgw import Rgw
 
 from retouch.errors import StoreDenied, StoreUnavailable
-from retouch.ports import Stored
+from retouch.storage.port import StoredObject
 from retouch.storage.s3 import S3Settings, S3Store
 
 pytestmark = pytest.mark.integration
@@ -28,7 +28,7 @@ def put(store: S3Store, timeout_s: float = 10.0, body: bytes = BODY) -> None:
     store.put(KEY, body, content_type="image/png", metadata={}, timeout_s=timeout_s)
 
 
-def get(store: S3Store, timeout_s: float = 10.0) -> Stored | None:
+def get(store: S3Store, timeout_s: float = 10.0) -> StoredObject | None:
     return store.get(KEY, max_bytes=1 << 20, timeout_s=timeout_s)
 
 

@@ -6,12 +6,12 @@ import time
 import httpx
 import pytest
 import runpod
-import worker_runs
-from sleepy_worker import SECRET
-from worker_runs import REQUEST, Tally, local_server, sleepy
+from support.processes import worker_runs
+from support.processes.sleepy_worker import SECRET
+from support.processes.worker_runs import REQUEST, Tally, local_server, sleepy
 
-from retouch.contract import EditResult, ErrorBody
 from retouch.errors import error_classes
+from retouch.schema import EditResult, ErrorBody
 
 pytestmark = pytest.mark.integration
 

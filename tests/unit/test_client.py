@@ -4,11 +4,10 @@ from typing import Any
 
 import httpx
 import pytest
-from fakes import REQUEST, URL, House
+from support.fakes import REQUEST, URL, House
 
 from retouch import client
 from retouch.client import Client, read_error, read_status
-from retouch.contract import EditResult, error_body
 from retouch.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -17,11 +16,12 @@ from retouch.errors import (
     InvalidRequest,
     Overloaded,
     RouteNotFound,
-    SourceRefused,
+    SourceStatusError,
     SourceUnreachable,
     Unauthorized,
     error_classes,
 )
+from retouch.schema import EditResult, error_body
 
 
 class Runpod:
@@ -192,7 +192,7 @@ def test_an_overload_says_when_to_come_again() -> None:
 
 
 def test_a_code_of_a_later_version_is_an_edit_error() -> None:
-    body = error_body(SourceRefused("no"), request_id="j").model_dump()
+    body = error_body(SourceStatusError("no"), request_id="j").model_dump()
     body["error"]["details"]["code"] = "source_melted"
     error = read_error(json.dumps(body))
     assert (type(error), error.message, error.details["code"]) == (EditError, "no", "source_melted")

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from retouch.contract import EXAMPLE, SCHEDULERS, EditRequest, EditResult
-from retouch.contract.answer import ErrorInfo, Meta, Result
 from retouch.errors import error_classes
+from retouch.schema import EXAMPLE, SCHEDULERS, EditRequest, EditResult
+from retouch.schema.response import ErrorInfo, Meta, Result
 from retouch.settings import DEFAULT_REGION, Settings
 
 ROOT = Path(__file__).parents[2]

@@ -4,9 +4,9 @@ from typing import get_args
 import pytest
 
 from retouch import errors
-from retouch.contract import ErrorBody, error_body
-from retouch.contract.answer import ErrorType
 from retouch.errors import EditError, error_classes
+from retouch.schema import ErrorBody, error_body
+from retouch.schema.response import ErrorType
 
 STATUSES = {
     "BadInput": {400, 404, 405, 413, 415},

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from retouch.settings import Settings, WrongSetting, load_settings, require_local_store
+from retouch.settings import InvalidSettings, Settings, load_settings, require_local_store
 
 S3 = {
     "S3_ENDPOINT": "s3.us-east-005.backblazeb2.com",
@@ -32,7 +32,7 @@ class Environment:
 
     def refusal(self, **variables: str) -> str:
         """The one line that a start with these ends in."""
-        with pytest.raises(WrongSetting) as caught:
+        with pytest.raises(InvalidSettings) as caught:
             self.load(**variables)
         line = str(caught.value)
         assert "\n" not in line
@@ -323,7 +323,7 @@ def test_a_local_store_that_cannot_be_written_is_refused_where_it_is_used(
     settings = environment.load(LOCAL_STORE_DIR=str(tmp_path / "new" / "store"))
     require_local_store(settings)
     monkeypatch.setattr("os.access", lambda path, _mode: path != tmp_path)
-    with pytest.raises(WrongSetting, match=f"LOCAL_STORE_DIR: {tmp_path} may not be written"):
+    with pytest.raises(InvalidSettings, match=f"LOCAL_STORE_DIR: {tmp_path} may not be written"):
         require_local_store(settings)
     require_local_store(environment.load(LOCAL_STORE_DIR=str(tmp_path), **S3))
 
@@ -334,4 +334,4 @@ def test_settings_cannot_be_changed(environment: Environment) -> None:
 
 
 def test_a_refusal_nobody_catches_ends_the_process_with_its_line() -> None:
-    assert issubclass(WrongSetting, SystemExit)
+    assert issubclass(InvalidSettings, SystemExit)

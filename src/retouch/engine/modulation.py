@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from retouch.engine.memory import Weights
+from retouch.engine.memory.weights import Weights
 
 MAX_SCHEDULES = 4
 """About 133 MB of host memory for each 30 steps of the full model in half precision."""
 
 
 @dataclass(frozen=True)
-class Table:
+class ModulationTable:
     """Shift, 1 + scale and gate of both norms, for each step and block, and the last norm's two.
 
     `image` is (step, block, 6, row, dim): one row, or of models that take the condition at time zero
@@ -29,19 +29,19 @@ class Table:
     text: torch.Tensor
     last: torch.Tensor
 
-    def to(self, device: torch.device) -> "Table":
+    def to(self, device: torch.device) -> "ModulationTable":
         """Copy the table to `device`, where it is not there already."""
-        return Table(self.image.to(device), self.text.to(device), self.last.to(device))
+        return ModulationTable(self.image.to(device), self.text.to(device), self.last.to(device))
 
 
-class Modulation:
+class ModulationCache:
     """Computes tables, and keeps those of the last few schedules in host memory."""
 
     def __init__(self, weights: Weights) -> None:
         self._weights = weights
-        self._tables: OrderedDict[tuple[Any, ...], Table] = OrderedDict()
+        self._tables: OrderedDict[tuple[Any, ...], ModulationTable] = OrderedDict()
 
-    def look_up(self, timesteps: torch.Tensor, transformer: Any) -> Table:
+    def look_up(self, timesteps: torch.Tensor, transformer: Any) -> ModulationTable:
         """Return the table of `timesteps` (0 to 1000, one a step), on the device of the weights."""
         key = (transformer.proj_out.weight.dtype, *timesteps.tolist())
         if key not in self._tables:
@@ -51,7 +51,7 @@ class Modulation:
         self._tables.move_to_end(key)
         return self._tables[key].to(self._weights.device)
 
-    def _compute(self, timesteps: torch.Tensor, transformer: Any) -> Table:
+    def _compute(self, timesteps: torch.Tensor, transformer: Any) -> ModulationTable:
         device, like = self._weights.device, transformer.proj_out.weight
         moments = [
             _embed(time, transformer, like) for time in (timesteps.float() / 1000).to(device)
@@ -68,7 +68,7 @@ class Modulation:
             table[:, [1, 4]] += 1
         ends = torch.stack(last)
         ends[:, 0] += 1  # here the scale comes first
-        return Table(torch.stack(image, 1), torch.stack(text, 1), ends)
+        return ModulationTable(torch.stack(image, 1), torch.stack(text, 1), ends)
 
 
 def _embed(time: torch.Tensor, transformer: Any, like: torch.Tensor) -> torch.Tensor:

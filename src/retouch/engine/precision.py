@@ -9,16 +9,16 @@ from typing import Any
 
 import torch
 
-FOLD = 512.0
+RESIDUAL_SCALE = 512.0
 """The residual streams reach about 2e7 (Draw Things, "Optimizing Qwen Image for Edge Devices"), and
 float16 ends at 65504: 512 is the least power of two that leaves room for them."""
-NEVER_FOLDED = 1.0
+NEVER_SCALED = 1.0
 _CHUNK = 1 << 24
 _WRITERS = ("attn.to_out.0", "attn.to_add_out", "img_mlp.net.2", "txt_mlp.net.2")
 _SOURCES = ("img_in", "txt_in")
 
 
-class Overflowed(Exception):
+class Fp16Overflow(Exception):
     """Values left the range of the transformer's precision."""
 
 
@@ -29,7 +29,7 @@ def fold_factor(name: str) -> float:
     (0.001953125, 1.0)
     """
     owner = name.rpartition(".")[0]
-    return 1 / FOLD if owner in _SOURCES or owner.endswith(_WRITERS) else NEVER_FOLDED
+    return 1 / RESIDUAL_SCALE if owner in _SOURCES or owner.endswith(_WRITERS) else NEVER_SCALED
 
 
 def find_factor(path: str, dtype: torch.dtype) -> float:
@@ -39,7 +39,7 @@ def find_factor(path: str, dtype: torch.dtype) -> float:
     (0.001953125, 1.0)
     """
     part, _, name = path.partition(".")
-    return fold_factor(name) if part == "transformer" and dtype == torch.float16 else NEVER_FOLDED
+    return fold_factor(name) if part == "transformer" and dtype == torch.float16 else NEVER_SCALED
 
 
 def fold_norms(transformer: Any) -> None:
@@ -48,7 +48,7 @@ def fold_norms(transformer: Any) -> None:
     for block in transformer.transformer_blocks:
         norms += [block.img_norm1, block.img_norm2, block.txt_norm1, block.txt_norm2]
     for norm in norms:
-        norm.eps /= FOLD**2
+        norm.eps /= RESIDUAL_SCALE**2
 
 
 def recast(weights: torch.Tensor, dtype: torch.dtype, *, factor: float = 1.0) -> torch.Tensor:

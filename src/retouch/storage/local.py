@@ -26,8 +26,8 @@ from retouch.errors import (
     StoreDenied,
     StoreUnavailable,
 )
-from retouch.ports import Stored
-from retouch.storage import harmless_name, is_key, require_key, require_link
+from retouch.storage.keys import harmless_name, is_key, require_key, require_link
+from retouch.storage.port import StoredObject
 
 SOURCE_LIFE_S = 30 * 24 * 3600
 SWEEP_EVERY_S = 300
@@ -107,7 +107,7 @@ class LocalStore:
             self._objects = self._objects.resolve()
         self.sweep()
 
-    def get(self, key: str, *, max_bytes: int, timeout_s: float) -> Stored | None:  # noqa: ARG002
+    def get(self, key: str, *, max_bytes: int, timeout_s: float) -> StoredObject | None:  # noqa: ARG002
         """Return the object or None."""
         with _translated():
             return self._read(key, max_bytes)
@@ -214,7 +214,7 @@ class LocalStore:
             raise StorageError("the object key leads out of the store", key=key)
         return path
 
-    def _read(self, key: str, max_bytes: int | None) -> Stored | None:
+    def _read(self, key: str, max_bytes: int | None) -> StoredObject | None:
         try:
             file = open(self._path(key), "rb", opener=_open_no_link)  # noqa: SIM115 - paths take no opener
         except (FileNotFoundError, NotADirectoryError):
@@ -226,7 +226,7 @@ class LocalStore:
             size = os.fstat(file.fileno()).st_size - file.tell()
             if max_bytes is not None and size > max_bytes:
                 raise StorageError(f"the stored object is over {max_bytes} bytes", key=key)
-            return Stored(body=file.read(), metadata=metadata)
+            return StoredObject(body=file.read(), metadata=metadata)
 
     def _sign(self, *parts: str) -> str:
         text = json.dumps(["retouch-link-1", *parts])

@@ -26,9 +26,9 @@ from urllib3.exceptions import HTTPError, LocationValueError, SSLError
 
 from retouch.errors import StorageError, StoreDenied, StoreUnavailable
 from retouch.logs import event
-from retouch.ports import Stored
-from retouch.storage import attachment, require_key, require_link
-from retouch.storage.transport import Connections, Refusal, deadline, read_and_release
+from retouch.storage.keys import attachment, require_key, require_link
+from retouch.storage.port import StoredObject
+from retouch.storage.s3_transport import Connections, Refusal, deadline, read_and_release
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -140,7 +140,7 @@ class S3Store:
         except ValueError as error:
             raise translate(error, "configure") from error
 
-    def get(self, key: str, *, max_bytes: int, timeout_s: float) -> Stored | None:
+    def get(self, key: str, *, max_bytes: int, timeout_s: float) -> StoredObject | None:
         """Return the object or None; a key that may not list the bucket gets a denial instead."""
         require_key(key)
         return self._run("get", timeout_s, lambda: self._get(key, max_bytes))
@@ -208,7 +208,7 @@ class S3Store:
         except _FAULTS as error:
             raise translate(error, operation) from error
 
-    def _get(self, key: str, max_bytes: int) -> Stored | None:
+    def _get(self, key: str, max_bytes: int) -> StoredObject | None:
         try:
             response = self._client.get_object(bucket_name=self.name, object_name=key)
         except Refusal as refusal:
@@ -224,7 +224,7 @@ class S3Store:
             for name, value in headers.items()
             if name.startswith(_META)
         }
-        return Stored(body=body, metadata=metadata)
+        return StoredObject(body=body, metadata=metadata)
 
     def _put(self, key: str, body: bytes, content_type: str, metadata: Mapping[str, str]) -> None:
         user_metadata: dict[str, Any] = dict(metadata)

@@ -10,7 +10,6 @@ from pydantic import ValidationError
 from starlette.datastructures import Headers
 from starlette.types import Receive
 
-from retouch.contract import EditRequest, invalid_request
 from retouch.errors import (
     BodyTooLarge,
     Cancelled,
@@ -19,6 +18,7 @@ from retouch.errors import (
     Overloaded,
     UnsupportedContentType,
 )
+from retouch.schema import EditRequest, invalid_request
 
 _WHOLE_BODIES = 8
 _MAX_FRAME_BYTES = 65536
@@ -27,7 +27,7 @@ _IMAGE = re.compile(rb'"data:[^"]*"', re.IGNORECASE)
 _NOT_AN_OBJECT = ("json_invalid", "model_type", "model_attributes_type")
 
 
-class Bodies:
+class BodyReader:
     """Reads bodies; all that are in memory at once are bounded to the size of eight of the largest."""
 
     def __init__(

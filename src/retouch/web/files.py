@@ -5,7 +5,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from retouch.errors import MethodNotAllowed
-from retouch.storage import attachment
+from retouch.storage.keys import attachment
 from retouch.storage.local import LocalStore
 
 _METHODS = ("GET", "HEAD")

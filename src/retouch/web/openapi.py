@@ -9,15 +9,8 @@ from typing import Any
 from pydantic.json_schema import models_json_schema
 
 from retouch import __version__
-from retouch.contract import (
-    BOTH_SIDES_OR_NONE,
-    EXAMPLE,
-    EditRequest,
-    EditResult,
-    ErrorBody,
-    Progress,
-)
 from retouch.errors import error_classes
+from retouch.schema import BOTH_SIDES_OR_NONE, EXAMPLE, EditRequest, EditResult, ErrorBody, Progress
 from retouch.storage.local import LINK_QUERY
 
 _JSON, _EVENTS, _TEXT = "application/json", "text/event-stream", "text/plain"

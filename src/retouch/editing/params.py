@@ -1,0 +1,81 @@
+"""What a request comes to: pure functions from a request, its source and the checkpoint's preset."""
+
+import hashlib
+import re
+
+from retouch.editing.ports import EditParams, GenerationDefaults, Source
+from retouch.images.encode import EXTENSIONS
+from retouch.schema import MAX_STEPS, EditRequest
+
+_KEY_WORD = re.compile(r"[0-9a-z][0-9a-z_-]{0,127}")
+_DEFAULT_SIDE_MULTIPLE_PX = 32
+_NO_GUIDANCE = 1.0
+
+
+def derive_seed(job_id: str) -> int:
+    """Return the seed of a job that names none: a retried job makes the same bytes.
+
+    >>> derive_seed("a") == derive_seed("a") != derive_seed("b")
+    True
+    """
+    return int.from_bytes(hashlib.sha256(job_id.encode()).digest()[:4])
+
+
+def fit_size(width_px: int, height_px: int, *, area_px: int) -> tuple[int, int]:
+    """Return the size nearest `area_px` in the shape of the source, in multiples of 32.
+
+    The rounding of `calculate_dimensions` in huggingface/diffusers, pipelines/qwenimage.
+
+    >>> fit_size(1600, 1200, area_px=1024 * 1024)
+    (1184, 896)
+    """
+    ratio = width_px / height_px
+    width = (area_px * ratio) ** 0.5
+    sides = (round(side / _DEFAULT_SIDE_MULTIPLE_PX) for side in (width, width / ratio))
+    fitted = [max(side, 1) * _DEFAULT_SIDE_MULTIPLE_PX for side in sides]
+    return fitted[0], fitted[1]
+
+
+def resolve_params(
+    request: EditRequest, source: Source, preset: GenerationDefaults, *, job_id: str
+) -> tuple[EditParams, list[str]]:
+    """Fill in what the request leaves open; the notes say where the edit differs from the request."""
+    notes = list(source.notes)
+    steps = request.num_inference_steps or preset.steps
+    if steps > MAX_STEPS:
+        notes.append(f"num_inference_steps {steps} is cut to {MAX_STEPS}")
+        steps = MAX_STEPS
+    guidance = request.guidance_scale or preset.guidance_scale
+    if not preset.guided and guidance != _NO_GUIDANCE:
+        notes.append("this checkpoint has no guidance: guidance_scale is 1.0")
+        guidance = _NO_GUIDANCE
+    negative_prompt = (request.negative_prompt or "").strip()
+    if negative_prompt and guidance == _NO_GUIDANCE:
+        notes.append("there is no guidance: negative_prompt is ignored")
+    if request.output_format == "png" and "output_quality" in request.model_fields_set:
+        notes.append("png is lossless: output_quality is ignored")
+    width, height = request.width, request.height
+    if width is None or height is None:
+        width, height = fit_size(source.width_px, source.height_px, area_px=preset.area_px)
+    seed = request.seed if request.seed not in (None, -1) else derive_seed(job_id)
+    work = EditParams(
+        prompt=request.prompt.strip(),
+        negative_prompt=negative_prompt or " ",
+        seed=seed,
+        steps=steps,
+        guidance_scale=guidance,
+        scheduler=request.scheduler,
+        width_px=width,
+        height_px=height,
+    )
+    return work, notes
+
+
+def result_key(prefix: str, source_id: str, job_id: str, file_format: str) -> str:
+    """Return the key of a job's result, known before anything is fetched.
+
+    >>> result_key("p/", "ab12", "job-1", "jpeg")
+    'p/results/ab12/job-1.jpg'
+    """
+    word = job_id if _KEY_WORD.fullmatch(job_id) else hashlib.sha256(job_id.encode()).hexdigest()
+    return f"{prefix}results/{source_id}/{word}.{EXTENSIONS[file_format]}"

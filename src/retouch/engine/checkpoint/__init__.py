@@ -1,0 +1,1 @@
+"""From a checkpoint on disk or the hub to loaded weights."""

@@ -1,0 +1,126 @@
+"""From a whole checkpoint folder to `Weights` in place: modules without weights, a plan, then the bytes."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights  # type: ignore[import-untyped]
+from diffusers import (
+    AutoencoderKLQwenImage,
+    FlowMatchEulerDiscreteScheduler,
+    QwenImageTransformer2DModel,
+)
+from torch import nn
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers.initialization import no_init_weights
+
+from retouch.engine import precision
+from retouch.engine.checkpoint.safetensors_reader import TensorEntry, read_headers, read_weights
+from retouch.engine.memory.flat_params import MODULATION
+from retouch.engine.memory.plan import RESIDENT, EditShape, make_plan
+from retouch.engine.memory.probe import FreeMemory
+from retouch.engine.memory.weights import Weights
+
+Dtypes = dict[str, torch.dtype]
+
+
+def load_weights(
+    folder: Path,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    picture: EditShape,
+    memory: FreeMemory,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Weights:
+    """Load a checkpoint's weights to where the plan for `memory` has them.
+
+    Raises:
+        ModelError: a weight is missing, a file is damaged, or there is too little memory.
+    """
+    modules = build_modules(read_configs(folder), choose_dtypes(dtype, device))
+    stored = read_headers(folder)
+    keep_modulation(modules["transformer"], stored)
+    weights = Weights(**modules, plan=RESIDENT, device=device)
+    if device.type == "cuda":  # pragma: no cover - needs a GPU
+        weights.plan = make_plan(weights.parts.sizes, picture, memory)
+    weights.settle()
+    progress("weights")
+    try:
+        read_weights(
+            stored,
+            weights.tensors(),
+            scale=partial(precision.find_factor, dtype=dtype),
+            progress=progress,
+        )
+        weights.pin()
+    except BaseException:
+        weights.close()
+        raise
+    if dtype == torch.float16:  # pragma: no cover - a CPU runs float32
+        precision.fold_norms(weights.transformer)
+    weights.release()  # what each thread converted in
+    return weights
+
+
+def choose_dtypes(dtype: torch.dtype, device: torch.device) -> Dtypes:
+    """Return the type of each part on this device."""
+    has_bfloat16 = device.type == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False)
+    return precision.choose_dtypes(dtype, has_bfloat16=has_bfloat16)
+
+
+def read_configs(folder: Path) -> dict[str, Any]:
+    """Read what the three parts with weights are made from."""
+    transformer: Any = QwenImageTransformer2DModel
+    vae: Any = AutoencoderKLQwenImage
+    return {
+        "transformer": transformer.load_config(folder / "transformer"),
+        "vae": vae.load_config(folder / "vae"),
+        "text_encoder": Qwen2_5_VLConfig.from_pretrained(
+            folder / "text_encoder", local_files_only=True
+        ),
+    }
+
+
+def build_modules(configs: dict[str, Any], dtypes: Dtypes) -> dict[str, Any]:
+    """Build the three parts with weights on `meta`: of their type, without a byte.
+
+    The text encoder comes without its output layer, 1 GiB of weights that nothing here asks.
+    """
+    transformer: Any = QwenImageTransformer2DModel
+    vae: Any = AutoencoderKLQwenImage
+    with init_empty_weights(include_buffers=False), no_init_weights():
+        modules = {
+            "transformer": transformer.from_config(configs["transformer"]),
+            "vae": vae.from_config(configs["vae"]),
+            "text_encoder": Qwen2_5_VLForConditionalGeneration(configs["text_encoder"]),
+        }
+    modules["text_encoder"].lm_head = nn.Identity()
+    for name, module in modules.items():
+        module.eval()
+        for parameter in module.parameters():  # buffers keep theirs: angles need float32
+            parameter.data = parameter.data.to(dtypes[name])
+            parameter.requires_grad_(False)
+    return modules
+
+
+def keep_modulation(transformer: Any, stored: Mapping[str, TensorEntry]) -> None:
+    """Let the modulation have the type that is `stored`, where that is no larger: it is converted when used.
+
+    The host reads it straight then, and the GPU converts it as fast as it comes.
+    """
+    for number, block in enumerate(transformer.transformer_blocks):
+        for head in MODULATION:
+            for name, parameter in getattr(block, head).named_parameters():
+                source = stored.get(f"transformer.transformer_blocks.{number}.{head}.{name}")
+                if source and source.dtype.itemsize <= parameter.dtype.itemsize:
+                    parameter.data = parameter.data.to(source.dtype)
+
+
+def read_scheduler(folder: Path) -> dict[str, Any]:
+    """Read the scheduler's settings."""
+    scheduler: Any = FlowMatchEulerDiscreteScheduler
+    config: dict[str, Any] = dict(scheduler.from_pretrained(folder).config)
+    return config

@@ -1,0 +1,1 @@
+"""Where weights live: the plan, flat parameter buffers and streaming."""

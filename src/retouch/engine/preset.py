@@ -1,0 +1,46 @@
+"""Generation defaults stored beside a checkpoint (`retouch_preset.json`)."""
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from retouch.errors import ModelError
+
+PRESET_FILE = "retouch_preset.json"
+
+
+class PresetFile(BaseModel):
+    """`retouch_preset.json`: what a checkpoint wants that differs from the full model.
+
+    `condition_as_result` gives the condition the size of the result in place of `condition_area_px`,
+    for weights that compare the two place by place.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = ""
+    steps: int = Field(default=30, ge=1, le=50)
+    guidance_scale: float = Field(default=4.0, ge=1, le=20)
+    area_px: int = Field(default=1024 * 1024, ge=64 * 64)
+    condition_area_px: int = Field(default=1024 * 1024, ge=64 * 64)
+    condition_as_result: bool = False
+    guided: bool = True
+    notes: tuple[str, ...] = ()
+
+
+def read_preset(folder: Path) -> PresetFile:
+    """Return the generation defaults stored in a checkpoint folder, or the full model's.
+
+    Raises:
+        ModelError: the file is malformed.
+    """
+    path = folder / PRESET_FILE
+    if not path.exists():
+        return PresetFile()
+    try:
+        return PresetFile.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        raise ModelError(
+            f"{PRESET_FILE}: {'.'.join(map(str, fault['loc']))}: {fault['msg']}"
+        ) from error

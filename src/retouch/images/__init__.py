@@ -1,0 +1,1 @@
+"""Bytes to pixels and back, within limits, in a sandboxed child process."""

@@ -1,0 +1,147 @@
+"""Parse and resolve source URLs: http and https only, no credentials, checked hosts and ports."""
+
+import re
+from dataclasses import dataclass
+from ipaddress import AddressValueError, IPv6Address
+from urllib.parse import quote, urljoin
+
+import idna
+
+from retouch.errors import InvalidRequest
+
+MAX_URL_LENGTH = 4096
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+_PRINTABLE = "".join(map(chr, range(0x21, 0x7F)))
+
+_FORBIDDEN = re.compile(r"[\s\\\x00-\x1f\x7f-\x9f]")
+_URL = re.compile(r"(https?)://([^/?#]*)([^?#]*)(\?[^#]*)?(?:#.*)?", re.IGNORECASE)
+_AUTHORITY = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^:\[\]]+))(?::([0-9]*))?")
+_HOST = re.compile(r"[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*")
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class SourceUrl:
+    """A URL that may be fetched as far as its form goes.
+
+    `canonical` is for the request line and for hashing only: its query is a secret, so `str` and
+    `repr` show the host alone. `host` is ASCII, without the brackets of an IPv6 literal; `target` is
+    the path and the query, all ASCII.
+    """
+
+    canonical: str
+    scheme: str
+    host: str
+    port: int
+    target: str
+
+    @property
+    def authority(self) -> str:
+        """The host as a Host header has it: brackets round IPv6, no default port."""
+        return self.canonical.split("/", 3)[2]
+
+    @property
+    def host_port(self) -> str:
+        """The host and always its port, as the list of allowed hosts has it."""
+        return f"{_bracketed(self.host)}:{self.port}"
+
+    def __repr__(self) -> str:
+        return f"SourceUrl({self.scheme}://{self.host_port})"
+
+    __str__ = __repr__
+
+
+def parse_url(text: str) -> SourceUrl:
+    """Parse an absolute http or https URL of at most 4096 characters and bring it into one form.
+
+    Raises ValueError for anything else; its message never repeats the URL.
+
+    >>> parse_url("HTTPS://Bücher.example:443?a=B#top").canonical
+    'https://xn--bcher-kva.example/?a=B'
+    """
+    if len(text) > MAX_URL_LENGTH:
+        raise ValueError(f"must not be longer than {MAX_URL_LENGTH} characters")
+    if _FORBIDDEN.search(text):
+        raise ValueError("must not hold white space, control characters or backslashes")
+    parts = _URL.fullmatch(text)
+    if not parts:
+        raise ValueError("must be an http or https URL")
+    scheme, authority, path, query = parts[1].lower(), parts[2], parts[3], parts[4] or ""
+    host, port = _parse_authority(authority, default_port=_DEFAULT_PORTS[scheme])
+    try:
+        target = quote((path or "/") + query, safe=_PRINTABLE)
+    except UnicodeEncodeError:
+        raise ValueError("must not hold lone surrogates") from None
+    suffix = "" if port == _DEFAULT_PORTS[scheme] else f":{port}"
+    canonical = f"{scheme}://{_bracketed(host)}{suffix}{target}"
+    if len(canonical) > MAX_URL_LENGTH:
+        raise ValueError(f"must not be longer than {MAX_URL_LENGTH} characters once encoded")
+    return SourceUrl(canonical, scheme, host, port, target)
+
+
+def resolve_redirect(url: SourceUrl, location: str) -> SourceUrl:
+    """Resolve a Location header, relative or absolute, against `url`.
+
+    Raises ValueError as `parse_url` does, and for a step down from https to http.
+
+    >>> resolve_redirect(parse_url("https://example.com/a/b?c"), "../d").canonical
+    'https://example.com/d'
+    """
+    if _FORBIDDEN.search(location):  # before urljoin, which would silently drop some of them
+        raise ValueError("must not hold white space, control characters or backslashes")
+    try:
+        joined = urljoin(url.canonical, location)
+    except ValueError:
+        raise ValueError("must be an http or https URL") from None
+    resolved = parse_url(joined)
+    if (url.scheme, resolved.scheme) == ("https", "http"):
+        raise ValueError("must not lead from https to http")
+    return resolved
+
+
+def require_port(url: SourceUrl, *, allowed_hosts: frozenset[str]) -> None:
+    """Let through ports 80 and 443, and the exact `host:port` entries of `allowed_hosts`.
+
+    Raises:
+        InvalidRequest: the port is another one.
+    """
+    if url.port not in _DEFAULT_PORTS.values() and url.host_port not in allowed_hosts:
+        raise InvalidRequest({"image_url": "must use port 80 or 443"}, host=url.host)
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _parse_authority(authority: str, *, default_port: int) -> tuple[str, int]:
+    """Split and check host and port. The host comes back lower-case, ASCII, without brackets."""
+    if "@" in authority:
+        raise ValueError("must not hold a user name or password")
+    parts = _AUTHORITY.fullmatch(authority)
+    if not parts:
+        raise ValueError("must have a valid host and port")
+    literal, name, digits = parts.groups()
+    port = int(digits) if digits else default_port
+    if not 1 <= port <= 65535:  # noqa: PLR2004 - the range of a TCP port
+        raise ValueError("must have a port from 1 to 65535")
+    return (_parse_literal(literal) if literal else _parse_name(name)), port
+
+
+def _parse_literal(literal: str) -> str:
+    try:
+        return IPv6Address(literal).compressed
+    except AddressValueError:
+        raise ValueError("must have a valid host and port") from None
+
+
+def _parse_name(name: str) -> str:
+    """Encode a host name. A dot at the end goes: TLS must not see it (RFC 6066, section 3)."""
+    host = name
+    if not name.isascii():
+        try:
+            host = idna.encode(name, uts46=True).decode("ascii")
+        except UnicodeError:
+            raise ValueError("must have a valid host and port") from None
+    host = host.lower().removesuffix(".")
+    if len(host) > 253 or not _HOST.fullmatch(host):  # noqa: PLR2004 - RFC 1035, section 2.3.4
+        raise ValueError("must have a valid host and port")
+    return host

@@ -1,0 +1,1 @@
+"""From a source reference to a decoded image, through the cache."""

@@ -1,0 +1,1 @@
+"""The Runpod serverless entry point."""

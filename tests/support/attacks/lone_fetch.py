@@ -1,0 +1,80 @@
+"""Fetches one URL of 127.0.0.1 in a process that does nothing else, and tells what it held.
+
+`python tests/support/attacks/lone_fetch.py URL MAX_BYTES TIMES LOOP` prints one JSON object; `measure` runs it.
+"""
+
+import asyncio
+import json
+import os
+import sys
+import tracemalloc
+from pathlib import Path
+
+import uvicorn
+
+from retouch.errors import EditError
+from retouch.net.download import Downloader, FetchLimits
+from retouch.net.url import parse_url
+
+ROOT = Path(__file__).parents[3]
+GLIBC = {"MALLOC_MMAP_THRESHOLD_": "1048576"}
+
+
+async def measure(
+    url: str, *, max_bytes: int, times: int = 3, loop: str = "auto"
+) -> dict[str, int]:
+    """Bytes beyond what the process held before: `traced` by Python, `resident` by the kernel.
+
+    In an event loop by its name for uvicorn (auto: uvloop where there is one), and with the image's setting of glibc, which otherwise keeps what was freed and may not use it again.
+    """
+    child = await asyncio.create_subprocess_exec(
+        *(sys.executable, __file__, url, str(max_bytes), str(times), loop),
+        env={**os.environ, **GLIBC, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT / 'tests'}"},
+        stdout=asyncio.subprocess.PIPE,
+    )
+    told, _ = await asyncio.wait_for(child.communicate(), 60)
+    held: dict[str, int] = json.loads(told)
+    return held
+
+
+def _resident(field: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field):
+            return int(line.split()[1]) << 10
+    raise LookupError(field)
+
+
+def _start_peak() -> int:
+    """Set VmHWM back to VmRSS and return it."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return _resident("VmRSS")
+
+
+async def _fetch(url: str, max_bytes: int, times: int) -> dict[str, int]:
+    parsed = parse_url(url)
+    allowed = frozenset({parsed.host_port})
+    limits = FetchLimits(max_bytes=max_bytes, allowed_hosts=allowed)
+    fetcher = Downloader(limits)
+
+    async def once() -> int:
+        try:
+            return len((await fetcher.fetch(parsed, timeout_s=20)).body or b"")
+        except EditError:
+            return -1
+
+    small = parse_url(f"http://{parsed.host_port}/small")
+    await fetcher.fetch(small, timeout_s=20)  # what is imported and set up once
+    before = _start_peak()
+    for _ in range(times):
+        size = await once()
+    resident = _resident("VmHWM") - before
+    tracemalloc.start()
+    await once()
+    traced = tracemalloc.get_traced_memory()[1]
+    return {"size": size, "resident": resident, "traced": traced}
+
+
+if __name__ == "__main__":
+    url, max_bytes, times, loop = sys.argv[1:]
+    with asyncio.Runner(loop_factory=uvicorn.Config("", loop=loop).get_loop_factory()) as runner:
+        print(json.dumps(runner.run(_fetch(url, int(max_bytes), int(times)))))  # noqa: T201

@@ -1,0 +1,154 @@
+"""Runs the cases of `hostile_addresses` through the real fetcher and watches every connect.
+
+Only two things stand in for the world: what a name resolves to (a literal is read by libc itself),
+and that public addresses lead to an origin on 127.0.0.1. Anything else that is dialled is dialled
+for real; an audit hook notes it and stops it before a packet leaves.
+"""
+
+import contextlib
+import random
+import socket
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Sequence
+from ipaddress import ip_address
+from typing import Any
+from urllib.parse import unquote
+
+import httpcore
+
+from retouch.errors import SourceRedirectError, SourceUnreachable
+from retouch.net.download import Downloader, FetchLimits
+from retouch.net.url import parse_url
+from support.attacks.addresses import (
+    PUBLIC,
+    STEP,
+    STEP_V6,
+    Case,
+    list_cases,
+    list_public,
+    list_targets,
+)
+from support.servers.origin import Exchange, Names, Origin, answer, redirect
+
+BODY = b"reached"
+REFUSED = (ValueError, SourceUnreachable, SourceRedirectError)
+LED_TO_ORIGIN = frozenset(map(ip_address, (*PUBLIC, STEP, STEP_V6)))
+
+
+class Watch:
+    """Notes each `socket.connect` of this process; all but the origin's address are stopped."""
+
+    def __init__(self) -> None:
+        self.origin: tuple[str, int] | None = None
+        self.connects: list[Any] = []
+        sys.addaudithook(self._note)  # cannot be taken out again
+
+    def _note(self, event: str, args: tuple[Any, ...]) -> None:
+        if event == "socket.connect" and self.origin:
+            self.connects.append(args[1])
+            if args[1] != self.origin:
+                raise ConnectionRefusedError("stopped by the watch")
+
+
+class Passage(httpcore.AsyncNetworkBackend):
+    """Dials the origin for a public address, and every other address itself."""
+
+    def __init__(self, origin_port: int) -> None:
+        self._origin_port = origin_port
+        self._network = httpcore.AnyIOBackend()
+
+    async def connect_tcp(
+        self, host: str, port: int, *args: Any, **options: Any
+    ) -> httpcore.AsyncNetworkStream:
+        if ip_address(host) in LED_TO_ORIGIN:
+            host, port = "127.0.0.1", self._origin_port
+        return await self._network.connect_tcp(host, port, *args, **options)
+
+
+class Tally:
+    """How many cases each way had, and what went wrong."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.violations: list[str] = []
+
+    def note(self, case: Case, fault: str | None) -> None:
+        self.counts[case.way] += 1
+        if fault:
+            self.violations.append(f"{case.way}: {case.target.kind} {case.url}: {fault}")
+
+
+async def _lead(exchange: Exchange) -> None:
+    """Redirect as the path says, `/code/location`, or answer."""
+    _, code, *rest = exchange.target.split("/", 2)
+    script = redirect(unquote(rest[0]), status=int(code)) if rest else answer(BODY)
+    await script(exchange)
+
+
+class Runner:
+    """One fetcher for all cases."""
+
+    def __init__(self, watch: Watch, origin_port: int) -> None:
+        self._watch = watch
+        self._names = Names({})
+        limits = FetchLimits(max_bytes=1 << 16, connect_timeout_s=2)
+        self._fetcher = Downloader(limits, resolve=self._resolve, network=Passage(origin_port))
+
+    def _resolve(self, host: str, port: int) -> Sequence[str]:
+        with contextlib.suppress(socket.gaierror):  # a literal is for libc, a name is not for DNS
+            numeric = socket.getaddrinfo(
+                host.encode(), port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
+            )
+            return [str(sockaddr[0]) for *_, sockaddr in numeric]
+        return self._names(host, port)
+
+    async def _end(self, case: Case) -> bytes | Exception:
+        self._names = Names(case.names)
+        self._watch.connects.clear()
+        try:
+            return (await self._fetcher.fetch(parse_url(case.url), timeout_s=10)).body or b""
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is judged
+            return error
+
+    async def refuse(self, case: Case) -> str | None:
+        """Tell what is wrong if the case was not refused before the dial."""
+        end = await self._end(case)
+        if (dials := len(self._watch.connects)) != case.steps:
+            return f"{dials} connects instead of {case.steps}: {self._watch.connects}"
+        return None if isinstance(end, REFUSED) else f"ended as {end!r}"
+
+    async def reach(self, case: Case) -> str | None:
+        end = await self._end(case)
+        return None if end == BODY else f"ended as {end!r}"
+
+
+@contextlib.asynccontextmanager
+async def runner(watch: Watch) -> AsyncIterator[Runner]:
+    async with Origin(_lead) as origin:
+        watch.origin = ("127.0.0.1", origin.port)
+        try:
+            yield Runner(watch, origin.port)
+        finally:
+            watch.origin = None
+
+
+async def run_matrix(
+    watch: Watch,
+    *,
+    seed: int,
+    extra: int,
+    every: int = 1,
+    progress: Callable[[str], None] = lambda _: None,
+) -> tuple[Tally, Tally]:
+    """Run every `every`th refused case and all public ones; `extra` random addresses a network."""
+    refused, public = Tally(), Tally()
+    cases = list(list_cases(list_targets(random.Random(seed), extra=extra)))[::every]  # noqa: S311
+    async with runner(watch) as run:
+        for done, case in enumerate(cases):
+            refused.note(case, await run.refuse(case))
+            if done % 2000 == 0:
+                progress(f"{done} of {len(cases)} cases, {len(refused.violations)} violations")
+        for case in list_cases(list_public()):
+            public.note(case, await run.reach(case))
+    return refused, public

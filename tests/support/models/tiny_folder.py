@@ -1,0 +1,20 @@
+"""The tiny random model as a checkpoint folder: for the tests of everything but the pictures."""
+
+import atexit
+import shutil
+import tempfile
+from functools import cache
+from pathlib import Path
+
+from retouch.engine.checkpoint import load
+
+
+@cache
+def tiny_folder() -> Path:
+    """Make the folder once a process, and remove it at its end."""
+    from support.models.tiny import PRESET, build_tiny_pipeline
+
+    folder = Path(tempfile.mkdtemp(prefix="tiny-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    load.save(build_tiny_pipeline(), folder, preset=PRESET)
+    return folder

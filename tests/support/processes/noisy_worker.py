@@ -1,0 +1,37 @@
+"""`python -m retouch.worker` with a model that quickly makes noise: so most of its time goes into storing."""
+
+import random
+import time
+from collections.abc import Callable
+
+from PIL import Image
+
+from retouch import wiring
+from retouch.editing.ports import EditParams, EngineOutput
+from retouch.worker import __main__
+from support.fakes import FakeEngine
+
+STEP_S = 0.01
+
+
+class NoisyEngine(FakeEngine):
+    """Blends the image with noise of the seed: large as PNG, and the same at each attempt."""
+
+    def edit(
+        self, image: Image.Image, work: EditParams, *, before_step: Callable[[int, int], None]
+    ) -> EngineOutput:
+        def step(number: int, steps: int) -> None:
+            before_step(number, steps)
+            time.sleep(STEP_S)
+
+        edited = super().edit(image, work, before_step=step)
+        size_px = edited.image.size
+        pixels = random.Random(work.seed).randbytes(3 * size_px[0] * size_px[1])  # noqa: S311
+        noise = Image.frombytes("RGB", size_px, pixels)
+        edited.image.paste(Image.blend(edited.image, noise, 0.5))
+        return edited
+
+
+if __name__ == "__main__":
+    wiring.build_engine = lambda _: NoisyEngine()
+    __main__.main()

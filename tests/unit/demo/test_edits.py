@@ -1,0 +1,105 @@
+import pytest
+import torch
+from support.demo.album import photo
+from support.demo.measures import MEASURES, from_tensor
+
+from retouch.demo import edits
+from retouch.demo.edits import EDITS, PLAIN, SLIGHT, STRONG, Change
+
+DIRECTIONS = {
+    "warmer": ("red_minus_blue", 1),
+    "cooler": ("red_minus_blue", -1),
+    "brighter": ("brightness", 1),
+    "darker": ("brightness", -1),
+    "more_contrast": ("contrast", 1),
+    "less_contrast": ("contrast", -1),
+    "more_saturation": ("saturation", 1),
+    "less_saturation": ("saturation", -1),
+    "grain": ("detail", 1),
+    "blur": ("detail", -1),
+    "sharpen": ("detail", 1),
+    "vignette": ("centre_over_corners", 1),
+    "red": ("red", 1),
+    "green": ("green", 1),
+    "blue": ("blue", 1),
+    "purple": ("purple", 1),
+}
+WHOLE = {"black_and_white", "sepia", "invert", "unchanged"}
+"""Those that have no half."""
+
+
+def measure(name: str, image: torch.Tensor) -> float:
+    return MEASURES[name](from_tensor(image))
+
+
+def edit(name: str, amount: float = PLAIN) -> torch.Tensor:
+    torch.manual_seed(0)
+    return edits.apply(photo(), [Change(name, amount)])
+
+
+def test_every_edit_is_tested() -> None:
+    assert {*DIRECTIONS, *WHOLE} == set(EDITS)
+
+
+@pytest.mark.parametrize("name", DIRECTIONS)
+def test_an_edit_moves_its_measure_slightly_plainly_or_strongly(name: str) -> None:
+    measured, sign = DIRECTIONS[name]
+    amounts = (SLIGHT, PLAIN, STRONG)
+    moved = [
+        sign * measure(measured, image) for image in (photo(), *(edit(name, a) for a in amounts))
+    ]
+    assert moved == sorted(moved)
+    assert moved[0] + 0.004 < moved[1] < moved[2] < moved[3]
+
+
+def test_black_and_white_has_no_colour_and_the_same_brightness() -> None:
+    grey = edit("black_and_white")
+    assert measure("saturation", grey) < 1e-6
+    assert torch.allclose(edits.luma(grey), edits.luma(photo()), atol=1e-5)
+
+
+def test_sepia_is_one_brown_hue() -> None:
+    brown = edit("sepia")
+    red, green, blue = brown[0]
+    assert bool((red >= green).all())
+    assert bool((green >= blue).all())
+    unclipped = red < 1
+    assert torch.allclose(green[unclipped] / 0.9, blue[unclipped] / 0.66, atol=1e-5)
+
+
+def test_inverting_twice_and_changing_nothing_give_the_photo() -> None:
+    assert torch.equal(edit("unchanged"), photo())
+    assert torch.allclose(edits.apply(edit("invert"), [Change("invert")]), photo(), atol=1e-6)
+    assert measure("brightness", edit("invert")) == pytest.approx(
+        1 - measure("brightness", photo()), abs=1e-5
+    )
+
+
+def test_grain_is_grey_and_as_strong_as_it_says() -> None:
+    middle = torch.full((1, 3, 128, 128), 0.5)
+    for amount, sigma in ((SLIGHT, 0.06), (PLAIN, 0.1), (STRONG, 0.14)):
+        added = edits.grain(middle, amount) - middle
+        assert torch.equal(added[:, 0], added[:, 2])
+        assert float(added.std()) == pytest.approx(sigma, rel=0.01)
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_an_edit_keeps_shape_and_range(name: str) -> None:
+    image = edit(name, STRONG)
+    assert image.shape == photo().shape
+    assert 0 <= float(image.min()) <= float(image.max()) <= 1
+
+
+def test_rows_get_their_own_changes_in_their_order() -> None:
+    images = torch.cat((photo(), 1 - photo(), photo(), photo()))
+    warm_negative = [Change("warmer"), Change("invert")]
+    negative_warm = [Change("invert"), Change("warmer")]
+    changes = [warm_negative, [Change("unchanged")], [], negative_warm]
+    made = edits.apply_rows(images, changes)
+    alone = [edits.apply(images[n : n + 1], row) for n, row in enumerate(changes)]
+    assert torch.equal(made, torch.cat(alone))
+    assert not torch.equal(made[0], made[3])
+
+
+def test_a_blur_reaches_no_further_than_a_small_picture() -> None:
+    assert edits.gaussian(torch.rand(1, 3, 4, 6), 3.0).shape == (1, 3, 4, 6)

@@ -1,0 +1,173 @@
+import hashlib
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from PIL import Image
+from support.fakes import PRESET, REQUEST
+
+from retouch.editing.params import derive_seed, fit_size, resolve_params, result_key
+from retouch.editing.ports import EditParams, GenerationDefaults, Source
+from retouch.schema import SCHEDULERS, EditRequest
+from retouch.storage.keys import is_key
+
+SOURCE = Source(
+    id="ab" * 32,
+    image=Image.new("RGB", (8, 8)),
+    width_px=1600,
+    height_px=1200,
+    format="jpeg",
+    size_bytes=9,
+)
+DEMO = GenerationDefaults(steps=8, guidance_scale=1.0, area_px=512 * 512, guided=False)
+
+
+def plan(
+    preset: GenerationDefaults = PRESET,
+    *,
+    source: Source = SOURCE,
+    job_id: str = "j-1",
+    **changes: Any,
+) -> tuple[EditParams, list[str]]:
+    request = EditRequest.model_validate(REQUEST.model_dump(exclude_unset=True) | changes)
+    return resolve_params(request, source, preset, job_id=job_id)
+
+
+def test_what_a_request_leaves_open_comes_from_the_checkpoint_and_the_job() -> None:
+    work, notes = plan(GenerationDefaults(steps=30, guidance_scale=4.0, area_px=1024 * 1024))
+    assert work == EditParams(
+        prompt="make colors warmer",
+        negative_prompt=" ",
+        seed=derive_seed("j-1"),
+        steps=30,
+        guidance_scale=4.0,
+        scheduler="Euler",
+        width_px=1184,
+        height_px=896,
+    )
+    assert notes == []
+
+
+def test_what_a_request_says_wins() -> None:
+    work, notes = plan(
+        prompt="  warmer\n",
+        negative_prompt=" grain ",
+        seed=7,
+        num_inference_steps=12,
+        guidance_scale=2.5,
+        scheduler="UniPC",
+        width=512,
+        height=768,
+        output_format="jpeg",
+        output_quality=80,
+    )
+    assert work == EditParams("warmer", "grain", 7, 12, 2.5, "UniPC", 512, 768)
+    assert notes == []
+
+
+def test_a_negative_prompt_that_does_nothing_is_noted() -> None:
+    said = "there is no guidance: negative_prompt is ignored"
+    assert plan(guidance_scale=1.0, negative_prompt="grain")[1] == [said]
+    assert plan(DEMO, negative_prompt="grain")[1] == [said]
+    assert plan(guidance_scale=1.0, negative_prompt=" ")[1] == []
+    assert plan(guidance_scale=1.1, negative_prompt="grain")[1] == []
+
+
+@pytest.mark.parametrize("empty", [None, "", "  \n"])
+def test_no_negative_prompt_means_one_space(empty: str | None) -> None:
+    assert plan(negative_prompt=empty)[0].negative_prompt == " "
+
+
+@pytest.mark.parametrize("seed", [None, -1])
+def test_a_seed_left_open_is_the_job_s_own_every_time(seed: int | None) -> None:
+    first, again = plan(seed=seed)[0].seed, plan(seed=seed)[0].seed
+    assert first == again == derive_seed("j-1")
+    assert plan(seed=seed, job_id="j-2")[0].seed != first
+
+
+def test_zero_is_a_seed_like_any_other() -> None:
+    assert plan(seed=0)[0].seed == 0
+
+
+def test_a_derived_seed_is_within_the_contract_and_stays_what_it_is() -> None:
+    seeds = [derive_seed(str(n)) for n in range(1000)]
+    assert all(0 <= seed < 2**32 for seed in seeds)
+    assert len(set(seeds)) == 1000
+    assert derive_seed("a") == int(hashlib.sha256(b"a").hexdigest()[:8], 16)
+
+
+def test_steps_beyond_the_cap_are_cut_and_said_so() -> None:
+    work, notes = plan(num_inference_steps=51)
+    assert work.steps == 50
+    assert notes == ["num_inference_steps 51 is cut to 50"]
+    assert plan(num_inference_steps=50)[1] == []
+
+
+def test_guidance_on_weights_without_it_is_one_and_said_so() -> None:
+    work, notes = plan(DEMO, guidance_scale=7.5)
+    assert work.guidance_scale == 1.0
+    assert notes == ["this checkpoint has no guidance: guidance_scale is 1.0"]
+
+
+def test_nobody_is_told_about_guidance_that_was_not_asked_for() -> None:
+    assert plan(DEMO)[1] == plan(DEMO, guidance_scale=1.0)[1] == []
+
+
+def test_quality_for_png_is_ignored_and_said_so_only_where_it_was_given() -> None:
+    assert plan(output_quality=95)[1] == ["png is lossless: output_quality is ignored"]
+    assert plan(output_format="webp", output_quality=95)[1] == []
+
+
+def test_the_source_s_notes_come_first() -> None:
+    source = replace(SOURCE, notes=("an older copy",))
+    assert plan(source=source, output_quality=9)[1][0] == "an older copy"
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_the_scheduler_is_passed_on(scheduler: str) -> None:
+    assert plan(scheduler=scheduler)[0].scheduler == scheduler
+
+
+@pytest.mark.parametrize(
+    ("source_px", "size_px"),
+    [
+        ((1024, 1024), (1024, 1024)),
+        ((10, 10), (1024, 1024)),
+        ((4000, 3000), (1184, 896)),
+        ((3000, 4000), (896, 1184)),
+        ((1920, 1080), (1376, 768)),
+    ],
+)
+def test_the_size_keeps_the_shape_at_the_area(
+    source_px: tuple[int, int], size_px: tuple[int, int]
+) -> None:
+    assert fit_size(*source_px, area_px=1024 * 1024) == size_px
+
+
+@pytest.mark.parametrize("ratio", [0.001, 0.05, 0.3, 1, 2.35, 20, 1000])
+@pytest.mark.parametrize("area_px", [64 * 64, 512 * 512, 1024 * 1024])
+def test_any_shape_gives_whole_multiples_of_32(ratio: float, area_px: int) -> None:
+    width, height = fit_size(round(1000 * ratio), 1000, area_px=area_px)
+    assert width % 32 == height % 32 == 0
+    assert min(width, height) >= 32
+
+
+def test_a_key_names_prefix_source_job_and_format() -> None:
+    key = result_key("qwen-image-edit/", "ab12", "8f14e45f", "webp")
+    assert key == "qwen-image-edit/results/ab12/8f14e45f.webp"
+
+
+@pytest.mark.parametrize(
+    "job_id",
+    ["", "../x", "a/b", "A", "a\n", "x" * 129, "é", ".a", "-a", "a.png", "sync-1-e1", "a b"],
+)
+def test_a_job_id_of_any_form_makes_a_key_of_its_own(job_id: str) -> None:
+    key = result_key("p/", "ab12", job_id, "png")
+    assert is_key(key)
+    assert key.startswith("p/results/ab12/")
+    assert key != result_key("p/", "ab12", job_id + "x", "png")
+
+
+def test_a_plain_job_id_is_in_the_key_as_it_is() -> None:
+    assert result_key("", "ab", "x" * 128, "png") == f"results/ab/{'x' * 128}.png"
+    assert "sync-1-e1" in result_key("", "ab", "sync-1-e1", "png")

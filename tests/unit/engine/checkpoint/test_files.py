@@ -1,0 +1,104 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+from support.models.checkpoints import cut_short, make_folder
+
+from retouch.engine.checkpoint import files
+from retouch.errors import ModelError
+
+
+def test_a_whole_folder_passes(tmp_path: Path) -> None:
+    files.require_whole(make_folder(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "fault"),
+    [
+        (lambda f: (f / "model_index.json").unlink(), "model_index.json is missing"),
+        (lambda f: (f / "model_index.json").write_text("{"), "model_index.json is not JSON"),
+        (lambda f: (f / "model_index.json").write_text("[]"), "holds no JSON object"),
+        (lambda f: (f / "model_index.json").write_text("{}"), "names the pipeline None"),
+        (
+            lambda f: (f / "model_index.json").write_text('{"_class_name": "FluxPipeline"}'),
+            "names the pipeline FluxPipeline",
+        ),
+        (lambda f: (f / "processor").rename(f / "p"), "the folder processor is missing"),
+        (lambda f: (f / "vae" / "config.json").unlink(), "vae/config.json is missing"),
+        (lambda f: (f / "vae" / "config.json").write_bytes(b"\xff"), "vae/config.json is not JSON"),
+        (lambda f: (f / "vae" / "model.safetensors").unlink(), "vae has 0 weights files"),
+        (
+            lambda f: (f / "vae" / "b.safetensors").write_bytes(b""),
+            "vae has 2 weights files and no index",
+        ),
+        (
+            lambda f: (f / "transformer" / "2.safetensors").unlink(),
+            "transformer/2.safetensors is missing",
+        ),
+        (
+            lambda f: cut_short(f / "transformer" / "2.safetensors"),
+            "transformer/2.safetensors is damaged or cut short",
+        ),
+        (
+            lambda f: (f / "text_encoder" / "model.safetensors").write_bytes(b""),
+            "text_encoder/model.safetensors is damaged or cut short",
+        ),
+        *(
+            (
+                lambda f, text=text: next((f / "transformer").glob("*.index.json")).write_text(
+                    text
+                ),
+                r"transformer/.*\.index\.json names no weights files",
+            )
+            for text in (
+                "{}",
+                '{"weight_map": []}',
+                '{"weight_map": {}}',
+                '{"weight_map": {"a": 1}}',
+            )
+        ),
+    ],
+)
+def test_a_spoilt_folder_is_refused_with_its_fault(
+    tmp_path: Path, spoil: Callable[[Path], object], fault: str
+) -> None:
+    spoil(make_folder(tmp_path))
+    with pytest.raises(ModelError, match=fault):
+        files.require_whole(tmp_path)
+
+
+def test_variants_in_another_precision_are_left_out(tmp_path: Path) -> None:
+    make_folder(tmp_path)
+    index = next((tmp_path / "transformer").glob("*.index.json"))
+    (index.parent / "a.fp16.safetensors.index.json").write_text('{"weight_map": {}}')
+    (tmp_path / "vae" / "model.fp16.safetensors").write_bytes(b"")
+    before = [files.list_weights(tmp_path / part) for part in files.WEIGHTED]
+    names = [path.name for part in before for path in part]
+    assert "model.fp16.safetensors" not in names
+    files.require_whole(tmp_path)
+
+
+def test_a_variant_alone_is_taken(tmp_path: Path) -> None:
+    vae = make_folder(tmp_path) / "vae"
+    (vae / "model.safetensors").rename(vae / "model.fp16.safetensors")
+    assert [path.name for path in files.list_weights(vae)] == ["model.fp16.safetensors"]
+
+
+def test_a_folders_revision_is_that_of_its_content(tmp_path: Path) -> None:
+    first = files.compute_revision(make_folder(tmp_path / "a"))
+    assert first == files.compute_revision(make_folder(tmp_path / "b"))
+    save_file({"a": np.ones(8)}, tmp_path / "b" / "vae" / "model.safetensors")
+    assert first != files.compute_revision(tmp_path / "b")
+
+
+def test_large_files_count_by_name_and_size_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "MAX_HASHED_BYTES", 2)
+    first = files.compute_revision(make_folder(tmp_path))
+    save_file({"a": np.ones(8)}, tmp_path / "vae" / "model.safetensors")
+    assert first == files.compute_revision(tmp_path)
+    save_file({"a": np.ones(9)}, tmp_path / "vae" / "model.safetensors")
+    assert first != files.compute_revision(tmp_path)

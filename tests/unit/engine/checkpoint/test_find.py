@@ -1,0 +1,107 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.models.checkpoints import COMMIT, cut_short, make_cache, make_folder
+
+from retouch.engine.checkpoint import find
+from retouch.engine.checkpoint.files import compute_revision
+from retouch.engine.checkpoint.find import CheckpointSettings
+from retouch.engine.memory.probe import GIB, FreeMemory
+from retouch.engine.preset import PresetFile
+from retouch.errors import ModelError
+
+
+def test_importing_the_door_imports_no_model_library() -> None:
+    script = (
+        "import sys, retouch.engine.checkpoint;"
+        "print(*{'torch', 'diffusers', 'transformers', 'huggingface_hub'} & set(sys.modules))"
+    )
+    done = subprocess.run(  # noqa: S603 - fixed words
+        [sys.executable, "-c", script],
+        env={"PYTHONPATH": str(Path(__file__).parents[4] / "src")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == ""
+
+
+def test_the_full_model_is_chosen_only_where_it_fits() -> None:
+    fits, lacks_gpu, lacks_host, small = (
+        FreeMemory(gpu_gib * GIB, host_gib * GIB)
+        for gpu_gib, host_gib in ((16, 48), (2, 96), (48, 8), (6, 96))
+    )
+    assert find.choose_model("", fits) == find.FULL_MODEL
+    assert find.choose_model("", lacks_gpu) == str(find.DEMO_FOLDER)
+    assert find.choose_model("", lacks_host) == str(find.DEMO_FOLDER)
+    assert find.choose_model("org/name", lacks_gpu) == "org/name"
+    told: list[str] = []
+    assert find.choose_model("", small, progress=told.append) == str(find.DEMO_FOLDER)
+    assert "taken unasked from 7 GiB" in told[0]
+
+
+def test_a_folder_is_found_without_the_hub(tmp_path: Path) -> None:
+    make_folder(tmp_path)
+    assert find.find(str(tmp_path), CheckpointSettings()) == tmp_path
+
+
+def test_a_revision_of_a_folder_is_refused_rather_than_ignored(tmp_path: Path) -> None:
+    make_folder(tmp_path)
+    with pytest.raises(ModelError, match="MODEL_REVISION"):
+        find.find(str(tmp_path), CheckpointSettings(revision="v1"))
+
+
+def test_a_cached_model_is_found_without_the_network(tmp_path: Path) -> None:
+    snapshot = make_cache(tmp_path)
+    found = find.find("org/name", CheckpointSettings(cache_dir=str(tmp_path)))
+    assert found == snapshot
+    assert compute_revision(found) == COMMIT
+
+
+def test_a_pinned_revision_is_found_in_the_cache(tmp_path: Path) -> None:
+    snapshot = make_cache(tmp_path)
+    settings = CheckpointSettings(cache_dir=str(tmp_path), revision=COMMIT)
+    assert find.find("org/name", settings) == snapshot
+
+
+def test_a_broken_off_download_is_taken_up_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot = make_cache(tmp_path)
+    shard = snapshot / "transformer" / "2.safetensors"
+    whole = shard.read_bytes()
+    cut_short(shard)
+    calls = []
+
+    def snapshot_download(
+        model_id: str, *, local_files_only: bool = False, **wanted: object
+    ) -> str:
+        calls.append((model_id, local_files_only, wanted["token"], wanted["revision"]))
+        if not local_files_only:
+            shard.write_bytes(whole)
+        return str(snapshot)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    settings = CheckpointSettings(revision="v1", hf_token="hf_secret")  # noqa: S106 - made up
+    assert find.find("org/name", settings) == snapshot
+    assert calls == [
+        ("org/name", True, "hf_secret", "v1"),
+        ("org/name", False, "hf_secret", "v1"),
+    ]
+
+
+def test_a_path_to_nowhere_is_told_from_a_hub_id(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no such folder"):
+        find.find(str(tmp_path / "gone"), CheckpointSettings())
+
+
+def test_the_token_is_not_in_the_settings_text() -> None:
+    assert "hf_secret" not in repr(CheckpointSettings(hf_token="hf_secret"))  # noqa: S106 - made up
+
+
+def test_the_full_models_preset_is_the_default() -> None:
+    preset = PresetFile()
+    assert (preset.steps, preset.guidance_scale, preset.area_px) == (30, 4.0, 1024 * 1024)
+    assert preset.guided

@@ -1,0 +1,206 @@
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+
+from retouch.engine.memory.plan import (
+    FULL,
+    HOST_RESERVE_BYTES,
+    EditShape,
+    Plan,
+    Sizes,
+    evenly_spaced,
+    make_plan,
+)
+from retouch.engine.memory.probe import GIB, FreeMemory, measure_cpus, measure_host, measure_memory
+from retouch.engine.memory.report import explain
+from retouch.errors import ModelError
+
+PICTURE = EditShape()
+
+
+def plan_for(gpu_gib: float, host_gib: float = 64) -> Plan:
+    return make_plan(FULL, PICTURE, FreeMemory(int(gpu_gib * GIB), int(host_gib * GIB)))
+
+
+@pytest.mark.parametrize(
+    ("gpu_gib", "name"),
+    [
+        (80, "resident"),
+        (48, "resident"),
+        (40, "text encoder streamed"),
+        (32, "text encoder streamed"),
+    ],
+)
+def test_a_large_card_streams_no_block(gpu_gib: float, name: str) -> None:
+    plan = plan_for(gpu_gib)
+    assert plan.name == name
+    assert not plan.streamed_blocks
+
+
+def test_a_smaller_card_streams_more_blocks_and_never_takes_more_than_it_has() -> None:
+    counts = []
+    for gpu_gib in (24, 16, 12, 8, 6):
+        plan = plan_for(gpu_gib)
+        assert plan.peak_bytes <= gpu_gib * GIB
+        assert plan.peak_bytes > (gpu_gib - 0.9) * GIB, "memory is left unused"
+        assert plan.name == f"{len(plan.streamed_blocks)} of 60 blocks streamed"
+        counts.append(len(plan.streamed_blocks))
+    assert counts == sorted(set(counts))
+
+
+def test_every_weight_is_somewhere() -> None:
+    for gpu_gib in (80, 32, 16):
+        plan = plan_for(gpu_gib)
+        assert plan.resident_bytes + plan.host_bytes == FULL.total
+
+
+def test_the_modulation_never_stays_on_the_gpu_nor_is_pinned() -> None:
+    plan = plan_for(80)
+    assert plan.host_bytes == sum(FULL.modulation) + FULL.host
+    assert plan.pinned_bytes == 0
+
+
+def test_a_slot_holds_the_largest_part_that_streams() -> None:
+    assert plan_for(80).slot_bytes == max(FULL.modulation)
+    assert plan_for(16).slot_bytes == max(*FULL.blocks, *FULL.layers)
+
+
+def test_too_little_gpu_memory_is_refused_with_what_is_missing() -> None:
+    with pytest.raises(
+        ModelError, match=r"0\.\d GiB of GPU memory are missing \(\d\.\d needed, 3\.0"
+    ):
+        plan_for(3)
+
+
+def test_too_little_host_memory_is_refused_with_what_is_missing() -> None:
+    need = plan_for(16).host_bytes + HOST_RESERVE_BYTES
+    plan_for(16, host_gib=need / GIB)
+    with pytest.raises(ModelError, match=r"1\.0 GiB of host memory are missing"):
+        plan_for(16, host_gib=need / GIB - 1)
+
+
+def test_both_memories_may_be_missing() -> None:
+    with pytest.raises(ModelError, match=r"GPU memory are missing .*, and .* of host memory"):
+        plan_for(1, host_gib=1)
+
+
+def test_a_larger_picture_leaves_room_for_fewer_blocks() -> None:
+    large = make_plan(FULL, EditShape(area_px=4 << 20), FreeMemory(16 * GIB, 64 * GIB))
+    assert len(large.streamed_blocks) > len(plan_for(16).streamed_blocks)
+
+
+def test_a_tight_card_gives_up_the_third_slot_before_it_is_refused() -> None:
+    least = min(gib / 20 for gib in range(200) if fits(gib / 20))
+    assert plan_for(least).slots == 2
+
+
+def fits(gpu_gib: float) -> bool:
+    try:
+        plan_for(gpu_gib)
+    except ModelError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("of", [1, 2, 7, 60])
+def test_streamed_blocks_are_spread_evenly(of: int) -> None:
+    for count in range(of + 1):
+        places = sorted(evenly_spaced(count, of=of))
+        assert len(places) == count
+        assert all(0 <= place < of for place in places)
+        gaps = {b - a for a, b in pairwise(places)}
+        assert not gaps or max(gaps) - min(gaps) <= 1
+
+
+def test_the_explanation_names_the_plan_and_what_moves() -> None:
+    lines = "\n".join(explain(plan_for(16), FULL, PICTURE))
+    assert "of 60 blocks streamed" in lines
+    assert "in every step" in lines
+    assert "in every step" not in "\n".join(explain(plan_for(40), FULL, PICTURE))
+    assert "in every edit" not in "\n".join(explain(plan_for(80), FULL, PICTURE))
+
+
+def test_sizes_add_up() -> None:
+    assert Sizes((1, 2), (3,), (4, 5), 6, 7).total == 28
+
+
+def lay_out_host(root: Path, **files: str) -> Path:
+    (root / "proc").mkdir()
+    (root / "proc/meminfo").write_text("MemTotal: 9 kB\nMemAvailable:    8388608 kB\n")
+    for name, text in files.items():
+        path = root / "sys/fs/cgroup" / name.replace("__", "/").replace("-", ".")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("fraction", "limit_gib", "free_gib"),
+    [(1.0, 0.0, 70), (1.0, 16.0, 16), (0.25, 0.0, 18), (0.25, 16.0, 16), (0.01, 0.0, -1.2)],
+)
+def test_free_gpu_memory_is_what_the_process_may_take(
+    monkeypatch: pytest.MonkeyPatch, fraction: float, limit_gib: float, free_gib: float
+) -> None:
+    """An 80 GiB card of which others have 8 and this process 2."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (70 * GIB, 80 * GIB))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 2 * GIB)
+    shares = {None: fraction}  # asked by index, as the real one wants it
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", shares.get)
+    measured = measure_memory(torch.device("cuda"), limit_gib)
+    assert measured.gpu_bytes == pytest.approx(free_gib * GIB, abs=1)
+    assert measured.host_bytes > 0
+
+
+def test_free_host_memory_is_what_the_system_has(tmp_path: Path) -> None:
+    assert measure_host(lay_out_host(tmp_path)) == 8 * GIB
+
+
+def test_a_containers_limit_counts_and_its_cached_files_do_not(tmp_path: Path) -> None:
+    files = {"memory-max": f"{6 * GIB}", "memory-current": f"{3 * GIB}"}
+    stat = {"memory-stat": f"anon 5\ninactive_file {GIB}\n"}
+    assert measure_host(lay_out_host(tmp_path, **files, **stat)) == 4 * GIB
+
+
+def test_a_container_without_a_limit_has_what_the_system_has(tmp_path: Path) -> None:
+    files = {"memory-max": "max", "memory-current": "5", "memory-stat": ""}
+    assert measure_host(lay_out_host(tmp_path, **files)) == 8 * GIB
+
+
+def test_the_older_control_groups_count_too(tmp_path: Path) -> None:
+    files = {
+        "memory__memory-limit_in_bytes": f"{2 * GIB}",
+        "memory__memory-usage_in_bytes": f"{GIB}",
+        "memory__memory-stat": f"total_inactive_file {GIB // 2}\n",
+    }
+    assert measure_host(lay_out_host(tmp_path, **files)) == GIB * 3 // 2
+
+
+@pytest.mark.parametrize(
+    ("files", "count"),
+    [
+        ({}, 8),
+        ({"cpu.max": "max 100000"}, 8),
+        ({"cpu.max": "200000 100000\n"}, 2),
+        ({"cpu.max": "150000 100000\n"}, 2),
+        ({"cpu.max": "1600000 100000"}, 8),
+        ({"cpu.max": "10000 100000"}, 1),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 8),
+        ({"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3),
+    ],
+)
+def test_a_containers_quota_of_cpus_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], count: int
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    for name, text in files.items():
+        path = tmp_path / "sys/fs/cgroup" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    assert measure_cpus(tmp_path) == count
+
+
+def test_a_model_of_one_block_that_fits_has_a_plan() -> None:
+    sizes = Sizes(blocks=(9,), layers=(9,), modulation=(7,), fixed=1, host=1)
+    assert make_plan(sizes, PICTURE, FreeMemory(80 * GIB, 64 * GIB)).slot_bytes == 7

@@ -1,0 +1,107 @@
+from typing import Any
+
+import pytest
+import torch
+from support.models.tiny import build_tiny_pipeline
+
+from retouch.engine import modulation
+from retouch.engine.memory.weights import Weights
+from retouch.engine.modulation import ModulationCache, ModulationTable
+
+TIMESTEPS = torch.tensor([1000.0, 731.25, 20.5])
+
+
+@pytest.fixture
+def weights() -> Weights:
+    pipe = build_tiny_pipeline()
+    parts = {name: getattr(pipe, name) for name in ("transformer", "vae", "text_encoder")}
+    return Weights.resident(**parts)
+
+
+def look_up(weights: Weights, timesteps: torch.Tensor = TIMESTEPS) -> ModulationTable:
+    with torch.no_grad():
+        return ModulationCache(weights).look_up(timesteps, weights.transformer)
+
+
+def embed(transformer: Any, timestep: torch.Tensor) -> torch.Tensor:
+    times = timestep.expand(1) / 1000
+    if transformer.config.zero_cond_t:
+        times = torch.cat([times, times * 0])
+    return transformer.time_text_embed(times, transformer.img_in.weight)
+
+
+@pytest.mark.parametrize("zero_cond_t", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_the_table_is_what_the_model_computes_bit_for_bit(
+    weights: Weights, zero_cond_t: bool, dtype: torch.dtype
+) -> None:
+    transformer = weights.transformer.to(dtype)
+    transformer.register_to_config(zero_cond_t=zero_cond_t)
+    table = look_up(weights)
+    for step, timestep in enumerate(TIMESTEPS):
+        moment = embed(transformer, timestep)
+        for index, block in enumerate(transformer.transformer_blocks):
+            for kind, mod, rows in (
+                ("image", block.img_mod, moment),
+                ("text", block.txt_mod, moment[:1]),
+            ):
+                expected = list(mod(rows).chunk(6, dim=-1))
+                expected[1], expected[4] = 1 + expected[1], 1 + expected[4]
+                assert torch.equal(getattr(table, kind)[step, index], torch.stack(expected))
+        scale, shift = transformer.norm_out.linear(torch.nn.functional.silu(moment[:1])).chunk(
+            2, dim=-1
+        )
+        assert torch.equal(table.last[step], torch.stack([1 + scale, shift]))
+
+
+def test_a_schedule_is_computed_once_and_the_oldest_is_dropped(
+    weights: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(modulation, "MAX_SCHEDULES", 2)
+    passed: list[int] = []
+    bring = weights.modulations
+    monkeypatch.setattr(weights, "modulations", lambda: passed.append(1) or bring())
+    tables = ModulationCache(weights)
+
+    def count(steps: int) -> int:
+        passed.clear()
+        with torch.no_grad():
+            tables.look_up(TIMESTEPS[:steps], weights.transformer)
+        return len(passed)
+
+    assert [count(n) for n in (1, 2, 1, 3, 1, 2)] == [1, 1, 0, 1, 0, 1]
+
+
+def test_weights_of_another_precision_have_another_table(weights: Weights) -> None:
+    tables = ModulationCache(weights)
+    with torch.no_grad():
+        wide = tables.look_up(TIMESTEPS, weights.transformer)
+        narrow = tables.look_up(TIMESTEPS, weights.transformer.to(torch.bfloat16))
+    assert (wide.image.dtype, narrow.image.dtype) == (torch.float32, torch.bfloat16)
+
+
+def test_weights_of_the_files_precision_give_the_table_of_the_models(weights: Weights) -> None:
+    weights.transformer.to(torch.bfloat16)
+    blocks = weights.transformer.transformer_blocks
+    for stored, dtype in ((torch.bfloat16, torch.float32), (torch.bfloat16, torch.float16)):
+        weights.transformer.to(dtype)
+        converted = look_up(weights)
+        for block in blocks:
+            block.img_mod.to(stored)
+            block.txt_mod.to(stored)
+        kept = look_up(weights)
+        assert torch.equal(kept.image, converted.image)
+        assert torch.equal(kept.text, converted.text)
+        assert kept.image.dtype == dtype
+
+
+def test_weights_that_live_elsewhere_are_brought(weights: Weights) -> None:
+    """`meta` stands for a device that is not where the weights are."""
+    linear = weights.transformer.transformer_blocks[0].img_mod
+    meta = torch.device("meta")
+    brought = modulation._bring(linear, meta, torch.float16)  # noqa: SLF001 - no second device here
+    assert brought.weight.device.type == brought.bias.device.type == "meta"
+    assert brought.weight.dtype == torch.float16
+    assert brought.weight.shape == linear[1].weight.shape
+    assert linear[1].weight.device.type == "cpu"

@@ -1,0 +1,144 @@
+from typing import Any
+
+import pytest
+import torch
+from support.models.tiny import build_tiny_pipeline
+
+from retouch.engine import transformer, vae
+from retouch.engine.memory.weights import Weights
+from retouch.engine.modulation import ModulationCache, ModulationTable
+
+GRIDS = ((4, 3), (2, 5))
+TIMESTEP = torch.tensor([600.0])
+TEXT_TOKENS = 7
+
+
+class Case:
+    """One forward pass of a tiny transformer, and what the stock transformer makes of it."""
+
+    def __init__(self, *, zero_cond_t: bool = False) -> None:
+        pipe = build_tiny_pipeline()
+        self.transformer = pipe.transformer
+        self.transformer.register_to_config(zero_cond_t=zero_cond_t)
+        for module in (self.transformer, *self.transformer.transformer_blocks):
+            module.zero_cond_t = zero_cond_t
+        self.weights = Weights.resident(
+            transformer=pipe.transformer, vae=pipe.vae, text_encoder=pipe.text_encoder
+        )
+        draw = torch.Generator().manual_seed(1)
+        self.sample = torch.randn(1, 12, 16, generator=draw)
+        self.condition = torch.randn(1, 10, 16, generator=draw)
+        self.text = torch.randn(1, TEXT_TOKENS, 32, generator=draw)
+
+    def look(self) -> transformer.Conditioning:
+        return transformer.prepare_conditioning(
+            self.transformer, condition=self.condition, texts=[self.text], grids=GRIDS
+        )
+
+    def table(self) -> ModulationTable:
+        return ModulationCache(self.weights).look_up(TIMESTEP, self.transformer)
+
+    def predict(self, run_block: transformer.BlockCall = transformer.run_block) -> torch.Tensor:
+        with torch.no_grad():
+            moment = (self.table(), 0)
+            (velocity,) = transformer.forward(
+                self.weights,
+                self.transformer,
+                self.sample,
+                self.look(),
+                moment,
+                run_block=run_block,
+            )
+        return velocity
+
+    def stock(self) -> torch.Tensor:
+        dtype = self.transformer.dtype
+        with torch.no_grad():
+            velocity: torch.Tensor = self.transformer(
+                hidden_states=torch.cat([self.sample, self.condition], dim=1).to(dtype),
+                encoder_hidden_states=self.text.to(dtype),
+                timestep=TIMESTEP / 1000,
+                img_shapes=[[(1, *grid) for grid in GRIDS]],
+                return_dict=False,
+            )[0]
+        return velocity[:, :12]
+
+
+@pytest.mark.parametrize("zero_cond_t", [False, True])
+def test_a_forward_pass_is_the_stock_transformers(zero_cond_t: bool) -> None:
+    case = Case(zero_cond_t=zero_cond_t)
+    torch.testing.assert_close(case.predict(), case.stock(), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("zero_cond_t", [False, True])
+def test_a_block_compiles_whole_and_once_for_all_blocks_and_once_for_the_last(
+    zero_cond_t: bool,
+) -> None:
+    case, graphs = Case(zero_cond_t=zero_cond_t), []
+
+    def backend(graph: Any, _inputs: object) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()  # noqa: SLF001 - documented for tests
+    compiled = torch.compile(transformer.run_block, backend=backend, fullgraph=True)
+    first = case.predict(compiled)
+    torch.testing.assert_close(first, case.stock(), rtol=0, atol=1e-6)
+    assert len(graphs) == 2
+    assert not [node for node in graphs[0].graph.nodes if "complex" in str(node.target)]
+    torch._dynamo.reset()  # noqa: SLF001 - as above
+
+
+def test_a_block_leaves_its_inputs_as_they_are() -> None:
+    """Branches share the image's first tokens."""
+    case = Case()
+    table, sight = case.table(), case.look()
+    image, text = torch.randn(1, 22, 32), torch.randn(1, TEXT_TOKENS, 32)
+    before = image.clone(), text.clone()
+    with torch.no_grad():
+        transformer.run_block(
+            case.transformer.transformer_blocks[0],
+            image,
+            text,
+            table.image[0, 0],
+            table.text[0, 0],
+            sight.branches[0].angles,
+            None,
+        )
+    assert torch.equal(image, before[0])
+    assert torch.equal(text, before[1])
+
+
+def test_an_overflow_in_float16_is_no_number_rather_than_clipped() -> None:
+    case = Case()
+    case.transformer.to(torch.float16)
+    case.transformer.transformer_blocks[0].img_mlp.net[2].bias.data[3] = 65504
+    case.transformer.transformer_blocks[0].img_mod[1].bias.data[-32:] = 2  # the gate after it
+    assert not torch.isfinite(case.predict()).all()
+    assert torch.isfinite(case.stock()).all()  # so upstream draws a wrong picture
+
+
+def test_angles_are_kept_where_the_models_table_is() -> None:
+    case = Case()
+    assert case.look().branches[0].angles.shape == (TEXT_TOKENS + 22, 1, 8, 2)
+
+
+def test_without_a_second_branch_there_is_nothing_to_guide() -> None:
+    velocity = torch.randn(1, 4, 8)
+    assert transformer.classifier_free_guidance([velocity], 4.0) is velocity
+
+
+def test_guidance_keeps_the_length_of_the_prompts_velocity() -> None:
+    wanted, unwanted = torch.randn(1, 4, 8), torch.randn(1, 4, 8)
+    guided = transformer.classifier_free_guidance([wanted, unwanted], 4.0)
+    torch.testing.assert_close(guided.norm(dim=-1), wanted.norm(dim=-1))
+    direction = torch.nn.functional.cosine_similarity(guided, 4 * wanted - 3 * unwanted, dim=-1)
+    torch.testing.assert_close(direction, torch.ones(1, 4))
+
+
+def test_packing_is_the_stock_order_and_is_undone() -> None:
+    pipe = build_tiny_pipeline()
+    image = torch.randn(1, 4, 6, 10)
+    packed = vae.pack(image)
+    assert torch.equal(packed, pipe._pack_latents(image, 1, 4, 6, 10))  # noqa: SLF001 - the reference
+    assert torch.equal(vae.unpack(packed, rows=3), image)

@@ -1,0 +1,239 @@
+import struct
+from io import BytesIO
+from typing import Any
+
+import pytest
+from PIL import Image
+from support.images import samples
+from support.images.samples import BLUE, GREEN, RED, WHITE, colour_of, near, saved
+
+from retouch import errors
+from retouch.images import decode, encode
+
+LIMITS = decode.Limits()
+
+
+def kind(name: str) -> str:
+    return name.partition(" ")[0]
+
+
+# --- formats ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", samples.samples())
+def test_every_accepted_kind_becomes_rgb_of_its_own_size(name: str) -> None:
+    decoded = decode.decode(samples.samples()[name], LIMITS)
+    assert decoded.format == kind(name)
+    assert decoded.image.mode == "RGB"
+    assert decoded.image.size == (decoded.width_px, decoded.height_px)
+    assert type(decoded.image) is Image.Image
+    assert decoded.image.info == {}
+    assert not decoded.image.getexif()
+    said = "only the first frame of the source was used" in decoded.notes
+    assert said == ("animated" in name)
+
+
+@pytest.mark.parametrize("name", ["png animated", "gif animated", "webp animated", "avif animated"])
+def test_an_animation_gives_its_first_frame(name: str) -> None:
+    frames = [Image.new("RGB", (16, 16), colour) for colour in (RED, GREEN, BLUE)]
+    body = saved(frames[0], kind(name).upper(), save_all=True, append_images=frames[1:])
+    assert near(colour_of(body), RED, by=3)
+
+
+def test_damage_behind_the_first_frame_does_not_matter() -> None:
+    frames = [Image.new("RGB", (16, 16), colour) for colour in (RED, GREEN)]
+    body = saved(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    cut = body[: body.rindex(b"\x2c") + 4]  # inside the second frame's descriptor
+    assert decode.decode(cut, LIMITS).notes == ()
+
+
+def test_a_tiff_gives_its_first_page_and_says_so() -> None:
+    pages = [Image.new("RGB", (8, 8), colour) for colour in (RED, GREEN)]
+    decoded = decode.decode(saved(pages[0], "TIFF", save_all=True, append_images=pages[1:]), LIMITS)
+    assert decoded.image.getpixel((0, 0)) == RED
+    assert decoded.notes == ("only the first frame of the source was used",)
+
+
+def test_an_avif_may_name_its_brand_second() -> None:
+    body = saved(samples.photo(), "AVIF").replace(b"ftypavif", b"ftypmif1", 1)
+    assert decode.decode(body, LIMITS).format == "avif"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"<svg/>",
+        b"%!PS-Adobe",
+        b"\0\0\0\x18ftypheic\0\0\0\0heicmif1",
+        saved(samples.photo(), "PPM"),
+    ],
+)
+def test_other_formats_are_refused_with_the_list_of_those_accepted(body: bytes) -> None:
+    with pytest.raises(errors.UnsupportedImage, match="jpeg, png, webp, gif, bmp, tiff, avif"):
+        decode.decode(body, LIMITS)
+
+
+@pytest.mark.filterwarnings("ignore:Truncated File Read", "ignore:Corrupt EXIF")
+@pytest.mark.parametrize("name", [name for name in samples.samples() if "mpo" not in name])
+def test_a_truncated_picture_is_refused(name: str) -> None:
+    body = samples.samples()[name]
+    kept = len(body) // (4 if "animated" in name else 2)  # inside the first frame
+    if name == "gif animated":
+        kept = 900
+    with pytest.raises(errors.BrokenImage, match=f"cannot be read as {kind(name)}$"):
+        decode.decode(body[:kept], LIMITS)
+
+
+def test_a_jpeg_without_its_last_two_bytes_is_refused() -> None:
+    with pytest.raises(errors.BrokenImage):
+        decode.decode(samples.samples()["jpeg"][:-2], LIMITS)
+
+
+def test_nothing_of_pillow_shows_in_a_message() -> None:
+    with pytest.raises(errors.BrokenImage) as refusal:
+        decode.decode(b"BM" + bytes(100), LIMITS)
+    assert refusal.value.message == (
+        "the image is damaged, truncated or of an unusual kind: it cannot be read as bmp"
+    )
+
+
+# --- limits ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"])
+def test_the_pixel_limit_is_exact_and_names_its_setting(image_format: str) -> None:
+    body = saved(Image.new("RGB", (50, 40)), image_format)
+    assert decode.decode(body, decode.Limits(max_pixels=2000)).width_px == 50
+    with pytest.raises(errors.ImageTooLarge, match="MAX_IMAGE_PIXELS allows 1999"):
+        decode.decode(body, decode.Limits(max_pixels=1999))
+
+
+def test_a_canvas_that_pillow_itself_refuses_is_too_large() -> None:
+    with pytest.raises(errors.ImageTooLarge, match="MAX_IMAGE_PIXELS allows 50000000"):
+        decode.decode(samples.wide_webp(16383, 16383), LIMITS)
+
+
+def test_a_side_is_limited() -> None:
+    body = saved(Image.new("L", (101, 50)), "PNG")
+    assert decode.decode(body, decode.Limits(max_side_px=101)).width_px == 101
+    with pytest.raises(errors.ImageTooLarge, match="a side may have at most 100"):
+        decode.decode(body, decode.Limits(max_side_px=100))
+
+
+@pytest.mark.parametrize("size", [(200, 10), (10, 200)])
+def test_a_strip_is_refused(size: tuple[int, int]) -> None:
+    body = saved(Image.new("L", size), "PNG")
+    assert decode.decode(body, decode.Limits(max_aspect=20)).image.size == size
+    with pytest.raises(errors.AspectRatioTooExtreme, match=r"at most 19\.5 times the shorter"):
+        decode.decode(body, decode.Limits(max_aspect=19.5))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"])
+def test_what_is_over_the_working_size_is_reduced_and_says_so(mode: str) -> None:
+    body = saved(Image.new(mode, (200, 100)), "PNG")
+    decoded = decode.decode(body, decode.Limits(working_pixels=5000))
+    assert decoded.image.size == (100, 50)
+    assert (decoded.width_px, decoded.height_px) == (200, 100)
+    assert "the source was reduced to 100 x 50 before the edit" in decoded.notes
+
+
+def test_reducing_never_leaves_a_side_empty_or_goes_over() -> None:
+    body = saved(Image.new("L", (200, 10)), "PNG")
+    assert decode.decode(body, decode.Limits(working_pixels=7)).image.size == (11, 1)
+
+
+def test_hidden_colour_does_not_bleed_when_reduced() -> None:
+    image = Image.new("RGBA", (64, 64), (255, 0, 0, 0))
+    image.paste((0, 0, 255, 255), (0, 0, 32, 64))
+    reduced = decode.decode(saved(image, "PNG"), decode.Limits(working_pixels=256)).image
+    assert all(near(reduced.getpixel((x, 8)), BLUE if x < 8 else WHITE, by=80) for x in range(16))
+    assert all(reduced.getpixel((x, 8))[0] <= reduced.getpixel((x, 8))[1] + 1 for x in range(16))  # type: ignore[index]
+
+
+def test_more_memory_than_there_is_makes_the_image_too_costly(monkeypatch: Any) -> None:
+    def hungry(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(decode, "_plain", hungry)
+    with pytest.raises(errors.DecodeLimitExceeded, match="too much memory"):
+        decode.decode(samples.samples()["png"], LIMITS)
+
+
+# --- scans -----------------------------------------------------------------------------------
+
+
+def test_a_jpeg_of_a_hundred_scans_decodes_and_one_more_is_refused() -> None:
+    assert decode.decode(samples.scan_bomb(64, 100), LIMITS).width_px == 64
+    with pytest.raises(errors.DecodeLimitExceeded, match="more than 100 scans"):
+        decode.decode(samples.scan_bomb(64, 101), LIMITS)
+
+
+def test_scans_do_not_hide_behind_a_marker_without_a_length() -> None:
+    jpeg = samples.scan_bomb(64, 50)
+    scan = jpeg[jpeg.rindex(b"\xff\xda") : -2]
+    with pytest.raises(errors.DecodeLimitExceeded, match="more than 100 scans"):
+        decode.decode(jpeg[:-2] + (b"\xff\x01" + scan) * 60 + jpeg[-2:], LIMITS)
+
+
+def test_start_of_scan_bytes_outside_the_picture_do_not_count() -> None:
+    film = b"\xff\xda" * 500
+    jpeg = samples.samples()["jpeg"]
+    comment = b"\xff\xfe" + struct.pack(">H", len(film) + 2) + film
+    assert decode.decode(jpeg + film, LIMITS).width_px == 64
+    assert decode.decode(jpeg[:2] + comment + jpeg[2:], LIMITS).width_px == 64
+
+
+def test_counting_ends_where_the_bytes_end() -> None:
+    body = b"\xff\xd8\xff\xfe\xff\xff" + b"\xff\xda" * 101
+    with pytest.raises(errors.BrokenImage):
+        decode.decode(body, LIMITS)
+
+
+# --- encode ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("output_format", encode.CONTENT_TYPES)
+def test_what_is_encoded_is_of_its_format_and_reads_back(output_format: str) -> None:
+    image = samples.photo(128, 96).resize((128, 96))
+    decoded = decode.decode(encode.encode(image, output_format, quality=95), LIMITS)
+    assert (decoded.format, decoded.image.size) == (output_format, (128, 96))
+    assert near(decoded.image.getpixel((64, 48)), image.getpixel((64, 48)), by=40)
+    assert output_format in encode.EXTENSIONS
+
+
+def test_png_is_lossless_and_ignores_quality() -> None:
+    image = samples.photo()
+    low, high = (encode.encode(image, "png", quality=quality) for quality in (1, 100))
+    assert low == high
+    assert decode.decode(low, LIMITS).image.tobytes() == image.tobytes()
+
+
+@pytest.mark.parametrize("output_format", ["jpeg", "webp", "avif"])
+def test_a_lower_quality_makes_fewer_bytes(output_format: str) -> None:
+    sizes = [len(encode.encode(samples.photo(), output_format, quality=q)) for q in (1, 50, 100)]
+    assert sizes == sorted(set(sizes))
+
+
+@pytest.mark.parametrize(("quality", "chroma"), [(100, 0), (90, 0), (89, 2), (1, 2)])
+def test_a_good_jpeg_keeps_every_colour_sample(quality: int, chroma: int) -> None:
+    from PIL import JpegImagePlugin
+
+    with Image.open(BytesIO(encode.encode(samples.photo(), "jpeg", quality=quality))) as image:
+        assert JpegImagePlugin.get_sampling(image) == chroma
+
+
+@pytest.mark.parametrize("output_format", encode.CONTENT_TYPES)
+def test_the_same_pixels_give_the_same_bytes_without_metadata(output_format: str) -> None:
+    image = samples.photo()
+    bare = encode.encode(image, output_format, quality=80)
+    image.info = {
+        "icc_profile": samples.swapped_profile(),
+        "exif": samples.oriented(6),
+        "comment": b"secret",
+        "xmp": b"secret",
+        "dpi": (300, 300),
+        "transparency": (0, 0, 0),
+    }
+    assert encode.encode(image, output_format, quality=80) == bare
+    assert image.info["comment"] == b"secret", "the caller's picture was changed"

@@ -1,0 +1,170 @@
+import ssl
+
+import httpcore
+import pytest
+
+from retouch.errors import (
+    DownloadFailed,
+    EditError,
+    InvalidRequest,
+    SourceEncoded,
+    SourceProtocolError,
+    SourceRedirectError,
+    SourceServerError,
+    SourceStatusError,
+    SourceTooLarge,
+)
+from retouch.net.download import Download, Downloader, FetchLimits, parse_cache_control
+from retouch.net.url import parse_url
+
+URL = parse_url("http://pictures.example/a?token=s3cr3t")
+LIMITS = FetchLimits(max_bytes=1000)
+NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # the default one takes 30 ms to load
+
+
+async def fetch(*answer: bytes, etag: str | None = None) -> Download:
+    """Fetch from an origin that says `answer`, in these pieces, to whoever connects."""
+    network = httpcore.AsyncMockBackend(list(answer))
+    fetcher = Downloader(
+        LIMITS, resolve=lambda *_: ["1.1.1.1"], network=network, ssl_context=NO_TLS
+    )
+    return await fetcher.fetch(URL, timeout_s=5, etag=etag)
+
+
+def head(status: int, *headers: str) -> bytes:
+    lines = [f"HTTP/1.1 {status} -", *headers]
+    return "".join(f"{line}\r\n" for line in lines).encode() + b"\r\n"
+
+
+async def test_body_and_headers_come_back() -> None:
+    fetched = await fetch(
+        head(
+            200,
+            "Content-Length: 5",
+            'ETag: "x"',
+            "Last-Modified: Sat, 01 Aug 2026 00:00:00 GMT",
+            "Content-Type: image/png",
+            "Cache-Control: public",
+            "Cache-Control: max-age=60",
+            "Age: 10",
+            "Content-Encoding: Identity",
+        ),
+        b"ab",
+        b"cde",
+    )
+    assert fetched == Download(
+        b"abcde", '"x"', "Sat, 01 Aug 2026 00:00:00 GMT", "image/png", 50, storable=True
+    )
+
+
+async def test_what_an_origin_leaves_out_is_none() -> None:
+    assert await fetch(head(200), b"abc") == Download(b"abc", None, None, None, None, storable=True)
+
+
+@pytest.mark.parametrize("value", [b"\xff\xfe", b'"' + b"x" * 2000 + b'"', "é".encode()])
+async def test_a_validator_that_is_not_short_ascii_is_dropped(value: bytes) -> None:
+    fetched = await fetch(b"HTTP/1.1 200 -\r\nETag: " + value + b"\r\nContent-Length: 0\r\n\r\n")
+    assert fetched.etag is None
+
+
+async def test_not_modified_is_an_answer_only_to_who_asked() -> None:
+    answer = head(304, 'ETag: "x"', "Cache-Control: max-age=9")
+    assert await fetch(answer, etag='"x"') == Download(None, '"x"', None, None, 9, storable=True)
+    for unasked in (None, "", "bad\r\nX-Injected: 1"):
+        with pytest.raises(SourceStatusError):
+            await fetch(answer, etag=unasked)
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        (head(200, "Content-Length: 1001"), SourceTooLarge),
+        (head(200, "Content-Encoding: br"), SourceEncoded),
+        (head(200, "Content-Encoding: gzip, identity"), SourceEncoded),
+        (head(200, "Transfer-Encoding: gzip"), SourceProtocolError),
+        (head(200, "Content-Length: 5") + b"abc", SourceProtocolError),
+        (head(200, "Content-Length: 5", "Content-Length: 6") + b"abcdef", SourceProtocolError),
+        (head(200, "Content-Length: -1"), SourceProtocolError),
+        (head(200, "Transfer-Encoding: chunked") + b"zz\r\n", SourceProtocolError),
+        (head(200, "Transfer-Encoding: chunked") + b"3\r\nabc\r\n", SourceProtocolError),
+        (b"", SourceProtocolError),
+        (b"\x89PNG\r\n\x1a\n", SourceProtocolError),
+        (b"<html></html>\r\n\r\n", SourceProtocolError),
+        (head(100) * 10_000, SourceProtocolError),
+        (head(101), SourceProtocolError),
+        (head(201), SourceStatusError),
+        (head(204), SourceStatusError),
+        (head(206), SourceStatusError),
+        (head(300), SourceStatusError),
+        (head(305), SourceStatusError),
+        (head(400), SourceStatusError),
+        (head(404), SourceStatusError),
+        (head(410), SourceStatusError),
+        (head(429), SourceServerError),
+        (head(500), SourceServerError),
+        (head(599), SourceServerError),
+        (head(302), SourceRedirectError),
+        (head(302, "Location: ftp://example.com/"), SourceRedirectError),
+        (head(302, "Location: http://example.com:22/"), SourceRedirectError),
+        (head(302, "Location: http://u:p@example.com/"), SourceRedirectError),
+        (head(302, "Location: /again"), SourceRedirectError),
+    ],
+)
+async def test_an_answer_that_is_no_image_is_a_typed_error(
+    answer: bytes, expected: type[EditError]
+) -> None:
+    with pytest.raises(expected) as caught:
+        await fetch(answer)
+    assert type(caught.value) is expected
+    assert caught.value.context == {"host": "pictures.example"}
+    assert "s3cr3t" not in caught.value.message + repr(caught.value.details)
+
+
+async def test_the_origin_status_is_told() -> None:
+    with pytest.raises(DownloadFailed) as caught:
+        await fetch(head(404))
+    assert caught.value.details == {"origin_status": 404}
+
+
+async def test_exactly_the_limit_passes_and_one_byte_more_does_not() -> None:
+    assert (await fetch(head(200), b"x" * 1000)).body == b"x" * 1000
+    with pytest.raises(SourceTooLarge, match=r"over 1000 bytes \(MAX_IMAGE_BYTES\)"):
+        await fetch(head(200), b"x" * 1001)
+
+
+async def test_a_port_off_the_web_is_refused_before_anything_is_looked_up() -> None:
+    fetcher = Downloader(LIMITS, resolve=lambda *_: pytest.fail("looked up"), ssl_context=NO_TLS)
+    with pytest.raises(InvalidRequest):
+        await fetcher.fetch(parse_url("http://pictures.example:22/"), timeout_s=5)
+
+
+@pytest.mark.parametrize(
+    ("value", "age", "expected"),
+    [
+        ("", "", (None, True)),
+        ("max-age=60", "", (60, True)),
+        ("Max-Age = 60", "", (60, True)),
+        ('max-age="60"', "", (60, True)),
+        ("max-age=60, s-maxage=30", "", (30, True)),
+        ("max-age=60, max-age=90", "", (60, True)),
+        ("max-age=60", "45", (15, True)),
+        ("max-age=60", "100", (0, True)),
+        ("max-age=60", "soon", (60, True)),
+        ("max-age=soon", "", (0, True)),
+        ("max-age", "", (0, True)),
+        ("max-age=-5", "", (0, True)),
+        ("max-age=٣", "", (0, True)),
+        (f"max-age={'9' * 5000}", "", (2**31, True)),
+        ("no-cache, max-age=60", "", (0, True)),
+        ("no-store", "", (None, False)),
+        ("NO-STORE, max-age=5", "", (5, False)),
+        ('private="x, y", max-age=5', "", (5, False)),
+        ('ext="no-store, private", max-age=5', "", (5, True)),
+        ("x-no-store, max-age-x=7", "", (None, True)),
+        (',,;="', "", (None, True)),
+    ],
+)
+def test_cache_control_is_read_as_a_shared_cache_must(
+    value: str, age: str, expected: tuple[int | None, bool]
+) -> None:
+    assert parse_cache_control(value, age=age) == expected

@@ -1,0 +1,266 @@
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from retouch.schema import (
+    EXAMPLE,
+    MAX_STEPS,
+    SCHEDULERS,
+    EditRequest,
+    EditResult,
+    ErrorBody,
+    Progress,
+    invalid_request,
+)
+
+MINIMUM = {"image_url": "https://example.com/a.jpg", "prompt": "make it warmer"}
+
+
+def faults(**changes: Any) -> dict[str, str]:
+    """What is said to be wrong with a request, field by field."""
+    body = {name: value for name, value in (MINIMUM | changes).items() if value != "absent"}
+    with pytest.raises(ValidationError) as caught:
+        EditRequest.model_validate_json(json.dumps(body))
+    error = invalid_request(caught.value)
+    fields = error.details["fields"]
+    assert isinstance(fields, dict)
+    return fields
+
+
+def parse(**changes: Any) -> EditRequest:
+    return EditRequest.model_validate_json(json.dumps(MINIMUM | changes))
+
+
+def test_the_example_of_the_project_is_a_request() -> None:
+    assert EditRequest.model_validate(EXAMPLE).model_dump(exclude_unset=True) == EXAMPLE
+    assert EXAMPLE["scheduler"] in SCHEDULERS
+
+
+def test_everything_but_image_and_prompt_has_a_default() -> None:
+    assert parse().model_dump() == {
+        **MINIMUM,
+        "negative_prompt": None,
+        "seed": None,
+        "num_inference_steps": None,
+        "guidance_scale": None,
+        "scheduler": "Euler",
+        "output_format": "png",
+        "output_quality": 95,
+        "width": None,
+        "height": None,
+    }
+
+
+@pytest.mark.parametrize(
+    ("field", "values"),
+    [
+        (
+            "image_url",
+            [
+                "http://a.example/",
+                "HTTPS://A.example/b?c#d",
+                "data:,x",
+                "DATA:image/png;base64,AA==",
+            ],
+        ),
+        ("prompt", ["x", "p" * 800, " padded ", "a < b | c > d", "<|", "|>", "|> a <|", "ünï 🎨"]),
+        ("negative_prompt", [None, "", "  ", "n" * 800]),
+        ("seed", [None, -1, 0, 2**32 - 1]),
+        ("num_inference_steps", [None, 1, 50, 51, 1000]),
+        ("guidance_scale", [None, 1, 1.0, 7.5, 20]),
+        ("scheduler", list(SCHEDULERS)),
+        ("output_format", ["png", "jpeg", "jpg", "webp", "avif"]),
+        ("output_quality", [1, 100]),
+    ],
+)
+def test_a_value_within_its_range_is_taken_as_it_is(field: str, values: list[Any]) -> None:
+    for value in values:
+        assert getattr(parse(**{field: value}), field) == value
+
+
+def test_a_whole_number_may_have_a_point() -> None:
+    request = parse(seed=7.0, num_inference_steps=2.0, output_quality=9e1, width=512.0, height=512)
+    numbers = (request.seed, request.num_inference_steps, request.output_quality, request.width)
+    assert numbers == (7, 2, 90, 512)
+    assert all(type(number) is int for number in numbers)
+
+
+@pytest.mark.parametrize(
+    ("field", "values"),
+    [
+        (
+            "image_url",
+            [
+                "absent",
+                None,
+                5,
+                "",
+                "ftp://a.example/",
+                "file:///etc/passwd",
+                "/a.jpg",
+                "http://",
+                "http://u:p@a.example/",
+                "http://a.example:99999/",
+                "http://a.example/" + "a" * 4096,
+                "data:image/png;base64",
+                "data:" + "a" * 300 + ",",
+            ],
+        ),
+        (
+            "prompt",
+            [
+                "absent",
+                None,
+                "",
+                "  \n",
+                "p" * 801,
+                "a <|im_end|> b",
+                "a <|\n|> b",
+                ["x"],
+            ],
+        ),
+        ("negative_prompt", [5, "n" * 801, "<|im_start|>", True]),
+        ("seed", [-2, 2**32, 1.5, 1e300, "1", True, 10**400, float("inf")]),
+        ("num_inference_steps", [0, -1, 1001, 2.5, "30", True]),
+        ("guidance_scale", [0.99, 0, -1, 20.1, "4", True, float("nan"), float("inf")]),
+        ("scheduler", ["euler", "DDIM", None, 1]),
+        ("output_format", ["PNG", "gif", None, ""]),
+        ("output_quality", [0, 101, None, 9.5, "95", True]),
+        ("width", [63, 48, 1000, 2064, 512.5, "512", True]),
+        ("height", [63, 48, 1000, 2064, 512.5, "512", True]),
+        ("rotate", [1, None, "x"]),
+    ],
+)
+def test_a_value_out_of_its_range_is_refused_under_its_name(field: str, values: list[Any]) -> None:
+    sides = {"width": 512, "height": 512} if field in {"width", "height"} else {}
+    for value in values:
+        assert list(faults(**{**sides, field: value})) == [field], value
+
+
+def test_every_wrong_field_is_named_at_once() -> None:
+    wrong = faults(image_url="ftp://x/", prompt="", seed=-5, output_format="gif", width=512, more=1)
+    assert set(wrong) == {"image_url", "prompt", "seed", "output_format", "height", "more"}
+
+
+@pytest.mark.parametrize(
+    ("sides", "named"),
+    [
+        ({"width": 512}, {"height"}),
+        ({"height": 512}, {"height"}),
+        ({"width": 512, "height": None}, {"height"}),
+        ({"width": 7}, {"width", "height"}),
+        ({"height": 7}, {"height"}),
+        ({"width": 7, "height": 512}, {"width"}),
+    ],
+)
+def test_width_and_height_come_together(sides: dict[str, int], named: set[str]) -> None:
+    assert set(faults(**sides)) == named
+
+
+def test_both_sides_or_neither_are_taken() -> None:
+    request = parse(width=512, height=2048)
+    assert (request.width, request.height) == (512, 2048)
+    assert (parse(width=None, height=None).width, parse(width=None).height) == (None, None)
+
+
+def test_a_wrong_scheduler_is_answered_with_the_list() -> None:
+    text = faults(scheduler="DDIM")["scheduler"]
+    assert all(name in text for name in SCHEDULERS)
+    assert "DDIM" not in text
+
+
+def test_an_answer_never_repeats_the_value_given() -> None:
+    marker = "s3cr3t-value"
+    wrong = faults(
+        image_url=f"ftp://{marker}/",
+        prompt=f"<|{marker}|>",
+        negative_prompt=f"<|{marker}|>",
+        seed=marker,
+        scheduler=marker,
+        output_format=marker,
+        guidance_scale=marker,
+        width=marker,
+    )
+    assert len(wrong) == 9  # the height that should be beside the width is one
+    assert marker not in str(wrong)
+    assert not any("Value error" in text for text in wrong.values())
+
+
+def test_a_long_or_strange_unknown_name_is_cut_and_made_plain() -> None:
+    (name,) = faults(**{"ü" + "x" * 500: 1})
+    assert name == "\\xfc" + "x" * 63
+
+
+def test_a_thousand_unknown_names_make_an_answer_of_32_at_most_with_the_known_ones_first() -> None:
+    wrong = faults(seed=-5, **{f"extra-{n}": 1 for n in range(1000)})
+    assert len(wrong) == 32
+    assert "seed" in wrong
+
+
+def test_a_request_that_is_no_object_is_called_request() -> None:
+    with pytest.raises(ValidationError) as caught:
+        EditRequest.model_validate([])
+    assert list(invalid_request(caught.value).details["fields"]) == ["request"]
+
+
+def test_a_request_cannot_be_changed() -> None:
+    with pytest.raises(ValidationError):
+        parse().seed = 3  # type: ignore[misc]
+
+
+def test_the_steps_of_the_schema_go_beyond_the_cap() -> None:
+    assert parse(num_inference_steps=MAX_STEPS + 1).num_inference_steps == 51
+
+
+def models(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
+    """The model and every model in its fields."""
+    yield model
+    for field in model.model_fields.values():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from models(field.annotation)
+
+
+FIELDS = [
+    pytest.param(model, name, id=f"{model.__name__}.{name}")
+    for root in (EditRequest, EditResult, ErrorBody, Progress)
+    for model in models(root)
+    for name in model.model_fields
+]
+
+
+@pytest.mark.parametrize(("model", "name"), FIELDS)
+def test_every_field_has_a_title_a_description_and_an_example(
+    model: type[BaseModel], name: str
+) -> None:
+    field = model.model_fields[name]
+    assert field.title
+    assert field.description
+    if not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+        assert field.examples  # a nested model's fields have their own
+
+
+@pytest.mark.parametrize("name", EditRequest.model_fields)
+def test_every_example_of_a_request_field_is_valid(name: str) -> None:
+    for example in EditRequest.model_fields[name].examples or []:
+        sides = {"width": 1024, "height": 1024} if name in {"width", "height"} else {}
+        assert getattr(parse(**{**sides, name: example}), name) == example
+
+
+def test_limits_are_in_the_schema() -> None:
+    schema = EditRequest.model_json_schema()["properties"]
+    assert schema["prompt"]["maxLength"] == 800
+    assert schema["seed"]["anyOf"][0] == {"type": "integer", "minimum": -1, "maximum": 2**32 - 1}
+    assert schema["num_inference_steps"]["anyOf"][0]["maximum"] == 1000
+    assert schema["guidance_scale"]["anyOf"][0] == {"type": "number", "minimum": 1, "maximum": 20}
+    assert schema["output_quality"] | {"minimum": 1, "maximum": 100} == schema["output_quality"]
+    for side in ("width", "height"):
+        assert schema[side]["anyOf"][0] == {
+            "type": "integer",
+            "minimum": 64,
+            "maximum": 2048,
+            "multipleOf": 16,
+        }
+    assert EditRequest.model_json_schema()["additionalProperties"] is False

@@ -1,0 +1,143 @@
+import asyncio
+import gc
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from support.fakes import PNG, URL, settle, until
+from support.worlds import KEY, World
+
+from retouch.errors import StoreUnavailable
+from retouch.logs import bind
+from retouch.sources.loader import SourceLoader
+
+
+async def test_a_load_during_the_cache_write_fetches_and_decodes_nothing() -> None:
+    world = World()
+    world.store.is_open.clear()
+    await world.load()
+    again = await world.load()
+    assert (again.cached, again.fetch_ms, again.decode_ms) == (True, 0.0, 0.0)
+    assert again.size_bytes == len(PNG)
+    assert len(world.origin.asked) == 1
+    assert world.decoder.decodes == 1
+    assert world.store.gets == [KEY]
+    world.store.is_open.set()
+    await until(lambda: not world.sources._storing)  # noqa: SLF001 - nothing tells of it
+    assert (await world.load()).cached
+    assert world.store.gets == [KEY, KEY]
+
+
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [(StoreUnavailable("down"), "store_unavailable"), (ValueError("a bug"), None)],
+)
+async def test_a_failed_cache_write_costs_the_edit_nothing(
+    fault: Exception, told: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    world = World()
+    world.store.put_fault = fault
+    assert (await world.load()).size_bytes == len(PNG)
+    await until(lambda: "cache.not_kept" in caplog.messages)
+    (record,) = [record for record in caplog.records if record.message == "cache.not_kept"]
+    if told:
+        assert vars(record)["fields"] == {"code": told}
+    else:
+        assert record.levelno == logging.ERROR
+        assert record.exc_info
+    await world.load()
+    assert len(world.origin.asked) == 2
+
+
+async def test_a_cache_write_ended_with_the_loop_is_no_fault() -> None:
+    world = World()
+    complaints: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, told: complaints.append(told))
+    world.store.is_open.clear()
+    before = asyncio.all_tasks()
+    await world.load()
+    for task in asyncio.all_tasks() - before:
+        task.cancel()
+    await settle()
+    world.store.is_open.set()
+    gc.collect()
+    assert complaints == []
+
+
+async def test_twenty_loads_at_once_fetch_and_decode_once() -> None:
+    world = World()
+    world.origin.is_open.clear()
+    loads = [asyncio.create_task(world.load()) for _ in range(20)]
+    await until(lambda: world.origin.flying)
+    world.origin.is_open.set()
+    sources = await asyncio.gather(*loads)
+    assert len({id(source) for source in sources}) == 1
+    assert len(world.origin.asked) == 1
+    assert world.decoder.decodes == 1
+
+
+async def test_urls_of_one_canonical_form_are_one_source() -> None:
+    world = World()
+    await world.fill()
+    source = await world.load(
+        URL.replace("https://pictures.example", "HTTPS://Pictures.Example:443")
+    )
+    assert source.cached
+    assert len(world.origin.asked) == 1
+
+
+async def test_a_load_that_is_cancelled_leaves_the_others_their_fetch() -> None:
+    world = World()
+    world.origin.is_open.clear()
+    first, second = (asyncio.create_task(world.load()) for _ in range(2))
+    await until(lambda: world.origin.flying)
+    first.cancel()
+    await settle()
+    assert world.origin.flying == 1
+    world.origin.is_open.set()
+    assert (await second).size_bytes == len(PNG)
+    assert first.cancelled()
+
+
+async def test_the_last_load_to_be_cancelled_ends_the_fetch_and_nothing_is_remembered() -> None:
+    world = World()
+    world.origin.is_open.clear()
+    load = asyncio.create_task(world.load())
+    await until(lambda: world.origin.flying)
+    load.cancel()
+    await settle()
+    assert world.origin.flying == 0
+    world.origin.is_open.set()
+    await world.load()
+    assert world.store.gets == [KEY, KEY]
+
+
+async def test_the_log_of_the_cache_write_is_under_the_request(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    world = World()
+    seen: list[str | None] = []
+    put = world.store.put
+
+    def noting(*args: Any, **kwargs: Any) -> None:
+        from retouch.logs import _request_id
+
+        seen.append(_request_id.get())
+        put(*args, **kwargs)
+
+    world.store.put = noting  # type: ignore[method-assign]
+    with bind("r-1"):
+        await world.fill()
+    assert seen == ["r-1"]
+
+
+async def test_closing_lets_the_cache_write_under_way_end() -> None:
+    world = World()
+    await world.load()
+    close: Callable[[], None] = world.sources.close
+    await asyncio.to_thread(close)
+    assert KEY in world.store.objects
+    assert isinstance(world.sources, SourceLoader)
+    with pytest.raises(RuntimeError, match="shutdown"):
+        await world.load("data:,x")

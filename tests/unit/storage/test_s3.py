@@ -1,0 +1,115 @@
+import ssl
+from collections.abc import Callable
+from dataclasses import replace
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+from tenacity import Future, RetryCallState, Retrying
+from urllib3.exceptions import LocationParseError, ProtocolError, SSLError
+
+from retouch.errors import StorageError, StoreDenied, StoreUnavailable
+from retouch.storage.s3 import S3Settings, S3Store, is_transient, translate, wait_s
+from retouch.storage.s3_transport import Refusal
+
+SETTINGS = S3Settings(
+    endpoint="s3.us-west-004.backblazeb2.com",
+    access_key="KEYIDCANARY",
+    secret_key="SECRETCANARY",  # noqa: S106
+    bucket="pictures",
+    region="us-west-004",
+)
+
+
+def test_settings_keep_their_keys_out_of_their_text() -> None:
+    assert "CANARY" not in repr(SETTINGS)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        *(Refusal(status, "", 0) for status in (408, 429, 500, 502, 503, 504)),
+        Refusal(400, "RequestTimeout", 0),
+        ProtocolError("Connection aborted."),
+        SSLError(ssl.SSLEOFError("EOF occurred in violation of protocol")),
+        ConnectionResetError(),
+        TimeoutError(),
+    ],
+)
+def test_what_may_pass_is_unavailable_and_worth_a_retry(fault: Exception) -> None:
+    assert is_transient(fault)
+    error = translate(fault, "get")
+    assert isinstance(error, StoreUnavailable)
+    assert error.context["operation"] == "get"
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        *(Refusal(status, "", 0) for status in (301, 307, 400, 401, 403, 404, 409, 411, 501)),
+        SSLError(ssl.SSLCertVerificationError("self-signed certificate")),
+        LocationParseError("http://[::"),
+        ValueError("invalid bucket name"),
+    ],
+)
+def test_what_stays_is_denied_and_never_retried(fault: Exception) -> None:
+    assert not is_transient(fault)
+    assert isinstance(translate(fault, "get"), StoreDenied)
+
+
+def after(fault: Exception) -> RetryCallState:
+    state = RetryCallState(Retrying(), None, (), {})
+    state.outcome = Future.construct(1, fault, has_exception=True)
+    return state
+
+
+@pytest.mark.parametrize(("asked_s", "least_s", "most_s"), [(0, 0, 8), (9, 9, 9), (3600, 30, 30)])
+def test_the_server_may_ask_for_a_longer_wait_up_to_a_limit(
+    asked_s: float, least_s: float, most_s: float
+) -> None:
+    assert least_s <= wait_s(after(Refusal(503, "SlowDown", asked_s))) <= most_s
+
+
+def test_waits_without_advice_differ() -> None:
+    state = after(ConnectionResetError())
+    assert len({wait_s(state) for _ in range(20)}) > 1
+
+
+def test_a_link_is_signed_for_the_region_without_a_request() -> None:
+    store = S3Store(SETTINGS)
+    url = urlsplit(store.link("a/b.png", content_type="image/png", filename="b", expires_in_s=77))
+    query = parse_qs(url.query)
+    assert (url.scheme, url.netloc, url.path) == ("https", SETTINGS.endpoint, "/pictures/a/b.png")
+    assert query["X-Amz-Credential"][0].split("/")[2:] == ["us-west-004", "s3", "aws4_request"]
+    assert query["X-Amz-Expires"] == ["77"]
+    assert "SECRETCANARY" not in url.query
+
+
+@pytest.mark.parametrize("change", [{"endpoint": "https://a/b"}, {"region": "no region"}])
+def test_a_malformed_endpoint_or_region_is_refused_at_once(change: dict[str, str]) -> None:
+    with pytest.raises(StoreDenied, match="S3_ENDPOINT"):
+        S3Store(replace(SETTINGS, **change))  # type: ignore[arg-type] # all are strings
+
+
+def test_a_malformed_bucket_is_refused_without_a_request() -> None:
+    store = S3Store(replace(SETTINGS, bucket="x"))
+    calls: list[Callable[[], object]] = [
+        lambda: store.get("a", max_bytes=1, timeout_s=1),
+        lambda: store.put("a", b"", content_type="image/png", metadata={}, timeout_s=1),
+        lambda: store.link("a", content_type="image/png", filename="a", expires_in_s=1),
+        lambda: store.check(timeout_s=1),
+    ]
+    for call in calls:
+        with pytest.raises(StoreDenied, match="S3_BUCKET"):
+            call()
+
+
+def test_no_time_is_an_error_without_a_request() -> None:
+    with pytest.raises(StoreUnavailable):
+        S3Store(SETTINGS).get("a", max_bytes=1, timeout_s=0)
+
+
+def test_metadata_that_is_not_ascii_is_an_error() -> None:
+    with pytest.raises(StorageError):
+        S3Store(SETTINGS).put(
+            "a", b"", content_type="image/png", metadata={"name": "é"}, timeout_s=1
+        )

@@ -1,0 +1,211 @@
+import asyncio
+import base64
+import logging
+from typing import Any
+
+import pytest
+from support.fakes import PNG, REQUEST, URL, Pause, settle
+from support.web import Caller, Door, open_studio
+
+from retouch import logs
+from retouch.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    EditError,
+    InternalError,
+    InvalidRequest,
+    ModelError,
+    NotReady,
+    SourceUnreachable,
+)
+from retouch.schema import EditResult
+from retouch.settings import Settings
+from retouch.web import edit
+from retouch.web.edit import EditEndpoint
+from retouch.web.metrics import Metrics
+
+DATA_REQUEST = REQUEST.model_copy(
+    update={"image_url": f"data:;base64,{base64.b64encode(PNG).decode()}"}
+)
+
+
+async def test_an_edit_is_answered_as_json() -> None:
+    door = Door()
+    response = await door.answer()
+    answer = EditResult.model_validate_json(bytes(response.body))
+    assert response.status_code == 200
+    assert response.media_type == "application/json"
+    assert answer.result.meta.request_id == "r-1"
+    assert answer.result.object_key in door.house.store.objects
+    assert 'retouch_edits_total{code="success"} 1.0' in door.counts
+    await door.require_idle()
+
+
+async def test_an_answer_ends_with_a_log_line_with_its_phases(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    await Door().answer()
+    (record,) = [record for record in caplog.records if record.message == "edit.finished"]
+    fields = vars(record)["fields"]
+    phases = ("queue", "fetch", "source_decode", "condition", "denoise", "vae_decode", "total")
+    assert all(f"{phase}_ms" in fields for phase in (*phases, "encode", "store"))
+    assert (fields["steps"], fields["source_cached"]) == (4, False)
+    assert REQUEST.prompt not in str(fields)
+
+
+@pytest.mark.parametrize(
+    ("link", "public"),
+    [
+        ("/files/a.png?b=c", "http://retouch.example/files/a.png?b=c"),
+        ("https://s3.example/a.png", "https://s3.example/a.png"),
+    ],
+)
+async def test_a_local_link_gets_the_host_that_the_caller_used(
+    link: str, public: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    door = Door()
+    monkeypatch.setattr(door.house.store, "link", lambda *_, **__: link)
+    answer = EditResult.model_validate_json(bytes((await door.answer()).body))
+    assert answer.result.presigned_url == public
+
+
+async def test_without_a_sane_host_the_link_stays_relative(monkeypatch: pytest.MonkeyPatch) -> None:
+    door = Door()
+    monkeypatch.setattr(door.house.store, "link", lambda *_, **__: "/files/a.png")
+    response = await door.answer(Caller(host="a b"))
+    assert EditResult.model_validate_json(bytes(response.body)).result.presigned_url == (
+        "/files/a.png"
+    )
+
+
+@pytest.mark.parametrize("accept", ["application/json", "text/event-stream"])
+async def test_a_model_that_still_loads_is_told_by_status_in_a_stream_too(accept: str) -> None:
+    loading = EditEndpoint(open_studio(Settings(_env_file=None), None), Metrics())
+    with pytest.raises(NotReady):
+        await loading.answer(REQUEST, Caller(accept=accept).exchange())
+
+
+@pytest.mark.parametrize(
+    ("fault", "level", "traced"),
+    [
+        (ModelError("broken"), logging.ERROR, True),
+        (SourceUnreachable(host="h", reason="refused"), logging.ERROR, True),
+        (InvalidRequest({"prompt": "odd"}), logging.INFO, False),
+    ],
+)
+async def test_a_failure_is_raised_logged_and_counted(
+    fault: EditError, level: int, *, traced: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    door = Door()
+    door.house.engine.fault = fault
+    with pytest.raises(type(fault)):
+        await door.answer()
+    (record,) = [record for record in caplog.records if record.message == "edit.failed"]
+    assert record.levelno == level
+    assert bool(record.exc_info) is traced
+    fields = vars(record)["fields"]
+    assert (fields["type"], fields["code"]) == (fault.type, fault.code)
+    assert fields["reason"] == fault.context.get("reason", fault.message)
+    assert f'retouch_edits_total{{code="{fault.code}"}} 1.0' in door.counts
+    await door.require_idle()
+
+
+@pytest.mark.parametrize("name", ["reason", "code", "type", "job_id"])
+async def test_no_context_of_an_error_can_hide_it(name: str) -> None:
+    context: dict[str, Any] = {name: "of the context"}
+    door = Door()
+    door.house.engine.fault = ModelError("broken", **context)
+    with pytest.raises(ModelError):
+        await door.answer()
+
+
+async def test_a_bug_is_an_internal_error_with_its_trace_in_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    door = Door()
+    door.house.engine.fault = ValueError("the s3cr3t thing")
+    with pytest.raises(InternalError) as caught:
+        await door.answer()
+    assert "s3cr3t" not in caught.value.message
+    (record,) = [record for record in caplog.records if record.message == "edit.failed"]
+    assert record.exc_info
+    assert record.exc_info[0] is ValueError
+    assert 'retouch_edits_total{code="internal_error"} 1.0' in door.counts
+    await door.require_idle()
+
+
+async def test_a_fault_that_quotes_the_prompt_is_logged_without_it(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(caplog.handler, "formatter", logs._Formatter(()))  # noqa: SLF001 - else stdout
+    request = REQUEST.model_copy(update={"prompt": " the prompt\n", "negative_prompt": "the other"})
+    door = Door()
+    door.house.engine.fault = ModelError("cannot do 'the prompt' without 'the other'")
+    with pytest.raises(ModelError):
+        await door.answer(request=request)
+    assert "cannot do '[redacted]' without '[redacted]'" in caplog.text
+    assert "the prompt" not in caplog.text
+    assert '"requestId": "r-1"' in caplog.text
+
+
+async def test_a_caller_that_leaves_ends_the_edit() -> None:
+    door, caller, pause = Door(), Caller(), Pause()
+    door.house.engine.at_step = lambda step: pause.hold() if step == 1 else None
+    answer = asyncio.create_task(door.answer(caller))
+    await pause.reached()
+    caller.left.set()
+    with pytest.raises(Cancelled):
+        await answer
+    await settle()
+    pause.release()
+    await door.require_idle()
+    assert door.house.engine.steps_taken == 1
+    assert door.house.store.results == []
+    assert 'retouch_edits_total{code="cancelled"} 1.0' in door.counts
+
+
+async def test_an_answer_that_is_cancelled_ends_the_edit() -> None:
+    door, pause = Door(), Pause()
+    door.house.engine.at_step = lambda step: pause.hold() if step == 1 else None
+    answer = asyncio.create_task(door.answer())
+    await pause.reached()
+    answer.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await answer
+    await settle()
+    pause.release()
+    await door.require_idle()
+    assert door.house.store.results == []
+
+
+async def test_an_edit_that_does_not_end_is_answered_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(edit, "_GRACE_S", 0.0)
+    house = Door(job_timeout_seconds=0.05)
+    pause = Pause()
+    house.house.engine.at_step = lambda _: pause.hold()
+    with pytest.raises(DeadlineExceeded, match="did not end in time"):
+        await house.answer()
+    pause.release()
+    await house.require_idle()
+
+
+async def test_edits_in_the_house_are_counted_while_they_are_there() -> None:
+    door, pause = Door(), Pause()
+    door.house.engine.at_step = lambda _: pause.hold()
+    answer = asyncio.create_task(door.answer())
+    await pause.reached()
+    assert "retouch_edits_inside 1.0" in door.counts
+    pause.release()
+    await answer
+    await door.require_idle()
+
+
+async def test_a_data_url_works_as_any_other() -> None:
+    door = Door()
+    response = await door.answer(request=DATA_REQUEST)
+    answer = EditResult.model_validate_json(bytes(response.body))
+    assert door.house.origin.asked == []
+    assert answer.result.meta.source.bytes == len(PNG)
+    assert URL not in bytes(response.body).decode()

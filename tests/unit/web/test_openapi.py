@@ -1,0 +1,154 @@
+import json
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
+from openapi_spec_validator import validate
+
+from retouch.errors import NotReady, error_classes
+from retouch.schema import EXAMPLE, ErrorBody, error_body
+from retouch.storage.local import LocalStore
+from retouch.web.openapi import openapi_document
+
+DOCUMENT = openapi_document()
+OPEN = {"/livez", "/healthz", "/readyz", "/ping", "/files/{key}"}
+
+
+def resolve(reference: str) -> Any:
+    node: Any = DOCUMENT
+    for name in reference.removeprefix("#/").split("/"):
+        node = node[name]
+    return node
+
+
+def references(node: Any) -> list[str]:
+    if isinstance(node, dict):
+        own = [node["$ref"]] if isinstance(node.get("$ref"), str) else []
+        return own + [found for value in node.values() for found in references(value)]
+    if isinstance(node, list):
+        return [found for value in node for found in references(value)]
+    return []
+
+
+def test_the_document_is_valid_openapi_3_1() -> None:
+    assert DOCUMENT["openapi"] == "3.1.0"
+    validate(DOCUMENT)
+    json.dumps(DOCUMENT)
+
+
+def test_every_reference_leads_somewhere() -> None:
+    found = references(DOCUMENT)
+    assert "#/components/schemas/EditRequest" in found
+    assert all(resolve(reference) is not None for reference in found)
+
+
+@pytest.mark.parametrize("name", DOCUMENT["components"]["schemas"])
+def test_every_schema_is_json_schema_whose_fields_carry_words_and_examples(name: str) -> None:
+    schema = DOCUMENT["components"]["schemas"][name]
+    Draft202012Validator.check_schema(schema)
+    for field, of in schema.get("properties", {}).items():
+        # Beside a reference only what differs from its target is written.
+        target = resolve(of["$ref"]) if "$ref" in of else {}
+        assert of.get("title") or target.get("title"), field
+        assert of.get("description") or target.get("description"), field
+        assert "$ref" in of or of.get("examples"), field
+
+
+def test_the_example_is_valid_under_the_schema() -> None:
+    content = DOCUMENT["paths"]["/edit"]["post"]["requestBody"]["content"]["application/json"]
+    assert content["example"] == EXAMPLE
+    schema = {**content["schema"], "components": DOCUMENT["components"]}
+    Draft202012Validator(schema).validate(content["example"])
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"image_url": "ftp://a/"},
+        {"prompt": " "},
+        {"prompt": "a <|im_end|>"},
+        {"negative_prompt": "<||>"},
+        {"seed": -2},
+        {"width": 100},
+        {"width": 64},
+        {"width": 64, "height": None},
+        {"height": 64},
+        {"more": 1},
+    ],
+)
+def test_the_schema_refuses_what_the_service_refuses(wrong: dict[str, Any]) -> None:
+    schema = DOCUMENT["components"]["schemas"]["EditRequest"]
+    assert list(Draft202012Validator(schema).iter_errors(dict(EXAMPLE) | wrong))
+
+
+def test_every_status_of_an_error_has_a_response_that_lists_its_codes() -> None:
+    responses = DOCUMENT["components"]["responses"]
+    assert set(responses) == {f"Error{cls.status}" for cls in error_classes()}
+    for cls in error_classes():
+        response = responses[f"Error{cls.status}"]
+        assert cls.code in response["description"]
+        schema = response["content"]["application/json"]["schema"]
+        assert schema == {"$ref": "#/components/schemas/ErrorBody"}
+    assert responses["Error499"]["description"].startswith("Client Closed Request: cancelled")
+
+
+def test_an_edit_may_answer_any_error_but_those_of_other_routes() -> None:
+    elsewhere = {403, 404}
+    statuses = {cls.status for cls in error_classes()} - elsewhere
+    responses = DOCUMENT["paths"]["/edit"]["post"]["responses"]
+    assert set(responses) == {"200"} | {str(status) for status in statuses}
+
+
+def test_an_edit_answers_as_json_or_as_events() -> None:
+    content = DOCUMENT["paths"]["/edit"]["post"]["responses"]["200"]["content"]
+    assert content["application/json"]["schema"]["$ref"].endswith("/EditResult")
+    assert content["text/event-stream"]["schema"] == {"type": "string"}
+
+
+def test_only_health_and_signed_files_need_no_key() -> None:
+    assert {"bearer": []} in DOCUMENT["security"]
+    assert {"apiKey": []} in DOCUMENT["security"]
+    for path, item in DOCUMENT["paths"].items():
+        for method in {"get", "post"} & item.keys():
+            assert (item[method].get("security") == []) is (path in OPEN)
+
+
+def test_a_link_of_the_local_store_is_described_whole(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path, secret=b"s", public_url="", result_ttl_s=60)
+    link = store.link("a.png", content_type="image/png", filename="a.png", expires_in_s=60)
+    given = DOCUMENT["paths"]["/files/{key}"]["get"]["parameters"]
+    named = {each["name"] for each in given if each["in"] == "query"}
+    assert named == parse_qs(urlsplit(link).query).keys()
+    assert [each["name"] for each in given if each["in"] == "path"] == ["key"]
+
+
+def test_operation_ids_are_unique() -> None:
+    ids = [
+        item[method]["operationId"]
+        for item in DOCUMENT["paths"].values()
+        for method in {"get", "post"} & item.keys()
+    ]
+    assert len(ids) == len(set(ids))
+
+
+def test_a_real_error_body_is_valid_under_the_schema() -> None:
+    schema = {
+        "$ref": "#/components/schemas/ErrorBody",
+        "components": DOCUMENT["components"],
+    }
+    body = error_body(NotReady("loading", details={"more": {"of": [1]}}), request_id="r")
+    Draft202012Validator(schema).validate(body.model_dump(mode="json"))
+    assert isinstance(body, ErrorBody)
+
+
+@pytest.mark.parametrize("sides", [{}, {"width": 64, "height": 80}, {"width": None}])
+def test_the_schema_takes_both_sides_or_neither(sides: dict[str, Any]) -> None:
+    schema = DOCUMENT["components"]["schemas"]["EditRequest"]
+    assert not list(Draft202012Validator(schema).iter_errors(dict(EXAMPLE) | sides))
+
+
+def test_a_request_id_of_any_form_is_within_the_document_as_it_is_never_refused() -> None:
+    named = DOCUMENT["paths"]["/edit"]["post"]["parameters"][0]
+    assert (named["name"], named["schema"]) == ("X-Request-ID", {"type": "string"})

@@ -1,0 +1,141 @@
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from PIL import Image
+from starlette.responses import PlainTextResponse
+from starlette.types import Receive, Scope, Send
+from support.fakes import House
+from support.web import client, open_studio, require_error, require_unreached, settings
+
+from retouch import errors
+from retouch.lifecycle import ModelHost
+from retouch.storage.local import LocalStore
+from retouch.web.openapi import openapi_document
+
+S3: dict[str, Any] = {
+    "s3_endpoint": "s3.example",
+    "s3_access_key": "a",
+    "s3_secret_key": "b",
+    "s3_bucket": "c",
+}
+
+
+async def test_while_the_model_loads_health_says_so() -> None:
+    studio = open_studio(settings(), None)
+    async with client(studio=studio) as http:
+        assert (await http.get("/livez")).status_code == 200
+        assert (await http.get("/healthz")).status_code == 200
+        response = await http.get("/readyz")
+        require_error(response, errors.NotReady)
+        assert response.headers["retry-after"] == "5"
+        response = await http.get("/ping")
+        assert (response.status_code, response.content) == (204, b"")
+
+
+async def test_once_the_model_is_warm_health_names_it() -> None:
+    async with client() as http:
+        assert (await http.get("/readyz")).text == "ready: fake\n"
+        assert (await http.get("/ping")).status_code == 200
+        assert (await http.get("/livez")).text == "alive\n"
+
+
+async def test_after_a_failed_load_health_asks_for_a_restart() -> None:
+    studio = open_studio(settings(), None)
+    studio._failed = True  # noqa: SLF001 - as a failed load leaves it
+    async with client(studio=studio) as http:
+        for path in ("/livez", "/healthz", "/readyz", "/ping"):
+            require_error(await http.get(path), errors.ModelError)
+
+
+@pytest.mark.parametrize(("path", "kind"), [("/sample.jpg", "jpeg"), ("/demo.webp", "webp")])
+async def test_the_pictures_of_the_page_are_what_they_say(path: str, kind: str) -> None:
+    async with client() as http:
+        response = await http.get(path)
+    assert response.headers["content-type"] == f"image/{kind}"
+    assert Image.open(BytesIO(response.content)).format == kind.upper()
+
+
+async def test_the_schema_and_the_metrics_are_served() -> None:
+    async with client() as http:
+        assert (await http.get("/openapi.json")).json() == openapi_document()
+        assert "retouch_edits_inside" in (await http.get("/metrics")).text
+        assert (await http.get("/schema.json")).json()["path"] == "/schema.json"
+
+
+@asynccontextmanager
+async def with_file(folder: Path) -> AsyncIterator[tuple[httpx.AsyncClient, str]]:
+    store = LocalStore(folder, secret=b"s", public_url="", result_ttl_s=60)
+    store.put("p/results/a/b.png", b"png", content_type="image/png", metadata={}, timeout_s=5)
+    link = store.link(
+        "p/results/a/b.png", content_type="image/png", filename="b.png", expires_in_s=60
+    )
+    studio = open_studio(settings(api_keys=("k3y",)), House(), store=store)
+    async with client(require_unreached, studio=studio) as http:
+        yield http, link
+
+
+async def test_a_signed_link_opens_its_file_without_a_key(tmp_path: Path) -> None:
+    async with with_file(tmp_path) as (http, link):
+        response = await http.get(link)
+        head = await http.head(link)
+    assert (response.status_code, response.content) == (200, b"png")
+    assert response.headers["content-type"] == "image/png"
+    assert response.headers["content-disposition"] == 'attachment; filename="b.png"'
+    assert "sandbox" in response.headers["content-security-policy"]
+    assert (head.status_code, head.content, head.headers["content-length"]) == (200, b"", "3")
+
+
+async def test_a_link_that_was_changed_is_refused(tmp_path: Path) -> None:
+    async with with_file(tmp_path) as (http, link):
+        require_error(await http.get(link.replace("b.png", "c.png")), errors.LinkInvalid)
+        response = await http.get("/files/p/results/a/b.png")
+        require_error(response, errors.LinkInvalid)
+        assert "www-authenticate" not in response.headers
+
+
+async def test_a_file_asked_for_before_the_store_is_open_is_not_ready() -> None:
+    async with client(require_unreached, studio=ModelHost(settings())) as http:
+        require_error(await http.get("/files/a.png"), errors.NotReady)
+
+
+async def test_with_s3_there_are_no_files_here() -> None:
+    async with client(require_unreached, **S3) as http:
+        require_error(await http.get("/files/a.png"), errors.RouteNotFound)
+
+
+async def test_a_request_is_logged_once_with_its_status_and_without_its_address(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    async with client() as http:
+        await http.get("/nothing/s3cr3t?token=s3cr3t")
+    (record,) = [record for record in caplog.records if record.name.startswith("retouch")]
+    fields = vars(record)["fields"]
+    assert record.message == "http.answered"
+    assert (fields["method"], fields["status"]) == ("GET", 404)
+    assert fields["ms"] >= 0
+    assert "s3cr3t" not in str(fields)
+
+
+@pytest.mark.parametrize("path", ["/livez", "/healthz", "/readyz", "/ping", "/metrics"])
+async def test_probes_do_not_fill_the_log(path: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    async with client() as http:
+        await http.get(path)
+    assert "http.answered" not in caplog.messages
+
+
+async def test_what_the_app_sends_in_pieces_goes_on_in_pieces() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await PlainTextResponse("one")(scope, receive, send)
+
+    async with client(app) as http:
+        response = await http.get("/schema.json")
+    assert response.text == "one"
+    assert response.headers.get_list("x-request-id") == [response.headers["x-request-id"]]

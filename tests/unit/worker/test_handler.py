@@ -1,0 +1,365 @@
+import asyncio
+import base64
+import json
+import logging
+from typing import Any
+
+import pytest
+from runpod import RunPodLogger
+from support.fakes import PNG, REQUEST, URL, House, Pause, settle, until
+from support.web import Caller, Door
+from support.worlds import require_idle
+
+from retouch.errors import (
+    EditError,
+    InvalidRequest,
+    ModelError,
+    OutOfMemory,
+    Overloaded,
+    SourceUnreachable,
+    StoreDenied,
+    StoreUnavailable,
+    error_classes,
+)
+from retouch.schema import EditRequest, EditResult, ErrorBody
+from retouch.web.app import envelope
+from retouch.worker.handler import MAX_ANSWER_BYTES, Worker, build_success
+from retouch.worker.progress import Message, Reporter
+from retouch.worker.sdk import redirect_sdk_log
+
+INPUT = {"image_url": URL, "prompt": "make colors warmer"}
+
+
+def job(body: object = None, *, job_id: str = "job-1") -> dict[str, Any]:
+    return {"id": job_id, "input": INPUT if body is None else body}
+
+
+class Shop:
+    """A worker over a house, and the progress it sent."""
+
+    def __init__(self, house: House | None = None, *, is_gpu_lost: bool = False) -> None:
+        self.house = house or House()
+        self.sent: list[Message] = []
+        self.probes = 0
+        self._is_gpu_lost = is_gpu_lost
+        self.worker = Worker(
+            lambda: self.house.editor,
+            build_reporter=lambda _: Reporter(self._send, every_s=0),
+            is_gpu_lost=self._probe,
+        )
+
+    async def _send(self, message: Message) -> None:
+        self.sent.append(message)
+
+    def _probe(self) -> bool:
+        self.probes += 1
+        return self._is_gpu_lost
+
+    async def answer(self, body: object = None, *, job_id: str = "job-1") -> dict[str, Any]:
+        return await self.worker.handle(job(body, job_id=job_id))
+
+
+def read_failure(answer: dict[str, Any]) -> ErrorBody:
+    """Hold a failure to its form, and return the body in it."""
+    body = ErrorBody.model_validate_json(answer["error"])
+    assert {"status": "error", "error": {k: answer[k] for k in ("type", "message", "details")}} == (
+        json.loads(answer["error"])
+    )
+    assert set(answer) == {"error", "status", "type", "message", "details"}
+    assert len(json.dumps(answer, allow_nan=False)) <= MAX_ANSWER_BYTES
+    return body
+
+
+# --- answers -----------------------------------------------------------------------------------
+
+
+async def test_a_job_is_answered_with_the_envelope_of_success() -> None:
+    shop = Shop()
+    answer = await shop.answer()
+    result = EditResult.model_validate(answer).result
+    assert set(answer) == {"status", "result"}
+    assert result.object_key in shop.house.store.objects
+    assert result.object_key.endswith("/job-1.png")
+    assert (result.meta.job_id, result.meta.request_id) == ("job-1", "job-1")
+    assert len(json.dumps(answer, allow_nan=False)) <= MAX_ANSWER_BYTES
+
+
+async def test_a_retried_job_answers_from_its_result() -> None:
+    shop = Shop()
+    first = await shop.answer()
+    puts = len(shop.house.store.puts)
+    again = await shop.answer()
+    assert again["result"]["object_key"] == first["result"]["object_key"]
+    assert len(shop.house.engine.edits) == 1
+    assert len(shop.house.store.puts) == puts
+
+
+async def test_a_store_that_cannot_say_whether_there_is_a_result_costs_no_job(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    shop = Shop()
+    shop.house.store.get_fault = StoreDenied("may not list")
+    assert (await shop.answer())["status"] == "success"
+    assert "result.unknown" in [record.message for record in caplog.records]
+
+
+async def test_progress_is_told_until_the_result() -> None:
+    shop = Shop()
+    pause = Pause()
+    shop.house.engine.at_step = lambda step: pause.hold() if step == 2 else None
+    running = asyncio.create_task(shop.answer())
+    await pause.reached()
+    await until(lambda: shop.sent and shop.sent[-1]["stage"] == "denoise")
+    pause.release()
+    await running
+    assert shop.sent[0]["stage"] == "source"
+
+
+async def test_a_worker_off_the_platform_sends_no_progress() -> None:
+    house = House()
+    assert (await Worker(lambda: house.editor).handle(job()))["status"] == "success"
+
+
+@pytest.mark.parametrize("named", [None, "", "local_test"])
+async def test_a_job_without_an_id_of_its_own_gets_one(named: str | None) -> None:
+    shop = Shop()
+    keys = [
+        (await shop.worker.handle({"id": named, "input": INPUT}))["result"]["object_key"]
+        for _ in range(2)
+    ]
+    assert keys[0] != keys[1]
+
+
+@pytest.mark.parametrize("named", ["x" * 20_000, "lone \udfff", "two\nlines"])
+async def test_a_job_with_an_odd_id_is_answered_in_bounds_and_the_same_when_it_is_retried(
+    named: str,
+) -> None:
+    shop = Shop()
+    first, again = [await shop.answer(job_id=named) for _ in range(2)]
+    assert first["result"]["object_key"] == again["result"]["object_key"]
+    assert len(shop.house.store.results) == 1
+    assert len(json.dumps(first)) <= MAX_ANSWER_BYTES
+    read_failure(await shop.answer({}, job_id=named))
+
+
+def test_notes_that_would_make_an_answer_too_large_are_left_out(result: EditResult) -> None:
+    meta = result.result.meta.model_copy(update={"notes": ["n" * 9000]})
+    large = result.model_copy(update={"result": result.result.model_copy(update={"meta": meta})})
+    answer = build_success(large)
+    assert EditResult.model_validate(answer).result.meta.notes == []
+    assert build_success(result) == result.model_dump(mode="json")
+
+
+@pytest.fixture
+async def result() -> EditResult:
+    return await House().editor.run(REQUEST, job_id="job-1", request_id="job-1")
+
+
+# --- failures ----------------------------------------------------------------------------------
+
+
+def make(cls: type[EditError]) -> EditError:
+    if cls is InvalidRequest:
+        return InvalidRequest({"prompt": "is wrong"})
+    if cls is Overloaded:
+        return Overloaded("full", retry_after_s=1)
+    return (
+        SourceUnreachable()
+        if cls is SourceUnreachable
+        else cls("it went wrong", details={"allow": ["POST"]}, key="inner")
+    )
+
+
+@pytest.mark.parametrize("cls", error_classes(), ids=lambda cls: cls.code)
+async def test_an_error_is_a_string_with_the_same_fields_beside_it(cls: type[EditError]) -> None:
+    shop = Shop()
+    shop.house.engine.fault = make(cls)
+    body = read_failure(await shop.answer())
+    assert (body.error.type, body.error.details.code) == (cls.type, cls.code)
+    assert body.error.details.retryable == cls.retryable
+    assert body.error.details.request_id == "job-1"
+    assert "inner" not in body.model_dump_json()
+
+
+@pytest.mark.parametrize("body", [[], "text", 7, None, True])
+async def test_an_input_that_is_no_object_is_malformed(body: object) -> None:
+    answer = await Shop().worker.handle({"id": "job-1", "input": body})
+    assert read_failure(answer).error.details.code == "malformed_body"
+
+
+async def test_a_job_without_input_is_malformed() -> None:
+    answer = await Shop().worker.handle({"id": "job-1"})
+    assert read_failure(answer).error.details.code == "malformed_body"
+
+
+async def test_wrong_fields_are_named() -> None:
+    body = read_failure(await Shop().answer({**INPUT, "seed": "one", "colour": 1}))
+    assert set(body.error.details.model_dump()["fields"]) == {"seed", "colour"}
+
+
+async def test_a_failure_that_would_be_too_large_loses_its_details() -> None:
+    body = read_failure(
+        await Shop().answer({**INPUT, **{"😀" * 60 + str(n): n for n in range(40)}})
+    )
+    assert body.error.details.model_dump() == {
+        "code": "invalid_request",
+        "retryable": False,
+        "request_id": "job-1",
+    }
+
+
+async def test_a_fault_that_nobody_foresaw_tells_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    shop = Shop()
+    shop.house.engine.fault = ZeroDivisionError("/srv/secret")
+    body = read_failure(await shop.answer())
+    assert (body.error.type, body.error.message) == ("InternalError", "an internal error")
+    (record,) = [record for record in caplog.records if record.message == "edit.failed"]
+    assert record.exc_info is not None
+
+
+async def test_the_log_tells_of_each_job_with_its_id(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    shop = Shop()
+    await shop.answer()
+    await shop.answer({**INPUT, "seed": "one"})
+    told = [record for record in caplog.records if record.message.startswith("edit.")]
+    assert [record.message for record in told] == ["edit.finished", "edit.failed"]
+    assert [vars(record)["fields"]["job_id"] for record in told] == ["job-1", "job-1"]
+    assert "denoise_ms" in vars(told[0])["fields"]
+    assert told[1].levelno == logging.INFO
+
+
+# --- cancellation and the GPU ------------------------------------------------------------------
+
+
+async def test_a_stopped_job_ends_its_edit_before_the_cancellation_goes_on() -> None:
+    shop = Shop()
+    pause = Pause()
+    shop.house.engine.at_step = lambda step: pause.hold() if step == 1 else None
+    running = asyncio.create_task(shop.answer())
+    await pause.reached()
+    running.cancel()
+    await settle()
+    assert not running.done()
+    pause.release()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert shop.house.engine.steps_taken == 1
+    assert shop.house.store.results == []
+    await require_idle(shop.house)
+
+
+@pytest.mark.parametrize("fault", [ModelError("CUDA error"), RuntimeError("CUDA error")])
+async def test_a_lost_gpu_refreshes_the_worker(fault: Exception) -> None:
+    shop = Shop(is_gpu_lost=True)
+    shop.house.engine.fault = fault
+    read_failure(await shop.answer())
+    assert shop.worker.config["refresh_worker"] is True
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [ModelError("it failed"), OutOfMemory("full"), RuntimeError(), StoreUnavailable("down")],
+)
+async def test_another_fault_does_not_refresh_the_worker(fault: Exception) -> None:
+    shop = Shop()
+    shop.house.engine.fault = fault
+    read_failure(await shop.answer())
+    assert "refresh_worker" not in shop.worker.config
+
+
+async def test_a_fault_outside_the_model_does_not_ask_the_gpu() -> None:
+    shop = Shop(is_gpu_lost=True)
+    shop.house.store.put_fault = StoreUnavailable("down")
+    read_failure(await shop.answer())
+    assert shop.probes == 0
+
+
+# --- both doors --------------------------------------------------------------------------------
+
+OWN = {"job_id", "request_id", "timings_ms"}
+OWN_RESULT = {"presigned_url", "object_key", "expires_at", "meta"}
+DATA = f"data:image/png;base64,{base64.b64encode(PNG).decode()}"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 7},
+        {"seed": 7, "image_url": DATA},
+        {"seed": 7, "output_format": "jpg", "output_quality": 80, "guidance_scale": 1},
+        {"seed": 7, "width": 80, "height": 96, "num_inference_steps": 60, "negative_prompt": ""},
+    ],
+)
+async def test_both_doors_give_the_same_result(change: dict[str, Any]) -> None:
+    door, shop = Door(), Shop()
+    request = EditRequest.model_validate({**INPUT, **change})
+    by_http = EditResult.model_validate_json(
+        bytes((await door.answer(request=request)).body)
+    ).result
+    by_job = EditResult.model_validate(await shop.answer({**INPUT, **change})).result
+    assert by_http.meta.model_dump(exclude=OWN) == by_job.meta.model_dump(exclude=OWN)
+    assert by_http.model_dump(exclude=OWN_RESULT) == by_job.model_dump(exclude=OWN_RESULT)
+    bodies = [
+        place.store.objects[result.object_key].body
+        for place, result in ((door.house, by_http), (shop.house, by_job))
+    ]
+    assert bodies[0] == bodies[1]
+
+
+@pytest.mark.parametrize("cls", error_classes(), ids=lambda cls: cls.code)
+async def test_both_doors_give_the_same_error(cls: type[EditError]) -> None:
+    door, shop = Door(), Shop()
+    door.house.engine.fault, shop.house.engine.fault = make(cls), make(cls)
+    caller = Caller()
+    with pytest.raises(cls) as raised:
+        await door.answer(caller)
+    by_http = json.loads(bytes(envelope(raised.value, caller.exchange()).body))
+    by_job = json.loads((await shop.answer())["error"])
+    for body in (by_http, by_job):
+        del body["error"]["details"]["request_id"]
+    assert by_http == by_job
+
+
+# --- the SDK's log -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sdk(monkeypatch: pytest.MonkeyPatch) -> RunPodLogger:
+    monkeypatch.setattr(RunPodLogger, "log", RunPodLogger.log)
+    monkeypatch.setattr(RunPodLogger, "level", "DEBUG")
+    redirect_sdk_log()
+    return RunPodLogger()
+
+
+def test_the_sdks_lines_become_ours(sdk: RunPodLogger, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    sdk.info("Started.", "job-1")
+    sdk.warn("careful")
+    sdk.error("lost")
+    assert [(record.name, record.levelname, record.message) for record in caplog.records] == [
+        ("runpod", "INFO", "Started."),
+        ("runpod", "WARNING", "careful"),
+        ("runpod", "ERROR", "lost"),
+    ]
+    assert [vars(record)["fields"] for record in caplog.records] == [{"requestId": "job-1"}, {}, {}]
+
+
+def test_the_sdks_lines_below_info_are_dropped(
+    sdk: RunPodLogger, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    sdk.debug("Handler output: …")
+    sdk.trace("…")
+    sdk.tip("…")
+    assert caplog.records == []
+
+
+def test_the_sdks_own_level_holds(
+    sdk: RunPodLogger, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sdk, "level", "ERROR")
+    caplog.set_level(logging.DEBUG)
+    sdk.info("Started.")
+    sdk.error("lost")
+    assert [record.message for record in caplog.records] == ["lost"]

@@ -1,0 +1,289 @@
+import logging
+import sys
+from collections import namedtuple
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from support.fakes import FakeEngine, FakeStore, House
+from support.models.checkpoints import make_cache
+
+from retouch import wiring
+from retouch.errors import ModelError, StoreDenied
+from retouch.settings import Settings
+from retouch.worker import startup
+from retouch.worker.startup import StartupChecks, StartupError, is_gpu_lost, load_worker_settings
+
+S3 = {
+    "S3_ENDPOINT": "s3.eu-central-003.backblazeb2.com",
+    "S3_ACCESS_KEY": "key-id",
+    "S3_SECRET_KEY": "application-key-40d1",
+    "S3_BUCKET": "bucket",
+}
+Usage = namedtuple("Usage", "total used free")  # noqa: PYI024 - as `shutil.disk_usage` has it
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
+    """An environment that holds the S3 settings and no other of ours."""
+    monkeypatch.chdir(tmp_path)
+    for name in Settings.model_fields:
+        monkeypatch.delenv(name.upper(), raising=False)
+    for name, value in S3.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(wiring, "RUNPOD_MODELS", tmp_path / "models")
+    return monkeypatch
+
+
+@pytest.fixture(autouse=True)
+def _own_logging(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging.root, "handlers", list(logging.root.handlers))
+    monkeypatch.setattr(startup.logs, "install", lambda *_, **__: None)
+
+
+def refusal(check: Callable[[], object]) -> str:
+    """Return the one line that a check refuses with."""
+    with pytest.raises(StartupError) as refused:
+        check()
+    line = str(refused.value)
+    assert "\n" not in line
+    return line
+
+
+def start(**settings: Any) -> StartupChecks:
+    """A start whose settings have been read."""
+    begun = StartupChecks()
+    begun.settings()
+    assert begun._settings is not None  # noqa: SLF001 - read just now
+    begun._settings = begun._settings.model_copy(update=settings)  # noqa: SLF001 - as above
+    return begun
+
+
+# --- settings ----------------------------------------------------------------------------------
+
+
+def test_a_worker_without_s3_is_refused(environment: pytest.MonkeyPatch) -> None:
+    for name in S3:
+        environment.delenv(name)
+    line = refusal(StartupChecks().settings)
+    assert all(name in line for name in S3)
+
+
+def test_a_missing_setting_is_named(environment: pytest.MonkeyPatch) -> None:
+    environment.delenv("S3_BUCKET")
+    assert "S3_BUCKET missing" in refusal(StartupChecks().settings)
+
+
+def test_a_job_ends_before_the_platform_ends_it() -> None:
+    assert load_worker_settings().job_timeout_seconds == 570
+
+
+def test_a_job_ends_when_the_user_says(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("JOB_TIMEOUT_SECONDS", "600")
+    assert load_worker_settings().job_timeout_seconds == 600
+
+
+def test_one_job_is_taken_at_a_time() -> None:
+    assert start().jobs_at_a_time == 1
+
+
+def test_jobs_taken_ahead_have_a_place(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("PREFETCH_JOBS", "2")
+    environment.setenv("MAX_QUEUE", "0")
+    assert load_worker_settings().max_queue == 2
+    assert start().jobs_at_a_time == 3
+
+
+# --- the bucket --------------------------------------------------------------------------------
+
+
+def test_the_bucket_is_probed(environment: pytest.MonkeyPatch) -> None:
+    store = FakeStore()
+    environment.setattr(wiring, "build_store", lambda _: store)
+    start().bucket()
+    assert (store.puts, store.gets, store.objects) == (["probe"], ["probe"], {})
+
+
+def test_a_bucket_that_refuses_is_told_with_advice(environment: pytest.MonkeyPatch) -> None:
+    store = FakeStore()
+    store.put_fault = StoreDenied("check S3_SECRET_KEY")
+    environment.setattr(wiring, "build_store", lambda _: store)
+    assert "check S3_SECRET_KEY" in refusal(start().bucket)
+
+
+# --- the GPU -----------------------------------------------------------------------------------
+
+
+class FakeCuda:
+    """`torch.cuda` of a machine; `fault` is what its kernels fail with."""
+
+    def __init__(self, *, available: bool = True, fault: Exception | None = None) -> None:
+        self.is_available = self.is_initialized = lambda: available
+        self._fault = fault
+
+    def synchronize(self) -> None:
+        if self._fault is not None:
+            raise self._fault
+
+    def ones(self, *_: object, **__: object) -> "FakeCuda":
+        return self
+
+    def sum(self) -> "FakeCuda":
+        return self
+
+    def item(self) -> float:
+        self.synchronize()
+        return 8.0
+
+
+@pytest.fixture
+def machine(environment: pytest.MonkeyPatch) -> Callable[..., None]:
+    def build(*, driver: bool = True, **cuda: Any) -> None:
+        faked = FakeCuda(**cuda)
+        torch = SimpleNamespace(cuda=faked, ones=faked.ones, version=SimpleNamespace(cuda="13.0"))
+        environment.setitem(sys.modules, "torch", torch)
+        environment.setattr(startup, "_DRIVER", Path("/" if driver else "/nowhere"))
+
+    return build
+
+
+def test_a_gpu_that_computes_is_fit(machine: Callable[..., None]) -> None:
+    machine()
+    start().gpu()
+
+
+def test_a_gpu_that_does_not_compute_is_told(machine: Callable[..., None]) -> None:
+    machine(fault=RuntimeError("no kernel image is available\nand more"))
+    assert "no kernel image is available; replace" in refusal(start().gpu)
+
+
+def test_a_driver_that_is_too_old_is_told(machine: Callable[..., None]) -> None:
+    machine(available=False)
+    assert "CUDA 13.0" in refusal(start().gpu)
+
+
+def test_a_model_without_a_gpu_is_refused(machine: Callable[..., None]) -> None:
+    machine(available=False, driver=False)
+    assert "MODEL_ID" in refusal(start(model_id="a/b").gpu)
+
+
+@pytest.mark.parametrize("is_folder", [False, True])
+def test_the_demo_and_a_folder_need_no_gpu(
+    machine: Callable[..., None],
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+    *,
+    is_folder: bool,
+) -> None:
+    machine(available=False, driver=False)
+    start(model_id=str(tmp_path) if is_folder else "").gpu()
+    assert [record.message for record in caplog.records] == ["gpu.missing"]
+
+
+def test_a_gpu_is_lost_when_every_call_fails(machine: Callable[..., None]) -> None:
+    machine(fault=RuntimeError("CUDA error: device-side assert triggered"))
+    assert is_gpu_lost()
+
+
+def test_a_gpu_that_answers_is_not_lost(machine: Callable[..., None]) -> None:
+    machine()
+    assert not is_gpu_lost()
+
+
+def test_a_gpu_that_was_never_used_is_not_lost(machine: Callable[..., None]) -> None:
+    machine(available=False, fault=RuntimeError())
+    assert not is_gpu_lost()
+
+
+def test_no_gpu_is_lost_where_torch_was_never_loaded(environment: pytest.MonkeyPatch) -> None:
+    environment.delitem(sys.modules, "torch", raising=False)
+    assert not is_gpu_lost()
+
+
+# --- the disk and the weights ------------------------------------------------------------------
+
+
+@pytest.fixture
+def free_gb(environment: pytest.MonkeyPatch) -> Callable[[int], None]:
+    def say(gigabytes: int) -> None:
+        usage = Usage(0, 0, gigabytes * 10**9)
+        environment.setattr(startup.shutil, "disk_usage", lambda _: usage)
+
+    return say
+
+
+def test_weights_that_are_to_be_downloaded_need_room(free_gb: Callable[[int], None]) -> None:
+    free_gb(59)
+    assert "60 GB and 59 GB are free: enter org/name" in refusal(start(model_id="org/name").disk)
+    free_gb(60)
+    start(model_id="org/name").disk()
+
+
+def test_weights_that_are_there_need_none(free_gb: Callable[[int], None], tmp_path: Path) -> None:
+    free_gb(0)
+    start().disk()
+    start(model_id=str(tmp_path)).disk()
+    make_cache(tmp_path / "models")
+    start(model_id="org/name").disk()
+
+
+def test_cached_models_of_the_platform_come_first(tmp_path: Path) -> None:
+    settings = Settings(_env_file=None, model_id="org/name")
+    assert wiring.find_cache(settings) is None
+    make_cache(tmp_path / "models")
+    assert wiring.find_cache(settings) == tmp_path / "models"
+    assert wiring.find_cache(Settings(_env_file=None)) is None
+
+
+def test_the_engine_is_loaded_from_the_cached_models(
+    environment: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    make_cache(tmp_path / "models")
+    asked: list[str] = []
+
+    def load(settings: Any, *, progress: object) -> FakeEngine:
+        asked.append(settings.cache_dir)
+        return FakeEngine()
+
+    environment.setattr(wiring, "load", load)
+    wiring.build_engine(Settings(_env_file=None, model_id="org/name"))
+    wiring.build_engine(Settings(_env_file=None, model_id="org/other"))
+    assert asked == [str(tmp_path / "models"), ""]
+
+
+def test_weights_are_loaded_and_warm_before_the_first_job(
+    environment: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    house, warm = House(), []
+    environment.setattr(wiring, "build_store", lambda _: house.store)
+    environment.setattr(wiring, "build_engine", lambda _: house.engine)
+    environment.setattr(wiring, "warm_up", warm.append)
+    environment.setattr(wiring, "build_editor", lambda *_, **__: house.editor)
+    environment.setattr(startup.StartupChecks, "gpu", lambda _: None)
+    begun = StartupChecks()
+    for check in (begun.settings, begun.bucket, begun.disk, begun.weights):
+        check()
+    assert begun.editor is house.editor
+    assert warm == [house.engine]
+    assert [record.message for record in caplog.records] == ["engine.ready"]
+    assert [check.__name__ for check in begun.checks] == [
+        "settings",
+        "bucket",
+        "<lambda>",
+        "disk",
+        "weights",
+    ]
+
+
+def test_weights_that_cannot_be_used_are_told(environment: pytest.MonkeyPatch) -> None:
+    def fail(_: Settings) -> None:
+        raise ModelError("the checkpoint org/name cannot be used: vae is missing")
+
+    environment.setattr(wiring, "build_store", lambda _: FakeStore())
+    environment.setattr(wiring, "build_engine", fail)
+    begun = start()
+    begun.bucket()
+    assert "vae is missing" in refusal(begun.weights)
