@@ -25,9 +25,9 @@ _NO_CODE = {
 
 
 def count_code_lines(source: str) -> int:
-    """Count the lines that hold code.
+    r"""Count the lines that hold code.
 
-    >>> count_code_lines('"Doc."\\n\\nx = 1  # one\\n# two\\n')
+    >>> count_code_lines('"Doc."\n\nx = 1  # one\n# two\n')
     1
     """
     docstrings = {

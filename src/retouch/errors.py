@@ -279,6 +279,12 @@ class NotReady(EditError):
     type, code, status, retryable = "NotReady", "not_ready", 503, True
 
 
+class ModelLost(NotReady):
+    """The model hangs; the process ends so that its supervisor starts another."""
+
+    code = "model_lost"
+
+
 class DeadlineExceeded(EditError):
     """The job was not done within its time."""
 

@@ -7,8 +7,9 @@ from pathlib import Path
 from PIL import Image
 
 from retouch.editing.admission import Admission
-from retouch.editing.editor import Editor, EditorSettings
-from retouch.editing.ports import EditParams, Engine
+from retouch.editing.editor import Editor
+from retouch.editing.ports import EditParams, Engine, run_edit
+from retouch.editing.steps import EditorSettings
 from retouch.engine.checkpoint.find import FULL_MODEL, CheckpointSettings
 from retouch.engine.checkpoint.load import load
 from retouch.engine.memory import plan, probe, report
@@ -132,7 +133,7 @@ def warm_up(engine: Engine, *, wider_px: int = 0) -> None:
         height_px=side_px,
     )
     image = Image.new("RGB", (work.width_px, work.height_px), "gray")
-    engine.edit(image, work, before_step=lambda _i, _n: None)
+    run_edit(engine, [image], work)
 
 
 def build_sources(settings: Settings, store: Store, *, exits: AsyncExitStack) -> SourceLoader:
@@ -181,5 +182,5 @@ def build_editor(
             job_timeout_s=settings.job_timeout_seconds,
         ),
     )
-    exits.callback(editor.close)
+    exits.push_async_callback(editor.close)
     return editor

@@ -30,7 +30,7 @@ from support.demo import measures
 import retouch.demo
 from retouch.demo import autoencoder, edits
 from retouch.demo.edits import Change
-from retouch.editing.ports import EditParams
+from retouch.editing.ports import EditParams, run_edit
 from retouch.engine.checkpoint import find, load
 
 SHIPPED = Path(retouch.demo.__file__).parent / "checkpoint"
@@ -105,7 +105,7 @@ class Bench:
         )
         image = Image.fromarray((photo * 255).round().astype(np.uint8))
         began_s = time.perf_counter()
-        made = self._engine.edit(image, work, before_step=lambda _step, _steps: None).image
+        made = run_edit(self._engine, [image], work)[0]
         self._edited_s += time.perf_counter() - began_s
         self.edited += 1
         told = f"{self.edited} edits, {self._edited_s / self.edited:.1f} s each: {prompt}"

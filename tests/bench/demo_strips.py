@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 import retouch.demo
 import retouch.web
 from retouch.editing.params import fit_size
-from retouch.editing.ports import EditParams
+from retouch.editing.ports import EditParams, run_edit
 from retouch.engine.checkpoint import find, load
 
 SHIPPED = Path(retouch.demo.__file__).parent / "checkpoint"
@@ -56,7 +56,7 @@ def edit_all(photo: Image.Image, folder: Path, steps: int) -> list[tuple[str, Im
             width_px=width_px,
             height_px=height_px,
         )
-        made = engine.edit(photo, work, before_step=lambda _step, _steps: None).image
+        made = run_edit(engine, [photo], work)[0]
         labelled.append((prompt, made))
         sys.stderr.write(f"{len(labelled) - 1} of {len(PROMPTS)}: {prompt}\n")
     return labelled

@@ -86,7 +86,7 @@ def row_time(rig: Rig, cap: str, *, compiled: bool = True) -> dict[str, Any]:
         lambda steps: edit(rig, work(rig, steps)), prepare=lambda: begin(rig, work(rig, MANY))
     )
     before = engine.weights.copied_bytes
-    edited = edit(rig, work(rig, FEW))
+    image, edited = edit(rig, work(rig, FEW))
     return {
         "plan": engine.weights.plan.name,
         "planned_gib": round(engine.weights.plan.peak_bytes / GIB, 2),
@@ -101,8 +101,8 @@ def row_time(rig: Rig, cap: str, *, compiled: bool = True) -> dict[str, Any]:
             round(edited.vae_decode_ms),
         ],
         # Equal for every cap: what streams computes the same bits as what stays.
-        "pixels": hashlib.sha256(edited.image.tobytes()).hexdigest()[:12],
-        "spread": round(float(np.asarray(edited.image).std()), 2),
+        "pixels": hashlib.sha256(image.tobytes()).hexdigest()[:12],
+        "spread": round(float(np.asarray(image).std()), 2),
     }
 
 
@@ -186,8 +186,8 @@ def row_widen(rig: Rig) -> dict[str, Any]:
     found: dict[str, Any] = {}
 
     def look(name: str) -> np.ndarray:
-        edited = edit(rig, work(rig, FEW))
-        pixels = np.asarray(edited.image).astype(float)
+        image, edited = edit(rig, work(rig, FEW))
+        pixels = np.asarray(image).astype(float)
         found[name] = {
             "dtype": engine.info.dtype,
             "notes": list(edited.notes),

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
 
@@ -25,7 +25,13 @@ from support.servers.ceph_rgw import Rgw, free_ports
 from support.servers.origin import answer
 
 from retouch import wiring
-from retouch.editing.ports import EditParams, EngineInfo, EngineOutput, GenerationDefaults
+from retouch.editing.ports import (
+    EditParams,
+    EngineInfo,
+    EngineOutput,
+    GenerationDefaults,
+    PreparedEdit,
+)
 from retouch.images import decode
 
 BAR_MS = 15.0
@@ -45,11 +51,15 @@ class NoTimeEngine:
     def count_tokens(self, text: str) -> int:
         return len(text.split())
 
-    def edit(
-        self, image: Image.Image, work: EditParams, *, before_step: Callable[..., None]
-    ) -> EngineOutput:
-        before_step(0, work.steps)
-        return EngineOutput(self._image, 0.0, 0.0, 0.0)
+    def prepare(self, images: Sequence[Image.Image], params: EditParams) -> PreparedEdit:
+        return PreparedEdit(params, None)
+
+    def finish(self, output: EngineOutput) -> Image.Image:
+        return self._image
+
+    def edit(self, prepared: PreparedEdit, *, on_step: Callable[..., None]) -> EngineOutput:
+        on_step(0, prepared.params.steps)
+        return EngineOutput(None, 0.0, 0.0, 0.0)
 
 
 def make_photo() -> tuple[Image.Image, bytes]:

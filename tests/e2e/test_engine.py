@@ -13,14 +13,13 @@ from support.models.reference_edits import (
     decode_of,
     edit,
     engine_over,
-    ignore,
     make_image,
     run_stock,
 )
 from support.models.tiny import AREA_PX, build_tiny, build_tiny_pipeline
 
 from retouch import schema
-from retouch.editing.ports import EditParams
+from retouch.editing.ports import EditParams, run_edit
 from retouch.engine import text_encoder
 from retouch.engine.engine import QwenEngine
 
@@ -114,8 +113,8 @@ def test_both_branches_go_through_a_block_before_the_next(engine: QwenEngine) ->
 @pytest.mark.parametrize("size", [(144, 96), (96, 144), (16, 16), (208, 32)])
 def test_the_result_has_the_size_asked_for(engine: QwenEngine, size: tuple[int, int]) -> None:
     work = replace(WORK, width_px=size[0], height_px=size[1], steps=1)
-    edited = engine.edit(IMAGE, work, before_step=ignore)
-    assert (edited.image.size, edited.image.mode) == (size, "RGB")
+    image, _ = run_edit(engine, [IMAGE], work)
+    assert (image.size, image.mode) == (size, "RGB")
 
 
 def test_positions_are_those_of_the_models_own_inputs(engine: QwenEngine) -> None:

@@ -11,6 +11,7 @@ import torch
 from support.models.reference_edits import IMAGE, WORK, edit
 from support.models.tiny import build_tiny, build_tiny_pipeline
 
+from retouch.editing.ports import run_edit
 from retouch.engine.engine import QwenEngine
 from retouch.errors import InvalidRequest, ModelError, NonFiniteResult, OutOfMemory
 
@@ -26,7 +27,7 @@ def test_steps_are_told_before_they_run_and_the_phases_timed(engine: QwenEngine)
     told, forwards = [], []
     block = engine.weights.transformer.transformer_blocks[0]
     hook = block.img_mlp.register_forward_pre_hook(lambda *_: forwards.append(len(told)))
-    edited = engine.edit(IMAGE, WORK, before_step=lambda *step: told.append(step))
+    _, edited = run_edit(engine, [IMAGE], WORK, on_step=lambda *step: told.append(step))
     hook.remove()
     assert told == [(0, 3), (1, 3), (2, 3), (3, 3)]
     assert forwards == [1, 1, 2, 2, 3, 3]  # two branches a step
@@ -45,13 +46,13 @@ def test_an_edit_stopped_at_a_step_leaves_the_next_one_clean(
     work = replace(WORK, scheduler=scheduler)
     before, told, stop = edit(engine, work), [], Stop()
 
-    def before_step(step: int, _steps: int) -> None:
+    def on_step(step: int, _steps: int) -> None:
         told.append(step)
         if step == last:
             raise stop
 
     with pytest.raises(Stop) as caught:
-        engine.edit(IMAGE, work, before_step=before_step)
+        run_edit(engine, [IMAGE], work, on_step=on_step)
     assert caught.value is stop
     assert told == list(range(last + 1))
     assert edit(engine, work) == before
@@ -64,12 +65,12 @@ def frames(trace: TracebackType | None) -> Iterator[Any]:
 
 
 def test_the_error_of_a_stopped_edit_keeps_no_tensor_alive(engine: QwenEngine) -> None:
-    def before_step(step: int, _steps: int) -> None:
+    def on_step(step: int, _steps: int) -> None:
         if step == 2:
             raise Stop
 
     with pytest.raises(Stop) as caught:
-        engine.edit(IMAGE, WORK, before_step=before_step)
+        run_edit(engine, [IMAGE], WORK, on_step=on_step)
     loops = [f for f in frames(caught.value.__traceback__) if f.f_code.co_name == "_denoise"]
     assert loops
     assert not any(isinstance(v, torch.Tensor) for f in loops for v in f.f_locals.values())

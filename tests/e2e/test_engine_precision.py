@@ -14,9 +14,9 @@ from support.models.reference_edits import (
     edit,
     engine_over,
     fold,
-    ignore,
 )
 
+from retouch.editing.ports import run_edit
 from retouch.engine.engine import QwenEngine
 from retouch.errors import NonFiniteResult
 
@@ -117,9 +117,9 @@ def test_an_overflow_is_made_good_in_bfloat16_and_told(caplog: pytest.LogCapture
     with caplog.at_level(logging.WARNING, logger="retouch.engine.engine"):
         pixels = decode_of(
             pipe.vae,
-            lambda: engine.edit(IMAGE, WORK, before_step=lambda step, _: told.append(step)),
+            lambda: run_edit(engine, [IMAGE], WORK, on_step=lambda step, _: told.append(step)),
         )
-        edited = engine.edit(IMAGE, WORK, before_step=ignore)
+        _, edited = run_edit(engine, [IMAGE], WORK)
     (record,) = caplog.records  # the second edit is no news
     assert (record.message, record.fields) == ("precision.widened", {"dtype": "bfloat16"})
     assert told == [0, 0, 1, 2, 3]  # seen in the first step, and begun again
@@ -135,9 +135,9 @@ def test_an_overflow_is_made_good_in_bfloat16_and_told(caplog: pytest.LogCapture
 
 def test_the_edit_that_fell_back_says_so() -> None:
     _, engine = build(plant_feed_forward, torch.float16)
-    edited = engine.edit(IMAGE, WORK, before_step=ignore)
+    image, edited = run_edit(engine, [IMAGE], WORK)
     assert edited.notes == ("float16 overflowed: the edit was made in bfloat16",)
-    assert edited.image.size == (WORK.width_px, WORK.height_px)
+    assert image.size == (WORK.width_px, WORK.height_px)
 
 
 def test_unfolded_float16_falls_back_too() -> None:

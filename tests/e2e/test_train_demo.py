@@ -13,7 +13,7 @@ from support.demo.album import SAMPLE, write_pictures
 
 from retouch.__main__ import main
 from retouch.demo import build, photos, steps, train_autoencoder, train_editor
-from retouch.editing.ports import EditParams
+from retouch.editing.ports import EditParams, run_edit
 from retouch.engine.checkpoint import find, load
 
 pytestmark = pytest.mark.e2e
@@ -108,5 +108,5 @@ def test_a_run_that_was_broken_off_goes_on_and_ends_in_a_checkpoint_that_edits(
     assert engine.info.preset.steps == build.PRESET.steps
     work = EditParams("make it warmer", " ", 1, 2, 1.0, "Euler", 96, 64)
     with Image.open(SAMPLE) as photo:
-        edited = engine.edit(photo.convert("RGB"), work, before_step=lambda *_: None)
-    assert edited.image.size == (96, 64)
+        image, _ = run_edit(engine, [photo.convert("RGB")], work)
+    assert image.size == (96, 64)

@@ -27,7 +27,7 @@ inputs = values | changes.map(lambda made: {"image_url": URL, "prompt": "warm", 
 async def test_any_job_gets_an_envelope_of_bounded_size(body: Any, job_id: str | None) -> None:
     house = House()
     answer = await Worker(lambda: house.editor).handle({"id": job_id, "input": body})
-    house.editor.close()
+    await house.editor.close()
     sent = json.dumps(answer, ensure_ascii=False, allow_nan=False).encode()  # as the SDK sends it
     assert len(sent) <= MAX_ANSWER_BYTES
     if "error" in answer:

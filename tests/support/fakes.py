@@ -5,15 +5,22 @@ For unit tests only: they keep the ports' contracts, so that a test fails for th
 
 import asyncio
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 
 from PIL import Image
 
 from retouch.editing.admission import Admission
-from retouch.editing.editor import Editor, EditorSettings
-from retouch.editing.ports import EditParams, EngineInfo, EngineOutput, GenerationDefaults
+from retouch.editing.editor import Editor
+from retouch.editing.ports import (
+    EditParams,
+    EngineInfo,
+    EngineOutput,
+    GenerationDefaults,
+    PreparedEdit,
+)
+from retouch.editing.steps import EditorSettings
 from retouch.errors import EditError, SourceStatusError, StorageError
 from retouch.images import decode
 from retouch.net.download import Download
@@ -211,7 +218,11 @@ class FakeEngine:
     def __init__(self, preset: GenerationDefaults = PRESET, *, notes: tuple[str, ...] = ()) -> None:
         self.info = EngineInfo("fake", "0", "float32", "resident", preset, notes)
         self.at_step: Callable[[int], None] = lambda _: None
+        self.at_finish: Callable[[], None] = lambda: None
         self.fault: BaseException | None = None
+        self.prepare_fault: EditError | None = None
+        self.at_end: Callable[[], None] = lambda: None
+        self.prepared = 0
         self.edits: list[EditParams] = []
         self.steps_taken = 0
         self.running = 0
@@ -220,19 +231,30 @@ class FakeEngine:
     def count_tokens(self, text: str) -> int:
         return len(text.split(","))
 
-    def edit(
-        self, image: Image.Image, work: EditParams, *, before_step: Callable[[int, int], None]
-    ) -> EngineOutput:
+    def prepare(self, images: Sequence[Image.Image], params: EditParams) -> PreparedEdit:
+        if self.prepare_fault is not None:
+            raise self.prepare_fault
+        self.prepared += 1
+        return PreparedEdit(params, list(images))
+
+    def finish(self, output: EngineOutput) -> Image.Image:
+        self.at_finish()
+        image: Image.Image = output.pixels
+        return image
+
+    def edit(self, prepared: PreparedEdit, *, on_step: Callable[[int, int], None]) -> EngineOutput:
+        [image], work = prepared.inputs, prepared.params
         self.edits.append(work)
         self.running += 1
         self.most_running = max(self.most_running, self.running)
         try:
             for step in range(work.steps + 1):
                 self.at_step(step)
-                before_step(step, work.steps)
+                on_step(step, work.steps)
                 self.steps_taken += step < work.steps
             if self.fault is not None:
                 raise self.fault
+            self.at_end()
         finally:
             self.running -= 1
         size_px = (work.width_px, work.height_px)
@@ -291,6 +313,7 @@ class House:
 
     def __post_init__(self) -> None:
         self.admission = Admission(max_queue=self.max_queue)
+        self.lost_models = 0
         self.editor = Editor(
             sources=build_test_sources(self.origin, self.store),
             engine=self.engine,
@@ -298,4 +321,8 @@ class House:
             admission=self.admission,
             settings=self.settings,
             clock=self.clock,
+            on_model_lost=self._note_loss,
         )
+
+    def _note_loss(self) -> None:
+        self.lost_models += 1

@@ -78,7 +78,7 @@ class Door:
         return bytes(self.metrics.response().body).decode()
 
     async def require_idle(self) -> None:
-        await until(lambda: not self.house.engine.running and not self.house.admission.inside)
+        await until(lambda: not self.house.engine.running and not self.house.admission.in_progress)
         await until(lambda: not self.edits._running)  # noqa: SLF001 - that none leaks is the claim
         assert "retouch_edits_inside 0.0" in self.counts
 

@@ -87,7 +87,7 @@ async def refused(house: House, kind: type[EditError], **changes: Any) -> EditEr
 
 async def require_idle(house: House) -> None:
     """Nothing of an edit is left behind, and the next one works."""
-    assert house.admission.inside == 0
+    assert house.admission.in_progress == 0
     assert house.engine.running == 0
     results = len(house.store.results)
     house.engine.fault = house.origin.fault = house.store.put_fault = None

@@ -79,6 +79,7 @@ def test_only_what_may_pass_is_called_retryable() -> None:
         "deadline_exceeded",
         "non_finite_result",
         "not_ready",
+        "model_lost",
         "out_of_memory",
         "queue_full",
         "source_connect_failed",

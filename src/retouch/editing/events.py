@@ -1,4 +1,4 @@
-"""What both doors log of an edit that ended."""
+"""Log events for finished and failed edits."""
 
 import logging
 
@@ -26,16 +26,16 @@ def log_success(result: EditResult) -> None:
 
 
 def log_failure(error: EditError, job_id: str, *, cause: Exception | None = None) -> None:
-    """Log `edit.failed`; a fault of ours as an error, with the trace of its `cause`."""
-    broken = error.status >= _SERVER_FAULT
+    """Log `edit.failed`: server faults at ERROR with the traceback of `cause`, others at INFO."""
+    is_server_fault = error.status >= _SERVER_FAULT
     event(
         _log,
         "edit.failed",
-        level=logging.ERROR if broken else logging.INFO,
-        cause=cause if broken else None,
+        level=logging.ERROR if is_server_fault else logging.INFO,
+        cause=cause if is_server_fault else None,
         **{
             "reason": error.message,
-            **error.context,  # its own reason says more
+            **error.context,  # an error's own `reason` is more exact
             "job_id": job_id,
             "type": error.type,
             "code": error.code,

@@ -1,4 +1,4 @@
-"""What a request comes to: pure functions from a request, its source and the checkpoint's preset."""
+"""Resolve a request into engine parameters: pure functions, no I/O."""
 
 import hashlib
 import re
@@ -13,7 +13,7 @@ _NO_GUIDANCE = 1.0
 
 
 def derive_seed(job_id: str) -> int:
-    """Return the seed of a job that names none: a retried job makes the same bytes.
+    """Derive a seed from the job id, so that a retried job makes the same bytes.
 
     >>> derive_seed("a") == derive_seed("a") != derive_seed("b")
     True
@@ -22,7 +22,7 @@ def derive_seed(job_id: str) -> int:
 
 
 def fit_size(width_px: int, height_px: int, *, area_px: int) -> tuple[int, int]:
-    """Return the size nearest `area_px` in the shape of the source, in multiples of 32.
+    """Return width and height of about `area_px` in the source's aspect ratio, in multiples of 32.
 
     The rounding of `calculate_dimensions` in huggingface/diffusers, pipelines/qwenimage.
 
@@ -39,7 +39,7 @@ def fit_size(width_px: int, height_px: int, *, area_px: int) -> tuple[int, int]:
 def resolve_params(
     request: EditRequest, source: Source, preset: GenerationDefaults, *, job_id: str
 ) -> tuple[EditParams, list[str]]:
-    """Fill in what the request leaves open; the notes say where the edit differs from the request."""
+    """Fill in the checkpoint's defaults; the notes name every deviation from the request."""
     notes = list(source.notes)
     steps = request.num_inference_steps or preset.steps
     if steps > MAX_STEPS:
@@ -58,7 +58,7 @@ def resolve_params(
     if width is None or height is None:
         width, height = fit_size(source.width_px, source.height_px, area_px=preset.area_px)
     seed = request.seed if request.seed not in (None, -1) else derive_seed(job_id)
-    work = EditParams(
+    params = EditParams(
         prompt=request.prompt.strip(),
         negative_prompt=negative_prompt or " ",
         seed=seed,
@@ -68,11 +68,11 @@ def resolve_params(
         width_px=width,
         height_px=height,
     )
-    return work, notes
+    return params, notes
 
 
 def result_key(prefix: str, source_id: str, job_id: str, file_format: str) -> str:
-    """Return the key of a job's result, known before anything is fetched.
+    """Return the key of a job's result, which needs no fetched bytes.
 
     >>> result_key("p/", "ab12", "job-1", "jpeg")
     'p/results/ab12/job-1.jpg'

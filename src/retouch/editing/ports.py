@@ -1,8 +1,8 @@
-"""What the editor needs from others: the shapes it hands over and the three ports."""
+"""The ports of the editor: the engine and the sources, with the types that cross them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from PIL.Image import Image
 
@@ -31,7 +31,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class GenerationDefaults:
-    """What a checkpoint wants where a request says nothing.
+    """Values of a checkpoint for what a request leaves out.
 
     `guided` is False for weights without classifier-free guidance (few-step and demo weights).
     """
@@ -44,7 +44,7 @@ class GenerationDefaults:
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """What is loaded: names for `meta`, the preset and the schedulers that run."""
+    """What is loaded: names for `meta`, and the generation defaults."""
 
     model: str
     revision: str
@@ -56,7 +56,7 @@ class EngineInfo:
 
 @dataclass(frozen=True, slots=True)
 class EditParams:
-    """One edit as the engine gets it: nothing left to default. Sizes are multiples of 16."""
+    """Parameters of one edit, with every default filled in. Sizes are multiples of 16."""
 
     prompt: str
     negative_prompt: str
@@ -69,10 +69,21 @@ class EditParams:
 
 
 @dataclass(frozen=True, slots=True)
-class EngineOutput:
-    """An edited image (RGB, the size asked for) and the milliseconds of each model phase."""
+class PreparedEdit:
+    """An edit whose host work is done. `inputs` belongs to the engine that made it."""
 
-    image: Image
+    params: EditParams
+    inputs: Any
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOutput:
+    """What the model made, and the milliseconds of each phase.
+
+    `pixels` belongs to the engine that made it, until `finish` turns it into an image.
+    """
+
+    pixels: Any
     condition_ms: float
     denoise_ms: float
     vae_decode_ms: float
@@ -80,7 +91,11 @@ class EngineOutput:
 
 
 class Engine(Protocol):
-    """The model. One `edit` at a time, called from one thread; the caller sees to that."""
+    """The model: `prepare` and `finish` work on the host, `edit` on the GPU.
+
+    `edit` is called by one thread, one edit at a time. `prepare`, `finish` and `count_tokens` are
+    safe to call from any thread, also during an edit.
+    """
 
     @property
     def info(self) -> EngineInfo:
@@ -88,22 +103,50 @@ class Engine(Protocol):
         ...
 
     def count_tokens(self, text: str) -> int:
-        """Count the tokenizer's tokens in `text`. Safe to call from any thread during an edit."""
+        """Count the tokenizer's tokens in `text`."""
         ...
 
-    def edit(
-        self, image: Image, work: EditParams, *, before_step: Callable[[int, int], None]
-    ) -> EngineOutput:
-        """Edit `image` (RGB, any size) as `work` says; the same work gives the same pixels.
+    def prepare(self, images: Sequence[Image], params: EditParams) -> PreparedEdit:
+        """Do the host's part before the model is needed: resize, preprocess, tokenize.
 
-        `before_step(step, steps)` is called before each denoising step, 0-based, and once more as
-        `before_step(steps, steps)` before decoding; what it raises ends the edit within that step
-        and passes through unchanged. After any outcome the engine is as it was before the call.
+        `images` are RGB of any size, in the order of the request.
 
         Raises:
-            ModelError: the model failed, ran out of memory, or made values that are no numbers.
+            ModelError: the images or the prompt cannot be prepared.
         """
         ...
+
+    def edit(self, prepared: PreparedEdit, *, on_step: Callable[[int, int], None]) -> EngineOutput:
+        """Run the model. The same prepared edit gives the same pixels.
+
+        `on_step(done, steps)` is called with 0 before the first denoising step, and after each step
+        with the number of steps done. What it raises ends the edit before the next step, or before
+        decoding, and passes through unchanged. After any outcome the engine is as it was before.
+
+        Raises:
+            ModelError: the model failed, ran out of memory, or made non-finite values.
+        """
+        ...
+
+    def finish(self, output: EngineOutput) -> Image:
+        """Return the edited image: RGB, of the size in the parameters."""
+        ...
+
+
+def run_edit(
+    engine: Engine,
+    images: Sequence[Image],
+    params: EditParams,
+    *,
+    on_step: Callable[[int, int], None] = lambda _done, _steps: None,
+) -> tuple[Image, EngineOutput]:
+    """Prepare, edit and finish in the calling thread; return the image and what the model said.
+
+    Raises:
+        ModelError: as `Engine.edit`.
+    """
+    output = engine.edit(engine.prepare(images, params), on_step=on_step)
+    return engine.finish(output), output
 
 
 class Sources(Protocol):

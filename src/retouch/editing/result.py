@@ -1,4 +1,7 @@
-"""What is told of an edit, and how it is kept beside the result so that the answer can be given again."""
+"""The response metadata, and its copy in the result object.
+
+With the copy a retry is answered without editing again.
+"""
 
 import hashlib
 import json
@@ -16,19 +19,27 @@ _FOUND_NOTE = "an earlier attempt at this job had stored this result"
 
 
 @dataclass(frozen=True, slots=True)
+class EncodedResult:
+    """An image file and the milliseconds it took to make it from the model's output."""
+
+    body: bytes
+    content_type: str
+    encode_ms: float
+
+
+@dataclass(frozen=True, slots=True)
 class StoredResult:
-    """Where a result went."""
+    """A stored result: its signed link, key and expiry."""
 
     link: str
     key: str
     content_type: str
     expires_at: datetime
-    encode_ms: float = 0.0
     store_ms: float = 0.0
 
 
 def build_meta(
-    work: EditParams,
+    params: EditParams,
     source: Source,
     info: EngineInfo,
     notes: list[str],
@@ -36,16 +47,16 @@ def build_meta(
     job_id: str,
     request_id: str,
 ) -> Meta:
-    """Say what was done; its timings are still to come."""
+    """Build the response metadata; the timings are filled in at the end."""
     return Meta(
         request_id=request_id,
         job_id=job_id,
-        seed=work.seed,
-        num_inference_steps=work.steps,
-        guidance_scale=work.guidance_scale,
-        scheduler=work.scheduler,
-        width=work.width_px,
-        height=work.height_px,
+        seed=params.seed,
+        num_inference_steps=params.steps,
+        guidance_scale=params.guidance_scale,
+        scheduler=params.scheduler,
+        width=params.width_px,
+        height=params.height_px,
         model=info.model,
         revision=info.revision,
         dtype=info.dtype,
@@ -64,7 +75,10 @@ def build_meta(
 
 
 def to_object_metadata(body: bytes, meta: Meta) -> dict[str, str]:
-    """Return what is kept beside a result: its hash, and `meta` as far as there is room for it."""
+    """Return the metadata of a result object: its hash, and `meta` where it fits.
+
+    Notes are left out first.
+    """
     metadata = {"sha256": hashlib.sha256(body).hexdigest()}
     kept = meta.model_dump(mode="json", exclude=_OF_THE_ATTEMPT)
     for fields in (kept, kept | {"notes": []}):
@@ -75,9 +89,9 @@ def to_object_metadata(body: bytes, meta: Meta) -> dict[str, str]:
 
 
 def read_meta(stored: StoredObject, *, job_id: str, request_id: str, get_ms: float) -> Meta | None:
-    """Return the meta of a stored result, or None where it is not whole.
+    """Return the response metadata of a stored result, or None if the object is damaged.
 
-    Its timings are of this attempt, which did nothing but get the result.
+    Its timings are those of this attempt, which only read the object.
     """
     try:
         if stored.metadata["sha256"] != hashlib.sha256(stored.body).hexdigest():

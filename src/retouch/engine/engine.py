@@ -6,7 +6,7 @@ It equals the stock pipelines with their positions set right (1e-5 in float32, e
 import logging
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +15,13 @@ import torch
 from diffusers.image_processor import VaeImageProcessor
 from PIL.Image import Image
 
-from retouch.editing.ports import EditParams, EngineInfo, EngineOutput, GenerationDefaults
+from retouch.editing.ports import (
+    EditParams,
+    EngineInfo,
+    EngineOutput,
+    GenerationDefaults,
+    PreparedEdit,
+)
 from retouch.engine import text_encoder, tokenizer, transformer, vae
 from retouch.engine.memory.weights import Weights
 from retouch.engine.modulation import ModulationCache
@@ -86,16 +92,24 @@ class QwenEngine:
         """Count the tokenizer's tokens in `text`."""
         return self._tokens.count(text)
 
-    def edit(
-        self, image: Image, work: EditParams, *, before_step: Callable[[int, int], None]
-    ) -> EngineOutput:
+    def prepare(self, images: Sequence[Image], params: EditParams) -> PreparedEdit:
+        """Return the edit as it is: `edit` does the host's part still."""
+        return PreparedEdit(params, list(images))
+
+    def finish(self, output: EngineOutput) -> Image:
+        """Return the edited image."""
+        image: Image = output.pixels
+        return image
+
+    def edit(self, prepared: PreparedEdit, *, on_step: Callable[[int, int], None]) -> EngineOutput:
         """Edit `image`; 1.0 is the one guidance scale that runs without the negative prompt.
 
         Where float16 overflows, the weights become bfloat16 for good and the edit starts again, so
-        that `before_step` is told its steps anew.
+        that `on_step` is told its steps anew.
         """
+        [image], work = prepared.inputs, prepared.params
         self._tokens.require_plain(prompt=work.prompt, negative_prompt=work.negative_prompt)
-        watch = _EditTimer(before_step, steps=work.steps, device=self.weights.device)
+        watch = _EditTimer(on_step, steps=work.steps, device=self.weights.device)
         try:
             with torch.no_grad():
                 return self._run_safely(image, work, watch)
@@ -137,16 +151,16 @@ class QwenEngine:
         tokens = self._denoise(condition, work, generator, watch)
         watch.mark()
         watch.tell(work.steps)
-        with self.weights.borrow("vae") as vae:
+        with self.weights.borrow("vae") as model:
             rows = work.height_px // self._token_px
-            pixels = vae.decode(vae, tokens, rows=rows)
+            pixels = vae.decode(model, tokens, rows=rows)
         values = self._images.postprocess(pixels, output_type="np")
         watch.mark()
         if not np.isfinite(values).all():
             raise NonFiniteResult("the decoder produced values that are no numbers")
         condition_ms, denoise_ms, vae_decode_ms = watch.phases_ms()
         return EngineOutput(
-            image=self._images.numpy_to_pil(values)[0],
+            pixels=self._images.numpy_to_pil(values)[0],
             condition_ms=condition_ms,
             denoise_ms=denoise_ms,
             vae_decode_ms=vae_decode_ms,
@@ -162,18 +176,18 @@ class QwenEngine:
         vision_px = fit(min(self._family.vision_area_px, area_px), ratio)
         seen = self._images.resize(image, *reversed(vision_px))
         prompts = [work.prompt, *([work.negative_prompt] if work.guidance_scale > 1 else [])]
-        with self.weights.borrow("text_encoder") as text_encoder:
+        with self.weights.borrow("text_encoder") as model:
             texts = text_encoder.encode(
-                text_encoder,
+                model,
                 self._processor,
                 self._family,
                 image=seen,
                 prompts=prompts,
                 device=self.weights.device,
             )
-        with self.weights.borrow("vae") as vae:
+        with self.weights.borrow("vae") as model:
             pixels = self._images.preprocess(image, height_px, width_px)
-            tokens = vae.encode(vae, pixels, device=self.weights.device)
+            tokens = vae.encode(model, pixels, device=self.weights.device)
         return _Condition(texts, tokens, (height_px // self._token_px, width_px // self._token_px))
 
     def _denoise(
@@ -192,10 +206,10 @@ class QwenEngine:
         channels = self.weights.vae.config.z_dim
         sample = vae.draw(channels, rows=rows, columns=columns, generator=generator)
         sample = sample.to(self.weights.device)
-        with self.weights.borrow("transformer") as transformer:
-            table = self._modulation.look_up(timesteps, transformer)
+        with self.weights.borrow("transformer") as model:
+            table = self._modulation.look_up(timesteps, model)
             sight = transformer.prepare_conditioning(
-                transformer,
+                model,
                 condition=condition.tokens,
                 texts=condition.texts,
                 grids=((rows, columns), condition.grid),
@@ -204,7 +218,7 @@ class QwenEngine:
                 watch.tell(step)
                 velocities = transformer.forward(
                     self.weights,
-                    transformer,
+                    model,
                     sample,
                     sight,
                     (table, step),
@@ -212,7 +226,7 @@ class QwenEngine:
                 )
                 velocity = transformer.classifier_free_guidance(velocities, work.guidance_scale)
                 sample = scheduler.step(velocity, timestep, sample, return_dict=False)[0]
-                # Waits for the step, so that `before_step` is told when the GPU is there.
+                # Waits for the step, so that `on_step` is told when the GPU is there.
                 if not torch.isfinite(sample).all():
                     raise Fp16Overflow
         return sample
@@ -231,10 +245,10 @@ class _EditTimer:
     """Tells the caller of an edit each step, and keeps the time of its phases."""
 
     def __init__(
-        self, before_step: Callable[[int, int], None], *, steps: int, device: torch.device
+        self, on_step: Callable[[int, int], None], *, steps: int, device: torch.device
     ) -> None:
         self.raised: Exception | None = None
-        self._before_step = before_step
+        self._on_step = on_step
         self._steps = steps
         self._device = device
         self._marks_s: list[float] = []
@@ -255,9 +269,9 @@ class _EditTimer:
         return tuple((end - start) * 1000 for start, end in pairs)
 
     def tell(self, step: int) -> None:
-        """Call `before_step`, and remember what it raises as the caller's own."""
+        """Call `on_step`, and remember what it raises as the caller's own."""
         try:
-            self._before_step(step, self._steps)
+            self._on_step(step, self._steps)
         except Exception as error:
             self.raised = error
             raise

@@ -30,6 +30,9 @@ class Timings(BaseModel):
     queue: float = Field(title="Queue", description="Waiting for the model.", examples=[0.1])
     fetch: float = Field(title="Fetch", description="Cache look-up and download.", examples=[212.4])
     source_decode: float = Field(title="Source decode", description="To pixels.", examples=[21.0])
+    prepare: float = Field(
+        title="Prepare", description="Resizing, image processor, tokens.", examples=[31.0]
+    )
     condition: float = Field(
         title="Condition", description="Instruction and image to embeddings.", examples=[204.0]
     )

@@ -6,8 +6,8 @@ from contextlib import aclosing
 
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from retouch.editing.editor import ignore
 from retouch.editing.events import log_failure, log_success
+from retouch.editing.steps import ignore
 from retouch.errors import Cancelled, DeadlineExceeded, EditError, InternalError
 from retouch.lifecycle import ModelHost
 from retouch.logs import bind

@@ -11,8 +11,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from retouch.editing.editor import Editor, ignore
+from retouch.editing.editor import Editor
 from retouch.editing.events import log_failure, log_success
+from retouch.editing.steps import ignore
 from retouch.errors import (
     Cancelled,
     EditError,

@@ -13,7 +13,7 @@ import torch
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit
 from PIL import Image
 
-from retouch.editing.ports import EditParams
+from retouch.editing.ports import EditParams, EngineOutput, run_edit
 from retouch.engine import attention, compilation, precision, transformer
 from retouch.engine.checkpoint import build
 from retouch.engine.engine import QwenEngine
@@ -163,9 +163,9 @@ def picture(rig: Rig) -> Image.Image:
 
 
 def edit(
-    rig: Rig, request: EditParams, before_step: Callable[[int, int], None] = lambda *_: None
-) -> Any:
-    return rig.engine.edit(picture(rig), request, before_step=before_step)
+    rig: Rig, request: EditParams, on_step: Callable[[int, int], None] = lambda *_: None
+) -> tuple[Image.Image, EngineOutput]:
+    return run_edit(rig.engine, [picture(rig)], request, on_step=on_step)
 
 
 def begin(rig: Rig, request: EditParams) -> None:

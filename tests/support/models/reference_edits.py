@@ -9,7 +9,7 @@ import torch
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus
 from PIL import Image
 
-from retouch.editing.ports import EditParams
+from retouch.editing.ports import EditParams, run_edit
 from retouch.engine.engine import QwenEngine
 from retouch.engine.memory.weights import Weights
 from retouch.engine.precision import fold_factor, fold_norms, recast
@@ -44,7 +44,7 @@ def ignore(step: int, steps: int) -> None:
 
 
 def edit(engine: QwenEngine, work: EditParams = WORK, image: Image.Image = IMAGE) -> bytes:
-    return engine.edit(image, work, before_step=ignore).image.tobytes()
+    return run_edit(engine, [image], work)[0].tobytes()
 
 
 def engine_over(pipe: Any, **changes: Any) -> QwenEngine:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from PIL import Image
 
 from retouch import wiring
-from retouch.editing.ports import EditParams, EngineOutput
+from retouch.editing.ports import EngineOutput, PreparedEdit
 from retouch.worker import __main__
 from support.fakes import FakeEngine
 
@@ -17,18 +17,17 @@ STEP_S = 0.01
 class NoisyEngine(FakeEngine):
     """Blends the image with noise of the seed: large as PNG, and the same at each attempt."""
 
-    def edit(
-        self, image: Image.Image, work: EditParams, *, before_step: Callable[[int, int], None]
-    ) -> EngineOutput:
+    def edit(self, prepared: PreparedEdit, *, on_step: Callable[[int, int], None]) -> EngineOutput:
         def step(number: int, steps: int) -> None:
-            before_step(number, steps)
+            on_step(number, steps)
             time.sleep(STEP_S)
 
-        edited = super().edit(image, work, before_step=step)
-        size_px = edited.image.size
-        pixels = random.Random(work.seed).randbytes(3 * size_px[0] * size_px[1])  # noqa: S311
+        edited = super().edit(prepared, on_step=step)
+        image: Image.Image = edited.pixels
+        size_px = image.size
+        pixels = random.Random(prepared.params.seed).randbytes(3 * size_px[0] * size_px[1])  # noqa: S311
         noise = Image.frombytes("RGB", size_px, pixels)
-        edited.image.paste(Image.blend(edited.image, noise, 0.5))
+        image.paste(Image.blend(image, noise, 0.5))
         return edited
 
 

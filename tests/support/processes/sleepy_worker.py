@@ -6,16 +6,15 @@ in such a way that the GPU is gone.
 """
 
 import argparse
+import asyncio
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from PIL import Image
-
 from retouch import logs
-from retouch.editing.editor import EditorSettings
-from retouch.editing.ports import EditParams, EngineOutput, GenerationDefaults
+from retouch.editing.ports import EditParams, EngineOutput, GenerationDefaults, PreparedEdit
+from retouch.editing.steps import EditorSettings
 from retouch.errors import (
     EditError,
     InvalidRequest,
@@ -51,9 +50,8 @@ class SleepyEngine(FakeEngine):
         self._step_s = step_s
         self.is_lost = False
 
-    def edit(
-        self, image: Image.Image, work: EditParams, *, before_step: Callable[[int, int], None]
-    ) -> EngineOutput:
+    def edit(self, prepared: PreparedEdit, *, on_step: Callable[[int, int], None]) -> EngineOutput:
+        work = prepared.params
         if work.prompt.startswith("fail "):
             raise build_error(work.prompt.removeprefix("fail "))
         if work.prompt == "lose the gpu":
@@ -64,12 +62,12 @@ class SleepyEngine(FakeEngine):
         self._note("begin", work)
 
         def step(number: int, steps: int) -> None:
-            before_step(number, steps)
+            on_step(number, steps)
             self._note("step", work)
             time.sleep(self._step_s)
 
         try:
-            return super().edit(image, work, before_step=step)
+            return super().edit(prepared, on_step=step)
         finally:
             self._note("end", work)
 
@@ -105,7 +103,7 @@ def main() -> None:
     )
     at_work.config["concurrency_modifier"] = lambda _: options.jobs
     serverless.start(at_work.config)
-    house.editor.close()
+    asyncio.run(house.editor.close())
 
 
 if __name__ == "__main__":

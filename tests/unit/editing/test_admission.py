@@ -27,7 +27,7 @@ class Visitors:
         await settle()
 
     async def _stay(self, name: str) -> None:
-        async with self._admission.turn(timeout_s=60):
+        async with self._admission.acquire_model(timeout_s=60):
             self.order.append(name)
             await self._go[name].wait()
 
@@ -56,56 +56,56 @@ async def test_who_leaves_the_queue_is_passed_over() -> None:
 async def test_the_model_is_free_after_any_outcome(fault: type[BaseException]) -> None:
     admission = Admission(max_queue=0)
     with pytest.raises(fault):
-        async with admission.turn(timeout_s=1):
+        async with admission.acquire_model(timeout_s=1):
             raise fault
-    async with admission.turn(timeout_s=1):
+    async with admission.acquire_model(timeout_s=1):
         pass
 
 
 async def test_waiting_ends_at_the_deadline_and_leaves_no_trace() -> None:
     admission = Admission(max_queue=9)
-    async with admission.turn(timeout_s=1):
+    async with admission.acquire_model(timeout_s=1):
         with pytest.raises(DeadlineExceeded, match="waited for the model"):
-            async with admission.turn(timeout_s=0.01):
+            async with admission.acquire_model(timeout_s=0.01):
                 pytest.fail("two hold the model")
-    async with admission.turn(timeout_s=1):
+    async with admission.acquire_model(timeout_s=1):
         pass
 
 
 async def test_a_timeout_of_the_edit_itself_is_not_taken_for_the_queue_s() -> None:
     admission = Admission(max_queue=0)
     with pytest.raises(TimeoutError):
-        async with admission.turn(timeout_s=1):
+        async with admission.acquire_model(timeout_s=1):
             raise TimeoutError
 
 
 def test_the_house_holds_the_queue_and_one_more() -> None:
     admission = Admission(max_queue=1)
-    with admission.place(), admission.place():
-        assert admission.inside == 2
+    with admission.admit(), admission.admit():
+        assert admission.in_progress == 2
         with pytest.raises(Overloaded, match=r"at most 1 edits wait \(MAX_QUEUE\)"):
-            admission.place().__enter__()
-        assert admission.inside == 2
-    assert admission.inside == 0
+            admission.admit().__enter__()
+        assert admission.in_progress == 2
+    assert admission.in_progress == 0
 
 
 def test_without_a_queue_one_edit_has_a_place() -> None:
     admission = Admission(max_queue=0)
-    with admission.place(), pytest.raises(Overloaded):
-        admission.place().__enter__()
+    with admission.admit(), pytest.raises(Overloaded):
+        admission.admit().__enter__()
 
 
 @pytest.mark.parametrize("fault", [ValueError, asyncio.CancelledError])
 def test_a_place_is_free_after_any_outcome(fault: type[BaseException]) -> None:
     admission = Admission(max_queue=0)
-    with pytest.raises(fault), admission.place():
+    with pytest.raises(fault), admission.admit():
         raise fault
-    with admission.place():
-        assert admission.inside == 1
+    with admission.admit():
+        assert admission.in_progress == 1
 
 
 async def wait_told(admission: Admission) -> int:
-    with pytest.raises(Overloaded) as caught, admission.place(), admission.place():
+    with pytest.raises(Overloaded) as caught, admission.admit(), admission.admit():
         pytest.fail("there was a place")
     return caught.value.retry_after_s
 
@@ -116,13 +116,13 @@ async def test_retry_after_follows_how_long_edits_take() -> None:
     assert await wait_told(admission) == 1
     waits = []
     for _ in range(30):
-        async with admission.turn(timeout_s=1):
+        async with admission.acquire_model(timeout_s=1):
             clock.now_s += 40.5
         waits.append(await wait_told(admission))
     assert waits[0] == 9  # a fifth of the way from 1 s to 40.5 s
     assert waits == sorted(waits)
     assert waits[-1] == 41
     for _ in range(60):
-        async with admission.turn(timeout_s=1):
+        async with admission.acquire_model(timeout_s=1):
             clock.now_s += 0.0
     assert await wait_told(admission) == 1

@@ -13,9 +13,9 @@ from support.fakes import PNG, REQUEST, URL, Clock, FakeEngine, House, Pause, se
 from support.worlds import IN_QUEUE, refused, require_idle, run
 
 from retouch import logs
-from retouch.editing.editor import EditorSettings
 from retouch.editing.params import derive_seed
 from retouch.editing.ports import EditParams, GenerationDefaults
+from retouch.editing.steps import EditorSettings
 from retouch.errors import (
     InvalidRequest,
     Overloaded,

@@ -1,17 +1,17 @@
 import asyncio
 import base64
-import threading
-from collections.abc import Callable
 
 import pytest
-from support.fakes import PNG, PRESET, REQUEST, URL, Clock, House, Pause, settle, until
+from support.fakes import PNG, PRESET, REQUEST, URL, House, Pause, settle, until
 from support.worlds import IN_QUEUE, refused, require_idle, run
 
-from retouch.editing.editor import Editor, EditorSettings
+from retouch.editing.steps import EditorSettings
 from retouch.errors import (
     Cancelled,
     DeadlineExceeded,
     ModelError,
+    ModelLost,
+    NotReady,
     OutOfMemory,
     SourceStatusError,
     StorageError,
@@ -60,7 +60,7 @@ async def test_the_deadline_holds_while_the_source_is_loaded() -> None:
     assert "while its image was loaded" in error.message
     await settle()
     assert house.origin.flying == 0
-    assert house.admission.inside == 0
+    assert house.admission.in_progress == 0
     assert house.store.objects == {}
 
 
@@ -71,10 +71,10 @@ async def test_the_deadline_holds_in_the_queue() -> None:
         if told == IN_QUEUE:
             house.clock.now_s += 599.99
 
-    async with house.admission.turn(timeout_s=1):
+    async with house.admission.acquire_model(timeout_s=1):
         with pytest.raises(DeadlineExceeded, match="waited for the model"):
             await house.editor.run(REQUEST, job_id="j", request_id="r", progress=pass_time)
-    assert house.admission.inside == 0
+    assert house.admission.in_progress == 0
     assert house.engine.edits == []
     assert house.store.results == []
 
@@ -108,35 +108,25 @@ async def test_a_job_that_ends_just_before_its_deadline_is_done() -> None:
     assert for_result == pytest.approx(0.1)
 
 
-class ThreadClock(Clock):
-    """A clock that does something when the result's thread looks at it."""
+@pytest.mark.parametrize("stage", ["queue", "encode", "store"])
+async def test_the_deadline_holds_between_steps(stage: str) -> None:
+    house = House()
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.looks = 0
-        self.at_look: Callable[[int], None] = lambda _: None
+    def pass_time() -> None:
+        house.clock.now_s += 600
 
-    def __call__(self) -> float:
-        if threading.current_thread().name.startswith("result"):
-            self.looks += 1
-            self.at_look(self.looks)
-        return self.now_s
+    def pass_time_in_queue(progress: Progress) -> None:
+        if progress == IN_QUEUE and stage == "queue":
+            pass_time()
 
-
-@pytest.mark.parametrize("late_look", [1, 2])  # before the encoding, after it
-async def test_the_deadline_holds_before_the_upload(late_look: int) -> None:
-    clock = ThreadClock()
-    house = House(clock=clock)
-
-    def pass_time(look: int) -> None:
-        if look == late_look:
-            clock.now_s += 600
-
-    clock.at_look = pass_time
-    error = await refused(house, DeadlineExceeded)
-    assert error.message == "the job's time ran out"
+    if stage == "encode":
+        house.engine.at_end = pass_time
+    if stage == "store":
+        house.engine.at_finish = pass_time
+    with pytest.raises(DeadlineExceeded, match=r"the job's time ran out$"):
+        await house.editor.run(REQUEST, job_id="j", request_id="r", progress=pass_time_in_queue)
     assert house.store.results == []
-    clock.at_look = lambda _: None
+    house.engine.at_end = house.engine.at_finish = lambda: None
     await require_idle(house)
 
 
@@ -147,16 +137,7 @@ async def test_the_upload_gets_no_more_than_its_own_limit() -> None:
 
 
 async def test_a_deadline_over_before_the_load_is_told() -> None:
-    house = House()
-    ticks = iter([1000.0])  # the first look; every later one is past the deadline
-    house.editor = Editor(
-        sources=house.editor._sources,  # noqa: SLF001 - the same, under another clock
-        engine=house.engine,
-        store=house.store,
-        admission=house.admission,
-        settings=EditorSettings(),
-        clock=lambda: next(ticks, 9999.0),
-    )
+    house = House(settings=EditorSettings(job_timeout_s=0))
     await refused(house, DeadlineExceeded)
     assert house.origin.asked == []
 
@@ -174,7 +155,7 @@ async def test_a_cancelled_edit_ends_within_a_step_and_the_model_is_free_before_
     edit.cancel()
     await settle()
     assert not edit.done()  # the step under way goes on
-    assert house.admission.inside == 1
+    assert house.admission.in_progress == 1
     pause.release()
     with pytest.raises(asyncio.CancelledError):
         await edit
@@ -224,7 +205,7 @@ async def test_a_cancelled_edit_whose_model_then_fails_is_still_cancelled() -> N
 
 async def test_cancelling_in_the_queue_leaves_the_queue() -> None:
     house = House()
-    async with house.admission.turn(timeout_s=5):
+    async with house.admission.acquire_model(timeout_s=5):
         told: list[Progress] = []
         edit = asyncio.create_task(
             house.editor.run(REQUEST, job_id="j", request_id="r", progress=told.append)
@@ -253,19 +234,102 @@ async def test_cancelling_during_the_load_ends_the_fetch() -> None:
 
 
 async def test_cancelling_during_the_encoding_stores_nothing() -> None:
-    clock = ThreadClock()
-    house = House(clock=clock)
+    house = House()
     pause = Pause()
-    clock.at_look = lambda look: pause.hold() if look == 1 else None
+    house.engine.at_finish = pause.hold
     edit = asyncio.create_task(run(house))
     await pause.reached()
     edit.cancel()
     with pytest.raises(asyncio.CancelledError):
         await edit
     pause.release()
-    await asyncio.to_thread(house.editor.close)
+    await house.editor.close()
     assert house.store.results == []
-    assert house.admission.inside == 0
+    assert house.admission.in_progress == 0
+
+
+async def test_an_image_that_cannot_be_prepared_leaves_the_model_alone() -> None:
+    house = House()
+    house.engine.prepare_fault = ModelError("an odd image")
+    await refused(house, ModelError)
+    assert house.engine.edits == []
+    house.engine.prepare_fault = None
+    await require_idle(house)
+
+
+async def test_the_next_edit_is_prepared_while_one_has_the_model() -> None:
+    house = House()
+    pause = Pause()
+    house.engine.at_step = lambda step: pause.hold() if step == 1 else None
+    first = asyncio.create_task(run(house))
+    await pause.reached()
+    second = asyncio.create_task(run(house, job_id="job-2"))
+    await until(lambda: house.engine.prepared == 2)
+    assert len(house.engine.edits) == 1
+    pause.release()
+    await first
+    await second
+
+
+def hang(house: House) -> Pause:
+    """Have the model stand still in its second step until the pause is released."""
+    pause = Pause()
+    house.engine.at_step = lambda step: pause.hold() if step == 1 else None
+    return pause
+
+
+HASTY = EditorSettings(prefix="p/", job_timeout_s=0.05, grace_s=0.05)
+
+
+async def test_a_model_that_hangs_is_lost_after_its_grace() -> None:
+    house = House(settings=HASTY)
+    pause = hang(house)
+    error = await refused(house, DeadlineExceeded)
+    assert "did not stop" in error.message
+    assert house.lost_models == 1
+    await refused(house, ModelLost, job_id="the-next")
+    assert house.store.results == []
+    pause.release()
+
+
+async def test_edits_that_wait_for_a_model_that_hangs_are_told_to_come_again() -> None:
+    house = House(settings=HASTY)
+    pause = hang(house)
+    hung = asyncio.create_task(run(house))
+    await pause.reached()
+    house.clock.now_s += 0.01  # the second came later, and has time left when the first gives up
+    waiting = asyncio.create_task(
+        house.editor.run(REQUEST, job_id="job-2", request_id="r", progress=lambda _: None)
+    )
+    results = await asyncio.gather(hung, waiting, return_exceptions=True)
+    assert isinstance(results[0], DeadlineExceeded)
+    assert isinstance(results[1], ModelLost | DeadlineExceeded)
+    pause.release()
+
+
+async def test_a_cancelled_edit_whose_model_hangs_ends_after_the_grace() -> None:
+    house = House(settings=HASTY)
+    pause = hang(house)
+    edit = asyncio.create_task(run(house))
+    await pause.reached()
+    edit.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await edit
+    assert house.lost_models == 1
+    pause.release()
+
+
+async def test_a_model_back_within_its_grace_is_not_lost() -> None:
+    house = House(settings=EditorSettings(prefix="p/", job_timeout_s=0.02, grace_s=5))
+    pause = hang(house)
+    edit = asyncio.create_task(run(house))
+    await pause.reached()
+    house.clock.now_s += 1
+    pause.release()
+    with pytest.raises(DeadlineExceeded, match="in the middle of the edit"):
+        await edit
+    assert house.lost_models == 0
+    await require_idle(house)
 
 
 async def test_the_engine_s_own_cancellation_is_an_error_for_its_caller() -> None:
@@ -280,9 +344,15 @@ async def test_the_editor_tells_what_is_loaded() -> None:
     assert house.editor.info.preset is PRESET
 
 
-async def test_closing_lets_work_end_and_takes_no_more() -> None:
+async def test_closing_lets_the_running_edit_end_and_takes_no_more() -> None:
     house = House()
-    await run(house)
-    house.editor.close()
-    with pytest.raises(RuntimeError, match="shutdown"):
-        await run(house, job_id="job-2")
+    pause = hang(house)
+    edit = asyncio.create_task(run(house))
+    await pause.reached()
+    closing = asyncio.create_task(house.editor.close())
+    await settle()
+    await refused(house, NotReady, job_id="job-2")
+    assert not closing.done()
+    pause.release()
+    assert (await edit).status == "success"
+    await closing

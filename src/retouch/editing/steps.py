@@ -1,0 +1,255 @@
+"""The steps of an edit, each usable alone. `editor` puts them in order."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextvars import copy_context
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Literal, TypeVar
+
+from retouch.editing.ports import EditParams, Engine, EngineOutput, PreparedEdit, Source, Sources
+from retouch.editing.result import EncodedResult, StoredResult, to_object_metadata
+from retouch.errors import Cancelled, DeadlineExceeded
+from retouch.images import encode
+from retouch.schema import EditRequest, Meta, Progress
+from retouch.storage.port import Store, StoredObject
+
+T = TypeVar("T")
+
+_MAX_RESULT_BYTES = 64 << 20
+_FIND_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class EditorSettings:
+    """Where results go and how long things may take.
+
+    `grace_s` is how long an edit may run past its deadline before its model counts as hung.
+    """
+
+    prefix: str = ""
+    link_expires_in_s: int = 86400
+    store_timeout_s: float = 120.0
+    job_timeout_s: float = 600.0
+    grace_s: float = 15.0
+
+
+def ignore(_: Progress) -> None:
+    """Ignore progress."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One request on its way: its ids, its deadline on the editor's clock, its progress callback."""
+
+    request: EditRequest
+    id: str
+    request_id: str
+    deadline_s: float
+    progress: Callable[[Progress], None] = ignore
+
+
+class Steps:
+    """The steps over a source loader, an engine and a store, in threads of their own.
+
+    `on_model_lost` is called in the event loop when an edit has not ended `grace_s` after its
+    deadline.
+    """
+
+    def __init__(
+        self,
+        *,
+        sources: Sources,
+        engine: Engine,
+        store: Store,
+        settings: EditorSettings,
+        clock: Callable[[], float] = time.monotonic,
+        on_model_lost: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._sources = sources
+        self._engine = engine
+        self._store = store
+        self._settings = settings
+        self._clock = clock
+        self._on_model_lost = on_model_lost
+        self._model_thread = ThreadPoolExecutor(1, thread_name_prefix="model")
+        self._host_threads = ThreadPoolExecutor(8, thread_name_prefix="result")
+
+    def close(self) -> None:
+        """End the threads once they have nothing left to do; do not wait."""
+        self._model_thread.shutdown(wait=False)
+        self._host_threads.shutdown(wait=False)
+
+    def left_s(self, job: Job) -> float:
+        """Return the seconds left of the job's time.
+
+        Raises:
+            DeadlineExceeded: none are left.
+        """
+        left_s = job.deadline_s - self._clock()
+        if left_s <= 0:
+            raise DeadlineExceeded("the job's time ran out")
+        return left_s
+
+    async def load_source(self, job: Job) -> Source:
+        """Return the decoded source image.
+
+        Raises:
+            DeadlineExceeded: it did not arrive in the job's time.
+            EditError: as `Sources.load`.
+        """
+        left_s = self.left_s(job)
+        try:
+            async with asyncio.timeout(left_s):
+                return await self._sources.load(job.request.image_url, timeout_s=left_s)
+        except TimeoutError as error:
+            raise DeadlineExceeded("the job's time ran out while its image was loaded") from error
+
+    async def prepare(
+        self, job: Job, sources: Sequence[Source], params: EditParams
+    ) -> tuple[PreparedEdit, float]:
+        """Do the engine's host work on the sources; return it with its milliseconds.
+
+        Runs beside the edit that has the model.
+
+        Raises:
+            DeadlineExceeded: the job's time is over.
+            ModelError: as `Engine.prepare`.
+        """
+        self.left_s(job)
+        began_s = self._clock()
+        images = [source.image for source in sources]
+        prepared = await run_in(self._host_threads, lambda: self._engine.prepare(images, params))
+        return prepared, 1000 * (self._clock() - began_s)
+
+    async def edit(self, job: Job, prepared: PreparedEdit) -> EngineOutput:
+        """Run the model, which the caller must have acquired.
+
+        Returns or raises only when the model has come back, so that the next edit finds it free; or
+        `grace_s` after the deadline, when it is lost for good.
+
+        Raises:
+            DeadlineExceeded: the job's time ran out.
+            ModelError: as `Engine.edit`.
+        """
+        loop = asyncio.get_running_loop()
+        stop = threading.Event()  # set once, by this coroutine; read by the model thread
+
+        def on_step(done: int, steps: int) -> None:
+            if stop.is_set():
+                raise Cancelled("the caller went away")
+            if self._clock() >= job.deadline_s:
+                raise DeadlineExceeded("the job's time ran out in the middle of the edit")
+            stage: Literal["denoise", "vae_decode"] = "denoise" if done < steps else "vae_decode"
+            loop.call_soon_threadsafe(job.progress, Progress(stage=stage, step=done, steps=steps))
+
+        job.progress(Progress(stage="condition", steps=prepared.params.steps))
+        patience_s = job.deadline_s - self._clock() + self._settings.grace_s
+        running = run_in(self._model_thread, lambda: self._engine.edit(prepared, on_step=on_step))
+        cancelled = await _settle(running, timeout_s=patience_s, stop=stop)
+        if not running.done():
+            self._on_model_lost()
+            raise cancelled or DeadlineExceeded(
+                "the model did not stop when the job's time ran out"
+            )
+        if cancelled:
+            running.exception()  # retrieved, or asyncio logs it as lost
+            raise cancelled
+        return running.result()
+
+    async def encode(self, job: Job, output: EngineOutput) -> EncodedResult:
+        """Turn the model's output into a file of the requested format.
+
+        Raises:
+            DeadlineExceeded: the job's time is over.
+        """
+        self.left_s(job)
+        began_s = self._clock()
+        request = job.request
+
+        def finish() -> bytes:
+            image = self._engine.finish(output)
+            return encode.encode(image, request.file_format, quality=request.output_quality)
+
+        body = await run_in(self._host_threads, finish)
+        encode_ms = 1000 * (self._clock() - began_s)
+        return EncodedResult(body, encode.CONTENT_TYPES[request.file_format], encode_ms)
+
+    async def store(self, job: Job, key: str, encoded: EncodedResult, meta: Meta) -> StoredResult:
+        """Store the file with its metadata under `key`, and sign a link to it.
+
+        Raises:
+            DeadlineExceeded: the job's time is over.
+            StorageError: as `Store.put` and `Store.link`.
+        """
+        began_s = self._clock()
+        timeout_s = min(self.left_s(job), self._settings.store_timeout_s)
+
+        def put() -> StoredResult:
+            self._store.put(
+                key,
+                encoded.body,
+                content_type=encoded.content_type,
+                metadata=to_object_metadata(encoded.body, meta),
+                timeout_s=timeout_s,
+            )
+            store_ms = 1000 * (self._clock() - began_s)
+            return self.link(key, encoded.content_type, store_ms=store_ms)
+
+        return await run_in(self._host_threads, put)
+
+    def link(self, key: str, content_type: str, *, store_ms: float = 0.0) -> StoredResult:
+        """Sign a link to a stored result.
+
+        Raises:
+            StorageError: as `Store.link`.
+        """
+        expires_in_s = self._settings.link_expires_in_s
+        link = self._store.link(
+            key,
+            content_type=content_type,
+            filename=key.rpartition("/")[2],
+            expires_in_s=expires_in_s,
+        )
+        expires_at = datetime.now(UTC) + timedelta(seconds=expires_in_s)
+        return StoredResult(link, key, content_type, expires_at, store_ms)
+
+    async def get_stored(self, key: str) -> StoredObject | None:
+        """Return a stored result, or None where there is none. Sends one GET.
+
+        Raises:
+            StorageError: as `Store.get`.
+        """
+        timeout_s = min(_FIND_TIMEOUT_S, self._settings.store_timeout_s)
+        return await run_in(
+            self._host_threads,
+            lambda: self._store.get(key, max_bytes=_MAX_RESULT_BYTES, timeout_s=timeout_s),
+        )
+
+
+def run_in(threads: Executor, function: Callable[[], T]) -> asyncio.Future[T]:
+    """Run `function` in one of `threads`, with the caller's context for the log."""
+    loop = asyncio.get_running_loop()
+    return loop.run_in_executor(threads, copy_context().run, function)
+
+
+async def _settle(
+    running: asyncio.Future[T], *, timeout_s: float, stop: threading.Event
+) -> asyncio.CancelledError | None:
+    """Wait until `running` has ended, at most `timeout_s`, however often the task is cancelled.
+
+    A cancellation sets `stop` and is returned, for the caller to raise.
+    """
+    loop = asyncio.get_running_loop()
+    give_up_s = loop.time() + timeout_s
+    cancelled = None
+    while not running.done() and (left_s := give_up_s - loop.time()) > 0:
+        try:
+            await asyncio.wait([running], timeout=left_s)
+        except asyncio.CancelledError as error:
+            stop.set()
+            cancelled = error
+    return cancelled
