@@ -40,7 +40,7 @@ class Admission:
         if self.inside >= self._capacity:
             raise Overloaded(
                 f"no place is free: at most {self._capacity - 1} edits wait (MAX_QUEUE)",
-                retry_after_s=self.retry_after_s,
+                details={"retry_after": self.retry_after_s},
             )
         self.inside += 1
         try:

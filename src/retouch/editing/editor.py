@@ -175,7 +175,7 @@ class Editor:
             if self._engine.count_tokens(text) > MAX_PROMPT_TOKENS
         }
         if fields:
-            raise InvalidRequest(fields)
+            raise InvalidRequest.for_fields(fields)
 
     async def _load(self, image_url: str, *, deadline: float) -> Source:
         left_s = self._left_s(deadline)
