@@ -145,11 +145,13 @@ def _request(options: argparse.Namespace, output: Path) -> EditRequest:
     fields = {name: getattr(options, name, None) for name in EditRequest.model_fields}
     fields["image_url"] = options.source
     if output.suffix.lower() not in _FORMATS:
-        raise InvalidRequest({"output": f"must end in one of {', '.join(_FORMATS)}"})
+        raise InvalidRequest.for_fields({"output": f"must end in one of {', '.join(_FORMATS)}"})
     if output.is_dir() or not output.parent.is_dir():
-        raise InvalidRequest({"output": "there is no folder for it, or it is one itself"})
+        raise InvalidRequest.for_fields(
+            {"output": "there is no folder for it, or it is one itself"}
+        )
     if not os.access(output if output.exists() else output.parent, os.W_OK):
-        raise InvalidRequest({"output": "may not be written"})
+        raise InvalidRequest.for_fields({"output": "may not be written"})
     fields["output_format"] = _FORMATS[output.suffix.lower()]
     if "://" not in options.source and not is_data_url(options.source):
         body = base64.b64encode(Path(options.source).read_bytes()).decode()

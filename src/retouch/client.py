@@ -25,7 +25,6 @@ from retouch.errors import (
 from retouch.schema import EditRequest, EditResult, ErrorBody
 
 RUNPOD_URL = "https://api.runpod.ai/v2"
-_RETRY_AFTER_S = 10
 
 Progress = Mapping[str, Any]
 
@@ -174,7 +173,7 @@ class Client:
         if response.status_code == httpx.codes.NOT_FOUND:
             raise RouteNotFound("Runpod knows no such endpoint or job")
         if response.status_code == httpx.codes.TOO_MANY_REQUESTS:
-            raise Overloaded("too many requests to Runpod", retry_after_s=_RETRY_AFTER_S)
+            raise Overloaded("too many requests to Runpod")
         response.raise_for_status()
         try:
             answer = response.json()
@@ -219,10 +218,4 @@ def read_error(text: object) -> EditError:
         return InternalError(f"the job failed: {text}"[:500])
     details = info.details.model_dump()
     known = {cls.code: cls for cls in error_classes()}
-    found = known.get(info.details.code, EditError)
-    error = found.__new__(found)  # past the constructors, as some have arguments of their own
-    EditError.__init__(error, info.message, details=details)
-    if isinstance(error, Overloaded):
-        retry_after = details.get("retry_after")
-        error.retry_after_s = retry_after if isinstance(retry_after, int) else _RETRY_AFTER_S
-    return error
+    return known.get(info.details.code, EditError)(info.message, details=details)

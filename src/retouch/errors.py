@@ -1,61 +1,91 @@
-"""The closed tree of failures: type, code, HTTP status and retry advice sit on the class.
+"""Every error a caller can get: type, code, HTTP status and retry advice are class attributes.
 
-The message of an error is safe to show to a caller; `context` is for the log only.
+* EditError
+  + InternalError
+  + BadInput: the request, or the image it names, cannot be used
+    - InvalidRequest, MalformedBody, RouteNotFound, MethodNotAllowed, BodyTooLarge,
+      UnsupportedContentType
+    - SourceTooLarge, ImageTooLarge, AspectRatioTooExtreme, UnsupportedImage, BrokenImage,
+      DecodeLimitExceeded
+  + DownloadFailed: the origin did not deliver the image
+    - SourceUnreachable: SourceUnresolved
+    - SourceConnectFailed, SourceTimedOut, SourceStatusError, SourceServerError,
+      SourceRedirectError, SourceProtocolError, SourceEncoded
+  + CacheReadFailed
+  + StorageError
+    - StoreUnavailable, StoreDenied
+  + ModelError
+    - OutOfMemory, NonFiniteResult
+  + Unauthorized
+    - LinkInvalid, LinkExpired
+  + Overloaded
+  + NotReady: ModelLost
+  + DeadlineExceeded
+  + Cancelled
+
+The message and `details` of an error go to the caller; `context` goes to the log only.
 """
 
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
+_RETRY_AFTER_S = 10
+
 
 class EditError(Exception):
-    """Any failure a caller is told about.
+    """Base of all errors that a caller can get.
 
-    `type` is the coarse name of the contract, `code` the stable fine one, `status` the HTTP status and
-    `retryable` whether the same request may succeed later. `details` travels to the caller beside the
-    code; `context` never leaves the log.
+    `type` is the coarse name of the contract, `code` the stable fine one, `status` the HTTP status,
+    `retryable` whether the same request may succeed later. `default_message` stands where an error is
+    raised without a message.
     """
 
     type: ClassVar[str] = "InternalError"
     code: ClassVar[str] = "internal_error"
     status: ClassVar[int] = 500
     retryable: ClassVar[bool] = False
+    default_message: ClassVar[str] = ""
 
     def __init__(
-        self, message: str, *, details: Mapping[str, Any] | None = None, **context: Any
+        self,
+        message: str | None = None,
+        *,
+        details: Mapping[str, Any] | None = None,
+        **context: Any,
     ) -> None:
-        super().__init__(message)
-        self.message = message
+        """Take the text for the caller, its `details`, and by keyword the `context` for the log."""
+        self.message = self.default_message if message is None else message
+        super().__init__(self.message)
         self.details: dict[str, Any] = dict(details or {})
         self.context = context
-
-    def fresh(self) -> Self:
-        """Return this error without its traceback and causes, to be kept or raised elsewhere."""
-        clone = type(self).__new__(type(self), *self.args)
-        clone.__dict__.update(self.__dict__)
-        return clone
 
 
 class InternalError(EditError):
     """A fault of this program; the log line with the same request id has the trace."""
 
-
-# --- BadInput: the request or the picture it names cannot be used -------------------------------
+    default_message = "an internal error; the log has it under this request id"
 
 
 class BadInput(EditError):
-    """The request, or the image it names, cannot be used as it is."""
+    """The request, or the image it names, cannot be used."""
 
     type, code, status = "BadInput", "bad_input", 400
 
 
 class InvalidRequest(BadInput):
-    """One or more fields are wrong; `fields` maps each field's name to what was wrong with it."""
+    """One or more fields are wrong; `details.fields` says what is wrong with each."""
 
     code = "invalid_request"
 
-    def __init__(self, fields: Mapping[str, str], **context: Any) -> None:
-        text = "; ".join(f"{name}: {wrong}" for name, wrong in fields.items())
-        super().__init__(text, details={"fields": dict(fields)}, **context)
+    @classmethod
+    def for_fields(cls, fields: Mapping[str, str], **context: Any) -> Self:
+        """Build the error from a fault for each wrong field.
+
+        >>> str(InvalidRequest.for_fields({"seed": "must be an integer", "width": "Field required"}))
+        'seed: must be an integer; width: Field required'
+        """
+        text = "; ".join(f"{name}: {fault}" for name, fault in fields.items())
+        return cls(text, details={"fields": dict(fields)}, **context)
 
 
 class MalformedBody(BadInput):
@@ -65,13 +95,13 @@ class MalformedBody(BadInput):
 
 
 class RouteNotFound(BadInput):
-    """There is nothing at this path."""
+    """There is no such path."""
 
     code, status = "route_not_found", 404
 
 
 class MethodNotAllowed(BadInput):
-    """The path exists, the method on it does not."""
+    """The path does not take this method."""
 
     code, status = "method_not_allowed", 405
 
@@ -101,7 +131,7 @@ class ImageTooLarge(BadInput):
 
 
 class AspectRatioTooExtreme(BadInput):
-    """The source image is too much longer than it is wide, or the other way round."""
+    """The sides of the source image differ too much."""
 
     code = "image_too_narrow"
 
@@ -113,43 +143,36 @@ class UnsupportedImage(BadInput):
 
 
 class BrokenImage(BadInput):
-    """The source is damaged, truncated or lies about itself."""
+    """The source image is damaged, truncated or inconsistent."""
 
     code = "broken_image"
 
 
 class DecodeLimitExceeded(BadInput):
-    """Decoding the source took more time or memory than an honest image needs."""
+    """Decoding the source image went over the limits of time or memory."""
 
     code = "image_too_costly"
-
-
-# --- DownloadFailed: the origin did not deliver ------------------------------------------------
 
 
 class DownloadFailed(EditError):
     """The source image could not be downloaded."""
 
     type, code, status, retryable = "DownloadFailed", "download_failed", 502, True
-
-    @property
-    def may_pass(self) -> bool:
-        """Whether the origin may answer a moment later, which callers are not always told."""
-        return self.retryable
+    is_transient: ClassVar[bool] = True
+    """Whether the origin may answer a moment later. Unlike `retryable`, callers do not see it."""
 
 
 class SourceUnreachable(DownloadFailed):
-    """No such host, or one that may not be reached: callers cannot tell which, on purpose."""
+    """The host does not exist or may not be reached. Callers cannot tell which, on purpose."""
 
-    code, retryable = "source_unreachable", False
+    code, retryable, is_transient = "source_unreachable", False, False
+    default_message = "the host of image_url does not exist or may not be reached"
 
-    def __init__(self, **context: Any) -> None:
-        super().__init__("the host of image_url does not exist or may not be reached", **context)
 
-    @property
-    def may_pass(self) -> bool:
-        """Whether the look-up failed in a way that may pass."""
-        return self.context.get("reason") == "unresolved"
+class SourceUnresolved(SourceUnreachable):
+    """The name lookup failed for now. Callers get the same as for `SourceUnreachable`."""
+
+    is_transient = True
 
 
 class SourceConnectFailed(DownloadFailed):
@@ -167,7 +190,7 @@ class SourceTimedOut(DownloadFailed):
 class SourceStatusError(DownloadFailed):
     """The origin answered with an error status; `details.origin_status` has it."""
 
-    code, retryable = "source_refused", False
+    code, retryable, is_transient = "source_refused", False, False
 
 
 class SourceServerError(DownloadFailed):
@@ -177,34 +200,31 @@ class SourceServerError(DownloadFailed):
 
 
 class SourceRedirectError(DownloadFailed):
-    """The origin redirects too often, to nowhere, or from https to http."""
+    """The origin redirects too often, to an invalid URL, or from https to http."""
 
-    code, retryable = "source_misdirected", False
+    code, retryable, is_transient = "source_misdirected", False, False
 
 
 class SourceProtocolError(DownloadFailed):
-    """The origin's answer breaks HTTP or ends before it is complete."""
+    """The origin's response violates HTTP or ends early."""
 
     code = "source_malformed"
 
 
 class SourceEncoded(DownloadFailed):
-    """The origin compresses although it was asked not to."""
+    """The origin compressed the response although it was asked not to."""
 
-    code, retryable = "source_encoded", False
-
-
-# --- the store ---------------------------------------------------------------------------------
+    code, retryable, is_transient = "source_encoded", False, False
 
 
 class CacheReadFailed(EditError):
-    """The cached source could not be read and the origin failed as well."""
+    """The cached source could not be read, and the origin failed too."""
 
     type, code, status, retryable = "CacheReadFailed", "cache_unreadable", 502, True
 
 
 class StorageError(EditError):
-    """The object store did not do what was asked."""
+    """The object store failed."""
 
     type, code, status, retryable = "StorageError", "storage_failed", 503, True
 
@@ -216,12 +236,9 @@ class StoreUnavailable(StorageError):
 
 
 class StoreDenied(StorageError):
-    """The object store refuses the configured key, bucket or signature."""
+    """The object store rejects the configured key, bucket or signature."""
 
     code, retryable = "store_denied", False
-
-
-# --- the model ---------------------------------------------------------------------------------
 
 
 class ModelError(EditError):
@@ -237,12 +254,9 @@ class OutOfMemory(ModelError):
 
 
 class NonFiniteResult(ModelError):
-    """The model produced values that are no numbers; no image is returned."""
+    """The model produced non-finite values (NaN or infinity); no image is returned."""
 
     code, retryable = "non_finite_result", True
-
-
-# --- admission and access ----------------------------------------------------------------------
 
 
 class Unauthorized(EditError):
@@ -258,19 +272,21 @@ class LinkInvalid(Unauthorized):
 
 
 class LinkExpired(Unauthorized):
-    """A file link is past its expiry."""
+    """A file link has expired."""
 
     code, status = "link_expired", 403
 
 
 class Overloaded(EditError):
-    """The queue is full; `retry_after_s` says when a place is likely."""
+    """The queue is full; `details.retry_after` says in how many seconds a place is likely."""
 
     type, code, status, retryable = "Overloaded", "queue_full", 429, True
 
-    def __init__(self, message: str, *, retry_after_s: int, **context: Any) -> None:
-        super().__init__(message, details={"retry_after": retry_after_s}, **context)
-        self.retry_after_s = retry_after_s
+    @property
+    def retry_after_s(self) -> int:
+        """Seconds to wait before the next attempt."""
+        seconds = self.details.get("retry_after")
+        return seconds if isinstance(seconds, int) else _RETRY_AFTER_S
 
 
 class NotReady(EditError):
@@ -280,26 +296,29 @@ class NotReady(EditError):
 
 
 class ModelLost(NotReady):
-    """The model hangs; the process ends so that its supervisor starts another."""
+    """The model hangs in an earlier edit and this process ends; another one can take the request."""
 
     code = "model_lost"
+    default_message = "the model has stopped responding; this process restarts"
 
 
 class DeadlineExceeded(EditError):
-    """The job was not done within its time."""
+    """The job did not finish within its time limit."""
 
     type, code, status, retryable = "DeadlineExceeded", "deadline_exceeded", 504, True
 
 
 class Cancelled(EditError):
-    """The caller went away or cancelled the job. 499 is nginx's "client closed request"."""
+    """The caller disconnected or cancelled the job. 499 is nginx's "client closed request"."""
 
     type, code, status = "Cancelled", "cancelled", 499
 
 
 def error_classes() -> list[type[EditError]]:
-    """Every class of the tree that is raised, each once, parents first."""
+    """Return every class that has a code of its own and is raised, parents first."""
     found: list[type[EditError]] = [EditError]
     for cls in found:
         found.extend(sub for sub in cls.__subclasses__() if sub.__module__ == __name__)
-    return [cls for cls in found if cls not in {EditError, BadInput, DownloadFailed}]
+    return [
+        cls for cls in found if cls not in {EditError, BadInput, DownloadFailed, SourceUnresolved}
+    ]

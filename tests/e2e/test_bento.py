@@ -29,7 +29,7 @@ def test_it_builds_and_holds_the_package_and_nothing_of_the_tests(tmp_path: Path
     (bento,) = (tmp_path / "home/bentos/retouch").glob("*/")
     shipped = {str(path.relative_to(bento / "src")) for path in (bento / "src").rglob("*.py")}
     assert "service.py" in shipped
-    assert "retouch/worker.py" in shipped
+    assert "retouch/worker/__main__.py" in shipped
     assert not [path for path in shipped if path.startswith("tests")]
     installed = (bento / "env/python/requirements.txt").read_text()
     lock = (ROOT / "src/requirements.lock").read_text()

@@ -197,7 +197,7 @@ async def test_no_more_names_are_looked_up_at_once_than_the_limit_says() -> None
 def test_a_name_that_hangs_does_not_keep_the_process_from_ending() -> None:
     code = """
 import asyncio, time
-from retouch.dialer import Lookups
+from retouch.net.connect import Lookups
 lookups = Lookups(lambda *_: time.sleep(60), max_lookups=1)
 try:
     asyncio.run(asyncio.wait_for(lookups("a.example", 80), 0.1))

@@ -23,18 +23,7 @@ STATUSES = {
 }
 
 
-def raised(cls: type[EditError]) -> EditError:
-    """An error of this class with its own arguments."""
-    if cls is errors.SourceUnreachable:
-        return errors.SourceUnreachable(host="h")
-    if cls is errors.InvalidRequest:
-        return errors.InvalidRequest({"prompt": "is wrong"}, host="h")
-    if cls is errors.Overloaded:
-        return errors.Overloaded("full", retry_after_s=7, host="h")
-    return cls("it went wrong", details={"more": 1}, host="h")
-
-
-def test_every_class_of_the_module_is_listed_once_but_the_three_that_only_group() -> None:
+def test_every_class_is_listed_once_but_groups_and_those_with_their_parents_code() -> None:
     of_module = {
         cls
         for cls in vars(errors).values()
@@ -42,7 +31,7 @@ def test_every_class_of_the_module_is_listed_once_but_the_three_that_only_group(
         and issubclass(cls, EditError)
         and cls.__module__ == "retouch.errors"
     }
-    groups = {errors.EditError, errors.BadInput, errors.DownloadFailed}
+    groups = {errors.EditError, errors.BadInput, errors.DownloadFailed, errors.SourceUnresolved}
     listed = error_classes()
     assert len(listed) == len(set(listed))
     assert set(listed) == of_module - groups
@@ -73,10 +62,19 @@ def test_a_bad_file_link_is_forbidden_and_a_missing_key_is_unauthorized() -> Non
     assert {errors.LinkInvalid.status, errors.LinkExpired.status} == {403}
 
 
-def test_only_what_may_pass_is_called_retryable() -> None:
+def test_the_tree_in_the_docstring_names_every_class() -> None:
+    drawn = set(
+        re.findall(r"[A-Z]\w+", str(errors.__doc__).split("* EditError")[1].split("\n\n")[0])
+    )
+    classes = {cls.__name__ for cls in error_classes()}
+    assert drawn == classes | {"BadInput", "DownloadFailed", "SourceUnresolved"}
+
+
+def test_only_faults_that_can_pass_are_retryable() -> None:
     assert {cls.code for cls in error_classes() if cls.retryable} == {
         "cache_unreadable",
         "deadline_exceeded",
+        "model_lost",
         "non_finite_result",
         "not_ready",
         "model_lost",
@@ -93,7 +91,7 @@ def test_only_what_may_pass_is_called_retryable() -> None:
 
 @pytest.mark.parametrize("cls", error_classes(), ids=lambda cls: cls.code)
 def test_every_error_makes_a_valid_body_without_its_context(cls: type[EditError]) -> None:
-    error = raised(cls)
+    error = cls("it went wrong", details={"more": 1}, host="h")
     body = error_body(error, request_id="r-1").model_dump(mode="json")
     assert ErrorBody.model_validate(body).model_dump(mode="json") == body
     assert body == {
@@ -119,37 +117,35 @@ def test_details_cannot_stand_in_for_the_code() -> None:
     assert details.model_extra == {"more": [1]}
 
 
-def test_a_refused_address_and_an_unknown_name_read_the_same() -> None:
-    one, other = (
-        errors.SourceUnreachable(host="a", reason="refused"),
-        errors.SourceUnreachable(host="b", reason="unknown"),
-    )
-    assert error_body(one, request_id="r") == error_body(other, request_id="r")
+def test_a_refused_address_an_unknown_name_and_a_failed_lookup_read_the_same() -> None:
+    bodies = [
+        error_body(error, request_id="r")
+        for error in (
+            errors.SourceUnreachable(host="a", reason="refused"),
+            errors.SourceUnreachable(host="b", reason="unknown"),
+            errors.SourceUnresolved(host="c"),
+        )
+    ]
+    assert bodies == [bodies[0]] * 3
 
 
 def test_invalid_request_names_every_field_in_text_and_details() -> None:
-    error = errors.InvalidRequest({"seed": "too big", "width": "odd"}, host="h")
+    error = errors.InvalidRequest.for_fields({"seed": "too big", "width": "odd"}, host="h")
     assert error.message == "seed: too big; width: odd"
     assert error.details == {"fields": {"seed": "too big", "width": "odd"}}
     assert error.context == {"host": "h"}
 
 
-def test_overloaded_says_when_to_come_again() -> None:
-    error = errors.Overloaded("full", retry_after_s=7)
-    assert (error.retry_after_s, error.details) == (7, {"retry_after": 7})
+@pytest.mark.parametrize(
+    ("details", "retry_after_s"), [({"retry_after": 7}, 7), ({"retry_after": "x"}, 10), ({}, 10)]
+)
+def test_overloaded_says_when_to_try_again(details: dict[str, object], retry_after_s: int) -> None:
+    assert errors.Overloaded("full", details=details).retry_after_s == retry_after_s
 
 
-@pytest.mark.parametrize("cls", error_classes(), ids=lambda cls: cls.code)
-def test_a_fresh_copy_is_equal_but_carries_no_trace_and_no_cause(cls: type[EditError]) -> None:
-    try:
-        raise raised(cls) from ValueError("the cause")
-    except EditError as error:
-        first, again = error, error.fresh()
-    assert type(again) is cls
-    assert vars(again) == vars(first)
-    assert str(again) == str(first) == first.message
-    assert first.__traceback__ is not None
-    assert (again.__traceback__, again.__cause__, again.__context__) == (None, None, None)
+def test_an_error_without_a_message_takes_that_of_its_class() -> None:
+    error = errors.ModelLost()
+    assert error.message == str(error) == errors.ModelLost.default_message
 
 
 def test_details_given_are_copied() -> None:

@@ -51,7 +51,7 @@ class Admission:
         if self.in_progress >= self._capacity:
             raise Overloaded(
                 f"no place is free: at most {self._capacity - 1} edits wait (MAX_QUEUE)",
-                retry_after_s=self.retry_after_s,
+                details={"retry_after": self.retry_after_s},
             )
         self.in_progress += 1
         self._idle.clear()
@@ -97,4 +97,4 @@ class Admission:
 
     def _require_model(self) -> None:
         if self._is_model_lost:
-            raise ModelLost("the model does not answer; the service restarts")
+            raise ModelLost

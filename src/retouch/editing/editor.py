@@ -158,7 +158,7 @@ class Editor:
             if self._engine.count_tokens(text) > MAX_PROMPT_TOKENS
         }
         if fields:
-            raise InvalidRequest(fields)
+            raise InvalidRequest.for_fields(fields)
 
     def _lose_model(self) -> None:
         self._admission.lose_model()

@@ -68,7 +68,9 @@ class Tokens:
             name for name, text in texts.items() if self._control.intersection(self._ids(text))
         ]
         if wrong:
-            raise InvalidRequest(dict.fromkeys(wrong, "holds one of the model's control tokens"))
+            raise InvalidRequest.for_fields(
+                dict.fromkeys(wrong, "holds one of the model's control tokens")
+            )
 
     def _ids(self, text: str) -> list[int]:
         ids: list[int] = self._encoder.encode(text, add_special_tokens=False).ids

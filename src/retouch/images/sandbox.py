@@ -83,7 +83,7 @@ class Decoder:
             if future.cancel():  # still in the queue
                 retry_after_s = max(1, round(self._settings.timeout_s))
                 raise errors.Overloaded(
-                    "too many images are being decoded", retry_after_s=retry_after_s
+                    "too many images are being decoded", details={"retry_after": retry_after_s}
                 )
             return await answer  # a job that runs ends by itself at its deadline
         except asyncio.CancelledError:

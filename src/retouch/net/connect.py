@@ -11,7 +11,12 @@ from typing import Any, NoReturn
 
 import httpcore
 
-from retouch.errors import SourceConnectFailed, SourceProtocolError, SourceUnreachable
+from retouch.errors import (
+    SourceConnectFailed,
+    SourceProtocolError,
+    SourceUnreachable,
+    SourceUnresolved,
+)
 from retouch.net.sockets import READ_BYTES
 
 Resolve = Callable[[str, int], Sequence[str]]
@@ -101,8 +106,9 @@ class CheckedBackend(httpcore.AsyncNetworkBackend):
             is_final = isinstance(error, ValueError) or (
                 isinstance(error, socket.gaierror) and error.errno not in _TRANSIENT_EAI
             )
-            reason = "unknown" if is_final else "unresolved"
-            raise SourceUnreachable(host=host, reason=reason) from error
+            if is_final:
+                raise SourceUnreachable(host=host, reason="unknown") from error
+            raise SourceUnresolved(host=host, reason="unresolved") from error
         if not addresses or not all(map(self._may_dial, addresses)):
             raise SourceUnreachable(host=host, reason="refused")
         self._raw = await self._dial(_interleave(addresses)[: self._max_dials], port)

@@ -105,7 +105,7 @@ def require_port(url: SourceUrl, *, allowed_hosts: frozenset[str]) -> None:
         InvalidRequest: the port is another one.
     """
     if url.port not in _DEFAULT_PORTS.values() and url.host_port not in allowed_hosts:
-        raise InvalidRequest({"image_url": "must use port 80 or 443"}, host=url.host)
+        raise InvalidRequest.for_fields({"image_url": "must use port 80 or 443"}, host=url.host)
 
 
 def _bracketed(host: str) -> str:

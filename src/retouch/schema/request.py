@@ -230,4 +230,4 @@ def invalid_request(error: ValidationError) -> InvalidRequest:
         if fault["type"] == "extra_forbidden":
             name = name[:64].encode("ascii", "backslashreplace").decode()
         fields.setdefault(name, fault["msg"].removeprefix("Value error, "))
-    return InvalidRequest(dict(list(fields.items())[:32]))
+    return InvalidRequest.for_fields(dict(list(fields.items())[:32]))

@@ -22,7 +22,7 @@ def decode_data_url(text: str, *, max_bytes: int) -> bytes:
     """
     head, comma, data = text.partition(",")
     if not comma:
-        raise InvalidRequest({"image_url": NOT_A_DATA_URL})
+        raise InvalidRequest.for_fields({"image_url": NOT_A_DATA_URL})
     is_base64 = head.lower().endswith(";base64")
     try:
         if is_base64:
@@ -32,7 +32,7 @@ def decode_data_url(text: str, *, max_bytes: int) -> bytes:
             body = urllib.parse.unquote_to_bytes(data)
     except ValueError:
         fault = "holds no valid base64 after its comma" if is_base64 else NOT_A_DATA_URL
-        raise InvalidRequest({"image_url": fault}) from None
+        raise InvalidRequest.for_fields({"image_url": fault}) from None
     if len(body) > max_bytes:
         raise SourceTooLarge(f"the image is over {max_bytes} bytes (MAX_IMAGE_BYTES)")
     return body

@@ -125,7 +125,7 @@ class SourceLoader:
         source_id = _hash_url(url)
         for remembered in (self._refused, self._failed):
             if (error := remembered.get(source_id)) is not None:
-                raise error.fresh()
+                raise _copy(error)
         if (kept := self._storing.get(source_id)) is not None:
             return replace(kept, cached=True, fetch_ms=0.0, decode_ms=0.0)
         return await self._flights.join(source_id, partial(self._load_url, url, source_id))
@@ -142,11 +142,11 @@ class SourceLoader:
             timeout_s = self._settings.timeout_s
             source = await self._picture(original, fetch_ms=fetch_ms, timeout_s=timeout_s)
         except DownloadFailed as error:
-            remembered = self._failed if error.may_pass else self._refused
-            remembered[source_id] = error.fresh()
+            remembered = self._failed if error.is_transient else self._refused
+            remembered[source_id] = _copy(error)
             raise
         except BadInput as error:
-            self._refused[source_id] = error.fresh()
+            self._refused[source_id] = _copy(error)
             raise
         if storable:
             self._keep(source_id, original, source)
@@ -193,7 +193,7 @@ class SourceLoader:
         try:
             return await self._ask_origin(url, source_id, cached)
         except DownloadFailed as error:
-            if cached is not None and error.may_pass:
+            if cached is not None and error.is_transient:
                 self._down[source_id] = True
                 event(_log, "cache.stale_used", level=logging.WARNING, code=error.code)
                 return replace(cached, stale=True), False
@@ -276,3 +276,8 @@ def _bound(fresh_s: int) -> int:
 
 def _hash_url(url: SourceUrl) -> str:
     return hashlib.sha256(url.canonical.encode()).hexdigest()
+
+
+def _copy(error: EditError) -> EditError:
+    """Return the error without its traceback and causes, so that it can be kept and raised again."""
+    return type(error)(error.message, details=error.details, **error.context)

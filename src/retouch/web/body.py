@@ -77,7 +77,8 @@ class BodyReader:
                 raise self._too_large()
             if self._held_bytes + len(piece) > _WHOLE_BODIES * self._max_bytes:
                 raise Overloaded(
-                    "too many large requests at once", retry_after_s=self._retry_after_s()
+                    "too many large requests at once",
+                    details={"retry_after": self._retry_after_s()},
                 )
             body += piece
             self._held_bytes += len(piece)

@@ -145,9 +145,7 @@ def build_failure(error: EditError, *, request_id: str) -> Answer:
     answer = _pack(error, request_id)
     if len(json.dumps(answer)) <= MAX_ANSWER_BYTES:
         return answer
-    short = error.fresh()
-    short.message, short.details = error.message[:_SHORT_CHARACTERS], {}
-    return _pack(short, request_id)
+    return _pack(type(error)(error.message[:_SHORT_CHARACTERS]), request_id)
 
 
 def _pack(error: EditError, request_id: str) -> Answer:

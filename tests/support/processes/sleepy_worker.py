@@ -17,10 +17,7 @@ from retouch.editing.ports import EditParams, EngineOutput, GenerationDefaults, 
 from retouch.editing.steps import EditorSettings
 from retouch.errors import (
     EditError,
-    InvalidRequest,
     ModelError,
-    Overloaded,
-    SourceUnreachable,
     error_classes,
 )
 from retouch.worker import handler, sdk
@@ -34,11 +31,7 @@ SECRET = "planted-secret-8c21f4"  # noqa: S105 - planted
 def build_error(code: str) -> EditError:
     """Build the error of this code."""
     cls = next(cls for cls in error_classes() if cls.code == code)
-    if cls is InvalidRequest:
-        return InvalidRequest({"prompt": "is wrong"})
-    if cls is Overloaded:
-        return Overloaded("too many", retry_after_s=3)
-    return SourceUnreachable() if cls is SourceUnreachable else cls("it went wrong", key=SECRET)
+    return cls("it went wrong", key=SECRET)
 
 
 class SleepyEngine(FakeEngine):

@@ -77,7 +77,7 @@ async def test_one_refused_answer_refuses_the_name(answers: tuple[str, ...]) -> 
 
 
 @pytest.mark.parametrize(
-    ("error", "may_pass"),
+    ("error", "is_transient"),
     [
         (socket.gaierror(socket.EAI_NONAME, "unknown"), False),
         (socket.gaierror(socket.EAI_AGAIN, "the resolver is down"), True),
@@ -86,12 +86,12 @@ async def test_one_refused_answer_refuses_the_name(answers: tuple[str, ...]) -> 
         (UnicodeError("no name"), False),
     ],
 )
-async def test_a_look_up_that_may_pass_is_told_as_any_other_and_known_here(
-    error: Exception, may_pass: bool
+async def test_a_failed_lookup_reads_the_same_whether_or_not_it_is_transient(
+    error: Exception, is_transient: bool
 ) -> None:
     with pytest.raises(SourceUnreachable) as caught:
         await build_guard(Network(), error=error).connect_tcp("a", 80)
-    assert caught.value.may_pass is may_pass
+    assert caught.value.is_transient is is_transient
     assert caught.value.details == SourceUnreachable().details
 
 

@@ -15,6 +15,7 @@ from retouch.errors import (
     SourceTimedOut,
     SourceTooLarge,
     SourceUnreachable,
+    SourceUnresolved,
     StoreDenied,
     StoreUnavailable,
     UnsupportedImage,
@@ -28,7 +29,7 @@ ETAG = '"v1"'
     [
         SourceTimedOut("late"),
         SourceConnectFailed("refused"),
-        SourceUnreachable(host="pictures.example", reason="unresolved"),
+        SourceUnresolved(host="pictures.example"),
     ],
 )
 async def test_with_the_origin_down_a_stale_copy_is_used_and_said_so(fault: EditError) -> None:
@@ -171,7 +172,7 @@ async def test_a_failure_of_one_url_is_not_another_s() -> None:
 
 async def test_a_fault_of_the_service_is_not_remembered_against_the_url() -> None:
     world = World()
-    world.decoder.fault = errors.Overloaded("busy", retry_after_s=1)
+    world.decoder.fault = errors.Overloaded("busy", details={"retry_after": 1})
     await world.refused(errors.Overloaded)
     world.decoder.fault = None
     await world.load()

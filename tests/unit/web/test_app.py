@@ -158,15 +158,8 @@ async def test_a_timeout_in_the_app_is_a_crash_and_not_a_slow_body() -> None:
 
 @pytest.mark.parametrize("kind", error_classes(), ids=lambda cls: cls.code)
 async def test_any_error_of_the_tree_is_answered_with_its_status(kind: type[EditError]) -> None:
-    error: EditError
-    if kind is errors.SourceUnreachable:
-        error = errors.SourceUnreachable(host="10.0.0.1")
-    elif kind is errors.InvalidRequest:
-        error = errors.InvalidRequest({"prompt": "x"})
-    elif kind is errors.Overloaded:
-        error = errors.Overloaded("full", retry_after_s=17)
-    else:
-        error = kind("it went wrong", details={"allow": ["GET"]}, path="/10.0.0.1")
+    details = {"allow": ["GET"], "retry_after": 17}
+    error = kind("it went wrong", details=details, path="/10.0.0.1")
     async with client(raising(error)) as http:
         response = await http.post("/edit", json=BODY)
     require_error(response, kind)

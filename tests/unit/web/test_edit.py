@@ -91,7 +91,7 @@ async def test_a_model_that_still_loads_is_told_by_status_in_a_stream_too(accept
     [
         (ModelError("broken"), logging.ERROR, True),
         (SourceUnreachable(host="h", reason="refused"), logging.ERROR, True),
-        (InvalidRequest({"prompt": "odd"}), logging.INFO, False),
+        (InvalidRequest.for_fields({"prompt": "odd"}), logging.INFO, False),
     ],
 )
 async def test_a_failure_is_raised_logged_and_counted(
