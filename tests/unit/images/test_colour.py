@@ -5,7 +5,6 @@ from PIL import Image, ImageCms
 from support.images import samples
 from support.images.samples import BLUE, GREEN, RED, WHITE, colour_of, near, png, saved
 
-from retouch.errors import BrokenImage
 from retouch.images import decode
 
 LIMITS = decode.Limits()
@@ -25,47 +24,6 @@ def test_16_bit_gray_is_scaled_not_clipped(value: int) -> None:
     assert near(colour_of(saved(Image.new("I;16B", (1, 1), value), "TIFF")), wanted, by=0)
 
 
-@pytest.mark.parametrize("deflate", [False, True])
-@pytest.mark.parametrize("order", ["<", ">"])
-@pytest.mark.parametrize(
-    ("code", "sample_format", "white"),
-    [("H", 1, 65535), ("h", 2, 32767), ("i", 2, 65535), ("f", 3, 1.0)],
-)
-def test_gray_tiffs_of_every_sample_are_read_in_either_byte_order(
-    code: str, sample_format: int, white: float, order: str, deflate: bool
-) -> None:
-    shares = (0, 0.25, 0.5, 1)
-    values = [type(white)(share * white) for share in shares]
-    body = samples.tiff(
-        (4, 1),
-        struct.pack(f"{order}4{code}", *values),
-        bits=8 * struct.calcsize(code),
-        sample_format=sample_format,
-        order=order,
-        deflate=deflate,
-    )
-    seen = [colour_of(body, (x, 0)) for x in range(4)]
-    assert all(near(got, (255 * share,) * 3) for got, share in zip(seen, shares, strict=True))
-
-
-@pytest.mark.parametrize("order", ["<", ">"])
-def test_separate_planes_are_read_right_or_refused(order: str) -> None:
-    planes = [bytes([value] * 4) for value in (200, 100, 50)]
-    assert colour_of(samples.tiff((2, 2), *planes, bits=8, photometric=2)) == (200, 100, 50)
-    deep = [struct.pack(f"{order}4H", *[257 * value] * 4) for value in (200, 100, 50)]
-    packed = samples.tiff((2, 2), *deep, bits=16, photometric=2, order=order, deflate=True)
-    assert colour_of(packed) == (200, 100, 50)
-    with pytest.raises(BrokenImage, match="separate planes of more than 8 bits"):
-        colour_of(samples.tiff((2, 2), *deep, bits=16, photometric=2, order=order))
-
-
-def test_samples_that_would_be_read_as_negative_are_refused() -> None:
-    dark = struct.pack("<2I", 0, 1 << 30)
-    assert colour_of(samples.tiff((2, 1), dark, bits=32), (1, 0)) == (255, 255, 255)
-    with pytest.raises(BrokenImage, match="over 31 bits"):
-        colour_of(samples.tiff((2, 1), struct.pack("<2I", 0, 1 << 31), bits=32))
-
-
 def test_16_bit_colour_and_alpha_are_scaled() -> None:
     rgb = png((1, 1), samples_of_16_bits(65535, 32896, 0), bit_depth=16, colour_type=2)
     assert colour_of(rgb) == (255, 128, 0)
@@ -73,44 +31,6 @@ def test_16_bit_colour_and_alpha_are_scaled() -> None:
     assert near(colour_of(rgba), (127, 127, 127), by=1)
     la = png((1, 1), samples_of_16_bits(0, 0x8080), bit_depth=16, colour_type=4)
     assert near(colour_of(la), (127, 127, 127), by=1)
-
-
-@pytest.mark.parametrize(
-    ("bits", "pixels", "white_is_zero", "wanted"),
-    [
-        (16, b"\xff\xff\x00\x00", True, 0),
-        (16, b"\x00\x00\xff\xff", True, 255),
-        (16, b"\xff\xff\x00\x00", False, 255),
-        (12, b"\xff\xf0\x00", False, 255),
-    ],
-)
-def test_gray_tiff_of_odd_depth_keeps_its_white(
-    bits: int, pixels: bytes, white_is_zero: bool, wanted: int
-) -> None:
-    body = samples.tiff((2, 1), pixels, bits=bits, photometric=0 if white_is_zero else 1)
-    assert colour_of(body) == (wanted,) * 3
-
-
-@pytest.mark.parametrize(
-    ("mode", "values", "wanted"),
-    [
-        ("F", (0.0, 0.5, 1.0), (0, 128, 255)),
-        ("F", (-1.0, 0.25, 0.5), (0, 64, 128)),
-        ("F", (0.0, 2.0, 4.0), (0, 128, 255)),
-        ("F", (0.0, 1.0, float("inf")), (0, 255, 255)),
-        ("I", (0, 128, 255), (0, 128, 255)),
-        ("I", (0, 16384, 32767), (0, 128, 255)),
-        ("I", (0, 32896, 65535), (0, 128, 255)),
-        ("I", (-5, 1 << 20, 1 << 21), (0, 128, 255)),
-    ],
-)
-def test_wide_samples_are_scaled_by_the_range_they_use(
-    mode: str, values: tuple[float, ...], wanted: tuple[int, ...]
-) -> None:
-    image = Image.new(mode, (3, 1))
-    image.putdata(values)
-    decoded = decode.decode(saved(image, "TIFF"), LIMITS).image
-    assert near([decoded.getpixel((x, 0))[0] for x in range(3)], wanted, by=1)  # type: ignore[index]
 
 
 def test_one_bit_is_black_and_white() -> None:

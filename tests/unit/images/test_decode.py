@@ -155,7 +155,7 @@ def test_more_memory_than_there_is_makes_the_image_too_costly(monkeypatch: Any) 
     def hungry(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(decode, "_plain", hungry)
+    monkeypatch.setattr(decode, "to_plain_mode", hungry)
     with pytest.raises(errors.DecodeLimitExceeded, match="too much memory"):
         decode.decode(samples.samples()["png"], LIMITS)
 
