@@ -47,7 +47,6 @@ async def test_a_child_gives_what_decoding_in_place_gives(decoding: sandbox.Deco
         samples.saved(Image.new("1", (8000, 8000)), "PNG"),
         samples.saved(Image.new("1", (2100, 100)), "PNG"),
         samples.wide_webp(16383, 16383),
-        samples.scan_bomb(64, 2010),
     ],
 )
 async def test_a_refusal_arrives_as_it_was_made(decoding: sandbox.Decoder, body: bytes) -> None:
@@ -79,13 +78,11 @@ async def test_50_megapixels_decode_within_the_limits(
 # --- what it may cost ------------------------------------------------------------------------
 
 
-async def test_the_scan_bomb_is_refused_in_time(decoding: sandbox.Decoder) -> None:
-    bomb = samples.scan_bomb(4000, 2010)
-    await idle()
-    start_s = time.monotonic()
+async def test_a_jpeg_of_thousands_of_scans_ends_at_the_cpu_limit(
+    decoding: sandbox.Decoder,
+) -> None:
     with pytest.raises(errors.DecodeLimitExceeded):
-        await decoding.decode(bomb, timeout_s=PATIENCE_S)
-    assert time.monotonic() - start_s < 2.5
+        await decoding.decode(samples.scan_bomb(4000, 2010), timeout_s=PATIENCE_S)
 
 
 async def test_processor_time_is_limited(build: Callable[..., sandbox.Decoder]) -> None:

@@ -36,11 +36,6 @@ FORMATS: Final[Mapping[str, tuple[re.Pattern[bytes], Callable[[BytesIO], ImageFi
     "avif": (re.compile(rb"....ftyp(?:....){0,16}?avi[fs]", re.DOTALL), AvifImageFile),
 }
 
-_MAX_SCANS: Final = 100
-_START_OF_SCAN, _END_OF_IMAGE = b"\xff\xda", b"\xff\xd9"
-# A marker that has a length: not a stuffed zero, TEM, a restart or a fill byte.
-_MARKER: Final = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
-
 _ORIENTATION_TAG: Final = 0x0112
 _UPRIGHT_BY_ORIENTATION: Final = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -92,7 +87,7 @@ def decode(body: bytes, limits: Limits) -> Decoded:
         UnsupportedImage: not one of these formats, or a kind of TIFF that would be decoded wrongly.
         ImageTooLarge: more pixels, or a longer side, than `limits` allow.
         AspectRatioTooExtreme: one side is too long for the other.
-        DecodeLimitExceeded: a JPEG has too many scans, or memory ran out.
+        DecodeLimitExceeded: memory ran out.
         BrokenImage: damaged, truncated or of a kind that Pillow cannot decode.
     """
     name = sniff(body)
@@ -111,7 +106,6 @@ def decode(body: bytes, limits: Limits) -> Decoded:
 
 
 def _run_steps(body: bytes, name: str, limits: Limits) -> Decoded:
-    require_few_scans(body, name)
     source = open_header(body, name)
     require_size(source.size, limits)
     require_readable_tiff(source)
@@ -145,27 +139,6 @@ def sniff(body: bytes) -> str:
         if signature.match(body):
             return name
     raise errors.UnsupportedImage("the source is not an image in one of " + ", ".join(FORMATS))
-
-
-def require_few_scans(body: bytes, name: str) -> None:
-    """Refuse a JPEG that repeats its scans.
-
-    A progressive JPEG has about ten scans, each a pass over the image. Thousands of empty ones keep a
-    decoder busy for a quarter of a minute (libjpeg-turbo issue 284, LJT-01-003). Only the first image
-    counts: motion photos append a video after the end marker.
-
-    Raises:
-        DecodeLimitExceeded: there are more than 100 scans.
-    """
-    if name != "jpeg" or body.count(_START_OF_SCAN) <= _MAX_SCANS:
-        return
-    scans, position = 0, 2
-    while (marker := _MARKER.search(body, position)) and marker[0] != _END_OF_IMAGE:
-        position = marker.end()
-        scans += marker[0] == _START_OF_SCAN
-        if scans > _MAX_SCANS:
-            raise errors.DecodeLimitExceeded(f"the JPEG has more than {_MAX_SCANS} scans")
-        position += int.from_bytes(body[position : position + 2], "big")
 
 
 def open_header(body: bytes, name: str) -> ImageFile:
