@@ -28,7 +28,7 @@ from retouch.images import decode, sandbox
 pytestmark = pytest.mark.integration
 
 
-async def test_a_child_gives_what_decoding_in_place_gives(decoding: sandbox.Decoder) -> None:
+async def test_a_child_decodes_as_this_process_does(decoding: sandbox.Decoder) -> None:
     for body in samples.samples().values():
         wanted = decode.decode(body, LIMITS)
         decoded = await decoding.decode(body, timeout_s=PATIENCE_S)
@@ -49,7 +49,7 @@ async def test_a_child_gives_what_decoding_in_place_gives(decoding: sandbox.Deco
         samples.wide_webp(16383, 16383),
     ],
 )
-async def test_a_refusal_arrives_as_it_was_made(decoding: sandbox.Decoder, body: bytes) -> None:
+async def test_a_refusal_arrives_unchanged(decoding: sandbox.Decoder, body: bytes) -> None:
     with pytest.raises(errors.BadInput) as wanted:
         decode.decode(body, LIMITS)
     with pytest.raises(errors.BadInput) as refusal:
@@ -75,7 +75,7 @@ async def test_50_megapixels_decode_within_the_limits(
     assert decoded.image.size == (2048, 2048)
 
 
-# --- what it may cost ------------------------------------------------------------------------
+# --- limits ------------------------------------------------------------------------
 
 
 async def test_a_jpeg_of_thousands_of_scans_ends_at_the_cpu_limit(
@@ -121,7 +121,7 @@ async def test_the_callers_deadline_ends_the_wait_for_a_child(decoding: sandbox.
     assert decoded.width_px == 640
 
 
-async def test_who_finds_no_free_child_in_time_is_told_to_come_again(
+async def test_without_a_free_child_in_time_the_caller_is_told_to_retry(
     build: Callable[..., sandbox.Decoder],
 ) -> None:
     decoding = build(children=1)
@@ -136,7 +136,7 @@ async def test_who_finds_no_free_child_in_time_is_told_to_come_again(
         await first
 
 
-# --- ends and accidents ----------------------------------------------------------------------
+# --- cancelling, kills and compromise ----------------------------------------------------------------------
 
 
 async def test_cancelling_ends_the_child(build: Callable[..., sandbox.Decoder]) -> None:
@@ -152,7 +152,7 @@ async def test_cancelling_ends_the_child(build: Callable[..., sandbox.Decoder]) 
 
 
 @pytest.mark.parametrize("wait_s", [0.0, 0.02])
-async def test_cancelling_before_a_child_is_there_leaves_none_at_work(
+async def test_cancelling_before_a_child_is_ready_leaves_none_running(
     build: Callable[..., sandbox.Decoder], wait_s: float
 ) -> None:
     decoding = build(children=1)
@@ -166,7 +166,7 @@ async def test_cancelling_before_a_child_is_there_leaves_none_at_work(
     assert time.monotonic() - start_s < 1.5, "the cancelled picture was decoded first"
 
 
-async def test_a_child_killed_at_any_point_costs_no_more_than_its_picture(
+async def test_a_child_killed_at_any_point_never_blames_the_image(
     decoding: sandbox.Decoder,
 ) -> None:
     moments = random.Random(1)  # noqa: S311
@@ -216,7 +216,7 @@ async def test_without_a_child_the_fault_is_ours(
         ("os.kill(os.getpid(), 11)", errors.DecodeLimitExceeded),
     ],
 )
-async def test_a_child_gone_bad_is_not_believed(
+async def test_a_compromised_child_is_not_believed(
     build: Callable[..., sandbox.Decoder], script: str, refusal: type[errors.EditError]
 ) -> None:
     decoding = build(spawn=running("os.read(0, 8); os.read(0, 1);" + script))

@@ -33,7 +33,6 @@ _ENTRY: Final = (
     "from retouch.images.sandbox_child import main; main()"
 )
 _TRIES: Final = 3
-_RETRY_AFTER_S: Final = 5
 # A child that is killed from outside, as by the kernel's OOM killer, says nothing about its image. Other
 # signals do: the CPU limit's, and crashes, since not every library checks allocations.
 _KILLED: Final = (-signal.SIGKILL, -signal.SIGTERM)
@@ -250,9 +249,9 @@ def _wait(pipe: int, event: int, deadline_s: float) -> None:
         raise TimeoutError
 
 
-def _overloaded(**context: int) -> errors.Overloaded:
+def _overloaded(returncode: int | None = None) -> errors.Overloaded:
     message = "the image was not decoded in time: the service is too busy"
-    return errors.Overloaded(message, retry_after_s=_RETRY_AFTER_S, **context)
+    return errors.Overloaded(message, details={"retry_after": 5}, returncode=returncode)
 
 
 def _stopping() -> errors.NotReady:

@@ -1,4 +1,4 @@
-"""Makes test pictures and decompression bombs in code, so that no binary file is committed."""
+"""Make test images and decompression bombs in code, so that no binary file is committed."""
 
 import itertools
 import struct
@@ -134,7 +134,7 @@ def tiff(
     extra_samples: int | None = None,
     color_map: list[int] | None = None,
 ) -> bytes:
-    """A TIFF of one strip a plane, in either byte order (TIFF 6.0, sections 2, 4, 5, 18 and 19)."""
+    """A TIFF of one strip for each plane, in either byte order (TIFF 6.0, sections 2, 4, 5, 18 and 19)."""
     strips = [zlib.compress(plane) for plane in planes] if deflate else list(planes)
     ends = list(itertools.accumulate(map(len, strips), initial=8))
     count = len(strips)
@@ -171,7 +171,7 @@ def tiff(
 
 
 def scan_bomb(size_px: int, scans: int) -> bytes:
-    """A small progressive JPEG of `size_px` squared whose scans are empty, and costly all the same."""
+    """A small progressive JPEG of `size_px` squared whose empty scans each cost a pass."""
     body = saved(Image.new("L", (size_px, size_px), 128), "JPEG", progressive=True)
     last = body.rindex(b"\xff\xda")
     scan = body[last : last + 2 + int.from_bytes(body[last + 2 : last + 4], "big")] + b"\0"

@@ -51,7 +51,7 @@ def test_one_bit_is_black_and_white() -> None:
         ("PA", "TIFF", (7, 0)),
     ],
 )
-def test_what_is_transparent_turns_white(
+def test_transparent_pixels_become_white(
     mode: str, image_format: str, pixel: tuple[int, ...]
 ) -> None:
     decoded = decode.decode(saved(Image.new(mode, (4, 4), pixel), image_format), LIMITS)
@@ -59,12 +59,12 @@ def test_what_is_transparent_turns_white(
     assert decoded.notes == ("transparent parts of the source were put on white",)
 
 
-def test_an_opaque_alpha_channel_changes_nothing_and_says_nothing() -> None:
+def test_an_opaque_alpha_channel_changes_nothing_without_a_note() -> None:
     decoded = decode.decode(saved(Image.new("RGBA", (4, 4), (9, 8, 7, 255)), "PNG"), LIMITS)
     assert (decoded.image.getpixel((0, 0)), decoded.notes) == ((9, 8, 7), ())
 
 
-def test_premultiplied_gray_comes_out_as_it_was_drawn() -> None:
+def test_premultiplied_gray_is_divided_by_its_alpha() -> None:
     body = saved(Image.new("LA", (1, 1), (100, 128)), "TIFF")
     unassociated, associated = struct.pack("<HHI", 338, 3, 1), 1
     at = body.index(unassociated) + len(unassociated)
@@ -107,14 +107,14 @@ def test_a_transparent_colour_is_found_at_every_depth(
 
 
 @pytest.mark.parametrize("colour", [RED, GREEN, BLUE, WHITE, BLACK])
-def test_cmyk_without_a_profile_comes_out_close(colour: tuple[int, int, int]) -> None:
+def test_cmyk_without_a_profile_is_converted_closely(colour: tuple[int, int, int]) -> None:
     ink = Image.new("RGB", (16, 16), colour).convert("CMYK")
     assert near(colour_of(saved(ink, "JPEG", quality=100)), colour, by=4)
     assert near(colour_of(saved(ink, "TIFF")), colour, by=1)
 
 
 @pytest.mark.parametrize("colour", [(200, 60, 60), (60, 180, 80), (90, 90, 200), WHITE, BLACK])
-def test_lab_comes_out_as_the_colour_it_means(colour: tuple[int, int, int]) -> None:
+def test_lab_is_converted_to_its_colour(colour: tuple[int, int, int]) -> None:
     rgb, lab = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
     transform = ImageCms.buildTransform(rgb, lab, "RGB", "LAB")
     body = saved(transform.apply(Image.new("RGB", (4, 4), colour)), "TIFF")
@@ -122,7 +122,7 @@ def test_lab_comes_out_as_the_colour_it_means(colour: tuple[int, int, int]) -> N
 
 
 @pytest.mark.parametrize("image_format", ["JPEG", "TIFF"])
-def test_cmyk_is_read_by_its_profile(image_format: str) -> None:
+def test_cmyk_is_converted_by_its_profile(image_format: str) -> None:
     profile = samples.cmyk_profile(always=(60, 40, -40))
     ink = Image.new("CMYK", (16, 16), (50, 60, 70, 80))
     body = saved(ink, image_format, icc_profile=profile)
@@ -161,7 +161,7 @@ def test_a_profile_that_is_bad_or_does_not_fit_is_ignored(mode: str, profile: by
         ((b"gAMA", 0), 100),
     ],
 )
-def test_the_gamma_of_a_png_is_heeded(chunks: tuple[bytes, int], wanted: int) -> None:
+def test_the_gamma_of_a_png_is_applied(chunks: tuple[bytes, int], wanted: int) -> None:
     gamma = (chunks[0], struct.pack(">I", chunks[1]))
     body = png((1, 1), b"\x64", bit_depth=8, colour_type=0, chunks=(gamma,))
     assert near(colour_of(body), (wanted,) * 3, by=1)
