@@ -1,9 +1,8 @@
-"""Attack the image decoder with pictures made to break it, through its children as the service does.
+"""Attack the image decoder with hostile images, in child processes as the service does.
 
-Each must come out as a picture or as `BadInput`, cost under 5 s of processor time and 1 GiB, and end
-its child by nothing but those limits; afterwards a photo still decodes and nothing is left open.
-The exit status is 1 if one did not. An input is known by seed and number:
-`hostile_pictures.make(seed, number)` in tests/ makes it again.
+Each must decode or be refused as `BadInput`, cost under 5 s of CPU and 1 GiB, and end its child by
+nothing but those limits; afterwards a photo still decodes and nothing is left open. The exit status
+is 1 if one did not. Seed and number name an input: `support.attacks.images.make(seed, number)`.
 """
 
 import argparse
@@ -15,7 +14,7 @@ from collections.abc import Iterator
 
 from support.attacks import images
 from support.images import decoding_costs
-from support.images.decoding import PATIENCE_S, PHOTO, decoders, idle, open_files
+from support.images.decoding import PHOTO, idle, open_files
 from support.images.decoding_costs import MeteredDecoder, Outcome
 
 
@@ -29,14 +28,16 @@ def progress(seed: int, numbers: range) -> Iterator[tuple[int, str, bytes]]:
         yield number, *images.make(seed, number)
 
 
-async def attack(decoding: MeteredDecoder, seed: int, numbers: range) -> tuple[list[Outcome], str]:
-    """Return the outcomes, and what is wrong with the decoder afterwards, if anything."""
-    spares, files = len(await idle(decoding)), open_files()
-    outcomes = await decoding_costs.judge_all(decoding, progress(seed, numbers))
-    decoded = await decoding.decode(PHOTO, timeout_s=PATIENCE_S)
-    left = len(await idle(decoding)), open_files(), len(decoders()), decoded.image.size
-    wanted = spares, files, spares, (640, 480)
-    return outcomes, "" if left == wanted else f"the decoder is left with {left}, not {wanted}\n"
+async def attack(
+    metered: list[MeteredDecoder], seed: int, numbers: range
+) -> tuple[list[Outcome], str]:
+    """Return the outcomes, and what is wrong with the decoders afterwards, if anything."""
+    spares, files = len(await idle(len(metered))), open_files()
+    outcomes = await decoding_costs.judge_all(metered, progress(seed, numbers))
+    decoded = await metered[0].decode(PHOTO)
+    left = len(await idle(len(metered))), open_files(), decoded.image.size
+    wanted = spares, files, (640, 480)
+    return outcomes, "" if left == wanted else f"the decoders are left with {left}, not {wanted}\n"
 
 
 def tabulate(outcomes: list[Outcome]) -> str:
@@ -65,8 +66,8 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, help="number of the first (default: 0)")
     options = parser.parse_args()
     numbers = range(options.first, options.first + options.count)
-    with decoding_costs.metered() as decoding:
-        outcomes, wrong = asyncio.run(attack(decoding, options.seed, numbers))
+    with decoding_costs.metered() as metered:
+        outcomes, wrong = asyncio.run(attack(metered, options.seed, numbers))
     sys.stdout.write(tabulate(outcomes) + wrong)
     for outcome in outcomes:
         for fault in outcome.faults:

@@ -9,6 +9,8 @@ from support.servers.ceph_rgw import Rgw
 from retouch.images import decode, sandbox
 from retouch.storage.s3 import S3Settings
 
+Spawn = Callable[[list[str]], sandbox.Child]
+
 
 @pytest.fixture
 def s3_settings(rgw: Rgw) -> S3Settings:
@@ -28,8 +30,9 @@ def s3_settings(rgw: Rgw) -> S3Settings:
 def build() -> Iterator[Callable[..., sandbox.Decoder]]:
     made: list[sandbox.Decoder] = []
 
-    def build(**settings: Any) -> sandbox.Decoder:
-        made.append(sandbox.Decoder(decode.Limits(), sandbox.DecoderSettings(**settings)))
+    def build(*, spawn: Spawn = sandbox.start_child, **settings: Any) -> sandbox.Decoder:
+        limits = decode.Limits()
+        made.append(sandbox.Decoder(limits, sandbox.DecoderSettings(**settings), spawn=spawn))
         return made[-1]
 
     yield build

@@ -2,7 +2,6 @@ import asyncio
 import os
 import random
 import signal
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +18,7 @@ from support.images.decoding import (
     decoders,
     idle,
     is_running,
+    running,
     until,
 )
 
@@ -28,7 +28,7 @@ from retouch.images import decode, sandbox
 pytestmark = pytest.mark.integration
 
 
-async def test_a_child_gives_what_decoding_in_place_gives(decoding: sandbox.Decoder) -> None:
+async def test_a_child_decodes_as_this_process_does(decoding: sandbox.Decoder) -> None:
     for body in samples.samples().values():
         wanted = decode.decode(body, LIMITS)
         decoded = await decoding.decode(body, timeout_s=PATIENCE_S)
@@ -47,10 +47,9 @@ async def test_a_child_gives_what_decoding_in_place_gives(decoding: sandbox.Deco
         samples.saved(Image.new("1", (8000, 8000)), "PNG"),
         samples.saved(Image.new("1", (2100, 100)), "PNG"),
         samples.wide_webp(16383, 16383),
-        samples.scan_bomb(64, 2010),
     ],
 )
-async def test_a_refusal_arrives_as_it_was_made(decoding: sandbox.Decoder, body: bytes) -> None:
+async def test_a_refusal_arrives_unchanged(decoding: sandbox.Decoder, body: bytes) -> None:
     with pytest.raises(errors.BadInput) as wanted:
         decode.decode(body, LIMITS)
     with pytest.raises(errors.BadInput) as refusal:
@@ -76,16 +75,14 @@ async def test_50_megapixels_decode_within_the_limits(
     assert decoded.image.size == (2048, 2048)
 
 
-# --- what it may cost ------------------------------------------------------------------------
+# --- limits ------------------------------------------------------------------------
 
 
-async def test_the_scan_bomb_is_refused_in_time(decoding: sandbox.Decoder) -> None:
-    bomb = samples.scan_bomb(4000, 2010)
-    await idle(decoding)
-    start_s = time.monotonic()
+async def test_a_jpeg_of_thousands_of_scans_ends_at_the_cpu_limit(
+    decoding: sandbox.Decoder,
+) -> None:
     with pytest.raises(errors.DecodeLimitExceeded):
-        await decoding.decode(bomb, timeout_s=PATIENCE_S)
-    assert time.monotonic() - start_s < 2.5
+        await decoding.decode(samples.scan_bomb(4000, 2010), timeout_s=PATIENCE_S)
 
 
 async def test_processor_time_is_limited(build: Callable[..., sandbox.Decoder]) -> None:
@@ -100,50 +97,51 @@ async def test_memory_is_limited(build: Callable[..., sandbox.Decoder]) -> None:
         await build(memory_bytes=40 << 20).decode(body, timeout_s=PATIENCE_S)
 
 
-async def test_wall_time_is_limited(build: Callable[..., sandbox.Decoder]) -> None:
-    decoding = build(timeout_s=0.2)
-    with pytest.raises(errors.DecodeLimitExceeded, match=r"more than 0\.2 s"):
-        await decoding.decode(COSTLY, timeout_s=PATIENCE_S)
-
-
-async def test_the_callers_deadline_ends_a_decode_that_may_go_on(
+async def test_the_callers_time_ends_a_decode_without_blaming_the_image(
     decoding: sandbox.Decoder,
 ) -> None:
-    await idle(decoding)
+    await idle()
     start_s = time.monotonic()
-    with pytest.raises(errors.DeadlineExceeded):
+    with pytest.raises(errors.Overloaded):
         await decoding.decode(COSTLY, timeout_s=0.2)
     assert time.monotonic() - start_s < 1
 
 
+async def test_a_stopped_child_does_not_blame_the_image(decoding: sandbox.Decoder) -> None:
+    for pid in await idle():
+        os.kill(pid, signal.SIGSTOP)
+    with pytest.raises(errors.Overloaded):
+        await decoding.decode(PHOTO, timeout_s=0.5)
+
+
 async def test_the_callers_deadline_ends_the_wait_for_a_child(decoding: sandbox.Decoder) -> None:
-    with pytest.raises(errors.DeadlineExceeded):
-        await decoding.decode(PHOTO, timeout_s=0.001)  # none is started yet
+    with pytest.raises(errors.Overloaded):
+        await decoding.decode(PHOTO, timeout_s=0.001)  # none is ready yet
     decoded = await decoding.decode(PHOTO, timeout_s=PATIENCE_S)
     assert decoded.width_px == 640
 
 
-async def test_who_finds_no_free_child_in_time_is_told_to_come_again(
+async def test_without_a_free_child_in_time_the_caller_is_told_to_retry(
     build: Callable[..., sandbox.Decoder],
 ) -> None:
     decoding = build(children=1)
-    await idle(decoding)
+    await idle(1)
     first = asyncio.create_task(decoding.decode(COSTLY, timeout_s=PATIENCE_S))
     await asyncio.sleep(0.1)
     with pytest.raises(errors.Overloaded) as refusal:
         await decoding.decode(PHOTO, timeout_s=0.1)
-    assert refusal.value.retry_after_s == 10
+    assert refusal.value.retry_after_s == 5
     first.cancel()
     with pytest.raises(asyncio.CancelledError):
         await first
 
 
-# --- ends and accidents ----------------------------------------------------------------------
+# --- cancelling, kills and compromise ----------------------------------------------------------------------
 
 
 async def test_cancelling_ends_the_child(build: Callable[..., sandbox.Decoder]) -> None:
     decoding = build(children=1)
-    (pid,) = await idle(decoding)
+    (pid,) = await idle(1)
     task = asyncio.create_task(decoding.decode(COSTLY, timeout_s=PATIENCE_S))
     await asyncio.sleep(0.3)
     task.cancel()
@@ -154,7 +152,7 @@ async def test_cancelling_ends_the_child(build: Callable[..., sandbox.Decoder]) 
 
 
 @pytest.mark.parametrize("wait_s", [0.0, 0.02])
-async def test_cancelling_before_a_child_is_there_leaves_none_at_work(
+async def test_cancelling_before_a_child_is_ready_leaves_none_running(
     build: Callable[..., sandbox.Decoder], wait_s: float
 ) -> None:
     decoding = build(children=1)
@@ -168,7 +166,7 @@ async def test_cancelling_before_a_child_is_there_leaves_none_at_work(
     assert time.monotonic() - start_s < 1.5, "the cancelled picture was decoded first"
 
 
-async def test_a_child_killed_at_any_point_costs_no_more_than_its_picture(
+async def test_a_child_killed_at_any_point_never_blames_the_image(
     decoding: sandbox.Decoder,
 ) -> None:
     moments = random.Random(1)  # noqa: S311
@@ -182,12 +180,13 @@ async def test_a_child_killed_at_any_point_costs_no_more_than_its_picture(
             outcomes.add(type(await task))
         except errors.EditError as error:
             outcomes.add(type(error))
-    assert outcomes <= {decode.Decoded, errors.DecodeLimitExceeded, errors.InternalError}
+    assert outcomes <= {decode.Decoded, errors.Overloaded}
+    assert decode.Decoded in outcomes
     assert (await decoding.decode(PHOTO, timeout_s=PATIENCE_S)).width_px == 640
 
 
 async def test_a_child_killed_while_it_waits_is_replaced(decoding: sandbox.Decoder) -> None:
-    pids = await idle(decoding)
+    pids = await idle()
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
     await until(lambda: not any(is_running(pid) for pid in pids))
@@ -196,11 +195,11 @@ async def test_a_child_killed_while_it_waits_is_replaced(decoding: sandbox.Decod
 
 @pytest.mark.parametrize("program", ["/bin/false", "/nowhere/python"])
 async def test_without_a_child_the_fault_is_ours(
-    build: Callable[..., sandbox.Decoder], monkeypatch: pytest.MonkeyPatch, program: str
+    build: Callable[..., sandbox.Decoder], program: str
 ) -> None:
-    monkeypatch.setattr(sys, "executable", program)
+    decoding = build(spawn=lambda _command: sandbox.start_child([program]))
     with pytest.raises(errors.InternalError, match="could not be started"):
-        await build().decode(PHOTO, timeout_s=PATIENCE_S)
+        await decoding.decode(PHOTO, timeout_s=PATIENCE_S)
 
 
 @pytest.mark.parametrize(
@@ -209,29 +208,25 @@ async def test_without_a_child_the_fault_is_ours(
         ("w(b'\\xff' * 100000)", errors.BrokenImage),
         ("w(b'\\0' * 20)", errors.BrokenImage),
         ("w(struct.pack('>5I', 4, 65536, 65536, 9, 9) + b'jpeg' + bytes(9))", errors.BrokenImage),
-        ("w(struct.pack('>5I', 4, 4, 4, 9, 9) + b'jpeg' + bytes(9))", errors.DecodeLimitExceeded),
-        ("w(struct.pack('>5I', 4, 4, 4, 9, 9)); time.sleep(60)", errors.DecodeLimitExceeded),
-        ("pass", errors.DecodeLimitExceeded),
-        ("os._exit(3)", errors.DecodeLimitExceeded),
+        ("w(struct.pack('>5I', 4, 4, 4, 9, 9) + b'jpeg' + bytes(9))", errors.InternalError),
+        ("w(struct.pack('>5I', 4, 4, 4, 9, 9)); time.sleep(60)", errors.Overloaded),
+        ("pass", errors.InternalError),
+        ("os._exit(3)", errors.InternalError),
+        ("os.kill(os.getpid(), 9)", errors.Overloaded),
         ("os.kill(os.getpid(), 11)", errors.DecodeLimitExceeded),
     ],
 )
-async def test_a_child_gone_bad_is_not_believed(
-    build: Callable[..., sandbox.Decoder],
-    monkeypatch: pytest.MonkeyPatch,
-    script: str,
-    refusal: type[errors.EditError],
+async def test_a_compromised_child_is_not_believed(
+    build: Callable[..., sandbox.Decoder], script: str, refusal: type[errors.EditError]
 ) -> None:
-    entry = "import os, struct, time\nw = lambda data: os.write(1, data)\nw(b'\\1'); os.read(0, 8); os.read(0, 1)\n"
-    monkeypatch.setattr(sandbox, "_ENTRY", entry + script)
+    decoding = build(spawn=running("os.read(0, 8); os.read(0, 1);" + script))
     with pytest.raises(refusal):
-        await build(timeout_s=1.0).decode(b"?", timeout_s=PATIENCE_S)
+        await decoding.decode(b"?", timeout_s=2.0)
 
 
 async def test_a_child_that_does_not_read_is_not_waited_for(
-    build: Callable[..., sandbox.Decoder], monkeypatch: pytest.MonkeyPatch
+    build: Callable[..., sandbox.Decoder],
 ) -> None:
-    monkeypatch.setattr(sandbox, "_ENTRY", "import os, time; os.write(1, b'1'); time.sleep(60)")
     more_than_a_pipe_holds = bytes(3 << 20)
-    with pytest.raises(errors.DecodeLimitExceeded):
-        await build(timeout_s=0.5).decode(more_than_a_pipe_holds, timeout_s=PATIENCE_S)
+    with pytest.raises(errors.Overloaded):
+        await build(spawn=running("time.sleep(60)")).decode(more_than_a_pipe_holds, timeout_s=0.5)

@@ -17,6 +17,7 @@ from support.images.decoding import (
     children,
     idle,
     is_running,
+    limits_of,
     open_files,
     until,
 )
@@ -30,7 +31,7 @@ pytestmark = pytest.mark.integration
 async def test_200_decodes_leave_nothing_behind(build: Callable[..., sandbox.Decoder]) -> None:
     decoding = build()
     await asyncio.gather(*(decoding.decode(PHOTO, timeout_s=PATIENCE_S) for _ in range(8)))
-    await idle(decoding)
+    await idle()
     before = open_files(), threading.active_count(), len(children())
     bodies = [PHOTO, PHOTO[:-9], b"", samples.samples()["png"]] * 50
     found = await asyncio.gather(
@@ -42,7 +43,7 @@ async def test_200_decodes_leave_nothing_behind(build: Callable[..., sandbox.Dec
         errors.UnsupportedImage,
     ]
     assert len(found) == 200
-    await idle(decoding)
+    await idle()
     after = open_files(), threading.active_count(), len(children())
     assert after == before
 
@@ -51,7 +52,7 @@ async def test_closing_ends_everything() -> None:
     threads = threading.active_count()
     others = children()
     decoding = sandbox.Decoder(LIMITS, sandbox.DecoderSettings(children=1))
-    await idle(decoding)
+    await idle(1)
     running, queued = (
         asyncio.create_task(decoding.decode(COSTLY, timeout_s=PATIENCE_S)) for _ in range(2)
     )
@@ -77,12 +78,12 @@ async def test_a_child_has_no_secrets_no_files_and_no_way_to_open_any(
     monkeypatch.setenv("S3_SECRET_KEY", "canary")
     with (tmp_path / "open").open("w") as handle:
         os.set_inheritable(handle.fileno(), True)
-        (pid,) = await idle(build(children=1))
+        build(children=1)
+        (pid,) = await idle(1)
         process = Path(f"/proc/{pid}")
         assert b"canary" not in (process / "environ").read_bytes()
         assert {handle.name for handle in (process / "fd").iterdir()} == {"0", "1", "2"}
-    rows = (process / "limits").read_text().splitlines()
-    limits = {row[:25].strip(): row[25:].split()[:2] for row in rows}
+    limits = limits_of(pid)
     for name in ("Max file size", "Max core file size", "Max processes"):
         assert limits[name] == ["0", "0"]
     assert limits["Max open files"] == ["3", "3"]
@@ -102,7 +103,7 @@ async def test_no_file_is_opened_for_writing(decoding: sandbox.Decoder) -> None:
     sys.addaudithook(watch)
     try:
         await decoding.decode(PHOTO, timeout_s=PATIENCE_S)
-        await idle(decoding)
+        await idle()
     finally:
         watching = False
     assert set(written) <= {os.devnull}
@@ -110,9 +111,13 @@ async def test_no_file_is_opened_for_writing(decoding: sandbox.Decoder) -> None:
 
 async def test_children_end_with_their_parent() -> None:
     script = (
-        "import os, sys, time; from retouch import decoder, images\n"
-        "made = decoder.Decoder(images.Limits())\n"
-        "print(*(spare.result()._process.pid for spare in made._spares), flush=True)\n"
+        "import time; from retouch.images import decode, sandbox\n"
+        "started = []\n"
+        "def spawn(command):\n"
+        "    started.append(sandbox.start_child(command))\n"
+        "    return started[-1]\n"
+        "decoder = sandbox.Decoder(decode.Limits(), spawn=spawn)\n"
+        "print(*(child.pid for child in started), flush=True)\n"
         "time.sleep(60)"
     )
     path = os.pathsep.join(sys.path)

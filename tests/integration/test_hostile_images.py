@@ -1,4 +1,4 @@
-"""The first turns of tests/bench/hostile_images.py, and that its judge sees what it looks for."""
+"""The first inputs of tests/bench/hostile_images.py, and that its judge finds what it looks for."""
 
 import os
 import signal
@@ -11,11 +11,8 @@ from support.attacks import images
 from support.images import decoding_costs
 from support.images.decoding import COSTLY, PHOTO
 
-from retouch.images import sandbox
-
 pytestmark = pytest.mark.integration
 ROOT = Path(__file__).parents[2]
-WAIT = "import os; os.write(1, b'\\1'); os.read(0, 8); os.read(0, 1);"
 
 
 def test_hostile_pictures_decode_or_are_refused_at_a_bearable_cost() -> None:
@@ -33,7 +30,7 @@ def test_hostile_pictures_decode_or_are_refused_at_a_bearable_cost() -> None:
 async def test_a_child_that_crashes_or_costs_too_much_is_a_fault(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with decoding_costs.metered() as decoding:
+    with decoding_costs.metered(count=1) as (decoding,):
         # What this process has used counts for its children too.
         monkeypatch.setattr(decoding_costs, "MAX_RSS_BYTES", 1 << 40)
         assert (await decoding_costs.judge(decoding, 0, "", PHOTO)).faults == ()
@@ -44,8 +41,7 @@ async def test_a_child_that_crashes_or_costs_too_much_is_a_fault(
         "s of processor time",
         "MiB of memory",
     ]
-    crash = f"{WAIT} os.kill(os.getpid(), {signal.SIGSEGV:d})"
-    monkeypatch.setattr(sandbox, "_ENTRY", crash)
-    with decoding_costs.metered() as decoding:
+    crash = f"import os; os.read(0, 8); os.read(0, 1); os.kill(os.getpid(), {signal.SIGSEGV:d})"
+    with decoding_costs.metered(count=1, script=crash) as (decoding,):
         crashed = await decoding_costs.judge(decoding, 2, "", PHOTO)
     assert crashed.faults[:1] == (f"the child died with {-signal.SIGSEGV}",)

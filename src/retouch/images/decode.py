@@ -1,6 +1,6 @@
-"""Bytes to pictures and back, within limits: format, size, colour, transparency, orientation.
+"""Decode an image file to upright sRGB pixels, within limits, as a list of named steps.
 
-Imported in the decoder's child process, so it needs Pillow and the standard library only.
+Runs in the sandbox's child process, so it imports Pillow and the standard library only.
 """
 
 import math
@@ -22,11 +22,9 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from retouch import errors
-from retouch.images import tiff
-from retouch.images.colour import match_key_to_pixels, to_eight_bits, to_srgb
+from retouch.images.colour import scale_to_8_bits, scale_transparent_colour, to_srgb
+from retouch.images.tiff import require_readable_tiff
 
-# Pillow's classes are called, not `Image.open`: the first bytes decide the format, and the size is not
-# judged by a limit that is global to the process.
 FORMATS: Final[Mapping[str, tuple[re.Pattern[bytes], Callable[[BytesIO], ImageFile]]]] = {
     "jpeg": (re.compile(rb"\xff\xd8\xff"), JpegImageFile),
     "png": (re.compile(rb"\x89PNG\r\n\x1a\n"), PngImageFile),
@@ -34,16 +32,9 @@ FORMATS: Final[Mapping[str, tuple[re.Pattern[bytes], Callable[[BytesIO], ImageFi
     "gif": (re.compile(rb"GIF8[79]a"), GifImageFile),
     "bmp": (re.compile(rb"BM"), BmpImageFile),
     "tiff": (re.compile(rb"II[*+]\0|MM\0[*+]"), TiffImageFile),
-    # The brand may be any of the file type box: a still from a phone often says `mif1` first.
+    # The brand may stand anywhere in the file type box: phones often put `mif1` first.
     "avif": (re.compile(rb"....ftyp(?:....){0,16}?avi[fs]", re.DOTALL), AvifImageFile),
 }
-
-# A progressive JPEG has about ten scans. Each costs a pass over the picture: thousands of empty ones
-# keep a decoder busy for a quarter of a minute (libjpeg-turbo #284, known as LJT-01-003).
-_MAX_SCANS: Final = 100
-_START_OF_SCAN, _END_OF_IMAGE = b"\xff\xda", b"\xff\xd9"
-# A marker with a length behind it: neither a stuffed zero, nor TEM, nor a restart, nor a fill byte.
-_MARKER: Final = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
 
 _ORIENTATION_TAG: Final = 0x0112
 _UPRIGHT_BY_ORIENTATION: Final = {
@@ -55,14 +46,15 @@ _UPRIGHT_BY_ORIENTATION: Final = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_SIDEWAYS: Final = (5, 6, 7, 8)
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a picture may cost. A larger one is refused; a larger result is reduced.
+    """Upper bounds on an image. One over `max_…` is refused; above `working_pixels` it is reduced.
 
-    `max_aspect` is the longer side by the shorter: at 20 a megapixel is 229 pixels high, 14 of the
-    model's patches. `working_pixels` bounds what is handed on: the model sees about a megapixel.
+    `max_aspect` is the longer side divided by the shorter: at 20 a megapixel is 229 pixels high, 14 of
+    the model's patches. The model sees about a megapixel, so `working_pixels` loses nothing.
     """
 
     max_pixels: int = 50_000_000
@@ -73,9 +65,9 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """A picture in RGB, sRGB, upright, without metadata and at most `working_pixels` large.
+    """An upright RGB image in sRGB, without metadata, of at most `Limits.working_pixels`.
 
-    `width_px` and `height_px` are its own size, upright, before any reduction.
+    `width_px` and `height_px` are the file's own size, upright, before any reduction.
     """
 
     image: Image.Image
@@ -86,22 +78,21 @@ class Decoded:
 
 
 def decode(body: bytes, limits: Limits) -> Decoded:
-    """Decode the first picture in `body`: JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF.
+    """Decode the first image in `body`: JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF.
 
-    May take seconds and a gigabyte on hostile input: `retouch.decoder` runs it where it can be ended.
+    Hostile input can take seconds and a gigabyte: `sandbox.Decoder` runs this in a process that can be
+    killed.
 
     Raises:
-        UnsupportedImage: the first bytes are of none of these formats.
-        ImageTooLarge: it has more pixels, or a longer side, than `limits` allow.
-        ImageTooNarrow: its sides are too unlike.
-        ImageTooCostly: it has too many scans, or needs more memory than there is.
-        BrokenImage: it is damaged, truncated or of a kind that cannot be decoded.
+        UnsupportedImage: not one of these formats, or a kind of TIFF that would be decoded wrongly.
+        ImageTooLarge: more pixels, or a longer side, than `limits` allow.
+        AspectRatioTooExtreme: one side is too long for the other.
+        DecodeLimitExceeded: memory ran out.
+        BrokenImage: damaged, truncated or of a kind that Pillow cannot decode.
     """
-    name = _sniff(body)
-    if name == "jpeg" and _has_too_many_scans(body):
-        raise errors.DecodeLimitExceeded(f"the JPEG has more than {_MAX_SCANS} scans")
+    name = sniff(body)
     try:
-        return _decode(body, name, limits)
+        return _run_steps(body, name, limits)
     except errors.BadInput:
         raise
     except MemoryError as error:
@@ -109,105 +100,128 @@ def decode(body: bytes, limits: Limits) -> Decoded:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         message = f"the image is too large; MAX_IMAGE_PIXELS allows {limits.max_pixels}"
         raise errors.ImageTooLarge(message) from error
-    except Exception as error:  # Pillow raises what it likes on hostile bytes
+    except Exception as error:  # Pillow raises exceptions of any type on hostile bytes
         message = "the image is damaged, truncated or of an unusual kind: it cannot be read as "
         raise errors.BrokenImage(message + name) from error
 
 
-def _sniff(body: bytes) -> str:
+def _run_steps(body: bytes, name: str, limits: Limits) -> Decoded:
+    source = open_header(body, name)
+    require_size(source.size, limits)
+    require_readable_tiff(source)
+    source.load()
+    plain = reduce_size(to_plain_mode(source, body), limits.working_pixels)
+    alpha = get_alpha(plain)
+    image = put_on_white(to_srgb(plain, source), alpha)
+    orientation = read_orientation(source)
+    image = turn_upright(image, orientation)
+    width_px, height_px = source.size[::-1] if orientation in _SIDEWAYS else source.size
+    notes = {
+        "transparent parts of the source were put on white": alpha is not None,
+        f"the source was reduced to {image.width} x {image.height} before the edit": (
+            image.size != (width_px, height_px)
+        ),
+        "only the first frame of the source was used": has_more_frames(source),
+    }
+    image.info = {}
+    return Decoded(
+        image, width_px, height_px, name, tuple(note for note, so in notes.items() if so)
+    )
+
+
+def sniff(body: bytes) -> str:
+    """Name the format, one of `FORMATS`, by the first bytes.
+
+    Raises:
+        UnsupportedImage: it is none of them.
+    """
     for name, (signature, _) in FORMATS.items():
         if signature.match(body):
             return name
     raise errors.UnsupportedImage("the source is not an image in one of " + ", ".join(FORMATS))
 
 
-def _has_too_many_scans(body: bytes) -> bool:
-    """Count the scans of the first picture only: a film appended by a phone holds any bytes."""
-    if body.count(_START_OF_SCAN) <= _MAX_SCANS:
-        return False
-    scans, position = 0, 2
-    while marker := _MARKER.search(body, position):
-        position = marker.end()
-        if marker[0] == _END_OF_IMAGE:
-            return False
-        scans += marker[0] == _START_OF_SCAN
-        if scans > _MAX_SCANS:
-            return True
-        position += int.from_bytes(body[position : position + 2], "big")
-    return False
+def open_header(body: bytes, name: str) -> ImageFile:
+    """Read the header by Pillow's class for the format; `Image.open` would guess and try others."""
+    return FORMATS[name][1](BytesIO(body))
 
 
-def _decode(body: bytes, name: str, limits: Limits) -> Decoded:
-    notes: list[str] = []
-    source = FORMATS[name][1](BytesIO(body))
-    _require_size(source.width, source.height, limits)
-    tiff.mend_layout(source)
-    source.load()
-    image = _reduce(_plain(source, body), limits)
-    alpha = image.getchannel("A") if image.mode in ("LA", "RGBA") else None
-    image = to_srgb(image, source)
-    if alpha is not None and alpha.getextrema() != (255, 255):
-        ground = Image.new("RGB", image.size, (255, 255, 255))
-        ground.paste(image, mask=alpha)
-        image = ground
-        notes.append("transparent parts of the source were put on white")
-    orientation = _orientation(source)
-    if orientation in _UPRIGHT_BY_ORIENTATION:
-        image = image.transpose(_UPRIGHT_BY_ORIENTATION[orientation])
-    width_px, height_px = source.size[::-1] if orientation in (5, 6, 7, 8) else source.size
-    if image.size != (width_px, height_px):
-        notes.append(f"the source was reduced to {image.width} x {image.height} before the edit")
-    if _has_more_frames(source):
-        notes.append("only the first frame of the source was used")
-    image.info = {}
-    return Decoded(image, width_px, height_px, name, tuple(notes))
+def require_size(size: tuple[int, int], limits: Limits) -> None:
+    """Check width and height in pixels.
 
-
-def _require_size(width_px: int, height_px: int, limits: Limits) -> None:
-    size = f"the image is {width_px} x {height_px} pixels"
+    Raises:
+        ImageTooLarge: more pixels, or a longer side, than allowed.
+        AspectRatioTooExtreme: the longer side is over `max_aspect` times the shorter.
+    """
+    width_px, height_px = size
+    text = f"the image is {width_px} x {height_px} pixels"
     if width_px * height_px > limits.max_pixels:
-        raise errors.ImageTooLarge(f"{size}; MAX_IMAGE_PIXELS allows {limits.max_pixels}")
-    long_px, short_px = max(width_px, height_px), min(width_px, height_px)
-    if long_px > limits.max_side_px:
-        raise errors.ImageTooLarge(f"{size}; a side may have at most {limits.max_side_px}")
-    if long_px > limits.max_aspect * short_px:
+        raise errors.ImageTooLarge(f"{text}; MAX_IMAGE_PIXELS allows {limits.max_pixels}")
+    if max(size) > limits.max_side_px:
+        raise errors.ImageTooLarge(f"{text}; a side may have at most {limits.max_side_px}")
+    if max(size) > limits.max_aspect * min(size):
         raise errors.AspectRatioTooExtreme(
-            f"{size}; the longer side may be at most {limits.max_aspect:g} times the shorter one"
+            f"{text}; the longer side may be at most {limits.max_aspect:g} times the shorter one"
         )
 
 
-def _plain(source: ImageFile, body: bytes) -> Image.Image:
-    """Bring the pixels to 8 bits in L, LA, RGB, RGBA, CMYK or LAB: modes that can be resized."""
+def to_plain_mode(source: ImageFile, body: bytes) -> Image.Image:
+    """Convert to 8 bits in a mode that can be resized: L, LA, RGB, RGBA, CMYK or LAB."""
     mode = source.mode
-    if mode.startswith(("I", "F")):
-        return to_eight_bits(source)
+    if mode.startswith("I;16"):
+        return scale_to_8_bits(source)
     if mode == "La":
         return source.convert("LA")
     if source.has_transparency_data:
         if source.format == "PNG" and mode in ("L", "RGB"):
-            match_key_to_pixels(source, bit_depth=body[24])
+            scale_transparent_colour(source, bit_depth=body[24])
         return source if mode in ("LA", "RGBA") else source.convert("RGBA")
     if mode in ("L", "CMYK", "LAB"):
         return source
     return source.convert("L" if mode == "1" else "RGB")
 
 
-def _reduce(image: Image.Image, limits: Limits) -> Image.Image:
-    factor = math.sqrt(limits.working_pixels / (image.width * image.height))
+def reduce_size(image: Image.Image, max_pixels: int) -> Image.Image:
+    """Scale down to at most `max_pixels`, keeping the aspect ratio; never scale up."""
+    factor = math.sqrt(max_pixels / (image.width * image.height))
     if factor >= 1:
         return image
     size = max(1, int(image.width * factor)), max(1, int(image.height * factor))
     return image.resize(size, Image.Resampling.LANCZOS)
 
 
-def _orientation(source: ImageFile) -> int:
-    with suppress(Exception):  # damaged EXIF, after a good picture, turns nothing
+def get_alpha(image: Image.Image) -> Image.Image | None:
+    """Return the alpha channel (mode L) of LA or RGBA, or None where every pixel is opaque."""
+    if image.mode not in ("LA", "RGBA"):
+        return None
+    alpha = image.getchannel("A")
+    return None if alpha.getextrema() == (255, 255) else alpha
+
+
+def put_on_white(image: Image.Image, alpha: Image.Image | None) -> Image.Image:
+    """Compose RGB over white by `alpha`, as browsers do on a page without a background."""
+    if alpha is None:
+        return image
+    ground = Image.new("RGB", image.size, (255, 255, 255))
+    ground.paste(image, mask=alpha)
+    return ground
+
+
+def read_orientation(source: ImageFile) -> int:
+    """Read the EXIF orientation, 1 to 8, or 1 (upright) where it is missing or damaged."""
+    with suppress(Exception):  # damaged EXIF does not spoil a good image
         return int(source.getexif().get(_ORIENTATION_TAG, 1))
     return 1
 
 
-def _has_more_frames(source: ImageFile) -> bool:
-    """Look for a second frame, never for their number: that would walk the whole file."""
+def turn_upright(image: Image.Image, orientation: int) -> Image.Image:
+    """Undo an EXIF orientation; values other than 2 to 8 change nothing."""
+    method = _UPRIGHT_BY_ORIENTATION.get(orientation)
+    return image if method is None else image.transpose(method)
+
+
+def has_more_frames(source: ImageFile) -> bool:
+    """Look for a second frame. Counting all of them would read the whole file."""
     with suppress(Exception):  # damage behind the first frame does not matter
         return bool(getattr(source, "is_animated", False))
     return False

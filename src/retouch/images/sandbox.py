@@ -1,23 +1,25 @@
-"""Decoding in a child process that can be killed: a picture from a stranger never meets the model's.
+"""Decode in a child process that can be killed: a stranger's image never shares a process with the model.
 
-A child is started ahead, decodes one picture and ends, as its CPU limit counts over its whole life.
-It has no environment, opens nothing, and its answer is believed only as far as it can be checked.
+A child is started ahead of its image, decodes one and exits, because a CPU limit counts over a whole
+process. It has no environment and opens nothing, and its answer is checked before it is believed.
 """
 
 import asyncio
-import fcntl
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 import time
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 import PIL
 
@@ -30,47 +32,96 @@ _ENTRY: Final = (
     "import sys; sys.path[:] = [sys.argv[1], *sys.path, sys.argv[2]];"
     "from retouch.images.sandbox_child import main; main()"
 )
-_PIPE_BYTES: Final = 1 << 20
-_START_TIMEOUT_S: Final = 20.0
-_START_TRIES: Final = 3
+_TRIES: Final = 3
+# A child that is killed from outside, as by the kernel's OOM killer, says nothing about its image. Other
+# signals do: the CPU limit's, and crashes, since not every library checks allocations.
+_KILLED: Final = (-signal.SIGKILL, -signal.SIGTERM)
+Child = subprocess.Popen[bytes]
 
 
 @dataclass(frozen=True, slots=True)
 class DecoderSettings:
-    """How many pictures are decoded at a time, and what one may cost.
+    """How many images are decoded at a time, and what one may cost.
 
-    `memory_bytes` come on top of the interpreter's own: 50 MP of WebP need 840 MB.
+    `memory_bytes` come on top of the interpreter's own: 50 megapixels of WebP need 840 MB.
     """
 
     children: int = 2
     cpu_seconds: int = 5
     memory_bytes: int = 1 << 30
-    timeout_s: float = 10.0
+
+
+def start_child(command: list[str], kind: type[Child] = subprocess.Popen) -> Child:
+    """Start `command` without environment, with pipes, as a `kind` of process.
+
+    It gets a session of its own, so that Ctrl-C in the service's terminal does not reach it.
+    """
+    child = kind(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        bufsize=0,
+        env={},
+        cwd="/",
+        start_new_session=True,
+    )
+    os.set_blocking(_fileno(child.stdin), False)
+    return child
+
+
+class _Job:
+    """One call of `decode`, shared by the loop that may cancel it and the thread that runs it."""
+
+    def __init__(self, body: bytes, deadline_s: float) -> None:
+        self.body = body
+        self.deadline_s = deadline_s
+        self.is_cancelled = False
+        self._child: Child | None = None
+
+    def cancel(self) -> None:
+        # `use` sets `_child` before it reads the flag: one of the two threads sees the other's write.
+        self.is_cancelled = True
+        if self._child is not None:
+            self._child.kill()
+
+    def use(self, child: Child) -> None:
+        self._child = child
+        if self.is_cancelled:
+            child.kill()
 
 
 class Decoder:
-    """`images.decode` in child processes. Works in any event loop, and in several at a time."""
+    """`decode.decode` in child processes; usable from any event loop, and from several at a time.
 
-    def __init__(self, limits: Limits, settings: DecoderSettings | None = None) -> None:
+    `spawn` starts a child from its command line.
+    """
+
+    def __init__(
+        self,
+        limits: Limits,
+        settings: DecoderSettings | None = None,
+        *,
+        spawn: Callable[[list[str]], Child] = start_child,
+    ) -> None:
         self._limits = limits
         self._settings = settings or DecoderSettings()
-        self._command = _command(limits, self._settings)
-        self._closed = False
+        self._spawn = partial(spawn, _command(limits, self._settings))
+        self._is_closed = False
         self._jobs: set[_Job] = set()
-        children = self._settings.children
-        self._workers = ThreadPoolExecutor(children, thread_name_prefix="decoder")
-        self._starters = ThreadPoolExecutor(children, thread_name_prefix="decoder-start")
-        self._spares = deque(self._starters.submit(self._start) for _ in range(children))
+        self._workers = ThreadPoolExecutor(self._settings.children, thread_name_prefix="decoder")
+        self._spares: deque[Child] = deque()
+        for _ in range(self._settings.children):
+            self._add_spare()
 
     async def decode(self, body: bytes, *, timeout_s: float) -> Decoded:
-        """Decode `body` as `images.decode` does; cancelling ends the child.
+        """Decode `body` as `decode.decode` does; cancelling kills the child.
 
         Raises:
-            BadInput: as `images.decode`, and `ImageTooCostly` past the limits of the settings.
-            Overloaded: no child was free within `timeout_s`.
-            DeadlineExceeded: `timeout_s` ended a decode that was still within its own limits.
-            NotReady: the decoder is being closed.
-            InternalError: no child could be started.
+            BadInput: as `decode.decode`; `DecodeLimitExceeded` also past the limits of the settings.
+            Overloaded: no child was free, or done, within `timeout_s`.
+            NotReady: the decoder is closed.
+            InternalError: children cannot be started.
         """
         job = _Job(body, time.monotonic() + timeout_s)
         try:
@@ -80,180 +131,114 @@ class Decoder:
         answer = asyncio.wrap_future(future)
         try:
             await asyncio.wait([answer], timeout=timeout_s)
-            if future.cancel():  # still in the queue
-                retry_after_s = max(1, round(self._settings.timeout_s))
-                raise errors.Overloaded(
-                    "too many images are being decoded", details={"retry_after": retry_after_s}
-                )
-            return await answer  # a job that runs ends by itself at its deadline
+            if future.cancel():  # still queued
+                raise _overloaded()
+            return await answer  # a running job ends by itself at its deadline
         except asyncio.CancelledError:
             answer.cancel()
             job.cancel()
             raise
 
     def close(self) -> None:
-        """End every child and thread. What is being decoded ends with `NotReady`."""
-        self._closed = True
+        """End every child and thread; running decodes raise `NotReady`."""
+        self._is_closed = True
         for job in tuple(self._jobs):
             job.cancel()
         self._workers.shutdown()
-        self._starters.shutdown()
-        for spare in self._spares:
-            _end(spare)
+        while self._spares:
+            _end(self._spares.popleft())
 
-    def _run(self, job: "_Job") -> Decoded:
+    def _run(self, job: _Job) -> Decoded:
         self._jobs.add(job)
         try:
-            if self._closed:
-                raise _stopping()
-            spare = self._spares.popleft()  # never empty: there is one for each worker
-            try:
-                job.child = self._take(spare, job.deadline_s)
-                return self._decode(job, job.child)
-            finally:
-                if job.child:
-                    job.child.end()
-                # Only now: a start takes 0.1 s of processor time, and the picture came first.
-                self._spares.append(self._starters.submit(self._start))
+            return self._decode(job)
+        except TimeoutError as error:
+            raise _overloaded() from error
+        except OSError as error:
+            raise errors.InternalError("the image decoder could not be started") from error
         finally:
             self._jobs.discard(job)
+            self._add_spare()  # only now: starting takes 0.1 s of CPU, and this image came first
 
-    def _decode(self, job: "_Job", child: "_Child") -> Decoded:
-        own_deadline_s = time.monotonic() + self._settings.timeout_s
-        deadline_s = min(job.deadline_s, own_deadline_s)
-        try:
-            if job.cancelled:
-                child.kill()
-            child.write(sandbox_child.LENGTH.pack(len(job.body)), deadline_s)
-            child.write(job.body, deadline_s)
-            return sandbox_child.receive(lambda count: child.read(count, deadline_s), self._limits)
-        except TimeoutError as error:
-            if deadline_s < own_deadline_s:
-                raise _out_of_time() from error
-            raise errors.DecodeLimitExceeded(
-                f"decoding the image took more than {self._settings.timeout_s:g} s"
-            ) from error
-        except (EOFError, OSError) as error:
-            if self._closed:
-                raise _stopping() from error
-            raise errors.DecodeLimitExceeded(
-                f"decoding the image took more than {self._settings.cpu_seconds} s of processor time"
-                f" or {self._settings.memory_bytes >> 20} MiB of memory",
-                returncode=child.end(),
-            ) from error
-
-    def _take(self, spare: "Future[_Child]", deadline_s: float) -> "_Child":
-        for _ in range(_START_TRIES):
+    def _decode(self, job: _Job) -> Decoded:
+        status = 0
+        for _ in range(_TRIES):  # a child may be killed from outside, also while it waits
+            if self._is_closed or job.is_cancelled:
+                raise _stopping()
+            child = self._take()
+            job.use(child)
             try:
-                child = spare.result(max(0.0, deadline_s - time.monotonic()))
-            except TimeoutError as error:
-                spare.add_done_callback(_end)
-                raise _out_of_time() from error
-            except errors.InternalError as error:
-                failure = error
-            else:
-                if child.is_alive():
-                    return child
-                failure = _no_child(child.end())  # killed while it waited
-            spare = self._starters.submit(self._start)
-        spare.add_done_callback(_end)
-        raise failure
+                return self._exchange(job, child)
+            except (EOFError, BrokenPipeError) as error:
+                status = _end(child)
+                if status < 0 and status not in _KILLED:
+                    raise errors.DecodeLimitExceeded(
+                        f"decoding the image took more than {self._settings.cpu_seconds} s of"
+                        f" processor time or {self._settings.memory_bytes >> 20} MiB of memory",
+                        returncode=status,
+                    ) from error
+            finally:
+                _end(child)
+        if status in _KILLED:
+            raise _overloaded(returncode=status)
+        raise ChildProcessError(f"the decoder exits with status {status}")
 
-    def _start(self) -> "_Child":
+    def _take(self) -> Child:
         try:
-            child = _Child(self._command)
-        except OSError as error:
-            raise _no_child() from error
-        try:
-            child.read(len(sandbox_child.READY), time.monotonic() + _START_TIMEOUT_S)
-        except (EOFError, OSError) as error:
-            raise _no_child(returncode=child.end()) from error
-        return child
+            return self._spares.popleft()
+        except IndexError:
+            return self._spawn()
 
+    def _add_spare(self) -> None:
+        with suppress(OSError):  # the next job starts its own child, and reports the failure
+            self._spares.append(self._spawn())
 
-class _Job:
-    """One call of `decode`, shared by the loop that may cancel it and the thread that does it."""
-
-    def __init__(self, body: bytes, deadline_s: float) -> None:
-        self.body = body
-        self.deadline_s = deadline_s
-        self.cancelled = False
-        self.child: _Child | None = None
-
-    def cancel(self) -> None:
-        # The thread sets `child` first and reads `cancelled` after: one of the two sees the other.
-        self.cancelled = True
-        if self.child is not None:
-            self.child.kill()
-
-
-class _Child:
-    """A process and its two pipes, read and written with deadlines."""
-
-    def __init__(self, command: list[str]) -> None:
-        # A session of its own keeps the terminal's Ctrl-C, meant for the service, from it.
-        self._process = subprocess.Popen(  # noqa: S603  # our own interpreter and entry
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            bufsize=0,
-            env={},
-            cwd="/",
-            start_new_session=True,
-        )
-        assert self._process.stdin is not None  # noqa: S101  # for mypy: both are pipes
-        assert self._process.stdout is not None  # noqa: S101
-        self._in, self._out = self._process.stdin, self._process.stdout
-        for pipe in (self._in, self._out):
-            os.set_blocking(pipe.fileno(), False)
-            with suppress(OSError, AttributeError):  # over the user's quota, or not Linux
-                fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
-
-    def is_alive(self) -> bool:
-        return self._process.poll() is None
-
-    def write(self, data: bytes, deadline_s: float) -> None:
-        view = memoryview(data)
-        while view:
-            _wait(self._in.fileno(), select.POLLOUT, deadline_s)
-            view = view[os.write(self._in.fileno(), view) :]
-
-    def read(self, count: int, deadline_s: float) -> bytearray:
-        data = bytearray(count)
-        view = memoryview(data)
-        while view:
-            _wait(self._out.fileno(), select.POLLIN, deadline_s)
-            got = os.readv(self._out.fileno(), [view])
-            if not got:
-                raise EOFError
-            view = view[got:]
-        return data
-
-    def kill(self) -> None:
-        self._process.kill()
-
-    def end(self) -> int:
-        """Kill and reap the process, close the pipes. Again is allowed."""
-        self._process.kill()
-        self._in.close()
-        self._out.close()
-        return self._process.wait()
+    def _exchange(self, job: _Job, child: Child) -> Decoded:
+        _write(child, sandbox_child.LENGTH.pack(len(job.body)), job.deadline_s)
+        _write(child, job.body, job.deadline_s)
+        return sandbox_child.receive(partial(_read, child, job.deadline_s), self._limits)
 
 
 def _command(limits: Limits, settings: DecoderSettings) -> list[str]:
-    # -I: no PYTHON* variables, no user's packages, not this folder; -S: no .pth file runs, so the two
-    # folders that are needed are named; -B: no bytecode is written.
+    # -I: no PYTHON* variables, no user site, no working directory; -S: no .pth files, so the two
+    # directories that are needed are named; -B: no bytecode is written.
     package, pillow = (str(Path(module.__path__[0]).parent) for module in (retouch, PIL))
-    options = json.dumps(
-        {
-            "limits": asdict(limits),
-            "cpu_seconds": settings.cpu_seconds,
-            "memory_bytes": settings.memory_bytes,
-        }
-    )
+    options = json.dumps({"limits": asdict(limits), "settings": asdict(settings)})
     flags = ["-I", "-S", "-B", "-W", "ignore"]
     return [sys.executable, *flags, "-c", _ENTRY, package, pillow, options]
+
+
+def _write(child: Child, data: bytes, deadline_s: float) -> None:
+    pipe, view = _fileno(child.stdin), memoryview(data)
+    while view:
+        _wait(pipe, select.POLLOUT, deadline_s)
+        view = view[os.write(pipe, view) :]
+
+
+def _read(child: Child, deadline_s: float, count: int) -> bytearray:
+    pipe, data = _fileno(child.stdout), bytearray(count)
+    view = memoryview(data)
+    while view:
+        _wait(pipe, select.POLLIN, deadline_s)
+        got = os.readv(pipe, [view])
+        if not got:
+            raise EOFError
+        view = view[got:]
+    return data
+
+
+def _end(child: Child) -> int:
+    """Kill and reap the process and close its pipes; return the status with which it ended."""
+    child.kill()
+    for pipe in (child.stdin, child.stdout):
+        if pipe is not None:
+            pipe.close()
+    return child.wait()
+
+
+def _fileno(pipe: IO[bytes] | None) -> int:
+    assert pipe is not None  # noqa: S101  # for mypy
+    return pipe.fileno()
 
 
 def _wait(pipe: int, event: int, deadline_s: float) -> None:
@@ -264,17 +249,9 @@ def _wait(pipe: int, event: int, deadline_s: float) -> None:
         raise TimeoutError
 
 
-def _end(spare: "Future[_Child]") -> None:
-    with suppress(errors.InternalError):
-        spare.result().end()
-
-
-def _no_child(returncode: int | None = None) -> errors.InternalError:
-    return errors.InternalError("the image decoder could not be started", returncode=returncode)
-
-
-def _out_of_time() -> errors.DeadlineExceeded:
-    return errors.DeadlineExceeded("the time was up before the image was decoded")
+def _overloaded(returncode: int | None = None) -> errors.Overloaded:
+    message = "the image was not decoded in time: the service is too busy"
+    return errors.Overloaded(message, details={"retry_after": 5}, returncode=returncode)
 
 
 def _stopping() -> errors.NotReady:

@@ -1,61 +1,49 @@
-"""What Pillow gets wrong in TIFFs without a word: samples of more than 8 bits in some layouts.
-
-Seen with Pillow 13.0.0, `TiffImagePlugin.py`. Imported in the decoder's child process.
-"""
-
-from collections.abc import Mapping
-from typing import Any
+"""Refuse the kinds of TIFF that Pillow 13.0.0 decodes to wrong pixels without an error."""
 
 from PIL.ImageFile import ImageFile
 from PIL.TiffImagePlugin import (
     BITSPERSAMPLE,
+    COLORMAP,
+    PHOTOMETRIC_INTERPRETATION,
     PLANAR_CONFIGURATION,
     SAMPLEFORMAT,
     TiffImageFile,
 )
 
-from retouch.errors import BrokenImage
+from retouch.errors import UnsupportedImage
 
-_SEPARATE = 2
-_BYTE_BITS = 8
-_UNSIGNED = 1
+_UNSIGNED, _WHITE_IS_ZERO, _SEPARATE = 1, 0, 2
 
 
-def mend_layout(source: ImageFile) -> None:
-    """Correct how an opened TIFF will be read, before its pixels are; any other picture is left as it is.
+def require_readable_tiff(source: ImageFile) -> None:
+    """Check an opened file before its pixels are read; does nothing unless it is a TIFF.
 
     Raises:
-        BrokenImage: its layout cannot be read right.
+        UnsupportedImage: Pillow would decode it wrongly.
     """
     if not isinstance(source, TiffImageFile):
         return
-    bits = source.tag_v2.get(BITSPERSAMPLE, (8,))
-    tile: Any = source.tile[0] if source.tile else None
-    if tile and tile.codec_name == "libtiff":
-        raw, *rest = tile.args
-        # libtiff gives the machine's own byte order, and Pillow then swaps a big-endian file's again.
-        if source.mode.startswith(("I", "F")) and "B" in raw:
-            source.tile = [tile._replace(args=(raw.replace("B", "N"), *rest))]
-    elif (
-        source.tag_v2.get(PLANAR_CONFIGURATION) == _SEPARATE
+    tags, mode = source.tag_v2, source.mode
+    bits = tags.get(BITSPERSAMPLE, (1,))
+    is_gray_16 = mode.startswith("I;16")
+    through_libtiff = bool(source.tile) and source.tile[0].codec_name == "libtiff"
+    wrong = {
+        "signed or floating-point samples": set(tags.get(SAMPLEFORMAT, ())) - {_UNSIGNED},
+        f"gray samples of {bits[0]} bits": mode == "I" or (is_gray_16 and bits != (16,)),
+        "16-bit gray where zero is white": is_gray_16
+        and tags.get(PHOTOMETRIC_INTERPRETATION) == _WHITE_IS_ZERO,
+        # libtiff returns native byte order, and Pillow swaps it again.
+        "compressed big-endian 16-bit gray": mode == "I;16B" and through_libtiff,
+        # Planes of more than 8 bits are read as 8 bits; an alpha plane is not read at all.
+        "separate planes other than 8-bit RGB": tags.get(PLANAR_CONFIGURATION) == _SEPARATE
         and len(bits) > 1
-        and max(bits) > _BYTE_BITS
-    ):
-        # Each plane would be taken for one of 8 bits.
-        raise BrokenImage("a TIFF with separate planes of more than 8 bits cannot be read")
-
-
-def read_tags(source: ImageFile) -> Mapping[int, Any]:
-    """Return the tags of a TIFF that was read, and none of any other picture.
-
-    Raises:
-        BrokenImage: unsigned samples of 32 bits were read as negative ones.
-    """
-    if not isinstance(source, TiffImageFile):
-        return {}
-    if source.mode == "I" and source.tag_v2.get(SAMPLEFORMAT, (_UNSIGNED,))[0] == _UNSIGNED:
-        darkest: Any = source.getextrema()[0]
-        if darkest < 0:
-            raise BrokenImage("a TIFF with samples of over 31 bits cannot be read")
-    tags: Mapping[int, Any] = source.tag_v2
-    return tags
+        and bits != (8, 8, 8),
+        # The specification says 0 to 65535; read so, these entries are all black.
+        "a color map of 8-bit entries": mode in ("P", "PA")
+        and max(tags[COLORMAP]) in range(1, 256),
+    }
+    kinds = [kind for kind, is_so in wrong.items() if is_so]
+    if kinds:
+        raise UnsupportedImage(
+            f"TIFF with {kinds[0]} is not supported; save it as 8-bit RGB or as PNG"
+        )

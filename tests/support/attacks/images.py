@@ -1,6 +1,6 @@
-"""Makes hostile images in code: `make(seed, number)` is always the same attack.
+"""Make hostile images in code; `make(seed, number)` always makes the same one.
 
-Its bytes differ in no more than the time that profiles, AVIF films and PDF files are stamped with.
+Only the time stamps that profiles, AVIF sequences and PDF files carry differ.
 """
 
 import random

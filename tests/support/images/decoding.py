@@ -1,7 +1,8 @@
-"""What the decoder's tests share: its children, seen from outside."""
+"""The decoder's child processes, seen from outside."""
 
 import asyncio
 import os
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -33,9 +34,17 @@ def decoders() -> set[int]:
     found = set()
     for pid in children():
         with suppress(OSError):  # gone in between
-            if b"decoder_child" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            if b"sandbox_child" in Path(f"/proc/{pid}/cmdline").read_bytes():
                 found.add(pid)
     return found
+
+
+def limits_of(pid: int) -> dict[str, list[str]]:
+    """The soft and hard limits of a process, by name; none once it is gone."""
+    with suppress(OSError):
+        rows = Path(f"/proc/{pid}/limits").read_text().splitlines()
+        return {row[:25].strip(): row[25:].split()[:2] for row in rows}
+    return {}
 
 
 def is_running(pid: int) -> bool:
@@ -52,15 +61,24 @@ async def until(claim: Callable[[], bool]) -> None:
             await asyncio.sleep(0.02)
 
 
-async def idle(decoding: sandbox.Decoder) -> set[int]:
-    """Wait until every spare child is ready, and return their process ids."""
-    spares = decoding._spares  # noqa: SLF001  # no caller needs to know
-    await until(lambda: all(spare.done() for spare in spares))
-    return {spare.result()._process.pid for spare in spares}  # noqa: SLF001
+async def idle(count: int = 2) -> set[int]:
+    """Wait until `count` children are ready for an image, and return their process ids."""
+    ready: set[int] = set()
+
+    def are_ready() -> bool:
+        ready.clear()  # restricting its open files is the last that a child does before it waits
+        ready.update(p for p in decoders() if limits_of(p).get("Max open files") == ["3", "3"])
+        return len(ready) == count == len(decoders())
+
+    await until(are_ready)
+    return ready
+
+
+def running(script: str) -> Callable[[list[str]], sandbox.Child]:
+    """Start a script in place of the decoder; `w` writes to its answer."""
+    start = "import os, struct, time; w = lambda data: os.write(1, data);"
+    return lambda _command: sandbox.start_child([sys.executable, "-c", start + script])
 
 
 def open_files() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
-
-
-# --- what comes out --------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Makes test pictures and decompression bombs in code, so that no binary file is committed."""
+"""Make test images and decompression bombs in code, so that no binary file is committed."""
 
 import itertools
 import struct
@@ -63,7 +63,7 @@ def samples() -> dict[str, bytes]:
         "bmp": saved(image, "BMP"),
         "tiff": saved(image, "TIFF"),
         "tiff lzw": saved(image, "TIFF", compression="tiff_lzw"),
-        "tiff float": saved(Image.new("F", (20, 20), 0.25), "TIFF"),
+        "tiff 16 bit": saved(Image.new("I;16", (40, 30), 30000), "TIFF"),
         "avif": saved(image, "AVIF"),
         "avif animated": saved(image, "AVIF", save_all=True, append_images=frames[1:]),
     }
@@ -131,8 +131,10 @@ def tiff(
     sample_format: int = 1,
     order: str = "<",
     deflate: bool = False,
+    extra_samples: int | None = None,
+    color_map: list[int] | None = None,
 ) -> bytes:
-    """A TIFF of one strip a plane, in either byte order (TIFF 6.0, sections 2, 4 and 19)."""
+    """A TIFF of one strip for each plane, in either byte order (TIFF 6.0, sections 2, 4, 5, 18 and 19)."""
     strips = [zlib.compress(plane) for plane in planes] if deflate else list(planes)
     ends = list(itertools.accumulate(map(len, strips), initial=8))
     count = len(strips)
@@ -147,8 +149,11 @@ def tiff(
         TiffImagePlugin.ROWSPERSTRIP: [size[1]],
         TiffImagePlugin.STRIPBYTECOUNTS: [len(strip) for strip in strips],
         TiffImagePlugin.PLANAR_CONFIGURATION: [2 if count > 1 else 1],
+        TiffImagePlugin.COLORMAP: color_map or [],
+        TiffImagePlugin.EXTRASAMPLES: [] if extra_samples is None else [extra_samples],
         TiffImagePlugin.SAMPLEFORMAT: [sample_format] * count,
     }
+    fields = {tag: values for tag, values in fields.items() if values}
     entries, beside, place = b"", b"", ends[-1]
     for tag, values in fields.items():
         packed = struct.pack(f"{order}{len(values)}I", *values)
@@ -166,7 +171,7 @@ def tiff(
 
 
 def scan_bomb(size_px: int, scans: int) -> bytes:
-    """A small progressive JPEG of `size_px` squared whose scans are empty, and costly all the same."""
+    """A small progressive JPEG of `size_px` squared whose empty scans each cost a pass."""
     body = saved(Image.new("L", (size_px, size_px), 128), "JPEG", progressive=True)
     last = body.rindex(b"\xff\xda")
     scan = body[last : last + 2 + int.from_bytes(body[last + 2 : last + 4], "big")] + b"\0"
