@@ -144,7 +144,6 @@ def build_sources(settings: Settings, store: Store, *, exits: AsyncExitStack) ->
     fetcher = Downloader(
         FetchLimits(
             max_bytes=settings.max_image_bytes,
-            timeout_s=settings.source_timeout_seconds,
             allowed_hosts=allowed_hosts,
         )
     )
@@ -159,7 +158,6 @@ def build_sources(settings: Settings, store: Store, *, exits: AsyncExitStack) ->
             max_bytes=settings.max_image_bytes,
             ttl_s=settings.source_ttl_seconds,
             timeout_s=min(settings.source_timeout_seconds, settings.timeout_seconds),
-            allowed_hosts=allowed_hosts,
         ),
     )
     exits.callback(sources.close)

@@ -16,7 +16,7 @@ from retouch.net.download import FetchLimits
 
 pytestmark = pytest.mark.integration
 
-LIMITS = FetchLimits(max_bytes=1 << 20, timeout_s=5, connect_timeout_s=2)
+LIMITS = FetchLimits(max_bytes=1 << 20, connect_timeout_s=2)
 
 
 async def test_the_origin_is_asked_plainly_under_its_own_name() -> None:

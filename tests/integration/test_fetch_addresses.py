@@ -15,7 +15,7 @@ from retouch.net.url import parse_url
 
 pytestmark = pytest.mark.integration
 
-LIMITS = FetchLimits(max_bytes=1 << 20, timeout_s=5, connect_timeout_s=2)
+LIMITS = FetchLimits(max_bytes=1 << 20, connect_timeout_s=2)
 
 connected: list[Any] = []
 

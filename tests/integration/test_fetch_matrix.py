@@ -19,7 +19,7 @@ async def test_the_watch_sees_what_a_rule_that_is_too_weak_lets_through(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(
-        "retouch.net.download.is_public", lambda address: ip_address(address).is_global
+        "retouch.net.connect.is_public", lambda address: ip_address(address).is_global
     )
     refused, _ = await run_matrix(WATCH, seed=1, extra=0, every=499)
     assert len(refused.violations) > 3

@@ -199,7 +199,7 @@ class Internet:
     detour: Detour
 
     async def get(self, url: str, **options: Any) -> Download:
-        return await self.fetcher.fetch(parse_url(url), **{"timeout_s": 60, **options})
+        return await self.fetcher.fetch(parse_url(url), **{"timeout_s": 20, **options})
 
 
 @contextlib.asynccontextmanager
