@@ -19,8 +19,8 @@ from retouch.storage.port import StoredObject
 NO_BASE64 = "holds no valid base64 after its comma"
 BODY = bytes(range(256))
 ORIGINAL = CachedSource(
-    id="ab" * 32,
     body=BODY,
+    sha256=hashlib.sha256(BODY).hexdigest(),
     fetched_at_s=1000.9,
     fresh_s=60,
     etag='"v1"',
@@ -103,7 +103,7 @@ def test_a_data_url_over_the_limit_names_limit_and_setting(kind: str) -> None:
 
 
 def test_what_is_kept_is_read_back_as_cached() -> None:
-    read = read_stored(ORIGINAL.id, StoredObject(BODY, to_object_metadata(ORIGINAL)))
+    read = read_stored(StoredObject(BODY, to_object_metadata(ORIGINAL)))
     assert read == replace(ORIGINAL, fetched_at_s=1000, cached=True)
 
 
@@ -114,7 +114,7 @@ def test_metadata_is_plain_text_under_lower_case_names_and_leaves_out_what_is_un
         "fetched-at": "1000",
         "fresh-seconds": "60",
     }
-    read = read_stored(ORIGINAL.id, StoredObject(BODY, metadata))
+    read = read_stored(StoredObject(BODY, metadata))
     assert read is not None
     assert (read.etag, read.last_modified) == (None, None)
 
@@ -122,7 +122,7 @@ def test_metadata_is_plain_text_under_lower_case_names_and_leaves_out_what_is_un
 @pytest.mark.parametrize("lost", ["sha256", "fetched-at", "fresh-seconds"])
 def test_an_object_without_its_metadata_is_not_whole(lost: str) -> None:
     metadata = {name: value for name, value in to_object_metadata(ORIGINAL).items() if name != lost}
-    assert read_stored(ORIGINAL.id, StoredObject(BODY, metadata)) is None
+    assert read_stored(StoredObject(BODY, metadata)) is None
 
 
 @pytest.mark.parametrize(
@@ -135,11 +135,9 @@ def test_an_object_without_its_metadata_is_not_whole(lost: str) -> None:
     ],
 )
 def test_an_object_with_damaged_metadata_is_not_whole(changed: dict[str, str]) -> None:
-    assert (
-        read_stored(ORIGINAL.id, StoredObject(BODY, to_object_metadata(ORIGINAL) | changed)) is None
-    )
+    assert read_stored(StoredObject(BODY, to_object_metadata(ORIGINAL) | changed)) is None
 
 
 @pytest.mark.parametrize("body", [BODY[:-1], BODY + b"x", b""])
 def test_a_body_that_is_not_the_one_put_is_not_whole(body: bytes) -> None:
-    assert read_stored(ORIGINAL.id, StoredObject(body, to_object_metadata(ORIGINAL))) is None
+    assert read_stored(StoredObject(body, to_object_metadata(ORIGINAL))) is None

@@ -162,19 +162,6 @@ async def test_a_data_url_that_holds_no_picture_is_refused() -> None:
     await World().refused(UnsupportedImage, "data:,hello")
 
 
-async def test_a_port_is_refused_before_anything_is_asked() -> None:
-    world = World()
-    await world.refused(InvalidRequest, "https://pictures.example:8443/")
-    assert (world.origin.asked, world.store.gets) == ([], [])
-
-
-async def test_an_exempted_host_may_have_any_port() -> None:
-    url = "https://pictures.example:8443/cup"
-    world = World(allowed_hosts=frozenset({"pictures.example:8443"}))
-    world.origin.pages[url] = Page()
-    assert (await world.load(url)).size_bytes == len(PNG)
-
-
 async def test_a_cached_object_over_the_limit_is_a_fault_of_the_cache() -> None:
     world = World()
     await world.fill()

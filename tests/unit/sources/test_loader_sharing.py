@@ -24,7 +24,7 @@ async def test_a_load_during_the_cache_write_fetches_and_decodes_nothing() -> No
     assert world.decoder.decodes == 1
     assert world.store.gets == [KEY]
     world.store.is_open.set()
-    await until(lambda: not world.sources._storing)  # noqa: SLF001 - nothing tells of it
+    await until(lambda: not world.sources.pending_writes)
     assert (await world.load()).cached
     assert world.store.gets == [KEY, KEY]
 

@@ -17,36 +17,34 @@ class Airport:
         self.flights: SingleFlight[str] = SingleFlight()
         self.started: list[str] = []
         self.ended: list[str] = []
-        self._landing: dict[str, asyncio.Future[str]] = {}
+        self.landing: dict[str, asyncio.Future[str]] = {}
 
     def start(self, key: str) -> Callable[[], Coroutine[Any, Any, str]]:
         async def fly() -> str:
             self.started.append(key)
-            self._landing[key] = asyncio.get_running_loop().create_future()
+            self.landing[key] = asyncio.get_running_loop().create_future()
             try:
-                return await self._landing[key]
+                return await self.landing[key]
             finally:
                 self.ended.append(key)
 
         return fly
 
     async def board(self, key: str, callers: int = 1) -> list[asyncio.Task[str]]:
-        tasks = [
-            asyncio.create_task(self.flights.join(key, self.start(key))) for _ in range(callers)
-        ]
+        tasks = [asyncio.create_task(self.flights.do(key, self.start(key))) for _ in range(callers)]
         await settle()
         return tasks
 
     async def land(self, key: str, result: str | Exception) -> None:
         if isinstance(result, Exception):
-            self._landing[key].set_exception(result)
+            self.landing[key].set_exception(result)
         else:
-            self._landing[key].set_result(result)
+            self.landing[key].set_result(result)
         await settle()
 
     @property
     def under_way(self) -> int:
-        return len(self.flights._flights)  # noqa: SLF001 - that none leaks is the claim
+        return len(self.flights)
 
 
 async def test_callers_of_one_key_share_one_flight() -> None:
@@ -127,19 +125,19 @@ async def test_who_comes_while_an_ended_flight_still_winds_up_starts_another() -
     async def quick() -> str:
         return "quick"
 
-    first = asyncio.create_task(flights.join("a", stubborn))
+    first = asyncio.create_task(flights.do("a", stubborn))
     await settle()
     first.cancel()
     await settle()
     assert first.cancelled()
-    slow = asyncio.create_task(flights.join("a", stubborn))
+    slow = asyncio.create_task(flights.do("a", stubborn))
     await settle()
     may_end.set()  # the first flight lands now, and must not take the second one's place
     await settle()
-    assert len(flights._flights) == 1  # noqa: SLF001 - as above
+    assert len(flights) == 1
     slow.cancel()
     await settle()
-    assert await flights.join("a", quick) == "quick"
+    assert await flights.do("a", quick) == "quick"
 
 
 async def test_a_fault_after_everybody_left_is_not_reported_as_forgotten() -> None:
@@ -153,7 +151,7 @@ async def test_a_fault_after_everybody_left_is_not_reported_as_forgotten() -> No
         finally:
             raise SourceTimedOut("late")
 
-    caller = asyncio.create_task(flights.join("a", fails_when_ended))
+    caller = asyncio.create_task(flights.do("a", fails_when_ended))
     await settle()
     caller.cancel()
     await settle()
@@ -165,7 +163,7 @@ async def test_a_fault_after_everybody_left_is_not_reported_as_forgotten() -> No
 async def test_an_error_that_arrives_as_the_last_caller_leaves_is_not_lost() -> None:
     airport = Airport()
     (caller,) = await airport.board("a")
-    airport._landing["a"].set_exception(SourceTimedOut("late"))  # noqa: SLF001 - before the loop turns
+    airport.landing["a"].set_exception(SourceTimedOut("late"))  # before the loop turns
     caller.cancel()
     await settle()
     gc.collect()
