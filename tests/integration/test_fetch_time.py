@@ -60,7 +60,7 @@ async def test_one_deadline_holds_whatever_the_origin_does(name: str) -> None:
         await until(lambda: not origins["a.example"].open)
 
 
-async def test_the_deadline_spans_the_second_try() -> None:
+async def test_the_deadline_includes_the_retry() -> None:
     scripts = {"a.example": in_turn(answer(status=503), say(b""))}
     async with internet(scripts, limits=LIMITS) as (net, origins):
         began_s = time.monotonic()
@@ -168,7 +168,7 @@ async def test_a_hundred_dripping_origins_delay_a_healthy_one_by_less_than_a_ten
         await asyncio.gather(*drips, return_exceptions=True)
 
 
-async def test_names_that_hang_after_their_fetch_has_gone_hold_up_no_other() -> None:
+async def test_lookups_that_outlive_their_download_delay_no_other() -> None:
     names = Names({"a.example": [["93.184.0.1"]]})
     async with Origin(answer(b"abc")) as origin:
         with hanging_lookups("slow", names) as resolve:
@@ -192,7 +192,7 @@ async def test_no_more_names_are_looked_up_at_once_than_the_limit_says() -> None
         assert len(asked) == 8
 
 
-def test_a_name_that_hangs_does_not_keep_the_process_from_ending() -> None:
+def test_a_hanging_lookup_does_not_keep_the_process_from_ending() -> None:
     code = """
 import asyncio, time
 from retouch.net.connect import Resolver
@@ -213,7 +213,7 @@ except TimeoutError:
     assert done.stdout == "over\n"
 
 
-async def test_a_look_up_that_gets_no_thread_leaves_its_place(
+async def test_a_lookup_without_a_thread_frees_its_place(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def refuse(_: threading.Thread) -> None:

@@ -61,7 +61,7 @@ async def test_body_and_headers_come_back() -> None:
     assert fetched == Download(b"abcde", '"x"', "Sat, 01 Aug 2026 00:00:00 GMT", 50, storable=True)
 
 
-async def test_what_an_origin_leaves_out_is_none() -> None:
+async def test_missing_headers_are_none() -> None:
     assert await fetch(head(200), b"abc") == Download(b"abc", None, None, None, storable=True)
 
 
@@ -71,7 +71,7 @@ async def test_a_validator_that_is_not_short_ascii_is_dropped(value: bytes) -> N
     assert fetched.etag is None
 
 
-async def test_not_modified_is_an_answer_only_to_who_asked() -> None:
+async def test_not_modified_is_accepted_only_for_a_conditional_request() -> None:
     answer = head(304, 'ETag: "x"', "Cache-Control: max-age=9")
     assert await fetch(answer, etag='"x"') == Download(None, '"x"', None, 9, storable=True)
     for unasked in (None, "", "bad\r\nX-Injected: 1"):
@@ -114,7 +114,7 @@ async def test_not_modified_is_an_answer_only_to_who_asked() -> None:
         (head(302, "Location: /again"), SourceRedirectError),
     ],
 )
-async def test_an_answer_that_is_no_image_is_a_typed_error(
+async def test_a_response_without_an_image_is_a_typed_error(
     answer: bytes, expected: type[EditError]
 ) -> None:
     with pytest.raises(expected) as caught:
@@ -124,7 +124,7 @@ async def test_an_answer_that_is_no_image_is_a_typed_error(
     assert "s3cr3t" not in caught.value.message + repr(caught.value.details)
 
 
-async def test_the_origin_status_is_told() -> None:
+async def test_the_error_has_the_status_of_the_origin() -> None:
     with pytest.raises(DownloadFailed) as caught:
         await fetch(head(404))
     assert caught.value.details == {"origin_status": 404}
@@ -136,7 +136,7 @@ async def test_exactly_the_limit_passes_and_one_byte_more_does_not() -> None:
         await fetch(head(200), b"x" * 1001)
 
 
-async def test_a_port_off_the_web_is_refused_before_anything_is_looked_up() -> None:
+async def test_another_port_is_refused_before_a_lookup() -> None:
     fetcher = Downloader(LIMITS, resolve=lambda *_: pytest.fail("looked up"), ssl_context=NO_TLS)
     with pytest.raises(InvalidRequest):
         await fetcher.fetch(parse_url("http://pictures.example:22/"), timeout_s=5)
@@ -168,7 +168,7 @@ async def test_a_port_off_the_web_is_refused_before_anything_is_looked_up() -> N
         (',,;="', "", (None, True)),
     ],
 )
-def test_cache_control_is_read_as_a_shared_cache_must(
+def test_cache_control_is_read_as_by_a_shared_cache(
     value: str, age: str, expected: tuple[int | None, bool]
 ) -> None:
     assert parse_cache_control(value, age=age) == expected

@@ -50,7 +50,7 @@ async def test_a_failed_cache_write_costs_the_edit_nothing(
     assert len(world.origin.asked) == 2
 
 
-async def test_a_cache_write_ended_with_the_loop_is_no_fault() -> None:
+async def test_a_cache_write_cancelled_with_the_loop_reports_no_error() -> None:
     world = World()
     complaints: list[object] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, told: complaints.append(told))
@@ -87,7 +87,7 @@ async def test_urls_of_one_canonical_form_are_one_source() -> None:
     assert len(world.origin.asked) == 1
 
 
-async def test_a_load_that_is_cancelled_leaves_the_others_their_fetch() -> None:
+async def test_a_cancelled_load_does_not_end_the_download_of_others() -> None:
     world = World()
     world.origin.is_open.clear()
     first, second = (asyncio.create_task(world.load()) for _ in range(2))
@@ -100,7 +100,7 @@ async def test_a_load_that_is_cancelled_leaves_the_others_their_fetch() -> None:
     assert first.cancelled()
 
 
-async def test_the_last_load_to_be_cancelled_ends_the_fetch_and_nothing_is_remembered() -> None:
+async def test_cancelling_the_last_load_ends_the_download_and_remembers_nothing() -> None:
     world = World()
     world.origin.is_open.clear()
     load = asyncio.create_task(world.load())
@@ -113,7 +113,7 @@ async def test_the_last_load_to_be_cancelled_ends_the_fetch_and_nothing_is_remem
     assert world.store.gets == [KEY, KEY]
 
 
-async def test_the_log_of_the_cache_write_is_under_the_request(
+async def test_the_cache_write_logs_under_the_request_id(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     world = World()
@@ -132,7 +132,7 @@ async def test_the_log_of_the_cache_write_is_under_the_request(
     assert seen == ["r-1"]
 
 
-async def test_closing_lets_the_cache_write_under_way_end() -> None:
+async def test_close_waits_for_a_running_cache_write() -> None:
     world = World()
     await world.load()
     close: Callable[[], None] = world.sources.close
