@@ -2,6 +2,7 @@ import asyncio
 import gc
 import logging
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -9,7 +10,6 @@ from support.fakes import PNG, URL, settle, until
 from support.worlds import KEY, World
 
 from retouch.errors import StoreUnavailable
-from retouch.logs import bind
 from retouch.sources.loader import SourceLoader
 
 
@@ -113,22 +113,19 @@ async def test_cancelling_the_last_load_ends_the_download_and_remembers_nothing(
     assert world.store.gets == [KEY, KEY]
 
 
-async def test_the_cache_write_logs_under_the_request_id(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+async def test_the_cache_write_runs_in_the_context_of_its_request() -> None:
     world = World()
-    seen: list[str | None] = []
+    request: ContextVar[str] = ContextVar("request", default="")
+    seen: list[str] = []
     put = world.store.put
 
     def noting(*args: Any, **kwargs: Any) -> None:
-        from retouch.logs import _request_id
-
-        seen.append(_request_id.get())
+        seen.append(request.get())
         put(*args, **kwargs)
 
     world.store.put = noting  # type: ignore[method-assign]
-    with bind("r-1"):
-        await world.fill()
+    request.set("r-1")
+    await world.fill()
     assert seen == ["r-1"]
 
 
