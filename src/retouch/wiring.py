@@ -16,7 +16,8 @@ from retouch.engine.memory import plan, probe, report
 from retouch.images import decode
 from retouch.images.sandbox import Decoder, DecoderSettings
 from retouch.logs import event
-from retouch.net.download import Downloader, FetchLimits
+from retouch.net.download import Downloader
+from retouch.net.limits import FetchLimits
 from retouch.settings import Settings
 from retouch.sources.loader import SourceLoader, SourceSettings
 from retouch.storage.local import LocalStore, load_secret

@@ -31,7 +31,8 @@ from support.servers.origin import (
 )
 
 from retouch.errors import EditError
-from retouch.net.download import Downloader, FetchLimits
+from retouch.net.download import Downloader
+from retouch.net.limits import FetchLimits
 
 OK = b"HTTP/1.1 200 OK\r\n"
 CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"

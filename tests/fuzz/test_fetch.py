@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retouch.errors import EditError
-from retouch.net.download import Download, Downloader, FetchLimits, parse_cache_control
+from retouch.net.download import Download, Downloader, parse_cache_control
+from retouch.net.limits import FetchLimits
 from retouch.net.url import parse_url
 
 pytestmark = pytest.mark.fuzz

@@ -12,7 +12,7 @@ from retouch.errors import (
     SourceServerError,
     SourceStatusError,
 )
-from retouch.net.download import FetchLimits
+from retouch.net.limits import FetchLimits
 
 pytestmark = pytest.mark.integration
 

@@ -10,7 +10,8 @@ from support.servers.origin import Origin, answer, by_path, internet, redirect
 from retouch.errors import (
     SourceUnreachable,
 )
-from retouch.net.download import Downloader, FetchLimits
+from retouch.net.download import Downloader
+from retouch.net.limits import FetchLimits
 from retouch.net.url import parse_url
 
 pytestmark = pytest.mark.integration

@@ -19,7 +19,7 @@ from support.servers.origin import (
 )
 
 from retouch.errors import EditError, SourceEncoded, SourceProtocolError, SourceTooLarge
-from retouch.net.download import FetchLimits
+from retouch.net.limits import FetchLimits
 
 pytestmark = pytest.mark.integration
 

@@ -28,7 +28,8 @@ from retouch.errors import (
     SourceTimedOut,
 )
 from retouch.net.connect import Resolver
-from retouch.net.download import Downloader, FetchLimits
+from retouch.net.download import Downloader
+from retouch.net.limits import FetchLimits
 from retouch.net.url import parse_url
 
 pytestmark = pytest.mark.integration

@@ -19,6 +19,7 @@ from retouch.errors import (
     SourceUnresolved,
 )
 from retouch.net.address import is_public
+from retouch.net.limits import FetchLimits
 from retouch.net.url import SourceUrl
 
 Resolve = Callable[[str, int], Sequence[str]]
@@ -71,25 +72,20 @@ class Connector:
     """Opens connections: one look-up, every address checked, a checked literal dialled.
 
     A name with any refused address is refused, so it does not matter which of them is dialled.
-    `allowed_hosts` are `host:port` entries exempt from the address rule.
     """
 
     def __init__(
         self,
-        network: httpcore.AsyncNetworkBackend,
-        resolver: Resolver,
-        ssl_context: ssl.SSLContext,
+        limits: FetchLimits,
         *,
-        allowed_hosts: frozenset[str],
-        max_dials: int,
-        timeout_s: float,
+        resolve: Resolve = resolve_host,
+        network: httpcore.AsyncNetworkBackend | None = None,
+        ssl_context: ssl.SSLContext | None = None,
     ) -> None:
-        self._network = network
-        self._resolver = resolver
-        self._ssl_context = ssl_context
-        self._allowed_hosts = allowed_hosts
-        self._max_dials = max_dials
-        self._timeout_s = timeout_s
+        self._limits = limits
+        self._resolver = Resolver(resolve, max_lookups=limits.max_lookups)
+        self._network = network or httpcore.AnyIOBackend()
+        self._ssl_context = ssl_context or httpcore.default_ssl_context()
 
     @contextlib.asynccontextmanager
     async def connect(self, url: SourceUrl) -> AsyncIterator[httpcore.AsyncNetworkStream]:
@@ -100,13 +96,15 @@ class Connector:
             httpcore.ConnectError, httpcore.ConnectTimeout: no address took the connection, or TLS
                 failed.
         """
-        addresses = _interleave(await self._lookup(url))[: self._max_dials]
+        addresses = _interleave(await self._lookup(url))[: self._limits.max_dials]
         raw = await self._dial(addresses, url.port)
         # Closes it also where a TLS handshake is cancelled, after which httpcore leaves it open.
         async with contextlib.aclosing(raw):
             stream = raw
             if url.scheme == "https":
-                stream = await raw.start_tls(self._ssl_context, url.host, self._timeout_s)
+                stream = await raw.start_tls(
+                    self._ssl_context, url.host, self._limits.connect_timeout_s
+                )
             yield stream
 
     async def _lookup(self, url: SourceUrl) -> list[str]:
@@ -118,7 +116,7 @@ class Connector:
             )
             kind = SourceUnreachable if is_final else SourceUnresolved
             raise kind(host=url.host, reason="unknown" if is_final else "unresolved") from error
-        is_exempt = url.host_port in self._allowed_hosts
+        is_exempt = url.host_port in self._limits.allowed_hosts
         if not addresses or not (is_exempt or all(map(is_public, addresses))):
             raise SourceUnreachable(host=url.host, reason="refused")
         return addresses
@@ -126,7 +124,7 @@ class Connector:
     async def _dial(self, addresses: list[str], port: int) -> httpcore.AsyncNetworkStream:
         """Try one address after the other, each with its share of the time that is left."""
         now = asyncio.get_running_loop().time
-        ends_s = now() + self._timeout_s
+        ends_s = now() + self._limits.connect_timeout_s
         *others, last = addresses
         for tried, address in enumerate(others):
             share_s = (ends_s - now()) / (len(addresses) - tried)

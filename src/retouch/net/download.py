@@ -29,8 +29,9 @@ from retouch.errors import (
     SourceTimedOut,
     SourceTooLarge,
 )
-from retouch.net.connect import Connector, Resolve, Resolver, map_errors, resolve_host
+from retouch.net.connect import Connector, Resolve, map_errors, resolve_host
 from retouch.net.http1 import Exchange, Headers
+from retouch.net.limits import FetchLimits
 from retouch.net.url import SourceUrl, require_port, resolve_redirect
 
 _MIN_PIECE_BYTES = 256
@@ -47,25 +48,6 @@ _HEADERS = [
     (b"Connection", b"close"),
 ]
 _FOREVER_S = 2**31  # RFC 9111, section 1.2.2
-
-
-@dataclass(frozen=True, slots=True)
-class FetchLimits:
-    """Bounds of one download and of all together.
-
-    `allowed_hosts` are exact lower-case `host:port` entries exempt from the address and port rule.
-    `max_lookups` is well over `max_fetches`, because a look-up that hangs outlives its download: it
-    ends when the system's resolver gives up.
-    """
-
-    max_bytes: int = 26_214_400
-    connect_timeout_s: float = 5.0
-    max_redirects: int = 3
-    max_dials: int = 4
-    max_fetches: int = 256
-    max_fetches_per_host: int = 2
-    max_lookups: int = 512
-    allowed_hosts: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,12 +119,7 @@ class Downloader:
             limits.max_fetches, per_host=limits.max_fetches_per_host
         )
         self._connector = Connector(
-            network or httpcore.AnyIOBackend(),
-            Resolver(resolve, max_lookups=limits.max_lookups),
-            ssl_context or httpcore.default_ssl_context(),
-            allowed_hosts=limits.allowed_hosts,
-            max_dials=limits.max_dials,
-            timeout_s=limits.connect_timeout_s,
+            limits, resolve=resolve, network=network, ssl_context=ssl_context
         )
 
     async def fetch(

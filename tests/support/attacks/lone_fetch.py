@@ -13,7 +13,8 @@ from pathlib import Path
 import uvicorn
 
 from retouch.errors import EditError
-from retouch.net.download import Downloader, FetchLimits
+from retouch.net.download import Downloader
+from retouch.net.limits import FetchLimits
 from retouch.net.url import parse_url
 
 ROOT = Path(__file__).parents[3]

@@ -14,7 +14,8 @@ from typing import Any, Self
 
 import httpcore
 
-from retouch.net.download import Download, Downloader, FetchLimits
+from retouch.net.download import Download, Downloader
+from retouch.net.limits import FetchLimits
 from retouch.net.url import parse_url
 
 Script = Callable[["Exchange"], Awaitable[None]]

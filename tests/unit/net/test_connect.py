@@ -8,7 +8,8 @@ import httpcore
 import pytest
 
 from retouch.errors import SourceUnreachable
-from retouch.net.connect import Connector, Resolver
+from retouch.net.connect import Connector
+from retouch.net.limits import FetchLimits
 from retouch.net.url import parse_url
 
 NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # the default one takes 30 ms to load
@@ -41,12 +42,10 @@ async def connect(network: Network, *answers: str, error: Exception | None = Non
         return answers
 
     connector = Connector(
-        network,
-        Resolver(resolve, max_lookups=1),
-        NO_TLS,
-        allowed_hosts=frozenset(),
-        max_dials=4,
-        timeout_s=8,
+        FetchLimits(max_dials=4, connect_timeout_s=8),
+        resolve=resolve,
+        network=network,
+        ssl_context=NO_TLS,
     )
     async with connector.connect(parse_url("http://a.example/")):
         pass

@@ -15,13 +15,8 @@ from retouch.errors import (
     SourceStatusError,
     SourceTooLarge,
 )
-from retouch.net.download import (
-    ConnectionLimiter,
-    Download,
-    Downloader,
-    FetchLimits,
-    parse_cache_control,
-)
+from retouch.net.download import ConnectionLimiter, Download, Downloader, parse_cache_control
+from retouch.net.limits import FetchLimits
 from retouch.net.url import parse_url
 
 URL = parse_url("http://pictures.example/a?token=s3cr3t")
