@@ -16,7 +16,8 @@ from retouch.engine.memory import plan, probe, report
 from retouch.images import decode
 from retouch.images.sandbox import Decoder, DecoderSettings
 from retouch.logs import event
-from retouch.net.download import Downloader, FetchLimits
+from retouch.net.download import Downloader
+from retouch.net.limits import FetchLimits
 from retouch.settings import Settings
 from retouch.sources.loader import SourceLoader, SourceSettings
 from retouch.storage.local import LocalStore, load_secret
@@ -144,7 +145,6 @@ def build_sources(settings: Settings, store: Store, *, exits: AsyncExitStack) ->
     fetcher = Downloader(
         FetchLimits(
             max_bytes=settings.max_image_bytes,
-            timeout_s=settings.source_timeout_seconds,
             allowed_hosts=allowed_hosts,
         )
     )
@@ -159,7 +159,6 @@ def build_sources(settings: Settings, store: Store, *, exits: AsyncExitStack) ->
             max_bytes=settings.max_image_bytes,
             ttl_s=settings.source_ttl_seconds,
             timeout_s=min(settings.source_timeout_seconds, settings.timeout_seconds),
-            allowed_hosts=allowed_hosts,
         ),
     )
     exits.callback(sources.close)

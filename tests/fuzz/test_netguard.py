@@ -112,7 +112,7 @@ def attempt(parse: Callable[..., SourceUrl], *values: object) -> SourceUrl | str
 
 
 @given(urls)
-def test_any_text_is_a_url_or_a_value_error_in_our_words(text: str) -> None:
+def test_any_text_is_a_url_or_an_error_that_does_not_repeat_it(text: str) -> None:
     url = attempt(parse_url, text)
     if isinstance(url, str):
         assert url.startswith("must ")
@@ -124,7 +124,7 @@ def test_any_text_is_a_url_or_a_value_error_in_our_words(text: str) -> None:
 
 
 @given(urls)
-def test_any_location_resolves_or_is_a_value_error_in_our_words(location: str) -> None:
+def test_any_location_resolves_or_is_an_error_that_does_not_repeat_it(location: str) -> None:
     url = attempt(resolve_redirect, parse_url("https://example.com/a?b"), location)
     if isinstance(url, str):
         assert url.startswith("must ")

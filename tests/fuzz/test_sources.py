@@ -18,30 +18,30 @@ pytestmark = pytest.mark.fuzz
 
 T = TypeVar("T")
 URLS = [f"https://pictures.example/{name}" for name in "ab"]
-FOUND = Download(PNG, None, None, None, None, storable=False)
+FOUND = Download(PNG, None, None, None, storable=False)
 
 
 class Origin:
-    """Answers a fetch when it is told to; at most one may be under way for a URL."""
+    """Answers a fetch when the test says so; at most one may run for a URL."""
 
     def __init__(self) -> None:
-        self.landing: dict[str, asyncio.Future[Download]] = {}
+        self.answers: dict[str, asyncio.Future[Download]] = {}
         self.asked = 0
 
     async def fetch(
         self, url: SourceUrl, *, timeout_s: float, etag: str | None, last_modified: str | None
     ) -> Download:
-        assert url.canonical not in self.landing, "two fetches of one URL"
+        assert url.canonical not in self.answers, "two fetches of one URL"
         self.asked += 1
-        self.landing[url.canonical] = asyncio.get_running_loop().create_future()
+        self.answers[url.canonical] = asyncio.get_running_loop().create_future()
         try:
-            return await self.landing[url.canonical]
+            return await self.answers[url.canonical]
         finally:
-            del self.landing[url.canonical]
+            del self.answers[url.canonical]
 
 
-class Flying(RuleBasedStateMachine):
-    """Callers come, leave and land in any order: they share a fetch, and none suffers for another."""
+class Sharing(RuleBasedStateMachine):
+    """Callers start, are cancelled and finish in any order: they share downloads independently."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,25 +65,25 @@ class Flying(RuleBasedStateMachine):
         return self.loop.create_task(self.sources.load(url, timeout_s=5))
 
     async def until_as_expected(self) -> None:
-        """A URL is being fetched if and only if somebody waits for it."""
+        """Wait until exactly the URLs that have a waiting caller are being fetched."""
         expected = {url for url, callers in self.waiting.items() if callers}
-        await until(lambda: set(self.origin.landing) == expected)
+        await until(lambda: set(self.origin.answers) == expected)
 
-    def land(self, url: str, answer: Download | EditError) -> None:
-        landing = self.origin.landing[url]
+    def respond(self, url: str, answer: Download | EditError) -> None:
+        answers = self.origin.answers[url]
         if isinstance(answer, Download):
-            landing.set_result(answer)
+            answers.set_result(answer)
         else:
-            landing.set_exception(answer)
+            answers.set_exception(answer)
 
     @rule(url=st.sampled_from(URLS), callers=st.integers(1, 3))
-    def come(self, url: str, callers: int) -> None:
+    def start(self, url: str, callers: int) -> None:
         self.fetches += not self.waiting[url]
         self.waiting[url] += [self.call(url) for _ in range(callers)]
         self.run(self.until_as_expected())
 
     @rule(url=st.sampled_from(URLS), turns=st.integers(0, 4))
-    def come_and_leave_at_once(self, url: str, turns: int) -> None:
+    def start_and_cancel_at_once(self, url: str, turns: int) -> None:
         async def visit() -> None:
             caller = self.call(url)
             for _ in range(turns):
@@ -100,7 +100,7 @@ class Flying(RuleBasedStateMachine):
 
     @precondition(lambda self: any(self.waiting.values()))
     @rule(data=st.data())
-    def leave(self, data: st.DataObject) -> None:
+    def cancel(self, data: st.DataObject) -> None:
         url = data.draw(st.sampled_from([url for url in URLS if self.waiting[url]]))
         caller = self.waiting[url].pop(data.draw(st.integers(0, len(self.waiting[url]) - 1)))
 
@@ -114,18 +114,18 @@ class Flying(RuleBasedStateMachine):
 
     @precondition(lambda self: any(self.waiting.values()))
     @rule(data=st.data(), fails=st.sampled_from([None, SourceTimedOut, SourceStatusError]))
-    def arrive(self, data: st.DataObject, fails: type[EditError] | None) -> None:
+    def finish(self, data: st.DataObject, fails: type[EditError] | None) -> None:
         url = data.draw(st.sampled_from([url for url in URLS if self.waiting[url]]))
         leaves = data.draw(st.none() | st.integers(0, len(self.waiting[url]) - 1))
         callers, self.waiting[url] = self.waiting[url], []
 
-        async def finish() -> list[Source | BaseException]:
-            self.land(url, FOUND if fails is None else fails("no"))
+        async def answer() -> list[Source | BaseException]:
+            self.respond(url, FOUND if fails is None else fails("no"))
             if leaves is not None:
                 callers.pop(leaves).cancel()
             return await asyncio.gather(*callers, return_exceptions=True)
 
-        results = self.run(finish())
+        results = self.run(answer())
         self.run(self.until_as_expected())
         self.clock.now_s += 61  # longer than any failure is remembered
         if fails is None:
@@ -135,27 +135,26 @@ class Flying(RuleBasedStateMachine):
             assert all(type(result) is fails for result in results)
 
     @invariant()
-    def who_waits_still_waits(self) -> None:
+    def a_waiting_caller_still_waits(self) -> None:
         assert not any(caller.done() for callers in self.waiting.values() for caller in callers)
 
     @invariant()
-    def nobody_fetched_twice(self) -> None:
+    def nothing_is_fetched_twice(self) -> None:
         assert self.origin.asked == self.fetches
 
     def teardown(self) -> None:
-        async def leave_all() -> None:
-            everybody = [caller for callers in self.waiting.values() for caller in callers]
-            for caller in everybody:
+        async def cancel_all() -> None:
+            callers_left = [caller for callers in self.waiting.values() for caller in callers]
+            for caller in callers_left:
                 caller.cancel()
-            await asyncio.gather(*everybody, return_exceptions=True)
+            await asyncio.gather(*callers_left, return_exceptions=True)
             await until(lambda: len(asyncio.all_tasks()) == 1)
 
-        self.run(leave_all())
-        assert not self.origin.landing
-        assert not self.sources._flights._flights  # noqa: SLF001 - that none leaks is the claim
+        self.run(cancel_all())
+        assert not self.origin.answers
         self.sources.close()
         self.loop.close()
 
 
-Flying.TestCase.settings = settings(max_examples=40, stateful_step_count=20, deadline=None)
-TestFlying = Flying.TestCase
+Sharing.TestCase.settings = settings(max_examples=40, stateful_step_count=20, deadline=None)
+TestSharing = Sharing.TestCase

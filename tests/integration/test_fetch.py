@@ -12,14 +12,14 @@ from retouch.errors import (
     SourceServerError,
     SourceStatusError,
 )
-from retouch.net.download import FetchLimits
+from retouch.net.limits import FetchLimits
 
 pytestmark = pytest.mark.integration
 
-LIMITS = FetchLimits(max_bytes=1 << 20, timeout_s=5, connect_timeout_s=2)
+LIMITS = FetchLimits(max_bytes=1 << 20, connect_timeout_s=2)
 
 
-async def test_the_origin_is_asked_plainly_under_its_own_name() -> None:
+async def test_the_request_has_the_host_and_only_the_documented_headers() -> None:
     async with internet({"a.example": answer(b"abc")}, limits=LIMITS) as (net, origins):
         fetched = await net.get("http://A.example/x?token=1#top", etag='"e"', last_modified="then")
     assert fetched.body == b"abc"
@@ -39,7 +39,7 @@ async def test_a_proxy_in_the_environment_is_not_used(monkeypatch: pytest.Monkey
         assert (await net.get("http://a.example/")).body == b"abc"
 
 
-async def test_every_fetch_has_a_connection_of_its_own_and_closes_it() -> None:
+async def test_every_download_opens_and_closes_its_own_connection() -> None:
     async with internet({"a.example": answer(b"abc")}, limits=LIMITS) as (net, origins):
         for _ in range(3):
             await net.get("http://a.example/")
@@ -65,13 +65,13 @@ async def test_redirects_are_followed_up_to_their_limit() -> None:
 
 
 @pytest.mark.parametrize("status", [502, 503, 504])
-async def test_a_passing_failure_is_tried_once_more(status: int) -> None:
+async def test_a_transient_status_is_retried_once(status: int) -> None:
     scripts = {"a.example": in_turn(answer(status=status), answer(b"abc"))}
     async with internet(scripts, limits=LIMITS) as (net, _):
         assert (await net.get("http://a.example/")).body == b"abc"
 
 
-async def test_a_failed_connect_is_tried_once_more() -> None:
+async def test_a_failed_connect_is_retried_once() -> None:
     names = {"a.example": [["93.184.0.9"], ["93.184.0.1"]], "b.example": [["93.184.0.9"]]}
     async with internet({"x.example": answer(b"abc")}, names=names, limits=LIMITS) as (net, _):
         assert (await net.get("http://a.example/")).body == b"abc"
@@ -89,7 +89,7 @@ async def test_a_failed_connect_is_tried_once_more() -> None:
         (404, SourceStatusError, 1),
     ],
 )
-async def test_nothing_is_tried_more_than_twice_and_a_refusal_not_even_that(
+async def test_nothing_is_tried_more_than_twice_and_other_statuses_only_once(
     status: int, expected: type[EditError], requests: int
 ) -> None:
     async with internet({"a.example": answer(status=status)}, limits=LIMITS) as (net, origins):
@@ -126,7 +126,7 @@ async def test_tls_is_verified_against_the_name_in_the_url(authority: trustme.CA
             await net.get("https://b.example/")
 
 
-async def test_an_unknown_authority_is_not_trusted(authority: trustme.CA) -> None:
+async def test_an_unknown_certificate_authority_is_not_trusted(authority: trustme.CA) -> None:
     server = server_context(authority, "a.example")
     async with internet({"a.example": answer(b"abc")}, server_tls=server, limits=LIMITS) as (
         net,
@@ -137,7 +137,7 @@ async def test_an_unknown_authority_is_not_trusted(authority: trustme.CA) -> Non
     assert origins["a.example"].requests == []
 
 
-async def test_https_does_not_step_down_to_http(authority: trustme.CA) -> None:
+async def test_a_redirect_from_https_to_http_is_refused(authority: trustme.CA) -> None:
     server, client = server_context(authority, "a.example"), ssl.create_default_context()
     authority.configure_trust(client)
     scripts = {"a.example": redirect("http://a.example/")}

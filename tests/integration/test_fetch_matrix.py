@@ -15,11 +15,11 @@ async def test_no_refused_address_is_dialled_whichever_way_leads_to_it() -> None
     assert refused.counts.total() > 1900
 
 
-async def test_the_watch_sees_what_a_rule_that_is_too_weak_lets_through(
+async def test_a_rule_that_is_too_weak_shows_in_the_matrix(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(
-        "retouch.net.download.is_public", lambda address: ip_address(address).is_global
+        "retouch.net.connect.is_public", lambda address: ip_address(address).is_global
     )
     refused, _ = await run_matrix(WATCH, seed=1, extra=0, every=499)
     assert len(refused.violations) > 3

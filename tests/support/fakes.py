@@ -117,7 +117,6 @@ class FakeOrigin:
             body=None if is_current else page.body,
             etag=page.etag,
             last_modified=page.last_modified,
-            content_type="image/png",
             max_age_s=page.max_age_s,
             storable=page.storable,
         )

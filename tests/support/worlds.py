@@ -57,7 +57,7 @@ class World:
         """Load once, and wait until the cache has it."""
         source = await self.load()
         await until(lambda: KEY in self.store.objects)
-        await until(lambda: not self.sources._storing)  # noqa: SLF001 - nothing tells of it
+        await until(lambda: not self.sources.pending_writes)
         return source
 
     async def refused(self, kind: type[EditError], url: str = URL) -> EditError:

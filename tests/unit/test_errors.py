@@ -76,7 +76,6 @@ def test_only_faults_that_can_pass_are_retryable() -> None:
         "deadline_exceeded",
         "non_finite_result",
         "not_ready",
-        "model_lost",
         "out_of_memory",
         "queue_full",
         "source_connect_failed",

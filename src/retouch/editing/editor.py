@@ -139,7 +139,7 @@ class Editor:
             StorageError: the store did not answer.
         """
         began_s = self._clock()
-        source_id = await self._sources.identify(request.image_url)
+        source_id = await self._sources.source_id(request.image_url)
         key = result_key(self._settings.prefix, source_id, job_id, request.file_format)
         found = await self.steps.get_stored(key)
         if found is None:

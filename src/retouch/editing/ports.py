@@ -13,10 +13,11 @@ class Source:
 
     `image` is RGB in sRGB, upright, at most `images.Limits.working_pixels` large; `width_px` and
     `height_px` are the picture's own size before that reduction, after orientation. `id` names the
-    source in keys: 64 hex digits.
+    source in keys; `content_sha256` is the hash of the file's bytes. Both are 64 hex digits.
     """
 
     id: str
+    content_sha256: str
     image: Image
     width_px: int
     height_px: int
@@ -152,11 +153,11 @@ def run_edit(
 class Sources(Protocol):
     """Where decoded source images come from."""
 
-    async def identify(self, image_url: str) -> str:
-        """Return the id that `load` gives the source; nobody is asked for it.
+    async def source_id(self, image_url: str) -> str:
+        """Return the `id` of the source that `load` would return, without loading it.
 
         Raises:
-            BadInput: the URL is wrong in form, or a data: URL is over the limit on bytes.
+            BadInput: the URL is malformed, or a data: URL holds too many bytes.
         """
         ...
 

@@ -1,1 +1,1 @@
-"""Reach a stranger's host safely: URL rules, address rules, guarded connections, bounded downloads."""
+"""Download from untrusted hosts: URL rules, address rules, checked connections, bounded responses."""

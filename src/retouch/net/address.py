@@ -1,9 +1,9 @@
 """Decide which IP addresses are public: the rule that keeps fetches out of private networks."""
 
-from ipaddress import AddressValueError, IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address
 
-# What is not public or leads elsewhere: the special-purpose registries of RFC 6890, multicast, and
-# 168.63.129.16, which is Azure's host agent although it lies in public space.
+# The special-purpose registries of RFC 6890, multicast, and 168.63.129.16: Azure's host agent,
+# although its address is in public space.
 _REFUSED_V4 = tuple(
     map(
         IPv4Network,
@@ -27,7 +27,7 @@ _REFUSED_V4 = tuple(
         ),
     )
 )
-# Inside 2000::/3: protocol assignments with Teredo, documentation (RFC 3849, RFC 9637) and 6to4.
+# Refused inside 2000::/3: protocol assignments with Teredo, documentation (RFC 3849, RFC 9637), 6to4.
 _GLOBAL_V6 = IPv6Network("2000::/3")
 _REFUSED_V6 = tuple(map(IPv6Network, ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20")))
 # The upper half of an ISATAP interface id (RFC 5214, section 6.1); the lower half is an IPv4 address.
@@ -35,7 +35,9 @@ _ISATAP = (0x0000_5EFE, 0x0200_5EFE)
 
 
 def is_public(address: str) -> bool:
-    """Say whether a resolved address may be dialled: a literal, public, and with nothing embedded.
+    """Whether a resolved address may be connected to: public, and no embedded private IPv4 address.
+
+    Anything but an address literal is not public.
 
     `ipaddress.is_global` is no substitute: on CPython 3.11 it is true for NAT64, 6to4 and multicast
     (github.com/python/cpython/issues/113171 changed some of it between patch releases).
@@ -44,21 +46,14 @@ def is_public(address: str) -> bool:
     (True, False)
     """
     try:
-        return _is_public_v4(IPv4Address(address))
-    except AddressValueError:
-        pass
-    try:
-        v6 = IPv6Address(address)
-    except AddressValueError:
+        ip = ip_address(address)
+    except ValueError:
         return False
-    if v6.scope_id is not None:
-        return False
-    if v6.ipv4_mapped:
-        return _is_public_v4(v6.ipv4_mapped)
-    if v6 not in _GLOBAL_V6 or any(v6 in network for network in _REFUSED_V6):
-        return False
-    return (int(v6) >> 32) & 0xFFFF_FFFF not in _ISATAP
-
-
-def _is_public_v4(address: IPv4Address) -> bool:
-    return not any(address in network for network in _REFUSED_V4)
+    if isinstance(ip, IPv6Address):
+        if ip.scope_id is not None:
+            return False
+        if not ip.ipv4_mapped:
+            is_refused = ip not in _GLOBAL_V6 or any(ip in network for network in _REFUSED_V6)
+            return not is_refused and (int(ip) >> 32) & 0xFFFF_FFFF not in _ISATAP
+        ip = ip.ipv4_mapped
+    return not any(ip in network for network in _REFUSED_V4)

@@ -1,14 +1,15 @@
-"""Opens a connection only to an address that was checked."""
+"""Open connections to public addresses only. The security border of all downloads."""
 
 import asyncio
 import contextlib
 import socket
 import ssl
 import threading
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import Future
 from itertools import zip_longest
-from typing import Any, NoReturn
 
+import h11
 import httpcore
 
 from retouch.errors import (
@@ -17,11 +18,12 @@ from retouch.errors import (
     SourceUnreachable,
     SourceUnresolved,
 )
-from retouch.net.sockets import READ_BYTES
+from retouch.net.address import is_public
+from retouch.net.limits import FetchLimits
+from retouch.net.url import SourceUrl
 
 Resolve = Callable[[str, int], Sequence[str]]
 
-_HEAD_BYTES = 64 * 1024
 _TRANSIENT_EAI = frozenset({socket.EAI_AGAIN, socket.EAI_MEMORY, socket.EAI_SYSTEM})
 
 
@@ -32,142 +34,103 @@ def resolve_host(host: str, port: int) -> list[str]:
     return [str(sockaddr[0]) for *_, sockaddr in found]
 
 
-class Lookups:
-    """Looks names up, each in a thread of its own, so many at once. Belongs to one event loop.
+class Resolver:
+    """Runs a blocking `resolve` in threads, at most `max_lookups` at once. Belongs to one event loop.
 
-    No pool: a look-up cannot be stopped, so one whose asker has gone would keep a pool from closing
-    and the process from ending. Daemon threads keep neither.
+    Each look-up has a daemon thread of its own. A pool would not do: a look-up cannot be stopped, and
+    one that hangs after its caller has gone would keep the pool, and the process, from closing.
     """
 
     def __init__(self, resolve: Resolve, *, max_lookups: int) -> None:
         self._resolve = resolve
         self._free = asyncio.Semaphore(max_lookups)
 
-    async def __call__(self, host: str, port: int) -> Sequence[str]:
-        """Return what the name resolves to. Raises what the resolver does."""
+    async def lookup(self, host: str, port: int) -> Sequence[str]:
+        """Return the addresses of `host`. Raises what `resolve` raises."""
         await self._free.acquire()
         loop = asyncio.get_running_loop()
-        answer: asyncio.Future[Sequence[str]] = loop.create_future()
+        answer: Future[Sequence[str]] = Future()
+        answer.set_running_or_notify_cancel()  # so that a cancelled caller does not cancel it
 
-        def settle(give: Callable[[Any], None], found: Any) -> None:
-            self._free.release()
-            if not answer.done():
-                give(found)
-
-        def look_up() -> None:
-            give: Callable[[Any], None] = answer.set_result
-            found: Any
+        def run() -> None:
             try:
-                found = self._resolve(host, port)
-            except Exception as error:  # noqa: BLE001 - whatever it is, the asker gets it
-                give, found = answer.set_exception, error
+                answer.set_result(self._resolve(host, port))
+            except Exception as error:  # noqa: BLE001 - it is raised in the waiting task
+                answer.set_exception(error)
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                loop.call_soon_threadsafe(settle, give, found)
+                loop.call_soon_threadsafe(self._free.release)
 
         try:
-            threading.Thread(target=look_up, name="resolve", daemon=True).start()
-        except RuntimeError:  # the machine gives no more threads
+            threading.Thread(target=run, name="resolve", daemon=True).start()
+        except RuntimeError:  # the machine has no thread left
             self._free.release()
             raise
-        return await answer
+        return await asyncio.wrap_future(answer)
 
 
-class CheckedBackend(httpcore.AsyncNetworkBackend):
-    """Opens one connection: one lookup, every answer judged, the judged literal dialled.
+class Connector:
+    """Opens connections: one look-up, every address checked, a checked literal dialled.
 
-    A name with any refused answer is refused, so which answer is dialled makes no difference.
+    A name with any refused address is refused, so it does not matter which of them is dialled.
     """
 
     def __init__(
         self,
-        network: httpcore.AsyncNetworkBackend,
-        lookup: Callable[[str, int], Awaitable[Sequence[str]]],
-        may_dial: Callable[[str], bool],
+        limits: FetchLimits,
         *,
-        max_dials: int,
-        timeout_s: float,
+        resolve: Resolve = resolve_host,
+        network: httpcore.AsyncNetworkBackend | None = None,
+        ssl_context: ssl.SSLContext | None = None,
     ) -> None:
-        self._network = network
-        self._lookup = lookup
-        self._may_dial = may_dial
-        self._max_dials = max_dials
-        self._timeout_s = timeout_s
-        self._raw: httpcore.AsyncNetworkStream | None = None
-        self.head_bytes_left: int | None = _HEAD_BYTES
-        """Bytes the head of the answer may still take; None once it is complete."""
+        self._limits = limits
+        self._resolver = Resolver(resolve, max_lookups=limits.max_lookups)
+        self._network = network or httpcore.AnyIOBackend()
+        self._ssl_context = ssl_context or httpcore.default_ssl_context()
 
-    async def connect_tcp(
-        self, host: str, port: int, *_: Any, **__: Any
-    ) -> httpcore.AsyncNetworkStream:
-        """Connect to `host`, or refuse to."""
+    @contextlib.asynccontextmanager
+    async def connect(self, url: SourceUrl) -> AsyncIterator[httpcore.AsyncNetworkStream]:
+        """Open a connection to the host of `url`, with TLS for https, and close it after use.
+
+        Raises:
+            SourceUnreachable: the name does not exist, or leads to an address that is not public.
+            httpcore.ConnectError, httpcore.ConnectTimeout: no address took the connection, or TLS
+                failed.
+        """
+        addresses = _interleave(await self._lookup(url))[: self._limits.max_dials]
+        raw = await self._dial(addresses, url.port)
+        # Closes it also where a TLS handshake is cancelled, after which httpcore leaves it open.
+        async with contextlib.aclosing(raw):
+            stream = raw
+            if url.scheme == "https":
+                stream = await raw.start_tls(
+                    self._ssl_context, url.host, self._limits.connect_timeout_s
+                )
+            yield stream
+
+    async def _lookup(self, url: SourceUrl) -> list[str]:
         try:
-            addresses = list(dict.fromkeys(await self._lookup(host, port)))
+            addresses = list(dict.fromkeys(await self._resolver.lookup(url.host, url.port)))
         except (OSError, RuntimeError, ValueError) as error:
             is_final = isinstance(error, ValueError) or (
                 isinstance(error, socket.gaierror) and error.errno not in _TRANSIENT_EAI
             )
-            if is_final:
-                raise SourceUnreachable(host=host, reason="unknown") from error
-            raise SourceUnresolved(host=host, reason="unresolved") from error
-        if not addresses or not all(map(self._may_dial, addresses)):
-            raise SourceUnreachable(host=host, reason="refused")
-        self._raw = await self._dial(_interleave(addresses)[: self._max_dials], port)
-        return _Metered(self._raw, self)
-
-    async def connect_unix_socket(self, *_: Any, **__: Any) -> NoReturn:
-        """Refuse: no URL leads to a local socket."""
-        raise SourceUnreachable(reason="unix socket")
+            kind = SourceUnreachable if is_final else SourceUnresolved
+            raise kind(host=url.host, reason="unknown" if is_final else "unresolved") from error
+        is_exempt = url.host_port in self._limits.allowed_hosts
+        if not addresses or not (is_exempt or all(map(is_public, addresses))):
+            raise SourceUnreachable(host=url.host, reason="refused")
+        return addresses
 
     async def _dial(self, addresses: list[str], port: int) -> httpcore.AsyncNetworkStream:
         """Try one address after the other, each with its share of the time that is left."""
         now = asyncio.get_running_loop().time
-        ends_s = now() + self._timeout_s
+        ends_s = now() + self._limits.connect_timeout_s
         *others, last = addresses
         for tried, address in enumerate(others):
             share_s = (ends_s - now()) / (len(addresses) - tried)
             with contextlib.suppress(httpcore.ConnectError, httpcore.ConnectTimeout):
                 return await self._network.connect_tcp(address, port, timeout=share_s)
         return await self._network.connect_tcp(last, port, timeout=ends_s - now())
-
-    async def aclose(self) -> None:
-        """Drop the connection, also one whose TLS handshake was cancelled and nobody else holds."""
-        if self._raw:
-            await self._raw.aclose()
-
-
-class _Metered(httpcore.AsyncNetworkStream):
-    """Ends an answer whose head does not end: h11 bounds one head, not a row of 1xx answers."""
-
-    def __init__(self, inner: httpcore.AsyncNetworkStream, guard: CheckedBackend) -> None:
-        self._inner = inner
-        self._guard = guard
-
-    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109
-        if self._guard.head_bytes_left is None:
-            return await self._inner.read(max_bytes, timeout)
-        if self._guard.head_bytes_left <= 0:
-            raise httpcore.RemoteProtocolError(f"no answer within {_HEAD_BYTES} bytes")
-        data = await self._inner.read(min(max_bytes, READ_BYTES), timeout)
-        self._guard.head_bytes_left -= len(data)
-        return data
-
-    async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ASYNC109
-        await self._inner.write(buffer, timeout)
-
-    async def aclose(self) -> None:
-        await self._inner.aclose()
-
-    async def start_tls(
-        self,
-        ssl_context: ssl.SSLContext,
-        server_hostname: str | None = None,
-        timeout: float | None = None,  # noqa: ASYNC109 - the port's signature
-    ) -> httpcore.AsyncNetworkStream:
-        inner = await self._inner.start_tls(ssl_context, server_hostname, timeout)
-        return _Metered(inner, self._guard)
-
-    def get_extra_info(self, info: str) -> Any:
-        return self._inner.get_extra_info(info)
 
 
 def _interleave(addresses: Sequence[str]) -> list[str]:
@@ -180,7 +143,7 @@ def _interleave(addresses: Sequence[str]) -> list[str]:
 
 @contextlib.contextmanager
 def map_errors(host: str) -> Iterator[None]:
-    """Turn what httpcore, h11 and ssl raise into our errors. Cancellation passes."""
+    """Map the exceptions of httpcore, h11 and ssl to ours. Cancellation passes."""
     try:
         yield
     except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
@@ -189,7 +152,7 @@ def map_errors(host: str) -> Iterator[None]:
         else:
             text = "the host of image_url refused or dropped the connection"
         raise SourceConnectFailed(text, host=host) from error
-    except httpcore.ProtocolError as error:
+    except h11.ProtocolError as error:
         text = "the host of image_url broke HTTP or ended before the image was complete"
         raise SourceProtocolError(text, host=host) from error
     except (httpcore.NetworkError, OSError) as error:

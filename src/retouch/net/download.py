@@ -1,6 +1,6 @@
-"""GET a stranger's URL: checked address, one deadline, a byte limit, redirects by hand.
+"""GET an untrusted URL: checked addresses, one deadline, a byte limit, redirects followed by hand.
 
-Nothing is kept between fetches, no proxy is taken from the environment and no body is decompressed.
+No connection is reused, no proxy is taken from the environment and no body is decompressed.
 """
 
 import asyncio
@@ -8,9 +8,12 @@ import contextlib
 import io
 import re
 import ssl
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from http import HTTPStatus
+from weakref import WeakValueDictionary
 
+import h11
 import httpcore
 
 from retouch import __version__
@@ -26,13 +29,10 @@ from retouch.errors import (
     SourceTimedOut,
     SourceTooLarge,
 )
-from retouch.net.address import is_public
-from retouch.net.connect import CheckedBackend, Lookups, Resolve, map_errors, resolve_host
-from retouch.net.limits import Budget, ConnectionLimiter
-from retouch.net.sockets import Sockets
+from retouch.net.connect import Connector, Resolve, map_errors, resolve_host
+from retouch.net.http1 import Exchange, Headers
+from retouch.net.limits import FetchLimits
 from retouch.net.url import SourceUrl, require_port, resolve_redirect
-
-Headers = list[tuple[bytes, bytes]]
 
 _MIN_PIECE_BYTES = 256
 _MANY_PIECES = 1024
@@ -51,67 +51,60 @@ _FOREVER_S = 2**31  # RFC 9111, section 1.2.2
 
 
 @dataclass(frozen=True, slots=True)
-class FetchLimits:
-    """Bounds of one fetch and of all together.
-
-    `allowed_hosts` are exact lower-case `host:port` entries exempt from the address and port rule.
-    `max_fetches` bounds sockets; what bounds memory is `max_buffered_bytes`, over all bodies that
-    are still arriving. `max_lookups` is well over `max_fetches`, because a look-up that hangs goes
-    on after its fetch has ended, until the system's resolver gives up.
-    """
-
-    max_bytes: int = 26_214_400
-    timeout_s: float = 20.0
-    connect_timeout_s: float = 5.0
-    max_redirects: int = 3
-    max_dials: int = 4
-    max_fetches: int = 256
-    max_fetches_per_host: int = 2
-    max_lookups: int = 512
-    max_buffered_bytes: int = 8 * 26_214_400
-    allowed_hosts: frozenset[str] = frozenset()
-
-
-@dataclass(frozen=True, slots=True)
 class Download:
-    """What an origin sent. `body` is None if it said that nothing changed (304).
+    """An origin's response. `body` is None if it said that nothing changed (304).
 
-    `etag` and `last_modified` are printable ASCII; `content_type` is a hint only. `max_age_s` is how
-    much longer the origin calls it fresh, None where it does not say.
+    `etag` and `last_modified` are printable ASCII. `max_age_s` is how much longer the origin calls
+    the body fresh, None where it does not say; `storable` whether a shared cache may keep it.
     """
 
     body: bytes | None = field(repr=False)
     etag: str | None
     last_modified: str | None
-    content_type: str | None
     max_age_s: int | None
     storable: bool
 
 
 def parse_cache_control(value: str, *, age: str = "") -> tuple[int | None, bool]:
-    """Read how long a shared cache may keep an answer, in seconds, and whether it may at all.
+    """Return how long a shared cache may keep a response, in seconds, and whether it may at all.
 
-    What cannot be read counts as stale (RFC 9111, section 4.2.1).
+    A lifetime that cannot be read counts as stale (RFC 9111, section 4.2.1).
 
     >>> parse_cache_control("public, max-age=600", age="60")
     (540, True)
     >>> parse_cache_control("private")
     (None, False)
     """
-    said: dict[str, str] = {}
+    directives: dict[str, str] = {}
     for name, quoted, plain in _DIRECTIVE.findall(value.lower()):
-        said.setdefault(name, quoted or plain)
-    storable = said.keys().isdisjoint({"no-store", "private"})
-    if "no-cache" in said:
+        directives.setdefault(name, quoted or plain)
+    storable = directives.keys().isdisjoint({"no-store", "private"})
+    if "no-cache" in directives:
         return 0, storable
-    lifetime = said.get("s-maxage", said.get("max-age"))
+    lifetime = directives.get("s-maxage", directives.get("max-age"))
     if lifetime is None:
         return None, storable
     return max(0, _read_seconds(lifetime) - _read_seconds(age)), storable
 
 
+class ConnectionLimiter:
+    """Bounds connections, per host and in all. Waiting for one host does not delay another."""
+
+    def __init__(self, total: int, *, per_host: int) -> None:
+        self._per_host = per_host
+        self._all = asyncio.Semaphore(total)
+        self._hosts: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+
+    @contextlib.asynccontextmanager
+    async def acquire(self, host: str) -> AsyncIterator[None]:
+        """Wait for a free connection to `host` and hold it for the length of the `with`."""
+        of_host = self._hosts.setdefault(host, asyncio.Semaphore(self._per_host))
+        async with of_host, self._all:
+            yield
+
+
 class Downloader:
-    """Fetches images from anywhere public. Belongs to one event loop."""
+    """Downloads from public hosts. Belongs to one event loop."""
 
     def __init__(
         self,
@@ -122,11 +115,12 @@ class Downloader:
         ssl_context: ssl.SSLContext | None = None,
     ) -> None:
         self._limits = limits
-        self._network = network or Sockets()
-        self._ssl_context = ssl_context or httpcore.default_ssl_context()
-        self._slots = ConnectionLimiter(limits.max_fetches, per_host=limits.max_fetches_per_host)
-        self._budget = Budget(max(limits.max_buffered_bytes, limits.max_bytes))
-        self._lookup = Lookups(resolve, max_lookups=limits.max_lookups)
+        self._connections = ConnectionLimiter(
+            limits.max_fetches, per_host=limits.max_fetches_per_host
+        )
+        self._connector = Connector(
+            limits, resolve=resolve, network=network, ssl_context=ssl_context
+        )
 
     async def fetch(
         self,
@@ -136,80 +130,60 @@ class Downloader:
         etag: str | None = None,
         last_modified: str | None = None,
     ) -> Download:
-        """GET `url` within `timeout_s` and the limits, waiting for a place included.
+        """GET `url` within `timeout_s` and the limits, including the wait for a connection.
 
         With `etag` or `last_modified` the origin may answer that nothing changed.
 
         Raises:
             InvalidRequest: the port is not allowed.
             SourceTooLarge: the body is over `max_bytes`.
-            DownloadFailed: anything else the origin does; each subclass `Source…` has its case.
+            DownloadFailed: any other failure of the origin, as its subclass `Source…`.
         """
         conditions = _conditions(etag, last_modified)
-        limit_s = min(timeout_s, self._limits.timeout_s)
         require_port(url, allowed_hosts=self._limits.allowed_hosts)
         try:
-            async with asyncio.timeout(limit_s) as deadline:
+            async with asyncio.timeout(timeout_s):
                 try:
-                    return await self._follow(url, conditions, deadline)
+                    return await self._follow(url, conditions)
                 except SourceConnectFailed:
                     pass
                 except SourceServerError as error:
                     if error.details["origin_status"] not in _TRANSIENT:
                         raise
                 await asyncio.sleep(_RETRY_PAUSE_S)
-                return await self._follow(url, conditions, deadline)
+                return await self._follow(url, conditions)
         except TimeoutError as error:
-            text = f"the image did not arrive within at most {limit_s:g} s (SOURCE_TIMEOUT_SECONDS)"
+            text = f"the image did not arrive within {timeout_s:g} s (SOURCE_TIMEOUT_SECONDS)"
             raise SourceTimedOut(text, host=url.host) from error
 
-    async def _follow(
-        self, url: SourceUrl, conditions: Headers, deadline: asyncio.Timeout
-    ) -> Download:
+    async def _follow(self, url: SourceUrl, conditions: Headers) -> Download:
         for _ in range(self._limits.max_redirects + 1):
-            answer = await self._get(url, conditions, deadline)
+            answer = await self._get(url, conditions)
             if isinstance(answer, Download):
                 return answer
             url = answer
         text = f"image_url redirects more than {self._limits.max_redirects} times"
         raise SourceRedirectError(text, host=url.host)
 
-    async def _get(
-        self, url: SourceUrl, conditions: Headers, deadline: asyncio.Timeout
-    ) -> Download | SourceUrl:
-        """Make one request on a connection of its own."""
-        limits = self._limits
-        guard = CheckedBackend(
-            self._network,
-            self._lookup,
-            (lambda _: True) if url.host_port in limits.allowed_hosts else is_public,
-            max_dials=limits.max_dials,
-            timeout_s=limits.connect_timeout_s,
-        )
-        target = httpcore.URL(scheme=url.scheme, host=url.host, port=url.port, target=url.target)
-        connection = httpcore.AsyncHTTPConnection(
-            target.origin, self._ssl_context, network_backend=guard
-        )
+    async def _get(self, url: SourceUrl, conditions: Headers) -> Download | SourceUrl:
+        """Make one request on a connection of its own; return the download or the next URL."""
         headers = [(b"Host", url.authority.encode()), *_HEADERS, *conditions]
-        timeouts = {"timeout": {"connect": limits.connect_timeout_s}}
-        async with self._slots.hold(url.host), contextlib.aclosing(guard):
-            with map_errors(url.host):
-                async with connection.stream(
-                    "GET", target, headers=headers, extensions=timeouts
-                ) as response:
-                    guard.head_bytes_left = None
-                    return await self._take(url, response, bool(conditions), deadline)
+        with map_errors(url.host):
+            async with self._connections.acquire(url.host), self._connector.connect(url) as stream:
+                exchange = Exchange(stream)
+                response = await exchange.get(url.target, headers)
+                if response.status_code in _REDIRECTS:
+                    return self._redirect(url, response)
+                return await self._read_response(url.host, exchange, response, bool(conditions))
 
-    async def _take(
-        self, url: SourceUrl, response: httpcore.Response, asked: bool, deadline: asyncio.Timeout
-    ) -> Download | SourceUrl:
-        if response.status in _REDIRECTS:
-            return self._redirect(url, response)
+    async def _read_response(
+        self, host: str, exchange: Exchange, response: h11.Response, conditional: bool
+    ) -> Download:
         body = None
-        if response.status == HTTPStatus.OK:
-            body = await self._read(url.host, response, deadline)
-        elif not (response.status == HTTPStatus.NOT_MODIFIED and asked):
-            raise _refusal(response.status, url.host)
+        if response.status_code == HTTPStatus.OK:
+            body = await self._read_body(host, exchange, response)
+        elif not (response.status_code == HTTPStatus.NOT_MODIFIED and conditional):
+            raise _status_error(response.status_code, host)
         max_age_s, storable = parse_cache_control(
             _header(response, b"cache-control"), age=_header(response, b"age")
         )
@@ -217,12 +191,11 @@ class Downloader:
             body=body,
             etag=_plain(_header(response, b"etag")),
             last_modified=_plain(_header(response, b"last-modified")),
-            content_type=_plain(_header(response, b"content-type")),
             max_age_s=max_age_s,
             storable=storable,
         )
 
-    def _redirect(self, url: SourceUrl, response: httpcore.Response) -> SourceUrl:
+    def _redirect(self, url: SourceUrl, response: h11.Response) -> SourceUrl:
         location = _header(response, b"location")
         if not location:
             raise SourceRedirectError("image_url redirects to nowhere", host=url.host)
@@ -235,45 +208,38 @@ class Downloader:
             raise SourceRedirectError(text, host=url.host) from error
         return target
 
-    async def _read(
-        self, host: str, response: httpcore.Response, deadline: asyncio.Timeout
-    ) -> bytes:
-        """Read the body as it comes, counting. Nothing is held beyond `max_bytes` and one read."""
+    async def _read_body(self, host: str, exchange: Exchange, response: h11.Response) -> bytes:
+        """Read the body and count its bytes; hold no more than `max_bytes` and one read."""
         limit = self._limits.max_bytes
         if _header(response, b"content-encoding").lower() not in {"", "identity"}:
             text = "the host of image_url compresses the image although asked not to"
             raise SourceEncoded(text, host=host)
-        told = int(_header(response, b"content-length") or limit)  # h11 checked that it is one
-        if told > limit:
+        declared = int(_header(response, b"content-length") or limit)  # h11 checked its form
+        if declared > limit:
             raise _too_large(limit, host)
-        # As large as it may get: a buffer that grows may be copied. It becomes real page by page as
-        # it is written, and `getvalue` hands it over.
-        body = io.BytesIO(bytes(told))
+        # Allocated at full size: a buffer that grows may be copied. The kernel backs a page when it
+        # is written, and `getvalue` hands the buffer over without a copy.
+        body = io.BytesIO(bytes(declared))
         pieces = size = 0
-        try:
-            async for piece in response.aiter_stream():
-                pieces += 1
-                size += len(piece)
-                if size > limit:
-                    raise _too_large(limit, host)
-                if pieces > _MANY_PIECES and size < pieces * _MIN_PIECE_BYTES:
-                    raise SourceProtocolError(
-                        "the image comes in needlessly small pieces", host=host
-                    )
-                self._budget.add(deadline, len(piece))
-                body.write(piece)
-        finally:
-            self._budget.release(deadline)
+        while piece := await exchange.read():
+            pieces += 1
+            size += len(piece)
+            if size > limit:
+                raise _too_large(limit, host)
+            if pieces > _MANY_PIECES and size < pieces * _MIN_PIECE_BYTES:
+                raise SourceProtocolError("the image comes in needlessly small pieces", host=host)
+            body.write(piece)
         body.truncate()
         return body.getvalue()
 
 
 def _too_large(limit: int, host: str) -> SourceTooLarge:
-    # No local of `_read`: an error in a frame of its own traceback is a cycle that keeps the body.
+    # Not a local of `_read_body`: an error in a frame of its own traceback is a reference cycle,
+    # which would keep the body until garbage is collected.
     return SourceTooLarge(f"the image is over {limit} bytes (MAX_IMAGE_BYTES)", host=host)
 
 
-def _refusal(status: int, host: str) -> DownloadFailed:
+def _status_error(status: int, host: str) -> DownloadFailed:
     failing = status >= HTTPStatus.INTERNAL_SERVER_ERROR or status == HTTPStatus.TOO_MANY_REQUESTS
     kind = SourceServerError if failing else SourceStatusError
     text = f"the host of image_url answered {status} instead of an image"
@@ -281,14 +247,14 @@ def _refusal(status: int, host: str) -> DownloadFailed:
 
 
 def _conditions(etag: str | None, last_modified: str | None) -> Headers:
-    """Build the conditional headers, dropping values that could not have come from `Fetched`."""
-    asked = ((b"If-None-Match", etag), (b"If-Modified-Since", last_modified))
-    return [(name, value.encode()) for name, text in asked if (value := _plain(text or ""))]
+    """Build the conditional headers, without values that no `Download` could have."""
+    values = ((b"If-None-Match", etag), (b"If-Modified-Since", last_modified))
+    return [(name, value.encode()) for name, text in values if (value := _plain(text or ""))]
 
 
-def _header(response: httpcore.Response, name: bytes) -> str:
+def _header(response: h11.Response, name: bytes) -> str:
     """Join every value of a header; empty if there is none."""
-    values = [value for key, value in response.headers if key.lower() == name]
+    values = [value for key, value in response.headers if key == name]
     return b", ".join(values).decode("utf-8", "replace")
 
 

@@ -21,11 +21,10 @@ _HOST = re.compile(r"[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*")
 
 @dataclass(frozen=True, slots=True, repr=False)
 class SourceUrl:
-    """A URL that may be fetched as far as its form goes.
+    """A well-formed source URL. Its address and port are checked elsewhere.
 
-    `canonical` is for the request line and for hashing only: its query is a secret, so `str` and
-    `repr` show the host alone. `host` is ASCII, without the brackets of an IPv6 literal; `target` is
-    the path and the query, all ASCII.
+    `canonical` is for hashing only: its query may hold a secret, so `str` and `repr` show only the
+    host. `host` is ASCII, an IPv6 literal without brackets; `target` is the path and query in ASCII.
     """
 
     canonical: str
@@ -36,12 +35,12 @@ class SourceUrl:
 
     @property
     def authority(self) -> str:
-        """The host as a Host header has it: brackets round IPv6, no default port."""
+        """The host for a Host header: IPv6 in brackets, no default port."""
         return self.canonical.split("/", 3)[2]
 
     @property
     def host_port(self) -> str:
-        """The host and always its port, as the list of allowed hosts has it."""
+        """The host and always its port, the form of `allowed_hosts`."""
         return f"{_bracketed(self.host)}:{self.port}"
 
     def __repr__(self) -> str:
@@ -51,7 +50,7 @@ class SourceUrl:
 
 
 def parse_url(text: str) -> SourceUrl:
-    """Parse an absolute http or https URL of at most 4096 characters and bring it into one form.
+    """Parse and normalise an absolute http or https URL of at most 4096 characters.
 
     Raises ValueError for anything else; its message never repeats the URL.
 
@@ -86,7 +85,7 @@ def resolve_redirect(url: SourceUrl, location: str) -> SourceUrl:
     >>> resolve_redirect(parse_url("https://example.com/a/b?c"), "../d").canonical
     'https://example.com/d'
     """
-    if _FORBIDDEN.search(location):  # before urljoin, which would silently drop some of them
+    if _FORBIDDEN.search(location):  # before urljoin, which silently drops some of them
         raise ValueError("must not hold white space, control characters or backslashes")
     try:
         joined = urljoin(url.canonical, location)
@@ -99,10 +98,10 @@ def resolve_redirect(url: SourceUrl, location: str) -> SourceUrl:
 
 
 def require_port(url: SourceUrl, *, allowed_hosts: frozenset[str]) -> None:
-    """Let through ports 80 and 443, and the exact `host:port` entries of `allowed_hosts`.
+    """Allow ports 80 and 443, and the exact `host:port` entries of `allowed_hosts`.
 
     Raises:
-        InvalidRequest: the port is another one.
+        InvalidRequest: it is another port.
     """
     if url.port not in _DEFAULT_PORTS.values() and url.host_port not in allowed_hosts:
         raise InvalidRequest.for_fields({"image_url": "must use port 80 or 443"}, host=url.host)
@@ -113,7 +112,7 @@ def _bracketed(host: str) -> str:
 
 
 def _parse_authority(authority: str, *, default_port: int) -> tuple[str, int]:
-    """Split and check host and port. The host comes back lower-case, ASCII, without brackets."""
+    """Return the host, in lower-case ASCII without brackets, and the port."""
     if "@" in authority:
         raise ValueError("must not hold a user name or password")
     parts = _AUTHORITY.fullmatch(authority)
@@ -134,7 +133,7 @@ def _parse_literal(literal: str) -> str:
 
 
 def _parse_name(name: str) -> str:
-    """Encode a host name. A dot at the end goes: TLS must not see it (RFC 6066, section 3)."""
+    """Encode a host name. A trailing dot is dropped: SNI must not have it (RFC 6066, section 3)."""
     host = name
     if not name.isascii():
         try:

@@ -1,1 +1,1 @@
-"""From a source reference to a decoded image, through the cache."""
+"""Source images: from a URL or data: URL to a decoded picture, through the cache."""

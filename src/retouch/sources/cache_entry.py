@@ -1,4 +1,4 @@
-"""Source bytes as their origin gave them: how they are named, kept, aged and read back."""
+"""A cached source: its key, its freshness and its metadata in the store."""
 
 import hashlib
 import logging
@@ -12,23 +12,25 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class CachedSource:
-    """Bytes as the origin gave them, and what it said about their age.
+    """The bytes of a source as the origin sent them, and how long they are fresh.
 
-    `id` is the SHA-256 of the canonical URL, or of the bytes of a data: URL, in hex.
+    `sha256` is the hash of `body` in hex, `fetched_at_s` Unix time. `cached`: read from the store;
+    `stale`: no longer fresh, but the origin could not be asked; `storable`: new, and may be stored.
     """
 
-    id: str
     body: bytes
+    sha256: str
     fetched_at_s: float = 0.0
     fresh_s: int = 0
     etag: str | None = None
     last_modified: str | None = None
     cached: bool = False
     stale: bool = False
+    storable: bool = False
 
 
 def is_fresh(fetched_at_s: float, now_s: float, fresh_s: float) -> bool:
-    """Whether a copy of that age may be used without asking.
+    """Whether a copy of that age may be used without asking the origin.
 
     >>> is_fresh(100, 150, 60), is_fresh(100, 160, 60), is_fresh(200, 150, 60)
     (True, False, False)
@@ -45,32 +47,33 @@ def source_key(prefix: str, source_id: str) -> str:
     return f"{prefix}sources/v1/{source_id[:2]}/{source_id}"
 
 
-def to_object_metadata(original: CachedSource) -> dict[str, str]:
-    """Return what is kept beside the bytes in the store."""
+def to_object_metadata(source: CachedSource) -> dict[str, str]:
+    """Return the metadata that is stored with the bytes."""
     metadata = {
-        "sha256": hashlib.sha256(original.body).hexdigest(),
-        "fetched-at": str(int(original.fetched_at_s)),
-        "fresh-seconds": str(original.fresh_s),
-        "etag": original.etag,
-        "last-modified": original.last_modified,
+        "sha256": source.sha256,
+        "fetched-at": str(int(source.fetched_at_s)),
+        "fresh-seconds": str(source.fresh_s),
+        "etag": source.etag,
+        "last-modified": source.last_modified,
     }
     return {name: value for name, value in metadata.items() if value}
 
 
-def read_stored(source_id: str, stored: StoredObject) -> CachedSource | None:
-    """Return the cached original, or None where what is stored is not whole."""
+def read_stored(stored: StoredObject) -> CachedSource | None:
+    """Return the cached source, or None if the stored object is damaged."""
     metadata = stored.metadata
+    sha256 = hashlib.sha256(stored.body).hexdigest()
     try:
         fetched_at_s, fresh_s = float(int(metadata["fetched-at"])), int(metadata["fresh-seconds"])
-        intact = metadata["sha256"] == hashlib.sha256(stored.body).hexdigest()
+        intact = metadata["sha256"] == sha256
     except (KeyError, ValueError, OverflowError, TypeError):
         intact = False
     if not intact:
         event(_log, "cache.damaged", level=logging.WARNING, bytes=len(stored.body))
         return None
     return CachedSource(
-        id=source_id,
         body=stored.body,
+        sha256=sha256,
         fetched_at_s=fetched_at_s,
         fresh_s=fresh_s,
         etag=metadata.get("etag"),

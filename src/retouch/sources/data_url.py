@@ -9,7 +9,7 @@ NOT_A_DATA_URL = "must be data:[<type>][;base64],<data>"
 
 
 def is_data_url(text: str) -> bool:
-    """Whether the image itself is in the URL."""
+    """Whether `text` is a data: URL."""
     return text[:5].lower() == "data:"
 
 
@@ -17,8 +17,8 @@ def decode_data_url(text: str, *, max_bytes: int) -> bytes:
     """Return the bytes of a data: URL (RFC 2397).
 
     Raises:
-        InvalidRequest: it is not one.
-        SourceTooLarge: it holds more than `max_bytes`.
+        InvalidRequest: it is malformed.
+        SourceTooLarge: the bytes are more than `max_bytes`.
     """
     head, comma, data = text.partition(",")
     if not comma:
@@ -26,7 +26,7 @@ def decode_data_url(text: str, *, max_bytes: int) -> bytes:
     is_base64 = head.lower().endswith(";base64")
     try:
         if is_base64:
-            lines = urllib.parse.unquote(data).split()  # some encoders break it into lines
+            lines = urllib.parse.unquote(data).split()  # some encoders insert line breaks
             body = base64.b64decode("".join(lines), validate=True)
         else:
             body = urllib.parse.unquote_to_bytes(data)

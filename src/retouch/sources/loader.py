@@ -1,6 +1,6 @@
-"""Source images: from the cache if fresh, else from their origin, each URL fetched once at a time.
+"""Load source images: from the cache if fresh, else from their origin, each URL fetched once at a time.
 
-The cached object is the original bytes; it is judged and decoded like a fresh download on every use.
+The cache holds the bytes as the origin sent them; they are decoded anew on every use.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol, TypeVar
 
-from cachetools import TTLCache
+from cachetools import TLRUCache, TTLCache
 
 from retouch.editing.ports import Source
 from retouch.errors import (
@@ -28,7 +28,7 @@ from retouch.errors import (
 from retouch.images.decode import Decoded
 from retouch.logs import event
 from retouch.net.download import Download
-from retouch.net.url import SourceUrl, parse_url, require_port
+from retouch.net.url import SourceUrl, parse_url
 from retouch.sources.cache_entry import (
     CachedSource,
     is_fresh,
@@ -44,21 +44,22 @@ T = TypeVar("T")
 _log = logging.getLogger(__name__)
 _MIN_FRESH_S, _MAX_FRESH_S = 60, 7 * 86400
 _REMEMBERED = 4096
-_REFUSED_FOR_S, _FAILED_FOR_S = 60.0, 10.0
+_REFUSED_FOR_S, _TRANSIENT_FOR_S = 60.0, 10.0
+_STALE_NOTE = "the origin could not be asked: an older copy was used"
 
 
 class Fetch(Protocol):
-    """Downloads from an origin; `fetch.Fetcher.fetch` is the one that does."""
+    """Downloads from an origin; `Downloader.fetch` implements it."""
 
     async def __call__(
         self, url: SourceUrl, *, timeout_s: float, etag: str | None, last_modified: str | None
     ) -> Download:
-        """Return the body, or one that says the named version is still current."""
+        """Return the body, or none if the version with these validators is still current."""
         ...
 
 
 class Decode(Protocol):
-    """Turns bytes into pixels; `decoder.Decoder.decode` is the one that does."""
+    """Decodes an image file; `Decoder.decode` implements it."""
 
     def __call__(self, body: bytes, *, timeout_s: float) -> Awaitable[Decoded]:
         """Return the decoded picture."""
@@ -73,11 +74,19 @@ class SourceSettings:
     max_bytes: int = 26214400
     ttl_s: int = 3600
     timeout_s: float = 20.0
-    allowed_hosts: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """A recent failure of a source. `has_copy`: a stale copy answers while it is remembered."""
+
+    error: EditError
+    for_s: float
+    has_copy: bool = False
 
 
 class SourceLoader:
-    """The `Sources` port over a store, an origin and a decoder."""
+    """The `Sources` port over a store, an origin and a decoder. Belongs to one event loop."""
 
     def __init__(
         self,
@@ -94,90 +103,94 @@ class SourceLoader:
         self._settings = settings
         self._now = now
         self._threads = ThreadPoolExecutor(8, thread_name_prefix="source")
-        self._flights: SingleFlight[Source] = SingleFlight()
+        self._loads: SingleFlight[Source] = SingleFlight()
         self._storing: dict[str, Source] = {}
-        self._refused: TTLCache[str, EditError] = TTLCache(_REMEMBERED, _REFUSED_FOR_S, timer=now)
-        self._failed: TTLCache[str, EditError] = TTLCache(_REMEMBERED, _FAILED_FOR_S, timer=now)
-        self._down: TTLCache[str, bool] = TTLCache(_REMEMBERED, _FAILED_FOR_S, timer=now)
-        # When an origin said "not modified", and for how long the copy is fresh from then on;
-        # rewriting the object would only add a version.
+        self._failures: TLRUCache[str, _Failure] = TLRUCache(
+            _REMEMBERED, ttu=lambda _, failure, now_s: now_s + failure.for_s, timer=now
+        )
+        # When an origin said "not modified", and for how long the copy is fresh from then on.
+        # Rewriting the object would add a version in a versioned bucket.
         self._confirmed: TTLCache[str, tuple[float, int]] = TTLCache(
             _REMEMBERED, _MAX_FRESH_S, timer=now
         )
 
+    @property
+    def pending_writes(self) -> int:
+        """How many sources are being written to the cache."""
+        return len(self._storing)
+
     def close(self) -> None:
-        """Let running cache writes end and take no more."""
+        """Let running cache writes end and take no more. Blocks."""
         self._threads.shutdown()
 
-    async def identify(self, image_url: str) -> str:
+    async def source_id(self, image_url: str) -> str:
         """Hash the canonical URL, or the bytes of a data: URL."""
         if is_data_url(image_url):
-            return (await self._in_thread(partial(self._read_data_url, image_url))).id
+            return (await self._in_thread(partial(self._read_data_url, image_url))).sha256
         return _hash_url(parse_url(image_url))
 
     async def load(self, image_url: str, *, timeout_s: float) -> Source:
-        """Return the picture; concurrent calls for one URL share one look-up and one download."""
+        """Return the picture; concurrent calls for one URL share one cache read and one download."""
         if is_data_url(image_url):
-            original = await self._in_thread(partial(self._read_data_url, image_url))
-            return await self._picture(original, fetch_ms=0.0, timeout_s=timeout_s)
+            found = await self._in_thread(partial(self._read_data_url, image_url))
+            return await self._decode_source(found.sha256, found, fetch_ms=0.0, timeout_s=timeout_s)
         url = parse_url(image_url)
-        require_port(url, allowed_hosts=self._settings.allowed_hosts)
         source_id = _hash_url(url)
-        for remembered in (self._refused, self._failed):
-            if (error := remembered.get(source_id)) is not None:
-                raise _copy(error)
-        if (kept := self._storing.get(source_id)) is not None:
-            return replace(kept, cached=True, fetch_ms=0.0, decode_ms=0.0)
-        return await self._flights.join(source_id, partial(self._load_url, url, source_id))
+        failure = self._failures.get(source_id)
+        if failure is not None and not failure.has_copy:
+            raise _copy(failure.error)
+        if (source := self._storing.get(source_id)) is not None:
+            return replace(source, cached=True, fetch_ms=0.0, decode_ms=0.0)
+        return await self._loads.do(source_id, partial(self._load_url, url, source_id))
 
     def _read_data_url(self, image_url: str) -> CachedSource:
         body = decode_data_url(image_url, max_bytes=self._settings.max_bytes)
-        return CachedSource(hashlib.sha256(body).hexdigest(), body)
+        return CachedSource(body, _hash(body))
 
     async def _load_url(self, url: SourceUrl, source_id: str) -> Source:
         began = time.perf_counter()
         try:
-            original, storable = await self._get(url, source_id)
+            found = await self._find(url, source_id)
             fetch_ms = 1000 * (time.perf_counter() - began)
             timeout_s = self._settings.timeout_s
-            source = await self._picture(original, fetch_ms=fetch_ms, timeout_s=timeout_s)
-        except DownloadFailed as error:
-            remembered = self._failed if error.is_transient else self._refused
-            remembered[source_id] = _copy(error)
+            source = await self._decode_source(
+                source_id, found, fetch_ms=fetch_ms, timeout_s=timeout_s
+            )
+        except (BadInput, DownloadFailed) as error:
+            is_transient = isinstance(error, DownloadFailed) and error.is_transient
+            for_s = _TRANSIENT_FOR_S if is_transient else _REFUSED_FOR_S
+            self._failures[source_id] = _Failure(_copy(error), for_s)
             raise
-        except BadInput as error:
-            self._refused[source_id] = _copy(error)
-            raise
-        if storable:
-            self._keep(source_id, original, source)
+        if found.storable:
+            self._keep(source_id, found, source)
         return source
 
-    async def _picture(
-        self, original: CachedSource, *, fetch_ms: float, timeout_s: float
+    async def _decode_source(
+        self, source_id: str, found: CachedSource, *, fetch_ms: float, timeout_s: float
     ) -> Source:
         began = time.perf_counter()
-        decoded = await self._decode(original.body, timeout_s=timeout_s)
-        stale_note = ("the origin could not be asked: an older copy was used",)
+        decoded = await self._decode(found.body, timeout_s=timeout_s)
         return Source(
-            id=original.id,
+            id=source_id,
+            content_sha256=found.sha256,
             image=decoded.image,
             width_px=decoded.width_px,
             height_px=decoded.height_px,
             format=decoded.format,
-            size_bytes=len(original.body),
-            cached=original.cached,
-            stale=original.stale,
+            size_bytes=len(found.body),
+            cached=found.cached,
+            stale=found.stale,
             fetch_ms=fetch_ms,
             decode_ms=1000 * (time.perf_counter() - began),
-            notes=(*decoded.notes, *(stale_note if original.stale else ())),
+            notes=(*decoded.notes, *([_STALE_NOTE] if found.stale else [])),
         )
 
-    async def _get(self, url: SourceUrl, source_id: str) -> tuple[CachedSource, bool]:
-        """Return the bytes to use and whether they are new and may be cached."""
+    async def _find(self, url: SourceUrl, source_id: str) -> CachedSource:
+        """Return the bytes to use: a fresh copy, what the origin sends, or a stale copy."""
         cache_fault: StorageError | None = None
         cached: CachedSource | None = None
         try:
-            cached = await self._read(source_id)
+            cached = await self._read_cache(source_id)
         except StorageError as error:
             cache_fault = error
             event(_log, "cache.failed", level=logging.WARNING, code=error.code, **error.context)
@@ -187,16 +200,16 @@ class SourceLoader:
             )
             if is_fresh(since_s, self._now(), fresh_s):
                 event(_log, "cache.hit", bytes=len(cached.body))
-                return cached, False
-            if source_id in self._down:  # asked a moment ago: nobody need wait for it again
-                return replace(cached, stale=True), False
+                return cached
+            if source_id in self._failures:  # the origin failed a moment ago: do not wait again
+                return replace(cached, stale=True)
         try:
             return await self._ask_origin(url, source_id, cached)
         except DownloadFailed as error:
             if cached is not None and error.is_transient:
-                self._down[source_id] = True
+                self._failures[source_id] = _Failure(_copy(error), _TRANSIENT_FOR_S, has_copy=True)
                 event(_log, "cache.stale_used", level=logging.WARNING, code=error.code)
-                return replace(cached, stale=True), False
+                return replace(cached, stale=True)
             if cache_fault is not None:
                 message = f"the cache could not be read, and then: {error.message}"
                 raise CacheReadFailed(message, details={"origin": error.code}) from error
@@ -204,53 +217,52 @@ class SourceLoader:
 
     async def _ask_origin(
         self, url: SourceUrl, source_id: str, cached: CachedSource | None
-    ) -> tuple[CachedSource, bool]:
-        fetched = await self._fetch(
+    ) -> CachedSource:
+        download = await self._fetch(
             url,
             timeout_s=self._settings.timeout_s,
             etag=cached.etag if cached else None,
             last_modified=cached.last_modified if cached else None,
         )
         now_s = self._now()
-        if fetched.body is None:
+        if download.body is None:
             if cached is None:  # pragma: no cover - a fetch without validators refuses a 304
-                raise SourceProtocolError("the origin says a version nobody has is current")
-            fresh_s = cached.fresh_s if fetched.max_age_s is None else _bound(fetched.max_age_s)
+                raise SourceProtocolError("the origin confirms a version that nobody has")
+            fresh_s = cached.fresh_s if download.max_age_s is None else _bound(download.max_age_s)
             self._confirmed[source_id] = now_s, fresh_s
             event(_log, "cache.confirmed", bytes=len(cached.body))
-            return cached, False
-        event(_log, "source.fetched", host=url.host, bytes=len(fetched.body))
-        max_age_s = self._settings.ttl_s if fetched.max_age_s is None else fetched.max_age_s
-        original = CachedSource(
-            id=source_id,
-            body=fetched.body,
+            return cached
+        event(_log, "source.fetched", host=url.host, bytes=len(download.body))
+        max_age_s = self._settings.ttl_s if download.max_age_s is None else download.max_age_s
+        return CachedSource(
+            body=download.body,
+            sha256=await self._in_thread(partial(_hash, download.body)),
             fetched_at_s=now_s,
             fresh_s=_bound(max_age_s),
-            etag=fetched.etag,
-            last_modified=fetched.last_modified,
+            etag=download.etag,
+            last_modified=download.last_modified,
+            storable=download.storable,
         )
-        return original, fetched.storable
 
-    async def _read(self, source_id: str) -> CachedSource | None:
-        stored = await self._in_thread(
-            partial(
-                self._store.get,
-                source_key(self._settings.prefix, source_id),
-                max_bytes=self._settings.max_bytes,
-                timeout_s=self._settings.timeout_s,
-            )
+    async def _read_cache(self, source_id: str) -> CachedSource | None:
+        get = partial(
+            self._store.get,
+            source_key(self._settings.prefix, source_id),
+            max_bytes=self._settings.max_bytes,
+            timeout_s=self._settings.timeout_s,
         )
-        return None if stored is None else read_stored(source_id, stored)
+        stored = await self._in_thread(get)
+        return None if stored is None else read_stored(stored)
 
-    def _keep(self, source_id: str, original: CachedSource, source: Source) -> None:
-        """Write to the cache beside the edit; until it is there, the next caller gets `source`."""
+    def _keep(self, source_id: str, found: CachedSource, source: Source) -> None:
+        """Start the cache write; until it is done, further callers get `source`."""
         self._storing[source_id] = source
         put = partial(
             self._store.put,
             source_key(self._settings.prefix, source_id),
-            original.body,
+            found.body,
             content_type="application/octet-stream",
-            metadata=to_object_metadata(original),
+            metadata=to_object_metadata(found),
             timeout_s=self._settings.timeout_s,
         )
         running = asyncio.ensure_future(self._in_thread(put))
@@ -275,7 +287,11 @@ def _bound(fresh_s: int) -> int:
 
 
 def _hash_url(url: SourceUrl) -> str:
-    return hashlib.sha256(url.canonical.encode()).hexdigest()
+    return _hash(url.canonical.encode())
+
+
+def _hash(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def _copy(error: EditError) -> EditError:

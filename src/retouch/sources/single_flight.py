@@ -1,4 +1,4 @@
-"""One flight a key: callers that want the same thing at the same time share one attempt at it."""
+"""Share one running call between all callers that ask for the same key at the same time."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -9,38 +9,44 @@ T = TypeVar("T")
 
 
 @dataclass(slots=True)
-class _Flight(Generic[T]):
+class _Call(Generic[T]):
     task: asyncio.Task[T]
     waiting: int = 0
 
 
 class SingleFlight(Generic[T]):
-    """The flights under way, by key."""
+    """The running calls, by key. Belongs to one event loop."""
 
     def __init__(self) -> None:
-        self._flights: dict[str, _Flight[T]] = {}
+        self._calls: dict[str, _Call[T]] = {}
 
-    async def join(self, key: str, start: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Share the flight for `key`, or start one; its result or error is everybody's.
+    def __len__(self) -> int:
+        """How many calls are running."""
+        return len(self._calls)
 
-        A caller that is cancelled leaves the others flying; the last one to leave ends the flight.
+    async def do(self, key: str, start: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Return the result of the running call for `key`, starting it if there is none.
+
+        Its error is raised to every caller. A cancelled caller leaves the call to the others; when
+        the last caller is cancelled, so is the call.
         """
-        flight = self._flights.get(key)
-        if flight is None:
-            flight = _Flight(asyncio.create_task(start()))
-            self._flights[key] = flight
-            flight.task.add_done_callback(lambda task: self._land(key, task))
-        flight.waiting += 1
+        call = self._calls.get(key)
+        if call is None:
+            call = _Call(asyncio.create_task(start()))
+            self._calls[key] = call
+            call.task.add_done_callback(lambda task: self._forget(key, task))
+        call.waiting += 1
         try:
-            return await asyncio.shield(flight.task)
+            return await asyncio.shield(call.task)
         finally:
-            flight.waiting -= 1
-            if not flight.waiting and not flight.task.done():
-                flight.task.cancel()
-                self._land(key, flight.task)
+            call.waiting -= 1
+            if not call.waiting and not call.task.done():
+                call.task.cancel()
+                self._forget(key, call.task)
 
-    def _land(self, key: str, task: asyncio.Task[T]) -> None:
-        if key in self._flights and self._flights[key].task is task:
-            del self._flights[key]
+    def _forget(self, key: str, task: asyncio.Task[T]) -> None:
+        # While a cancelled call winds up, another one may have taken its key.
+        if key in self._calls and self._calls[key].task is task:
+            del self._calls[key]
         if task.done() and not task.cancelled():
-            task.exception()  # seen, also where every caller has left
+            task.exception()  # marks it as retrieved, also where every caller has gone

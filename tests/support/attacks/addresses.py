@@ -2,7 +2,7 @@
 
 The networks are those of the IANA special-purpose registries and RFC 5735/6890; what embeds IPv4 in
 IPv6 follows RFC 4291 (mapped, compatible), 2765 (translated), 6052 and 8215 (NAT64), 3056 (6to4),
-5214 (ISATAP) and 4380 (Teredo). Written apart from `netguard`, so that neither repeats the other.
+5214 (ISATAP) and 4380 (Teredo). Written independently of `retouch.net.address`, so that neither repeats a mistake of the other.
 """
 
 import random

@@ -1,4 +1,4 @@
-"""Fetches one URL of 127.0.0.1 in a process that does nothing else, and tells what it held.
+"""Fetch one URL of 127.0.0.1 in a process of its own, and measure the memory it takes.
 
 `python tests/support/attacks/lone_fetch.py URL MAX_BYTES TIMES LOOP` prints one JSON object; `measure` runs it.
 """
@@ -13,7 +13,8 @@ from pathlib import Path
 import uvicorn
 
 from retouch.errors import EditError
-from retouch.net.download import Downloader, FetchLimits
+from retouch.net.download import Downloader
+from retouch.net.limits import FetchLimits
 from retouch.net.url import parse_url
 
 ROOT = Path(__file__).parents[3]
@@ -23,9 +24,9 @@ GLIBC = {"MALLOC_MMAP_THRESHOLD_": "1048576"}
 async def measure(
     url: str, *, max_bytes: int, times: int = 3, loop: str = "auto"
 ) -> dict[str, int]:
-    """Bytes beyond what the process held before: `traced` by Python, `resident` by the kernel.
+    """Return the bytes beyond what the process held before: `traced` by Python, `resident` by the kernel.
 
-    In an event loop by its name for uvicorn (auto: uvloop where there is one), and with the image's setting of glibc, which otherwise keeps what was freed and may not use it again.
+    `loop` is uvicorn's name of an event loop (auto: uvloop if installed). glibc gets the image's setting, without which it keeps freed memory.
     """
     child = await asyncio.create_subprocess_exec(
         *(sys.executable, __file__, url, str(max_bytes), str(times), loop),
@@ -45,7 +46,7 @@ def _resident(field: str) -> int:
 
 
 def _start_peak() -> int:
-    """Set VmHWM back to VmRSS and return it."""
+    """Reset VmHWM to VmRSS and return it."""
     Path("/proc/self/clear_refs").write_text("5")
     return _resident("VmRSS")
 
@@ -63,7 +64,7 @@ async def _fetch(url: str, max_bytes: int, times: int) -> dict[str, int]:
             return -1
 
     small = parse_url(f"http://{parsed.host_port}/small")
-    await fetcher.fetch(small, timeout_s=20)  # what is imported and set up once
+    await fetcher.fetch(small, timeout_s=20)  # imports and set-up that happen once
     before = _start_peak()
     for _ in range(times):
         size = await once()

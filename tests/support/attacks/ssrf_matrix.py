@@ -18,7 +18,8 @@ from urllib.parse import unquote
 import httpcore
 
 from retouch.errors import SourceRedirectError, SourceUnreachable
-from retouch.net.download import Downloader, FetchLimits
+from retouch.net.download import Downloader
+from retouch.net.limits import FetchLimits
 from retouch.net.url import parse_url
 from support.attacks.addresses import (
     PUBLIC,

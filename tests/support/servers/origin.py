@@ -1,6 +1,6 @@
-"""A hostile origin on 127.0.0.1, and the names and network that lead a fetcher to it.
+"""A hostile origin on 127.0.0.1, and the resolver and network that lead a downloader to it.
 
-An `Origin` reads a request's head and then does whatever its script says, on the raw socket.
+An `Origin` reads the head of a request and then runs its script on the raw socket.
 """
 
 import asyncio
@@ -14,14 +14,15 @@ from typing import Any, Self
 
 import httpcore
 
-from retouch.net.download import Download, Downloader, FetchLimits
+from retouch.net.download import Download, Downloader
+from retouch.net.limits import FetchLimits
 from retouch.net.url import parse_url
 
 Script = Callable[["Exchange"], Awaitable[None]]
 
 
 class Exchange:
-    """One request as it came, and ways to answer it."""
+    """One request, and ways to answer it."""
 
     def __init__(self, head: bytes, writer: asyncio.StreamWriter) -> None:
         self.head = head
@@ -44,7 +45,7 @@ class Exchange:
 
 
 class Origin:
-    """A server that runs one script for each connection; `requests` keeps the heads."""
+    """A server that runs its script for each connection; `requests` holds the heads."""
 
     def __init__(self, script: Script, *, ssl_context: ssl.SSLContext | None = None) -> None:
         self._script = script
@@ -86,13 +87,13 @@ class Origin:
             try:
                 await asyncio.wait({script, gone}, return_when=asyncio.FIRST_COMPLETED)
                 writer.close()
-                await writer.wait_closed()  # what is written has gone out by then
+                await writer.wait_closed()  # until what was written has been sent
             finally:
                 script.cancel()
                 gone.cancel()
                 await asyncio.gather(script, gone, return_exceptions=True)
         except (OSError, asyncio.IncompleteReadError):
-            pass  # the client has gone before it asked
+            pass  # the client disconnected before it sent a request
         finally:
             writer.transport.abort()
 
@@ -100,7 +101,7 @@ class Origin:
 def answer(
     body: bytes = b"", *, status: int = 200, headers: Sequence[str] = (), length: int | None = None
 ) -> Script:
-    """Send a whole answer; `length` lies about the body, a negative one says nothing of it."""
+    """Send a whole response; `length` is a false Content-Length, a negative one leaves it out."""
     said = len(body) if length is None else length
     lines = [f"HTTP/1.1 {status} -", *headers]
     if said >= 0:
@@ -118,7 +119,7 @@ def redirect(location: str, *, status: int = 302) -> Script:
 
 
 def say(data: bytes, *, again: bytes = b"", every_s: float = 0.0) -> Script:
-    """Send `data`, then `again` for ever, or wait for ever if there is no `again`."""
+    """Send `data`, then `again` forever, or nothing more if there is no `again`."""
 
     async def script(exchange: Exchange) -> None:
         await exchange.send(data)
@@ -133,14 +134,14 @@ def say(data: bytes, *, again: bytes = b"", every_s: float = 0.0) -> Script:
 def reset_after(data: bytes) -> Script:
     async def script(exchange: Exchange) -> None:
         await exchange.send(data)
-        await asyncio.sleep(0.05)  # so that the data is read before the RST throws it away
+        await asyncio.sleep(0.05)  # so that the client reads the data before the RST discards it
         exchange.reset()
 
     return script
 
 
 def in_turn(*scripts: Script) -> Script:
-    """Run the next script at each request."""
+    """Run the next script on each request."""
     left = iter(scripts)
 
     async def script(exchange: Exchange) -> None:
@@ -157,7 +158,7 @@ def by_path(scripts: Mapping[str, Script]) -> Script:
 
 
 class Names:
-    """A resolver. Each lookup of a name takes its next answer; the last one stays."""
+    """A resolver. Each look-up of a name takes its next answer; the last one repeats."""
 
     def __init__(self, answers: Mapping[str, Sequence[Sequence[str]]]) -> None:
         self._answers = {host: list(each) for host, each in answers.items()}
@@ -172,7 +173,7 @@ class Names:
 
 
 class Detour(httpcore.AsyncNetworkBackend):
-    """Brings what is dialled at a public address to a port of 127.0.0.1, and keeps a list of it."""
+    """Connects public addresses to ports of 127.0.0.1, and records what was dialled."""
 
     def __init__(self, ports: Mapping[tuple[str, int], int]) -> None:
         self._ports = ports
@@ -192,14 +193,14 @@ class Detour(httpcore.AsyncNetworkBackend):
 
 @dataclass(frozen=True)
 class Internet:
-    """Every host of it has a public address of its own that leads to an origin on 127.0.0.1."""
+    """Hosts with a public address each, which leads to an origin on 127.0.0.1."""
 
     fetcher: Downloader
     names: Names
     detour: Detour
 
     async def get(self, url: str, **options: Any) -> Download:
-        return await self.fetcher.fetch(parse_url(url), **{"timeout_s": 60, **options})
+        return await self.fetcher.fetch(parse_url(url), **{"timeout_s": 20, **options})
 
 
 @contextlib.asynccontextmanager
@@ -231,7 +232,7 @@ async def internet(
 
 
 async def until(condition: Callable[[], object], *, within_s: float = 2) -> None:
-    """Wait for something that a test cannot be told of."""
+    """Wait until the condition is true."""
     async with asyncio.timeout(within_s):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
@@ -239,7 +240,7 @@ async def until(condition: Callable[[], object], *, within_s: float = 2) -> None
 
 @contextlib.asynccontextmanager
 async def plain_server(accept: Callable[..., Any], limits: FetchLimits) -> AsyncIterator[Internet]:
-    """A server that need not speak HTTP, at a.example."""
+    """A server at a.example that runs `accept` on each connection."""
     server = await asyncio.start_server(accept, "127.0.0.1", 0)
     detour = Detour({("93.184.0.1", 443): server.sockets[0].getsockname()[1]})
     names = Names({"a.example": [["93.184.0.1"]]})

@@ -12,6 +12,7 @@ from retouch.schema import SCHEDULERS, EditRequest
 from retouch.storage.keys import is_key
 
 SOURCE = Source(
+    content_sha256="cd" * 32,
     id="ab" * 32,
     image=Image.new("RGB", (8, 8)),
     width_px=1600,

@@ -1,13 +1,18 @@
 import errno
 import socket
+import ssl
+from collections.abc import Sequence
 from typing import Any
 
 import httpcore
 import pytest
 
 from retouch.errors import SourceUnreachable
-from retouch.net.address import is_public
-from retouch.net.connect import CheckedBackend
+from retouch.net.connect import Connector
+from retouch.net.limits import FetchLimits
+from retouch.net.url import parse_url
+
+NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # the default one takes 30 ms to load
 
 
 class Network(httpcore.AsyncNetworkBackend):
@@ -28,24 +33,33 @@ class Network(httpcore.AsyncNetworkBackend):
         return httpcore.AsyncMockStream([])
 
 
-def build_guard(network: Network, *answers: str, error: Exception | None = None) -> CheckedBackend:
-    async def look_up(host: str, port: int) -> list[str]:
+async def connect(network: Network, *answers: str, error: Exception | None = None) -> None:
+    """Connect to a host whose look-up gives `answers`, or fails with `error`."""
+
+    def resolve(host: str, port: int) -> Sequence[str]:
         if error:
             raise error
-        return list(answers)
+        return answers
 
-    return CheckedBackend(network, look_up, is_public, max_dials=4, timeout_s=8)
+    connector = Connector(
+        FetchLimits(max_dials=4, connect_timeout_s=8),
+        resolve=resolve,
+        network=network,
+        ssl_context=NO_TLS,
+    )
+    async with connector.connect(parse_url("http://a.example/")):
+        pass
 
 
 async def test_the_first_answer_that_connects_is_used_and_no_more_are_dialled() -> None:
     network = Network("1.1.1.2", "1.1.1.3")
-    await build_guard(network, "1.1.1.1", "1.1.1.1", "1.1.1.2", "1.1.1.3").connect_tcp("a", 80)
+    await connect(network, "1.1.1.1", "1.1.1.1", "1.1.1.2", "1.1.1.3")
     assert network.dialled == ["1.1.1.1", "1.1.1.2"]
 
 
 async def test_each_dial_gets_its_share_of_the_time() -> None:
     network = Network("1.1.1.4")
-    await build_guard(network, *(f"1.1.1.{n}" for n in range(1, 5))).connect_tcp("a", 80)
+    await connect(network, *(f"1.1.1.{n}" for n in range(1, 5)))
     assert network.timeouts == pytest.approx([2, 8 / 3, 4, 8], rel=0.01)
 
 
@@ -53,11 +67,11 @@ async def test_dials_are_bounded_and_alternate_between_address_families() -> Non
     network = Network()
     six = [f"2606:4700::{n}" for n in range(1, 6)]
     with pytest.raises(httpcore.ConnectError):
-        await build_guard(network, *six, "1.1.1.1").connect_tcp("a", 80)
+        await connect(network, *six, "1.1.1.1")
     assert network.dialled == [six[0], "1.1.1.1", six[1], six[2]]
     network = Network()
     with pytest.raises(httpcore.ConnectError):
-        await build_guard(network, "1.1.1.1", "1.1.1.2", *six[:2]).connect_tcp("a", 80)
+        await connect(network, "1.1.1.1", "1.1.1.2", *six[:2])
     assert network.dialled == ["1.1.1.1", six[0], "1.1.1.2", six[1]]
 
 
@@ -68,10 +82,10 @@ async def test_dials_are_bounded_and_alternate_between_address_families() -> Non
 async def test_one_refused_answer_refuses_the_name(answers: tuple[str, ...]) -> None:
     network = Network(*answers)
     with pytest.raises(SourceUnreachable) as refused:
-        await build_guard(network, *answers).connect_tcp("a", 80)
+        await connect(network, *answers)
     assert network.dialled == []
     with pytest.raises(SourceUnreachable) as unknown:
-        await build_guard(network, error=OSError("no such name")).connect_tcp("a", 80)
+        await connect(network, error=OSError("no such name"))
     assert refused.value.message == unknown.value.message
     assert refused.value.details == unknown.value.details
 
@@ -90,15 +104,6 @@ async def test_a_failed_lookup_reads_the_same_whether_or_not_it_is_transient(
     error: Exception, is_transient: bool
 ) -> None:
     with pytest.raises(SourceUnreachable) as caught:
-        await build_guard(Network(), error=error).connect_tcp("a", 80)
+        await connect(Network(), error=error)
     assert caught.value.is_transient is is_transient
     assert caught.value.details == SourceUnreachable().details
-
-
-async def test_no_url_leads_to_a_local_socket() -> None:
-    with pytest.raises(SourceUnreachable):
-        await build_guard(Network()).connect_unix_socket("/run/docker.sock")
-
-
-async def test_a_guard_that_never_connected_closes_quietly() -> None:
-    await build_guard(Network()).aclose()

@@ -40,12 +40,12 @@ PUBLIC = words("""
 
 
 @pytest.mark.parametrize("address", HOSTILE + NO_ADDRESS)
-def test_an_address_that_leads_inside_is_not_public(address: str) -> None:
+def test_an_internal_address_is_not_public(address: str) -> None:
     assert not is_public(address)
 
 
 @pytest.mark.parametrize("address", PUBLIC)
-def test_an_address_of_the_open_internet_is_public(address: str) -> None:
+def test_an_internet_address_is_public(address: str) -> None:
     assert is_public(address)
 
 
@@ -129,7 +129,7 @@ CANARY = "s3cr3t"
         f"http://example.com:{'9' * 4000}/{CANARY}",
     ],
 )
-def test_a_url_wrong_in_form_is_refused_without_being_repeated(text: str) -> None:
+def test_the_error_for_a_malformed_url_does_not_repeat_it(text: str) -> None:
     with pytest.raises(ValueError, match=r"^must ") as caught:
         parse_url(text)
     assert CANARY not in str(caught.value)
@@ -150,7 +150,9 @@ def test_a_url_shows_neither_path_nor_query() -> None:
         ("https://[::1]", "[::1]", "[::1]:443"),
     ],
 )
-def test_host_and_port_come_in_both_spellings(text: str, authority: str, host_port: str) -> None:
+def test_authority_leaves_out_the_default_port_and_host_port_does_not(
+    text: str, authority: str, host_port: str
+) -> None:
     url = parse_url(text)
     assert (url.authority, url.host_port) == (authority, host_port)
 
@@ -186,16 +188,16 @@ def test_a_redirect_may_be_relative(location: str, canonical: str) -> None:
         "//ex\u2100mple.com@x/",
     ],
 )
-def test_a_redirect_is_held_to_the_rule_for_urls(location: str) -> None:
+def test_a_redirect_to_a_malformed_url_is_refused(location: str) -> None:
     with pytest.raises(ValueError, match=r"^must "):
         resolve_redirect(parse_url("https://example.com/a"), location)
 
 
-def test_a_redirect_may_step_up_to_https() -> None:
+def test_a_redirect_may_lead_from_http_to_https() -> None:
     assert resolve_redirect(parse_url("http://a.example/"), "https://a.example/").scheme == "https"
 
 
-def test_only_web_ports_and_allowed_hosts_pass() -> None:
+def test_only_ports_80_and_443_and_allowed_hosts_pass() -> None:
     allowed = frozenset({"intranet.example:8080", "[::1]:9000"})
     for text in ("http://a.example", "https://a.example", "http://a.example:443"):
         require_port(parse_url(text), allowed_hosts=frozenset())

@@ -19,8 +19,8 @@ from retouch.storage.port import StoredObject
 NO_BASE64 = "holds no valid base64 after its comma"
 BODY = bytes(range(256))
 ORIGINAL = CachedSource(
-    id="ab" * 32,
     body=BODY,
+    sha256=hashlib.sha256(BODY).hexdigest(),
     fetched_at_s=1000.9,
     fresh_s=60,
     etag='"v1"',
@@ -44,7 +44,7 @@ def test_a_copy_is_fresh_from_its_fetch_until_its_time_is_over(
     assert is_fresh(fetched_at_s, now_s, fresh_s) is fresh
 
 
-def test_a_source_key_is_a_key_with_its_version() -> None:
+def test_a_source_key_is_valid_and_has_a_version() -> None:
     key = source_key("qwen-image-edit/", "ab" * 32)
     assert key == f"qwen-image-edit/sources/v1/ab/{'ab' * 32}"
     assert is_key(key)
@@ -54,7 +54,7 @@ def test_a_source_key_is_a_key_with_its_version() -> None:
     ("text", "is_one"),
     [("data:,x", True), ("DATA:,x", True), ("https://a/", False), ("dat", False), ("data", False)],
 )
-def test_a_data_url_is_known_by_its_scheme(text: str, *, is_one: bool) -> None:
+def test_a_data_url_is_recognised_by_its_scheme(text: str, *, is_one: bool) -> None:
     assert is_data_url(text) is is_one
 
 
@@ -68,7 +68,7 @@ def test_a_data_url_is_known_by_its_scheme(text: str, *, is_one: bool) -> None:
         "data:image/png," + "".join(f"%{byte:02x}" for byte in BODY),
     ],
 )
-def test_the_bytes_of_a_data_url_come_out_whole(text: str) -> None:
+def test_a_data_url_is_decoded_to_its_bytes(text: str) -> None:
     assert decode_data_url(text, max_bytes=256) == BODY
 
 
@@ -87,7 +87,9 @@ def test_an_empty_data_url_is_no_bytes() -> None:
         ("data:,\ud800", "must be data:[<type>][;base64],<data>"),
     ],
 )
-def test_what_is_no_data_url_is_refused_by_field_without_its_value(text: str, fault: str) -> None:
+def test_a_malformed_data_url_is_an_error_of_the_field_that_does_not_repeat_it(
+    text: str, fault: str
+) -> None:
     with pytest.raises(InvalidRequest) as caught:
         decode_data_url(text, max_bytes=256)
     assert caught.value.details == {"fields": {"image_url": fault}}
@@ -95,34 +97,34 @@ def test_what_is_no_data_url_is_refused_by_field_without_its_value(text: str, fa
 
 
 @pytest.mark.parametrize("kind", ["data:;base64,", "data:,"])
-def test_a_data_url_over_the_limit_names_limit_and_setting(kind: str) -> None:
+def test_a_data_url_over_the_limit_is_refused_with_limit_and_setting(kind: str) -> None:
     text = kind + (base64.b64encode(b"a" * 11).decode() if "base64" in kind else "a" * 11)
     with pytest.raises(SourceTooLarge, match=r"10 bytes \(MAX_IMAGE_BYTES\)"):
         decode_data_url(text, max_bytes=10)
     assert decode_data_url(text, max_bytes=11) == b"a" * 11
 
 
-def test_what_is_kept_is_read_back_as_cached() -> None:
-    read = read_stored(ORIGINAL.id, StoredObject(BODY, to_object_metadata(ORIGINAL)))
+def test_a_stored_source_is_read_back_as_cached() -> None:
+    read = read_stored(StoredObject(BODY, to_object_metadata(ORIGINAL)))
     assert read == replace(ORIGINAL, fetched_at_s=1000, cached=True)
 
 
-def test_metadata_is_plain_text_under_lower_case_names_and_leaves_out_what_is_unknown() -> None:
+def test_metadata_leaves_out_unknown_validators() -> None:
     metadata = to_object_metadata(replace(ORIGINAL, etag=None, last_modified=None))
     assert metadata == {
         "sha256": hashlib.sha256(BODY).hexdigest(),
         "fetched-at": "1000",
         "fresh-seconds": "60",
     }
-    read = read_stored(ORIGINAL.id, StoredObject(BODY, metadata))
+    read = read_stored(StoredObject(BODY, metadata))
     assert read is not None
     assert (read.etag, read.last_modified) == (None, None)
 
 
 @pytest.mark.parametrize("lost", ["sha256", "fetched-at", "fresh-seconds"])
-def test_an_object_without_its_metadata_is_not_whole(lost: str) -> None:
+def test_an_object_without_its_metadata_is_damaged(lost: str) -> None:
     metadata = {name: value for name, value in to_object_metadata(ORIGINAL).items() if name != lost}
-    assert read_stored(ORIGINAL.id, StoredObject(BODY, metadata)) is None
+    assert read_stored(StoredObject(BODY, metadata)) is None
 
 
 @pytest.mark.parametrize(
@@ -134,12 +136,10 @@ def test_an_object_without_its_metadata_is_not_whole(lost: str) -> None:
         {"sha256": "0" * 64},
     ],
 )
-def test_an_object_with_damaged_metadata_is_not_whole(changed: dict[str, str]) -> None:
-    assert (
-        read_stored(ORIGINAL.id, StoredObject(BODY, to_object_metadata(ORIGINAL) | changed)) is None
-    )
+def test_an_object_with_wrong_metadata_is_damaged(changed: dict[str, str]) -> None:
+    assert read_stored(StoredObject(BODY, to_object_metadata(ORIGINAL) | changed)) is None
 
 
 @pytest.mark.parametrize("body", [BODY[:-1], BODY + b"x", b""])
-def test_a_body_that_is_not_the_one_put_is_not_whole(body: bytes) -> None:
-    assert read_stored(ORIGINAL.id, StoredObject(body, to_object_metadata(ORIGINAL))) is None
+def test_an_object_with_another_body_is_damaged(body: bytes) -> None:
+    assert read_stored(StoredObject(body, to_object_metadata(ORIGINAL))) is None

@@ -32,7 +32,7 @@ ETAG = '"v1"'
         SourceUnresolved(host="pictures.example"),
     ],
 )
-async def test_with_the_origin_down_a_stale_copy_is_used_and_said_so(fault: EditError) -> None:
+async def test_while_the_origin_is_down_a_stale_copy_is_used_with_a_note(fault: EditError) -> None:
     world = World()
     await world.fill()
     world.clock.now_s += 3600
@@ -56,7 +56,7 @@ async def test_with_the_origin_down_a_stale_copy_is_used_and_said_so(fault: Edit
         SourceStatusError("gone", details={"origin_status": 410}),
     ],
 )
-async def test_an_address_that_is_refused_is_never_answered_from_a_stale_copy(
+async def test_a_refusal_is_never_answered_with_a_stale_copy(
     fault: EditError,
 ) -> None:
     world = World()
@@ -66,7 +66,7 @@ async def test_an_address_that_is_refused_is_never_answered_from_a_stale_copy(
     await world.refused(type(fault))
 
 
-async def test_a_source_that_grew_over_the_limit_is_not_answered_from_a_stale_copy() -> None:
+async def test_a_source_that_grew_over_the_limit_is_not_answered_with_a_stale_copy() -> None:
     world = World()
     await world.fill()
     world.clock.now_s += 3600
@@ -75,7 +75,7 @@ async def test_a_source_that_grew_over_the_limit_is_not_answered_from_a_stale_co
 
 
 @pytest.mark.parametrize("damage", [{"body": b"cut"}, {"metadata": {}}])
-async def test_a_damaged_copy_counts_as_none_and_is_replaced(
+async def test_a_damaged_copy_is_ignored_and_replaced(
     damage: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     world = World(Page(etag=ETAG))
@@ -91,7 +91,7 @@ async def test_a_damaged_copy_counts_as_none_and_is_replaced(
     assert "cache.damaged" in caplog.messages
 
 
-async def test_a_damaged_copy_is_not_used_where_the_origin_is_down() -> None:
+async def test_a_damaged_copy_is_not_used_while_the_origin_is_down() -> None:
     world = World()
     await world.fill()
     kept = world.store.objects[KEY]
@@ -100,7 +100,9 @@ async def test_a_damaged_copy_is_not_used_where_the_origin_is_down() -> None:
     await world.refused(SourceTimedOut)
 
 
-async def test_a_cache_that_cannot_be_read_is_a_slow_day(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_cache_that_cannot_be_read_costs_only_a_download(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     world = World()
     await world.fill()
     world.store.get_fault = StoreUnavailable("down", operation="get")
@@ -119,9 +121,7 @@ async def test_a_cache_that_cannot_be_read_is_a_slow_day(caplog: pytest.LogCaptu
         (SourceUnreachable(host="h"), "source_unreachable"),
     ],
 )
-async def test_a_cache_and_an_origin_that_both_fail_are_told_together(
-    fault: EditError, code: str
-) -> None:
+async def test_when_cache_and_origin_fail_the_error_names_both(fault: EditError, code: str) -> None:
     world = World()
     world.store.get_fault = StoreDenied("denied")
     world.origin.fault = fault
@@ -163,7 +163,7 @@ async def test_a_failure_is_remembered_for_a_while(fault: EditError, kept_s: int
     assert len(world.origin.asked) == 2
 
 
-async def test_a_failure_of_one_url_is_not_another_s() -> None:
+async def test_a_failure_of_one_url_does_not_affect_another() -> None:
     world = World()
     other = URL + "&other"
     await world.refused(SourceStatusError, other)
@@ -179,7 +179,7 @@ async def test_a_fault_of_the_service_is_not_remembered_against_the_url() -> Non
     assert len(world.origin.asked) == 2
 
 
-async def test_neither_is_a_cache_read_failure() -> None:
+async def test_a_cache_read_failure_is_not_remembered_against_the_url() -> None:
     world = World()
     world.store.get_fault, world.origin.fault = StoreUnavailable("down"), SourceTimedOut("late")
     await world.refused(CacheReadFailed)
@@ -187,7 +187,7 @@ async def test_neither_is_a_cache_read_failure() -> None:
     await world.load()
 
 
-async def test_what_the_origin_forbids_to_store_is_not_stored() -> None:
+async def test_a_source_that_must_not_be_stored_is_not_stored() -> None:
     world = World(Page(storable=False))
     await world.load()
     await world.load()
@@ -196,7 +196,7 @@ async def test_what_the_origin_forbids_to_store_is_not_stored() -> None:
     assert len(world.origin.asked) == 2
 
 
-async def test_what_cannot_be_decoded_is_not_stored_and_not_fetched_again() -> None:
+async def test_an_undecodable_source_is_neither_stored_nor_fetched_again() -> None:
     world = World(Page(b"<html>not a picture</html>"))
     await world.refused(UnsupportedImage)
     await world.refused(UnsupportedImage)
@@ -206,7 +206,7 @@ async def test_what_cannot_be_decoded_is_not_stored_and_not_fetched_again() -> N
     assert world.decoder.decodes == 1
 
 
-async def test_a_cached_copy_is_judged_again_on_every_use() -> None:
+async def test_a_cached_copy_is_decoded_again_on_every_use() -> None:
     world = World()
     await world.fill()
     world.decoder.fault = BrokenImage("new rules")

@@ -2,6 +2,7 @@ import asyncio
 import gc
 import logging
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -9,7 +10,6 @@ from support.fakes import PNG, URL, settle, until
 from support.worlds import KEY, World
 
 from retouch.errors import StoreUnavailable
-from retouch.logs import bind
 from retouch.sources.loader import SourceLoader
 
 
@@ -24,7 +24,7 @@ async def test_a_load_during_the_cache_write_fetches_and_decodes_nothing() -> No
     assert world.decoder.decodes == 1
     assert world.store.gets == [KEY]
     world.store.is_open.set()
-    await until(lambda: not world.sources._storing)  # noqa: SLF001 - nothing tells of it
+    await until(lambda: not world.sources.pending_writes)
     assert (await world.load()).cached
     assert world.store.gets == [KEY, KEY]
 
@@ -50,7 +50,7 @@ async def test_a_failed_cache_write_costs_the_edit_nothing(
     assert len(world.origin.asked) == 2
 
 
-async def test_a_cache_write_ended_with_the_loop_is_no_fault() -> None:
+async def test_a_cache_write_cancelled_with_the_loop_reports_no_error() -> None:
     world = World()
     complaints: list[object] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, told: complaints.append(told))
@@ -87,7 +87,7 @@ async def test_urls_of_one_canonical_form_are_one_source() -> None:
     assert len(world.origin.asked) == 1
 
 
-async def test_a_load_that_is_cancelled_leaves_the_others_their_fetch() -> None:
+async def test_a_cancelled_load_does_not_end_the_download_of_others() -> None:
     world = World()
     world.origin.is_open.clear()
     first, second = (asyncio.create_task(world.load()) for _ in range(2))
@@ -100,7 +100,7 @@ async def test_a_load_that_is_cancelled_leaves_the_others_their_fetch() -> None:
     assert first.cancelled()
 
 
-async def test_the_last_load_to_be_cancelled_ends_the_fetch_and_nothing_is_remembered() -> None:
+async def test_cancelling_the_last_load_ends_the_download_and_remembers_nothing() -> None:
     world = World()
     world.origin.is_open.clear()
     load = asyncio.create_task(world.load())
@@ -113,26 +113,23 @@ async def test_the_last_load_to_be_cancelled_ends_the_fetch_and_nothing_is_remem
     assert world.store.gets == [KEY, KEY]
 
 
-async def test_the_log_of_the_cache_write_is_under_the_request(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+async def test_the_cache_write_runs_in_the_context_of_its_request() -> None:
     world = World()
-    seen: list[str | None] = []
+    request: ContextVar[str] = ContextVar("request", default="")
+    seen: list[str] = []
     put = world.store.put
 
     def noting(*args: Any, **kwargs: Any) -> None:
-        from retouch.logs import _request_id
-
-        seen.append(_request_id.get())
+        seen.append(request.get())
         put(*args, **kwargs)
 
     world.store.put = noting  # type: ignore[method-assign]
-    with bind("r-1"):
-        await world.fill()
+    request.set("r-1")
+    await world.fill()
     assert seen == ["r-1"]
 
 
-async def test_closing_lets_the_cache_write_under_way_end() -> None:
+async def test_close_waits_for_a_running_cache_write() -> None:
     world = World()
     await world.load()
     close: Callable[[], None] = world.sources.close

@@ -10,111 +10,109 @@ from retouch.errors import SourceTimedOut
 from retouch.sources.single_flight import SingleFlight
 
 
-class Airport:
-    """Flights that land when they are told to."""
+class Calls:
+    """Calls that end when the test says so."""
 
     def __init__(self) -> None:
-        self.flights: SingleFlight[str] = SingleFlight()
+        self.single: SingleFlight[str] = SingleFlight()
         self.started: list[str] = []
         self.ended: list[str] = []
-        self._landing: dict[str, asyncio.Future[str]] = {}
+        self.results: dict[str, asyncio.Future[str]] = {}
 
     def start(self, key: str) -> Callable[[], Coroutine[Any, Any, str]]:
-        async def fly() -> str:
+        async def run() -> str:
             self.started.append(key)
-            self._landing[key] = asyncio.get_running_loop().create_future()
+            self.results[key] = asyncio.get_running_loop().create_future()
             try:
-                return await self._landing[key]
+                return await self.results[key]
             finally:
                 self.ended.append(key)
 
-        return fly
+        return run
 
-    async def board(self, key: str, callers: int = 1) -> list[asyncio.Task[str]]:
-        tasks = [
-            asyncio.create_task(self.flights.join(key, self.start(key))) for _ in range(callers)
-        ]
+    async def start_callers(self, key: str, callers: int = 1) -> list[asyncio.Task[str]]:
+        tasks = [asyncio.create_task(self.single.do(key, self.start(key))) for _ in range(callers)]
         await settle()
         return tasks
 
-    async def land(self, key: str, result: str | Exception) -> None:
+    async def finish(self, key: str, result: str | Exception) -> None:
         if isinstance(result, Exception):
-            self._landing[key].set_exception(result)
+            self.results[key].set_exception(result)
         else:
-            self._landing[key].set_result(result)
+            self.results[key].set_result(result)
         await settle()
 
     @property
-    def under_way(self) -> int:
-        return len(self.flights._flights)  # noqa: SLF001 - that none leaks is the claim
+    def running(self) -> int:
+        return len(self.single)
 
 
-async def test_callers_of_one_key_share_one_flight() -> None:
-    airport = Airport()
-    callers = await airport.board("a", 20)
-    await airport.land("a", "result")
+async def test_callers_of_one_key_share_one_call() -> None:
+    calls = Calls()
+    callers = await calls.start_callers("a", 20)
+    await calls.finish("a", "result")
     assert [await caller for caller in callers] == ["result"] * 20
-    assert airport.started == ["a"]
-    assert airport.under_way == 0
+    assert calls.started == ["a"]
+    assert calls.running == 0
 
 
-async def test_callers_of_other_keys_fly_beside() -> None:
-    airport = Airport()
-    (one,), (other,) = await airport.board("a"), await airport.board("b")
-    await airport.land("b", "second")
+async def test_calls_of_different_keys_run_concurrently() -> None:
+    calls = Calls()
+    (one,), (other,) = await calls.start_callers("a"), await calls.start_callers("b")
+    await calls.finish("b", "second")
     assert await other == "second"
     assert not one.done()
-    await airport.land("a", "first")
+    await calls.finish("a", "first")
     assert await one == "first"
 
 
-async def test_the_next_caller_after_a_landing_flies_anew() -> None:
-    airport = Airport()
+async def test_a_caller_after_the_end_starts_a_new_call() -> None:
+    calls = Calls()
     for result in ("one", "two"):
-        (caller,) = await airport.board("a")
-        await airport.land("a", result)
+        (caller,) = await calls.start_callers("a")
+        await calls.finish("a", result)
         assert await caller == result
-    assert airport.started == ["a", "a"]
+    assert calls.started == ["a", "a"]
 
 
-async def test_an_error_is_everybody_s_and_is_not_kept() -> None:
-    airport = Airport()
-    callers = await airport.board("a", 3)
-    await airport.land("a", SourceTimedOut("late"))
+async def test_an_error_is_raised_to_every_caller_and_not_kept() -> None:
+    calls = Calls()
+    callers = await calls.start_callers("a", 3)
+    await calls.finish("a", SourceTimedOut("late"))
     for caller in callers:
         with pytest.raises(SourceTimedOut):
             await caller
-    (again,) = await airport.board("a")
-    await airport.land("a", "fine")
+    (again,) = await calls.start_callers("a")
+    await calls.finish("a", "fine")
     assert await again == "fine"
 
 
-async def test_a_caller_that_leaves_does_not_end_the_flight_of_others() -> None:
-    airport = Airport()
-    first, second, third = await airport.board("a", 3)
+async def test_a_cancelled_caller_does_not_end_the_call_of_others() -> None:
+    calls = Calls()
+    first, second, third = await calls.start_callers("a", 3)
     first.cancel()
     third.cancel()
     await settle()
     assert first.cancelled()
     assert third.cancelled()
-    assert airport.ended == []
-    await airport.land("a", "result")
+    assert calls.ended == []
+    await calls.finish("a", "result")
     assert await second == "result"
 
 
-async def test_the_last_to_leave_ends_the_flight() -> None:
-    airport = Airport()
-    callers = await airport.board("a", 2)
+async def test_the_last_cancelled_caller_ends_the_call() -> None:
+    calls = Calls()
+    callers = await calls.start_callers("a", 2)
     for caller in callers:
-        assert airport.ended == []
+        assert calls.ended == []
         caller.cancel()
         await settle()
-    assert airport.ended == ["a"]
-    assert airport.under_way == 0
+    assert calls.ended == ["a"]
+    assert calls.running == 0
 
 
-async def test_who_comes_while_an_ended_flight_still_winds_up_starts_another() -> None:
-    flights: SingleFlight[str] = SingleFlight()
+async def test_a_caller_during_the_end_of_a_cancelled_call_starts_another() -> None:
+    single: SingleFlight[str] = SingleFlight()
     may_end = asyncio.Event()
 
     async def stubborn() -> str:
@@ -127,23 +125,23 @@ async def test_who_comes_while_an_ended_flight_still_winds_up_starts_another() -
     async def quick() -> str:
         return "quick"
 
-    first = asyncio.create_task(flights.join("a", stubborn))
+    first = asyncio.create_task(single.do("a", stubborn))
     await settle()
     first.cancel()
     await settle()
     assert first.cancelled()
-    slow = asyncio.create_task(flights.join("a", stubborn))
+    slow = asyncio.create_task(single.do("a", stubborn))
     await settle()
-    may_end.set()  # the first flight lands now, and must not take the second one's place
+    may_end.set()  # the first call ends now, and must not remove the second one
     await settle()
-    assert len(flights._flights) == 1  # noqa: SLF001 - as above
+    assert len(single) == 1
     slow.cancel()
     await settle()
-    assert await flights.join("a", quick) == "quick"
+    assert await single.do("a", quick) == "quick"
 
 
-async def test_a_fault_after_everybody_left_is_not_reported_as_forgotten() -> None:
-    flights: SingleFlight[str] = SingleFlight()
+async def test_an_error_after_every_caller_has_gone_is_not_reported_as_unretrieved() -> None:
+    single: SingleFlight[str] = SingleFlight()
     complaints: list[object] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, told: complaints.append(told))
 
@@ -153,7 +151,7 @@ async def test_a_fault_after_everybody_left_is_not_reported_as_forgotten() -> No
         finally:
             raise SourceTimedOut("late")
 
-    caller = asyncio.create_task(flights.join("a", fails_when_ended))
+    caller = asyncio.create_task(single.do("a", fails_when_ended))
     await settle()
     caller.cancel()
     await settle()
@@ -162,12 +160,12 @@ async def test_a_fault_after_everybody_left_is_not_reported_as_forgotten() -> No
     assert complaints == []
 
 
-async def test_an_error_that_arrives_as_the_last_caller_leaves_is_not_lost() -> None:
-    airport = Airport()
-    (caller,) = await airport.board("a")
-    airport._landing["a"].set_exception(SourceTimedOut("late"))  # noqa: SLF001 - before the loop turns
+async def test_an_error_at_the_moment_the_last_caller_is_cancelled_is_retrieved() -> None:
+    calls = Calls()
+    (caller,) = await calls.start_callers("a")
+    calls.results["a"].set_exception(SourceTimedOut("late"))  # before the loop turns
     caller.cancel()
     await settle()
     gc.collect()
     assert caller.cancelled()
-    assert airport.under_way == 0
+    assert calls.running == 0
