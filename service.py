@@ -7,7 +7,6 @@ sys.path.insert(
     0, str(Path(__file__).parent / "src")
 )  # neither serve nor build installs the package
 import bentoml
-from bentoml._internal.server.http import traffic
 from starlette.responses import Response
 
 from retouch import logs, wiring
@@ -27,10 +26,6 @@ logs.install(settings.log_level, secrets=wiring.secrets_of(settings))
 server.install()
 studio = ModelHost(settings)
 metrics = Metrics()
-# BentoML's timer outlives the answer and keeps 4 KiB a request until the limit is over
-# (bentoml/_internal/server/http/traffic.py). An edit has a limit of its own, in `Edits`; the one below
-# only keeps BentoML's 60 s away should it look for its timer elsewhere one day.
-vars(traffic)["TimeoutMiddleware"] = lambda app, timeout: app  # noqa: ARG005
 
 
 @bentoml.service(
