@@ -1,42 +1,37 @@
 """The BentoML service: `bentoml serve`, `bentoml build` and the built image start here."""
 
 import sys
+import uuid
 from pathlib import Path
 
 sys.path.insert(
     0, str(Path(__file__).parent / "src")
 )  # neither serve nor build installs the package
 import bentoml
-from bentoml._internal.server.http import traffic
-from starlette.responses import Response
 
 from retouch import logs, wiring
-from retouch.errors import EditError
 from retouch.lifecycle import ModelHost
 from retouch.schema import EditRequest, EditResult
 from retouch.settings import load_settings, require_local_store
 from retouch.web import server
-from retouch.web.app import App, envelope
-from retouch.web.edit import EditEndpoint
+from retouch.web.app import App
+from retouch.web.edit import Caller, EditEndpoint
 from retouch.web.metrics import Metrics
-from retouch.web.request_context import current
 
 settings = load_settings()
 require_local_store(settings)
 logs.install(settings.log_level, secrets=wiring.secrets_of(settings))
 server.install()
-studio = ModelHost(settings)
+host = ModelHost(settings)
 metrics = Metrics()
-# BentoML's timer outlives the answer and keeps 4 KiB a request until the limit is over
-# (bentoml/_internal/server/http/traffic.py). An edit has a limit of its own, in `Edits`; the one below
-# only keeps BentoML's 60 s away should it look for its timer elsewhere one day.
-vars(traffic)["TimeoutMiddleware"] = lambda app, timeout: app  # noqa: ARG005
+edits = EditEndpoint(host, metrics)
 
 
 @bentoml.service(
     name="retouch",
     workers=1,
     resources={"gpu": 1},
+    # An edit has a deadline of its own; this one only keeps BentoML's 60 s away.
     traffic={"timeout": settings.job_timeout_seconds + 30},
     metrics={"enabled": False},
     logging={"access": {"enabled": False}},
@@ -45,23 +40,21 @@ class Retouch:
     """Edits images by instruction."""
 
     def __init__(self) -> None:
-        self._edits = EditEndpoint(studio, metrics)
-        studio.open()
+        host.open()
 
+    # BentoML describes it in /schema.json, from which its clients are made. Requests to the route are
+    # answered by the same endpoint one layer above, which parses the body once and within limits:
+    # BentoML parses without any, and answers failures in forms of its own.
     @bentoml.api(route="/edit")  # type: ignore[untyped-decorator]  # BentoML has no types for it
     async def edit(self, request: EditRequest, /) -> EditResult:
         """Edit the image at a URL as the prompt says and answer with a link to the result."""
-        exchange = current.get()
-        try:
-            response: Response = await self._edits.answer(request, exchange)
-        except EditError as error:  # BentoML would answer it with 500 and a body of its own
-            response = envelope(error, exchange)
-        return response  # type: ignore[return-value]  # BentoML passes a response through as it is
+        job_id = uuid.uuid4().hex
+        return await edits.run(request, Caller(job_id=job_id, request_id=job_id))
 
     @bentoml.on_shutdown  # type: ignore[untyped-decorator]
     async def close(self) -> None:
-        """Let the edit under way end."""
-        await studio.close()
+        """Let the running edit end."""
+        await host.close()
 
 
-Retouch.add_asgi_middleware(App, studio=studio, metrics=metrics)  # type: ignore[attr-defined]
+Retouch.add_asgi_middleware(App, host=host, edits=edits, metrics=metrics)  # type: ignore[attr-defined]

@@ -16,12 +16,14 @@ _log = logging.getLogger(__name__)
 
 
 class ModelHost:
-    """Holds the editor once its model is loaded and warm."""
+    """Holds the editor once its model is loaded and warm; or the given ones, in place of loading any."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(
+        self, settings: Settings, *, store: Store | None = None, editor: Editor | None = None
+    ) -> None:
         self.settings = settings
-        self._store: Store | None = None
-        self._editor: Editor | None = None
+        self._store = store
+        self._editor = editor
         self._failed = False
         self._exits = AsyncExitStack()
 

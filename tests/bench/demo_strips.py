@@ -19,7 +19,7 @@ from retouch.editing.ports import EditParams, run_edit
 from retouch.engine.checkpoint import find, load
 
 SHIPPED = Path(retouch.demo.__file__).parent / "checkpoint"
-WEB = Path(retouch.web.__file__).parent
+STATIC = Path(retouch.web.__file__).parent / "static"
 PROMPTS = (
     "make colors warmer and add gentle film grain",
     "make it cooler",
@@ -83,8 +83,8 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--checkpoint", type=Path, default=SHIPPED)
-    parser.add_argument("--photo", type=Path, default=WEB / "sample.jpg")
-    parser.add_argument("--out", type=Path, default=WEB / "demo.webp")
+    parser.add_argument("--photo", type=Path, default=STATIC / "sample.jpg")
+    parser.add_argument("--out", type=Path, default=STATIC / "demo.webp")
     parser.add_argument("--steps", type=int, default=0, help="default: the checkpoint's")
     plan = parser.parse_args()
     with Image.open(plan.photo) as opened:

@@ -12,7 +12,7 @@ from retouch.__main__ import main
 
 pytestmark = pytest.mark.e2e
 
-SAMPLE = Path(__file__).parents[2] / "src" / "retouch" / "web" / "sample.jpg"
+SAMPLE = Path(__file__).parents[2] / "src" / "retouch" / "web" / "static" / "sample.jpg"
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,7 @@
 """What a caller can make a connection hold, and for how long, over real sockets."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from itertools import pairwise
 import pytest
 import uvicorn
 from starlette.types import Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from retouch.web.server import Connection
 
@@ -38,10 +40,13 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
     """Answer when the body has come, at /large at length and at /late late."""
     if scope["type"] != "http":
         return
-    came, more = b"", scope["path"] != "/early"
+    came, more = b"", scope["path"] not in {"/early", "/begun"}
     while more:
         message = await receive()
         came, more = came + message.get("body", b""), message.get("more_body", False)
+    if scope["path"] == "/begun":
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await receive()
     if scope["path"] == "/late":
         await asyncio.sleep(1)
     if scope["path"] == "/left":
@@ -76,8 +81,8 @@ class Served:
 
 
 @asynccontextmanager
-async def served() -> AsyncIterator[Served]:
-    config = uvicorn.Config(app, http=Quick, port=0, lifespan="off", log_config=None)
+async def served(kind: type[H11Protocol] = Quick) -> AsyncIterator[Served]:
+    config = uvicorn.Config(app, http=kind, port=0, lifespan="off", log_config=None)
     server = uvicorn.Server(config)
     task = asyncio.create_task(server.serve())
     while not server.started:  # noqa: ASYNC110 - it has no event for it
@@ -96,36 +101,45 @@ async def seconds_until_ended(service: Served, first: bytes, again: bytes = b"")
     writer.write(first)
     began_s = asyncio.get_running_loop().time()
     ended = asyncio.create_task(reader.read())
-    while not ended.done():
-        assert asyncio.get_running_loop().time() - began_s < 5, "it is not ended"
-        writer.write(again)
-        await asyncio.sleep(0.1)
-    writer.close()
-    await asyncio.gather(ended, return_exceptions=True)
+    try:
+        while not ended.done():
+            assert asyncio.get_running_loop().time() - began_s < 5, "it is not ended"
+            writer.write(again)
+            await asyncio.sleep(0.1)
+    finally:
+        writer.close()
+        ended.cancel()
+        await asyncio.gather(ended, return_exceptions=True)
     return asyncio.get_running_loop().time() - began_s
 
 
-@pytest.mark.parametrize(
-    ("first", "again"),
-    [
-        (b"", b""),
-        (b"GET /", b""),
-        (b"GET / HTTP/1.1\r\n", b"A: b\r\n"),
-        (GET, b"G"),
-        (CHUNKED.replace(b"/ ", b"/early ", 1), b"1\r\nA\r\n"),
-    ],
-    ids=[
-        "silent",
-        "half a head",
-        "dripped head",
-        "dripped second head",
-        "endless after the answer",
-    ],
-)
-async def test_a_caller_that_owes_a_request_has_a_bounded_time(first: bytes, again: bytes) -> None:
+STALLING = {
+    "silent": (b"", b""),
+    "half a head": (b"GET /", b""),
+    "dripped head": (b"GET / HTTP/1.1\r\n", b"A: b\r\n"),
+    "dripped second head": (GET, b"G"),
+    "endless after the answer": (CHUNKED.replace(b"/ ", b"/early ", 1), b"1\r\nA\r\n"),
+}
+
+
+@pytest.mark.parametrize(("first", "again"), STALLING.values(), ids=STALLING)
+async def test_a_client_that_sends_no_whole_request_is_ended(first: bytes, again: bytes) -> None:
     async with served() as service:
         assert await seconds_until_ended(service, first, again) < 1.5
         assert service.connections == 0
+
+
+async def test_uvicorn_alone_ends_none_of_them() -> None:
+    async with served(H11Protocol) as service:
+        ends = [
+            asyncio.create_task(seconds_until_ended(service, first, again))
+            for first, again in STALLING.values()
+        ]
+        done, _ = await asyncio.wait(ends, timeout=2)
+        assert not done
+        for end in ends:
+            end.cancel()
+        await asyncio.gather(*ends, return_exceptions=True)
 
 
 async def test_an_answer_that_takes_long_is_waited_for() -> None:
@@ -195,18 +209,37 @@ async def test_a_large_body_of_any_pieces_is_no_head() -> None:
         writer.close()
 
 
-async def test_requests_sent_ahead_are_answered_in_order_up_to_a_number() -> None:
+async def test_pipelined_requests_are_answered_in_order_however_many() -> None:
     async with served() as service:
-        assert (await service.get(GET * 8 + last_of(GET))).count(b"HTTP/1.1 200 ") == 9
-        with suppress(ConnectionError):
-            assert not await service.get(GET * 100)
+        answers = await service.get(GET * 100 + last_of(GET.replace(b"/ ", b"/echo ", 1)))
+    assert answers.count(b"HTTP/1.1 200 ") == 101
+    assert answers.endswith(b"content-length: 0\r\nConnection: close\r\n\r\n")
 
 
-async def test_a_broken_request_sent_ahead_gives_no_answer_in_the_place_of_another() -> None:
+async def test_a_broken_pipelined_request_is_refused_after_the_answer_before_it() -> None:
     late = GET.replace(b"/ ", b"/late ", 1)
     async with served() as service:
+        answers = await service.get(late + b"broken\r\n\r\n")
+    assert re.findall(rb"HTTP/1.1 (\d+)", answers) == [b"200", b"400"]
+
+
+async def test_a_broken_body_ends_an_answer_that_has_begun() -> None:
+    async with served() as service:
         with suppress(ConnectionError):
-            assert not await service.get(late + b"broken\r\n\r\n")
+            begun = await service.get(CHUNKED.replace(b"/ ", b"/begun ", 1) + b"broken\r\n")
+            assert begun.count(b"HTTP/1.1") == 1
+
+
+async def test_a_flood_of_tiny_chunks_lets_others_be_served() -> None:
+    flood = CHUNKED + b"1\r\nA\r\n" * 300_000
+    async with served() as service:
+        flooding = asyncio.create_task(service.get(flood))
+        began_s = asyncio.get_running_loop().time()
+        for _ in range(5):
+            assert (await service.get(last_of(GET))).endswith(b"ok")
+        assert asyncio.get_running_loop().time() - began_s < 5
+        assert not flooding.done()
+        flooding.cancel()
 
 
 async def test_a_websocket_is_answered_as_any_request() -> None:

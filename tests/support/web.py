@@ -1,4 +1,4 @@
-"""Callers at the HTTP door, and the door with a house behind it: no sockets."""
+"""Callers of the HTTP entry point, and the entry point over an editor of fakes: no sockets."""
 
 import asyncio
 import json
@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -20,58 +21,63 @@ from retouch.storage.port import Store
 from retouch.web.app import App
 from retouch.web.edit import EditEndpoint
 from retouch.web.metrics import Metrics
-from retouch.web.request_context import RequestContext, current, open_request_context
-from support.fakes import REQUEST, FakeStore, House, until
+from support.fakes import REQUEST, URL, FakeStore, House, until
 
 
-def open_studio(
-    settings: Settings, house: House | None, *, store: Store | None = None
-) -> ModelHost:
-    """A studio as it is once its model is loaded, or without a house while it still loads."""
-    studio = ModelHost(settings)
-    studio._store = store or (house.store if house else FakeStore())  # noqa: SLF001 - no wiring here
-    studio._editor = house.editor if house else None  # noqa: SLF001 - as above
-    return studio
+def open_host(settings: Settings, house: House | None, *, store: Store | None = None) -> ModelHost:
+    """A host as it is once its model is loaded, or without a house while it still loads."""
+    return ModelHost(
+        settings,
+        store=store or (house.store if house else FakeStore()),
+        editor=house.editor if house else None,
+    )
 
 
 @dataclass
 class Caller:
-    """Someone who waits for an answer, and may leave."""
+    """Someone who sends one body, waits for an answer, and may leave."""
 
     accept: str = "application/json"
     host: str = "retouch.example"
     left: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def receive(self) -> Message:
-        await self.left.wait()
-        return {"type": "http.disconnect"}
+    def ask(self, body: bytes = b"") -> Request:
+        pieces = [body]
 
-    def exchange(self) -> RequestContext:
-        headers = {"accept": self.accept, "host": self.host, "x-request-id": "r-1"}
+        async def receive() -> Message:
+            if pieces:
+                return {"type": "http.request", "body": pieces.pop()}
+            await self.left.wait()
+            return {"type": "http.disconnect"}
+
+        headers = {"accept": self.accept, "host": self.host, "content-type": "application/json"}
         scope: Scope = {
             "type": "http",
             "method": "POST",
             "path": "/edit",
             "scheme": "http",
+            "server": ("127.0.0.1", 3000),
             "query_string": b"",
             "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
+            "state": {"job_id": "j-1", "request_id": "r-1"},
         }
-        return open_request_context(scope, self.receive)
+        return Request(scope, receive)
 
 
 class Door:
-    """The door with a house behind it."""
+    """`POST /edit` over an editor of fakes."""
 
     def __init__(self, house: House | None = None, **settings: Any) -> None:
         self.house = house or House()
         self.metrics = Metrics()
-        studio = open_studio(Settings(_env_file=None, **settings), self.house)
-        self.edits = EditEndpoint(studio, self.metrics)
+        host = open_host(Settings(_env_file=None, **settings), self.house)
+        self.edits = EditEndpoint(host, self.metrics)
 
     async def answer(
         self, caller: Caller | None = None, request: EditRequest = REQUEST
     ) -> Response:
-        return await self.edits.answer(request, (caller or Caller()).exchange())
+        body = request.model_dump_json(exclude_unset=True).encode()
+        return await self.edits.answer((caller or Caller()).ask(body))
 
     @property
     def counts(self) -> str:
@@ -79,7 +85,7 @@ class Door:
 
     async def require_idle(self) -> None:
         await until(lambda: not self.house.engine.running and not self.house.admission.in_progress)
-        await until(lambda: not self.edits._running)  # noqa: SLF001 - that none leaks is the claim
+        await until(lambda: not self.edits.running)
         assert "retouch_edits_inside 0.0" in self.counts
 
 
@@ -102,7 +108,7 @@ def streaming() -> Caller:
     return Caller(accept="text/event-stream")
 
 
-BODY = dict(EXAMPLE)
+BODY = {**EXAMPLE, "image_url": URL}
 
 
 def settings(**changes: Any) -> Settings:
@@ -110,15 +116,8 @@ def settings(**changes: Any) -> Settings:
 
 
 async def inner(scope: Scope, receive: Receive, send: Send) -> None:
-    """What BentoML is to the middleware: it says what came through."""
-    body = b""
-    more = scope["method"] == "POST"
-    while more:
-        message = await receive()
-        body += message.get("body", b"")
-        more = message.get("more_body", False)
-    answer = {"path": scope["path"], "body": body.decode(), "job_id": current.get().job_id}
-    await JSONResponse(answer)(scope, receive, send)
+    """What BentoML is to the app: it says what came through."""
+    await JSONResponse({"path": scope["path"]})(scope, receive, send)
 
 
 async def require_unreached(scope: Scope, receive: Receive, send: Send) -> None:
@@ -132,12 +131,16 @@ def raising(error: BaseException) -> ASGIApp:
     return app
 
 
+def build_app(host: ModelHost, app: ASGIApp = inner) -> App:
+    metrics = Metrics()
+    return App(app, host=host, edits=EditEndpoint(host, metrics), metrics=metrics)
+
+
 @asynccontextmanager
 async def client(
-    app: ASGIApp = inner, *, studio: ModelHost | None = None, **changes: Any
+    app: ASGIApp = inner, *, host: ModelHost | None = None, **changes: Any
 ) -> AsyncIterator[httpx.AsyncClient]:
-    front = App(app, studio=studio or open_studio(settings(**changes), House()), metrics=Metrics())
-    transport = httpx.ASGITransport(front)
+    transport = httpx.ASGITransport(build_app(host or open_host(settings(**changes), House()), app))
     async with httpx.AsyncClient(transport=transport, base_url="http://retouch.example") as http:
         yield http
 

@@ -5,6 +5,7 @@ load sources -> resolve parameters -> prepare -> acquire the model -> edit -> en
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from retouch.editing.admission import Admission
 from retouch.editing.params import resolve_params, result_key
@@ -97,6 +98,9 @@ class Editor:
             self._require_tokens(request)
             progress(Progress(stage="source"))
             source = await self.steps.load_source(job)
+            # Let go of an image inside the request: it is decoded, and up to 33 MB of text.
+            request = request.model_copy(update={"image_url": ""})
+            job = replace(job, request=request)
             params, notes = resolve_params(request, source, self.info.preset, job_id=job_id)
             prepared, prepare_ms = await self.steps.prepare(job, [source], params)
             progress(Progress(stage="queue"))

@@ -1,1 +1,1 @@
-"""The ASGI pieces of the HTTP door, one module each; none of them knows the model."""
+"""The HTTP entry point: ASGI parts in front of BentoML's app. None of them knows the model."""

@@ -1,15 +1,23 @@
-"""The outermost layer: request id, routes, API key, body limit, and one envelope for every error.
+"""The ASGI layer in front of BentoML: request ids, one route table, API keys, one form of error.
 
-BentoML answers unknown routes, malformed bodies and crashes in shapes of its own and sets no limit on
-a body, so nothing reaches it that has not been judged here.
+BentoML answers unknown routes, malformed bodies and crashes in forms of its own and limits no body, so
+`/edit` is answered here, with `Retouch.edit` as its description in `/schema.json`.
 """
 
 import logging
+import re
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+import uuid
+from collections.abc import Mapping
 
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.exceptions import ExceptionMiddleware
+from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route, Router
+from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from retouch.errors import (
@@ -26,69 +34,60 @@ from retouch.lifecycle import ModelHost
 from retouch.logs import bind, event
 from retouch.schema import error_body
 from retouch.storage.local import LocalStore
-from retouch.web import pages
 from retouch.web.auth import ApiKeyAuth
-from retouch.web.body import BodyReader, drain, parse_request
+from retouch.web.edit import EditEndpoint
 from retouch.web.files import serve_file
 from retouch.web.metrics import Metrics
 from retouch.web.openapi import openapi_document
-from retouch.web.request_context import RequestContext, open_request_context, replay
+from retouch.web.pages import STATIC, build_page
 
 _log = logging.getLogger(__name__)
-_FILES = "/files/"
-_READ = ("GET", "HEAD")
-_DRAIN_BYTES, _DRAIN_S = 64 << 20, 5.0
-
-Answer = Callable[[RequestContext], Awaitable[Response]]
-
-
-@dataclass(frozen=True, slots=True)
-class Route:
-    """What is at a path: our own answer, or None for BentoML's. `open` needs no API key."""
-
-    methods: tuple[str, ...] = _READ
-    answer: Answer | None = None
-    open: bool = False
-    quiet: bool = False
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_UNLOGGED = frozenset({"/livez", "/healthz", "/readyz", "/ping", "/metrics"})
+_NOT_READY_RETRY_AFTER_S = 5
 
 
 class App:
-    """The ASGI middleware round BentoML's app."""
+    """ASGI middleware that answers every request, the schema with BentoML's app."""
 
-    def __init__(self, app: ASGIApp, *, studio: ModelHost, metrics: Metrics) -> None:
+    def __init__(
+        self, app: ASGIApp, *, host: ModelHost, edits: EditEndpoint, metrics: Metrics
+    ) -> None:
         self._app = app
-        self._studio = studio
+        self._host = host
         self._metrics = metrics
-        settings = studio.settings
-        self._keys = ApiKeyAuth(settings.api_keys)
-        self._bodies = BodyReader(
-            max_bytes=settings.max_body_bytes,
-            timeout_s=settings.timeout_seconds,
-            retry_after_s=self._retry_after_s,
+        key = [Middleware(ApiKeyAuth(host.settings.api_keys).protect)]
+        static = StaticFiles(directory=STATIC)
+        openapi = JSONResponse(openapi_document())
+        routes = [
+            Route("/", build_page("page.html"), methods=["GET"]),
+            Route("/docs", build_page("docs.html"), methods=["GET"]),
+            Route("/sample.jpg", static, methods=["GET"]),
+            Route("/demo.webp", static, methods=["GET"]),
+            Route("/livez", self._livez),
+            Route("/healthz", self._livez),
+            Route("/readyz", self._readyz),
+            Route("/ping", self._ping),
+            Route("/edit", edits.answer, methods=["POST"], middleware=key),
+            Route("/openapi.json", openapi, methods=["GET"], middleware=key),
+            Route("/schema.json", self._schema, middleware=key),
+            Route("/metrics", self._metrics_text, middleware=key),
+        ]
+        if not host.settings.uses_s3:
+            routes.append(Route("/files/{key:path}", self._file))
+        self._router = ExceptionMiddleware(
+            Router(routes, redirect_slashes=False),
+            handlers={HTTPException: answer_error, Exception: answer_error},
         )
-        probe = Route(answer=self._readyz, open=True, quiet=True)
-        alive = Route(answer=self._livez, open=True, quiet=True)
-        self._routes = {
-            "/": Route(answer=pages.answer_page, open=True),
-            "/sample.jpg": Route(answer=pages.answer_sample, open=True),
-            "/demo.webp": Route(answer=pages.answer_strip, open=True),
-            "/docs": Route(answer=pages.answer_docs, open=True),
-            "/openapi.json": Route(answer=self._openapi),
-            "/metrics": Route(answer=self._answer_metrics, quiet=True),
-            "/livez": alive,
-            "/healthz": alive,
-            "/readyz": probe,
-            "/ping": Route(answer=self._ping, open=True, quiet=True),
-            "/edit": Route(methods=("POST",)),
-            "/schema.json": Route(),
-        }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request, or let BentoML answer it."""
+        """Answer one request and log it; what is not HTTP is BentoML's."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        exchange = open_request_context(scope, receive)
+        scope.setdefault("app", self)  # without one, Starlette's routes answer errors themselves
+        ids = _name_request(Headers(scope=scope))
+        scope.setdefault("state", {}).update(ids)
         began = time.perf_counter()
         status = 0
 
@@ -96,107 +95,83 @@ class App:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                name = (b"x-request-id", exchange.request_id.encode())
-                message["headers"] = [*message.get("headers", ()), name]
+                MutableHeaders(scope=message)["X-Request-ID"] = ids["request_id"]
             await send(message)
 
-        with bind(exchange.request_id):
-            route = self._route(scope["path"])
+        with bind(ids["request_id"]):
             try:
-                await self._answer(route, exchange, scope, send_named)
-            except Exception as raised:
-                if status:
-                    raise
-                await self._drain(exchange)
-                await envelope(raised, exchange)(scope, receive, send_named)
+                await self._router(scope, receive, send_named)
             finally:
-                if not route.quiet:
+                if scope["path"] not in _UNLOGGED:
                     ms = 1000 * (time.perf_counter() - began)
                     event(_log, "http.answered", method=scope["method"], status=status, ms=ms)
 
-    def _retry_after_s(self) -> int:
-        try:
-            return self._studio.editor.retry_after_s
-        except (ModelError, NotReady):
-            return 1
-
-    @staticmethod
-    async def _drain(exchange: RequestContext) -> None:
-        """Let a body that is refused arrive where the connection ends with the answer."""
-        headers = exchange.request.headers
-        if exchange.ends_connection and not exchange.is_read and "expect" not in headers:
-            await drain(exchange.receive, max_bytes=_DRAIN_BYTES, timeout_s=_DRAIN_S)
-
-    def _route(self, path: str) -> Route:
-        if path.startswith(_FILES) and not self._studio.settings.uses_s3:
-            return Route(answer=self._file, open=True)
-        return self._routes.get(path, Route(methods=(), open=True))
-
-    async def _answer(
-        self, route: Route, exchange: RequestContext, scope: Scope, send: Send
-    ) -> None:
-        if not route.methods:
-            raise RouteNotFound("there is nothing here; /docs lists what there is")
-        if scope["method"] not in route.methods:
-            raise MethodNotAllowed(
-                f"use {' or '.join(route.methods)}", details={"allow": list(route.methods)}
-            )
-        if not route.open:
-            self._keys.require(exchange.request.headers)
-        if route.answer is not None:
-            response = await route.answer(exchange)
-            await response(scope, exchange.receive, send)
-        elif scope["method"] == "POST":
-            async with self._bodies.read(exchange.request.headers, exchange.receive) as body:
-                parse_request(body)
-                await self._app(scope, replay(body, exchange.receive), send)
-        else:
-            await self._app(scope, exchange.receive, send)
-
-    async def _file(self, exchange: RequestContext) -> Response:
-        store = self._studio.store
+    async def _file(self, request: Request) -> Response:
+        store = self._host.store
         assert isinstance(store, LocalStore)  # noqa: S101 - the route exists for no other
-        exchange.request.scope["path_params"] = {"key": exchange.request.url.path[len(_FILES) :]}
-        return await serve_file(store, exchange.request)
+        return await serve_file(store, request)
 
-    async def _openapi(self, _: RequestContext) -> Response:
-        return JSONResponse(openapi_document())
+    async def _schema(self, _: Request) -> ASGIApp:
+        return self._app
 
-    async def _answer_metrics(self, _: RequestContext) -> Response:
+    async def _metrics_text(self, _: Request) -> Response:
         return self._metrics.response()
 
-    async def _livez(self, _: RequestContext) -> Response:
-        if self._studio.failed:
+    async def _livez(self, _: Request) -> Response:
+        if self._host.failed:
             raise ModelError("the model could not be loaded; the service's log says why")
         return PlainTextResponse("alive\n")
 
-    async def _readyz(self, _: RequestContext) -> Response:
-        model = self._studio.editor.info.model
+    async def _readyz(self, _: Request) -> Response:
+        model = self._host.editor.info.model
         return PlainTextResponse(f"ready: {model}\n")
 
-    async def _ping(self, exchange: RequestContext) -> Response:
-        """Answer as Runpod's load balancer reads it: 204 while loading, 200 when ready."""
+    async def _ping(self, request: Request) -> Response:
+        """Answer as Runpod's load balancer expects: 204 while loading, 200 when ready."""
         try:
-            return await self._readyz(exchange)
+            return await self._readyz(request)
         except NotReady:
             return Response(status_code=204)
 
 
-def envelope(raised: Exception, exchange: RequestContext) -> Response:
-    """Return any failure in the error envelope; what nobody foresaw is logged and told as nothing."""
-    if isinstance(raised, EditError):
-        error = raised
-    else:
-        error = InternalError("an internal error; the log has it under this request id")
+def _name_request(headers: Headers) -> dict[str, str]:
+    """Return the ids of a request; a caller's id that is not plain is ignored."""
+    job_id = uuid.uuid4().hex
+    given = headers.get("x-request-id", "")
+    return {"job_id": job_id, "request_id": given if _REQUEST_ID.fullmatch(given) else job_id}
+
+
+async def answer_error(request: Request, raised: Exception) -> Response:
+    """Return any failure in the contract's form; what nobody foresaw is logged and not described."""
+    if isinstance(raised, HTTPException):
+        raised = _translate(raised)
+    if not isinstance(raised, EditError):
         event(_log, "http.failed", level=logging.ERROR, cause=raised)
+        raised = InternalError()
+    return error_response(raised, request_id=request.state.request_id)
+
+
+def error_response(error: EditError, *, request_id: str) -> JSONResponse:
+    """Return the answer for `error`, with the headers that its status calls for."""
     headers: dict[str, str] = {}
+    if isinstance(error, NotReady):
+        headers["Retry-After"] = str(_NOT_READY_RETRY_AFTER_S)
     if isinstance(error, Overloaded):
         headers["Retry-After"] = str(error.retry_after_s)
-    if isinstance(error, NotReady):
-        headers["Retry-After"] = "5"
     if isinstance(error, MethodNotAllowed):
         headers["Allow"] = ", ".join(error.details["allow"])
     if type(error) is Unauthorized:
         headers["WWW-Authenticate"] = "Bearer"
-    body = error_body(error, request_id=exchange.request_id).model_dump(mode="json")
+    body = error_body(error, request_id=request_id).model_dump(mode="json")
     return JSONResponse(body, status_code=error.status, headers=headers)
+
+
+def _translate(raised: HTTPException) -> Exception:
+    """Return Starlette's routing errors as the contract's."""
+    headers: Mapping[str, str] = raised.headers or {}
+    if "Allow" in headers:
+        allow = sorted(headers["Allow"].split(", "))
+        return MethodNotAllowed(f"use {' or '.join(allow)}", details={"allow": allow})
+    if raised.status_code == RouteNotFound.status:
+        return RouteNotFound("there is nothing here; /docs lists what there is")
+    return raised

@@ -1,26 +1,27 @@
-"""API keys: who may come in."""
+"""API keys."""
 
 import hashlib
 import hmac
 
 from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from retouch.errors import Unauthorized
 
 
 class ApiKeyAuth:
-    """The keys that open the door; with none it stands open."""
+    """Checks requests against the configured keys; without any, every request passes."""
 
     def __init__(self, keys: tuple[str, ...]) -> None:
         self._digests = [_digest(key) for key in keys]
 
     def require(self, headers: Headers) -> None:
-        """Let a caller with a key pass.
+        """Raise unless a valid key came as a bearer token or in X-API-Key.
 
-        Every key is compared, by digests of one length, so that time tells nothing.
+        All keys are compared, as digests of equal length, so that timing gives nothing away.
 
         Raises:
-            Unauthorized: the caller has none, or a wrong one.
+            Unauthorized: the key is missing or wrong.
         """
         if not self._digests:
             return
@@ -32,6 +33,15 @@ class ApiKeyAuth:
             raise Unauthorized(
                 "an API key is needed: Authorization: Bearer <key>, or X-API-Key: <key>"
             )
+
+    def protect(self, app: ASGIApp) -> ASGIApp:
+        """Return `app` behind the check, as middleware of a route."""
+
+        async def protected(scope: Scope, receive: Receive, send: Send) -> None:
+            self.require(Headers(scope=scope))
+            await app(scope, receive, send)
+
+        return protected
 
 
 def _digest(text: str) -> bytes:

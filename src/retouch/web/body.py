@@ -1,14 +1,13 @@
-"""Reads a request body within bounds of bytes, time and memory, and makes an `EditRequest` of it."""
+"""Reads a request body within limits of bytes, time and memory, and parses it once."""
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+import sys
+import weakref
 from itertools import islice
 
 from pydantic import ValidationError
-from starlette.datastructures import Headers
-from starlette.types import Receive
+from starlette.requests import ClientDisconnect, Request
 
 from retouch.errors import (
     BodyTooLarge,
@@ -28,96 +27,86 @@ _NOT_AN_OBJECT = ("json_invalid", "model_type", "model_attributes_type")
 
 
 class BodyReader:
-    """Reads bodies; all that are in memory at once are bounded to the size of eight of the largest."""
+    """Reads bodies; those in memory at once, parsed ones included, are bounded to eight of the largest.
 
-    def __init__(
-        self, *, max_bytes: int, timeout_s: float, retry_after_s: Callable[[], int] = lambda: 1
-    ) -> None:
+    A body counts while it is read, and its request for as long as that is referenced: whoever drops
+    the request when its image is decoded makes room for the next body.
+    """
+
+    def __init__(self, *, max_bytes: int, timeout_s: float) -> None:
         self._max_bytes = max_bytes
-        self._retry_after_s = retry_after_s
         self._timeout_s = timeout_s
-        self._held_bytes = 0
+        self.held_bytes = 0
 
-    @asynccontextmanager
-    async def read(self, headers: Headers, receive: Receive) -> AsyncIterator[bytes]:
-        """Read a body and hold its share of memory until the block ends.
+    async def read(self, request: Request) -> EditRequest:
+        """Read the body of `request` and return the edit it asks for.
 
         Raises:
-            UnsupportedContentType: it is not declared as JSON.
-            BodyTooLarge: it is, or says it is, over the limit.
-            Overloaded: too many large bodies are being held.
+            UnsupportedContentType: the body is not declared as JSON.
+            BodyTooLarge: it is, or is declared, larger than allowed.
+            Overloaded: too many large bodies are held.
             DeadlineExceeded: it did not arrive in time.
-            Cancelled: the caller left in the middle.
+            Cancelled: the caller disconnected.
+            MalformedBody: it is not one JSON object.
+            InvalidRequest: fields are wrong; each is named.
         """
-        kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":
             raise UnsupportedContentType("the body must be sent as Content-Type: application/json")
-        said = headers.get("content-length", "")
-        if said.isascii() and said.isdigit() and int(said[:20]) > self._max_bytes:
+        declared = request.headers.get("content-length", "")
+        if declared.isdecimal() and int(declared[:20]) > self._max_bytes:
             raise self._too_large()
         body = bytearray()
         try:
-            try:
-                async with asyncio.timeout(self._timeout_s):
-                    await self._fill(body, receive)
-            except TimeoutError as error:
-                raise DeadlineExceeded("the request body did not arrive in time") from error
-            yield bytes(body)
+            async with asyncio.timeout(self._timeout_s):
+                async for piece in request.stream():
+                    self._append(body, piece)
+            edit = parse_request(body)
+        except TimeoutError as error:
+            raise DeadlineExceeded("the request body did not arrive in time") from error
+        except ClientDisconnect as error:
+            raise Cancelled("the caller disconnected") from error
         finally:
-            self._held_bytes -= len(body)
+            self.held_bytes -= len(body)
+        self._hold(edit)
+        return edit
 
-    async def _fill(self, body: bytearray, receive: Receive) -> None:
-        more = True
-        while more:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise Cancelled("the caller went away")
-            piece = message.get("body", b"")
-            if len(body) + len(piece) > self._max_bytes:
-                raise self._too_large()
-            if self._held_bytes + len(piece) > _WHOLE_BODIES * self._max_bytes:
-                raise Overloaded(
-                    "too many large requests at once",
-                    details={"retry_after": self._retry_after_s()},
-                )
-            body += piece
-            self._held_bytes += len(piece)
-            more = message.get("more_body", False)
+    def _append(self, body: bytearray, piece: bytes) -> None:
+        if len(body) + len(piece) > self._max_bytes:
+            raise self._too_large()
+        if self.held_bytes + len(piece) > _WHOLE_BODIES * self._max_bytes:
+            raise Overloaded("too many large requests at once", details={"retry_after": 1})
+        body += piece
+        self.held_bytes += len(piece)
+
+    def _hold(self, edit: EditRequest) -> None:
+        size_bytes = sys.getsizeof(edit.image_url)
+        self.held_bytes += size_bytes
+        weakref.finalize(edit, self._release, size_bytes).atexit = False
+
+    def _release(self, size_bytes: int) -> None:
+        self.held_bytes -= size_bytes
 
     def _too_large(self) -> BodyTooLarge:
         return BodyTooLarge(f"the body is over {self._max_bytes} bytes (from MAX_IMAGE_BYTES)")
 
 
-async def drain(receive: Receive, *, max_bytes: int, timeout_s: float) -> None:
-    """Throw away what is still to come of a body, within bounds.
-
-    A connection that is closed with something unread is reset, and its answer may be lost with it.
-    """
-    with suppress(TimeoutError):
-        async with asyncio.timeout(timeout_s):
-            while max_bytes > 0:
-                message = await receive()
-                max_bytes -= len(message.get("body", b""))
-                if not message.get("more_body", False):
-                    break
-
-
-def _measure_image(body: bytes) -> int:
-    """Count the bytes of the data: URL in a large body; any text may begin as one does."""
+def _measure_image(body: bytes | bytearray) -> int:
+    """Return the bytes of the longest data: URL in a large body; any text may begin like one."""
     if len(body) <= _MAX_FRAME_BYTES:
         return 0
     found = islice(_IMAGE.finditer(body), _MAX_TEXTS)
-    return max((len(text[0]) for text in found), default=0)
+    return max((text.end() - text.start() for text in found), default=0)
 
 
-def parse_request(body: bytes) -> EditRequest:
+def parse_request(body: bytes | bytearray) -> EditRequest:
     """Return the request in `body`.
 
     Only an image may be large: 35 MB of unknown fields or of empty lists cost the parser gigabytes
     and minutes.
 
     Raises:
-        BodyTooLarge: it is, beside an image in it.
+        BodyTooLarge: the rest of the body, beside an image in it, is over 64 KiB.
         MalformedBody: it is not one JSON object.
         InvalidRequest: fields are wrong; each is named.
     """

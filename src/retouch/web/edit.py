@@ -1,155 +1,157 @@
-"""The door for edits: one request to one answer, or to a stream of progress that ends in one."""
+"""`POST /edit`: one request to one answer, or to a stream of progress that ends in one."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any
 
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
 
 from retouch.editing.events import log_failure, log_success
 from retouch.editing.steps import ignore
-from retouch.errors import Cancelled, DeadlineExceeded, EditError, InternalError
+from retouch.errors import Cancelled, EditError, InternalError
 from retouch.lifecycle import ModelHost
 from retouch.logs import bind
-from retouch.schema import EditRequest, EditResult, Progress, error_body
+from retouch.schema import EditRequest, EditResult, Progress
+from retouch.web import sse
+from retouch.web.body import BodyReader
 from retouch.web.metrics import Metrics
-from retouch.web.request_context import RequestContext
-from retouch.web.sse import format_event
 
-# An edit ends itself at its deadline; one that does not (a hung device) is answered for after this.
-_GRACE_S = 15.0
-_KEEP_ALIVE_S = 15.0
+
+async def _never() -> None:
+    await asyncio.get_running_loop().create_future()
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who an edit is for. `job_id` is ours; `request_id` may be the caller's own.
+
+    `disconnected` returns when the caller has closed the connection; `base_url` is the scheme and
+    host that the caller used, for links to the local store.
+    """
+
+    job_id: str
+    request_id: str
+    base_url: str = ""
+    disconnected: Callable[[], Awaitable[None]] = _never
+
+    @classmethod
+    def of(cls, request: Request) -> "Caller":
+        """Return the caller of an HTTP request to which `App` has given its ids."""
+
+        async def disconnected() -> None:
+            while (await request.receive())["type"] != "http.disconnect":
+                pass
+
+        return cls(
+            job_id=request.state.job_id,
+            request_id=request.state.request_id,
+            base_url=str(request.base_url).rstrip("/"),
+            disconnected=disconnected,
+        )
 
 
 class EditEndpoint:
-    """Answers edit requests with the studio's editor."""
+    """Answers edit requests with the host's editor."""
 
-    def __init__(self, studio: ModelHost, metrics: Metrics) -> None:
-        self._studio = studio
+    def __init__(self, host: ModelHost, metrics: Metrics) -> None:
+        self._host = host
         self._metrics = metrics
-        self._running: set[asyncio.Task[EditResult]] = set()  # the loop itself keeps no task alive
+        settings = host.settings
+        self.bodies = BodyReader(
+            max_bytes=settings.max_body_bytes, timeout_s=settings.timeout_seconds
+        )
+        self.running: set[asyncio.Task[EditResult]] = set()
+        """Edits, cancelled ones until they have ended too: the loop itself keeps no task alive."""
 
-    async def answer(self, request: EditRequest, exchange: RequestContext) -> Response:
-        """Edit and answer; the edit ends if the caller leaves.
+    async def answer(self, request: Request) -> Response:
+        """Edit and answer; the edit is cancelled if the caller disconnects.
 
         Raises:
             EditError: any. Once a stream has begun it is the last event instead.
         """
-        if exchange.wants_events:
-            events = self._stream(request, exchange)
-            first = await anext(events)  # or an error, which is told by a status then
-            return StreamingResponse(
-                _resume(first, events),
-                media_type="text/event-stream",
-                headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
-            )
-        result = await self._run(request, exchange, ignore)
-        return JSONResponse(result.model_dump(mode="json"))
-
-    async def _stream(self, request: EditRequest, exchange: RequestContext) -> AsyncGenerator[str]:
+        caller = Caller.of(request)
         news: asyncio.Queue[Progress | None] = asyncio.Queue()
-        run = asyncio.create_task(self._run(request, exchange, news.put_nowait))
-        run.add_done_callback(lambda _: news.put_nowait(None))
-        run.add_done_callback(self._forget)
-        has_begun = False
-        try:
-            while True:
-                try:
-                    async with asyncio.timeout(_KEEP_ALIVE_S):
-                        progress = await news.get()
-                except TimeoutError:
-                    yield ": still working\n\n"
-                    continue
-                if progress is None:
-                    break
-                has_begun = True
-                yield format_event("progress", progress)
+        run = self.run(await self.bodies.read(request), caller, progress=news.put_nowait)
+        if "text/event-stream" in request.headers.get("accept", "").lower():
+            return await sse.stream(self._spawn(run), news, request_id=caller.request_id)
+        return JSONResponse((await run).model_dump(mode="json"))
+
+    async def run(
+        self,
+        request: EditRequest,
+        caller: Caller,
+        *,
+        progress: Callable[[Progress], None] = ignore,
+    ) -> EditResult:
+        """Edit, and log and count how it ended.
+
+        Raises:
+            EditError: any; `InternalError` for what nobody foresaw.
+        """
+        private = (request.prompt, request.negative_prompt or "")
+        edit = self._edit(request, caller, progress)
+        del request  # as in `_edit`
+        with self._metrics.in_progress(), bind(caller.request_id, private=private):
             try:
-                yield format_event("result", run.result())
+                result = await edit
+            except asyncio.CancelledError:  # how a stream learns that its reader has gone
+                self._record_failure(Cancelled("the caller disconnected"), caller)
+                raise
             except EditError as error:
-                if not has_begun:
-                    raise
-                yield format_event("error", error_body(error, request_id=exchange.request_id))
-        finally:
-            run.cancel()
-
-    async def _run(
-        self, request: EditRequest, exchange: RequestContext, progress: Callable[[Progress], None]
-    ) -> EditResult:
-        self._metrics.count_inside(1)
-        try:
-            with bind(exchange.request_id, private=(request.prompt, request.negative_prompt or "")):
-                return await self._run_logged(request, exchange, progress)
-        finally:
-            self._metrics.count_inside(-1)
-
-    async def _run_logged(
-        self, request: EditRequest, exchange: RequestContext, progress: Callable[[Progress], None]
-    ) -> EditResult:
-        try:
-            result = await self._run_while_awaited(request, exchange, progress)
-        except asyncio.CancelledError:  # how a stream hears that its reader left
-            self._tell_failure(Cancelled("the caller went away"), exchange)
-            raise
-        except EditError as error:
-            self._tell_failure(error, exchange, cause=error)
-            raise
-        except Exception as raised:
-            fault = InternalError("an internal error")
-            self._tell_failure(fault, exchange, cause=raised)
-            raise fault from raised
-        self._metrics.count_success(result)
-        log_success(result)
+                self._record_failure(error, caller, cause=error)
+                raise
+            except Exception as raised:
+                fault = InternalError()
+                self._record_failure(fault, caller, cause=raised)
+                raise fault from raised
+            self._metrics.count_success(result)
+            log_success(result)
         return result
 
-    def _tell_failure(
-        self, error: EditError, exchange: RequestContext, *, cause: Exception | None = None
-    ) -> None:
-        log_failure(error, exchange.job_id, cause=cause)
-        self._metrics.count_failure(error.code)
-
-    async def _run_while_awaited(
-        self, request: EditRequest, exchange: RequestContext, progress: Callable[[Progress], None]
+    async def _edit(
+        self, request: EditRequest, caller: Caller, progress: Callable[[Progress], None]
     ) -> EditResult:
-        editor = self._studio.editor
-        edit = asyncio.create_task(
-            editor.run(
-                request, job_id=exchange.job_id, request_id=exchange.request_id, progress=progress
+        """Wait for the edit, or cancel it when the caller disconnects."""
+        edit = self._spawn(
+            self._host.editor.run(
+                request, job_id=caller.job_id, request_id=caller.request_id, progress=progress
             )
         )
-        self._running.add(edit)
-        edit.add_done_callback(self._forget)
-        left = asyncio.create_task(exchange.wait_until_left())
-        limit_s = self._studio.settings.job_timeout_seconds + _GRACE_S
+        del request  # with the image in it, of which the edit lets go once it is decoded
+        disconnected = asyncio.ensure_future(caller.disconnected())
         try:
-            done, _ = await asyncio.wait(
-                {edit, left}, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED
-            )
-            if edit in done:
-                return self._complete(edit.result(), exchange)
-            if left in done:
-                raise Cancelled("the caller went away")
-            raise DeadlineExceeded("the edit did not end in time")
+            await asyncio.wait({edit, disconnected}, return_when=asyncio.FIRST_COMPLETED)
+            if not edit.done():
+                raise Cancelled("the caller disconnected")
+            return _complete_link(edit.result(), caller.base_url)
         finally:
-            left.cancel()
+            disconnected.cancel()
             edit.cancel()
 
-    def _forget(self, edit: asyncio.Task[EditResult]) -> None:
-        self._running.discard(edit)
-        if not edit.cancelled():
-            edit.exception()  # seen, also where nobody waits any more
+    def _spawn(self, run: Coroutine[Any, Any, EditResult]) -> asyncio.Task[EditResult]:
+        task = asyncio.create_task(run)
+        self.running.add(task)
+        task.add_done_callback(self._forget)
+        return task
 
-    def _complete(self, answer: EditResult, exchange: RequestContext) -> EditResult:
-        """Give a local link the host the caller used, where PUBLIC_URL names none."""
-        link = answer.result.presigned_url
-        if not link.startswith("/"):
-            return answer
-        result = answer.result.model_copy(update={"presigned_url": exchange.base_url + link})
-        return answer.model_copy(update={"result": result})
+    def _forget(self, task: asyncio.Task[EditResult]) -> None:
+        self.running.discard(task)
+        if not task.cancelled():
+            task.exception()  # retrieved, also where nobody waits any more
+
+    def _record_failure(
+        self, error: EditError, caller: Caller, *, cause: Exception | None = None
+    ) -> None:
+        log_failure(error, caller.job_id, cause=cause)
+        self._metrics.count_failure(error.code)
 
 
-async def _resume(first: str, events: AsyncGenerator[str]) -> AsyncGenerator[str]:
-    async with aclosing(events):
-        yield first
-        async for event in events:
-            yield event
+def _complete_link(answer: EditResult, base_url: str) -> EditResult:
+    """Put `base_url` in front of a local link, where PUBLIC_URL gives it no host."""
+    link = answer.result.presigned_url
+    if not link.startswith("/"):
+        return answer
+    result = answer.result.model_copy(update={"presigned_url": base_url + link})
+    return answer.model_copy(update={"result": result})

@@ -4,25 +4,19 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
-from retouch.errors import MethodNotAllowed
 from retouch.storage.keys import attachment
 from retouch.storage.local import LocalStore
 
-_METHODS = ("GET", "HEAD")
-
 
 async def serve_file(store: LocalStore, request: Request) -> Response:
-    """Answer `/files/{key:path}` with the object, as a file to save and never as a page to run.
+    """Answer `/files/{key:path}` with the object, as an attachment that no browser runs as a page.
 
     Raises:
-        MethodNotAllowed: neither GET nor HEAD.
-        LinkInvalid: the link was not made by this store.
-        LinkExpired: its time is over.
-        RouteNotFound: its object is gone.
-        StorageError: its object cannot be read.
+        LinkInvalid: the link was not signed by this store.
+        LinkExpired: the link has expired.
+        RouteNotFound: the object no longer exists.
+        StorageError: the object cannot be read.
     """
-    if request.method not in _METHODS:
-        raise MethodNotAllowed("a file link takes GET and HEAD")
     key = request.path_params["key"]
     file = await run_in_threadpool(store.open_link, key, request.url.query)
     headers = {

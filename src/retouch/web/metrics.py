@@ -1,5 +1,7 @@
 """Prometheus metrics with bounded labels, in place of BentoML's, which has a label a path."""
 
+from contextlib import AbstractContextManager
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.responses import Response
 
@@ -9,13 +11,13 @@ _SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 60, 120, 300, 600)
 
 
 class Metrics:
-    """What is counted about edits."""
+    """Counters, gauges and histograms of edits."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
         self._edits = Counter(
             "retouch_edits",
-            "Edits ended, by code; success is one.",
+            "Edits that ended, by error code, or success.",
             ["code"],
             registry=self._registry,
         )
@@ -31,20 +33,18 @@ class Metrics:
         )
         self._precision = Counter(
             "retouch_precision",
-            "Edits delivered, by the transformer's dtype; it changes where float16 overflowed.",
+            "Edits delivered, by the transformer's dtype; bfloat16 where float16 overflowed.",
             ["dtype"],
             registry=self._registry,
         )
-        self._inside = Gauge(
-            "retouch_edits_inside", "Edits in the house now.", registry=self._registry
-        )
+        self._inside = Gauge("retouch_edits_inside", "Edits in progress.", registry=self._registry)
 
-    def count_inside(self, change: int) -> None:
-        """Count edits that come in (+1) and go out (-1)."""
-        self._inside.inc(change)
+    def in_progress(self) -> AbstractContextManager[None]:
+        """Count an edit as in progress while the block runs."""
+        return self._inside.track_inprogress()
 
     def count_success(self, answer: EditResult) -> None:
-        """Count an edit that was delivered, with its phases."""
+        """Count a delivered edit and its phases."""
         meta = answer.result.meta
         self._edits.labels("success").inc()
         self._sources.labels(str(meta.source.cached).lower()).inc()
@@ -57,7 +57,7 @@ class Metrics:
         self._edits.labels(code).inc()
 
     def response(self) -> Response:
-        """Answer `/metrics` in the text format of Prometheus."""
+        """Return the answer of `/metrics`, in the text format of Prometheus."""
         return Response(
             generate_latest(self._registry), media_type="text/plain; version=0.0.4; charset=utf-8"
         )

@@ -1,6 +1,6 @@
-"""The OpenAPI 3.1 document, made from the contract's models and the tree of errors.
+"""The OpenAPI 3.1 document, built from the schema's models and the tree of errors.
 
-BentoML's own is 3.0.2, not valid, and silent about most answers.
+BentoML's own is 3.0.2, invalid, and does not describe most answers.
 """
 
 from http import HTTPStatus
@@ -13,142 +13,123 @@ from retouch.errors import error_classes
 from retouch.schema import BOTH_SIDES_OR_NONE, EXAMPLE, EditRequest, EditResult, ErrorBody, Progress
 from retouch.storage.local import LINK_QUERY
 
-_JSON, _EVENTS, _TEXT = "application/json", "text/event-stream", "text/plain"
-_CLIENT_CLOSED = 499
+_CLIENT_CLOSED = 499  # nginx's; no RFC has it
+_SECURITY: list[dict[str, list[str]]] = [{"bearer": []}, {"apiKey": []}, {}]
 
 
-def _ref(name: str) -> dict[str, str]:
-    return {"$ref": f"#/components/schemas/{name}"}
+def _ref(kind: str, name: str) -> dict[str, str]:
+    return {"$ref": f"#/components/{kind}/{name}"}
 
 
 def _content(media_type: str, schema: dict[str, Any]) -> dict[str, Any]:
     return {media_type: {"schema": schema}}
 
 
-def _describe(status: int) -> str:
-    codes = [cls.code for cls in error_classes() if cls.status == status]
-    name = "Client Closed Request" if status == _CLIENT_CLOSED else HTTPStatus(status).phrase
-    return f"{name}: {', '.join(codes)}"
+def _text(description: str) -> dict[str, Any]:
+    return {"description": description, "content": _content("text/plain", {"type": "string"})}
 
 
 def _errors(*statuses: int) -> dict[str, Any]:
-    found = {cls.status for cls in error_classes()}
-    assert found >= set(statuses), statuses  # noqa: S101 - a status nobody raises is a mistake here
-    return {str(status): _ref_response(status) for status in statuses}
-
-
-def _ref_response(status: int) -> dict[str, str]:
-    return {"$ref": f"#/components/responses/Error{status}"}
+    known = _error_responses()
+    names = {str(status): f"Error{status}" for status in statuses}
+    assert known.keys() >= set(names.values()), statuses  # noqa: S101 - no class has that status
+    return {status: _ref("responses", name) for status, name in names.items()}
 
 
 def _error_responses() -> dict[str, Any]:
-    statuses = sorted({cls.status for cls in error_classes()})
+    """Return a response for each status in the tree of errors, with the codes that have it."""
+    codes: dict[int, list[str]] = {}
+    for cls in error_classes():
+        codes.setdefault(cls.status, []).append(cls.code)
+    content = _content("application/json", _ref("schemas", "ErrorBody"))
     return {
         f"Error{status}": {
-            "description": _describe(status),
-            "content": _content(_JSON, _ref("ErrorBody")),
+            "description": f"{_phrase(status)}: {', '.join(codes[status])}",
+            "content": content,
         }
-        for status in statuses
+        for status in sorted(codes)
     }
 
 
-def _get(summary: str, responses: dict[str, Any], *, name: str, is_open: bool) -> dict[str, Any]:
-    operation: dict[str, Any] = {"summary": summary, "operationId": name, "responses": responses}
-    if is_open:
-        operation["security"] = []
-    return {"get": operation}
+def _phrase(status: int) -> str:
+    return "Client Closed Request" if status == _CLIENT_CLOSED else HTTPStatus(status).phrase
 
 
-def _text(description: str) -> dict[str, Any]:
-    return {"description": description, "content": _content(_TEXT, {"type": "string"})}
+def _parameter(name: str, place: str, description: str, *, required: bool) -> dict[str, Any]:
+    return {
+        "name": name,
+        "in": place,
+        "required": required,
+        "description": description,
+        "schema": {"type": "string"},
+    }
+
+
+def _get(name: str, summary: str, responses: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """Describe a GET that needs no API key, unless `more` says so."""
+    about = {"summary": summary, "operationId": name, "responses": responses, "security": []}
+    return {"get": about | more}
 
 
 def _edit() -> dict[str, Any]:
-    operation = {
-        "summary": "Edit an image",
-        "description": "Answers when the edit is done. With Accept: text/event-stream the answer is "
-        "a stream of `progress` events (data: Progress) that ends with one `result` "
-        "(data: EditResult) or `error` event (data: ErrorBody).",
-        "operationId": "edit",
-        "parameters": [
-            {
-                "name": "X-Request-ID",
-                "in": "header",
-                "description": "Names the request in the log and in the answer, if it is up to 128 "
-                "of A-Za-z0-9._:- and else not.",
-                "schema": {"type": "string"},
-            }
-        ],
-        "requestBody": {
-            "required": True,
-            "content": {_JSON: {"schema": _ref("EditRequest"), "example": dict(EXAMPLE)}},
-        },
-        "responses": {
-            "200": {
-                "description": "The image is edited.",
-                "headers": {"X-Request-ID": {"schema": {"type": "string"}}},
-                "content": _content(_JSON, _ref("EditResult"))
-                | _content(_EVENTS, {"type": "string"}),
-            },
-            **_errors(400, 401, 405, 413, 415, 429, 499, 500, 502, 503, 504),
-        },
+    request_id = _parameter(
+        "X-Request-ID",
+        "header",
+        "Names the request in logs and in the answer; 1 to 128 of A-Za-z0-9._:- or it is ignored.",
+        required=False,
+    )
+    success = {
+        "description": "The image is edited.",
+        "headers": {"X-Request-ID": {"schema": {"type": "string"}}},
+        "content": _content("application/json", _ref("schemas", "EditResult"))
+        | _content("text/event-stream", {"type": "string"}),
     }
-    return {"post": operation}
+    body = {"schema": _ref("schemas", "EditRequest"), "example": dict(EXAMPLE)}
+    return {
+        "post": {
+            "summary": "Edit an image",
+            "description": "Answers when the edit is done. With Accept: text/event-stream the answer "
+            "is a stream of `progress` events (data: Progress) that ends with one `result` "
+            "(data: EditResult) or `error` event (data: ErrorBody).",
+            "operationId": "edit",
+            "parameters": [request_id],
+            "requestBody": {"required": True, "content": {"application/json": body}},
+            "responses": {
+                "200": success,
+                **_errors(400, 401, 405, 413, 415, 429, 499, 500, 502, 503, 504),
+            },
+        }
+    }
 
 
 def _file() -> dict[str, Any]:
-    # Its type is the link's own; generators of clients know neither a range nor images.
-    image = {"description": "The image."}
-    path = _get(
+    places = {"key": "path"} | dict.fromkeys(LINK_QUERY, "query")
+    return _get(
+        "file",
         "A file of the local store, by its signed link",
-        {"200": image, **_errors(403, 404, 503)},
-        name="file",
-        is_open=True,
+        # Without a type, which is the link's own: generators of clients know neither a range nor images.
+        {"200": {"description": "The image."}, **_errors(403, 404, 503)},
+        parameters=[
+            _parameter(name, place, "As the link has it.", required=True)
+            for name, place in places.items()
+        ],
     )
-    where = {"key": "path"} | dict.fromkeys(LINK_QUERY, "query")
-    path["get"]["parameters"] = [
-        {
-            "name": name,
-            "in": place,
-            "required": True,
-            "description": "As the link has it.",
-            "schema": {"type": "string"},
-        }
-        for name, place in where.items()
-    ]
-    return path
 
 
 def _paths() -> dict[str, Any]:
-    ready = {"200": _text("Ready."), **_errors(500, 503)}
+    alive, ready = (
+        {"200": _text("Alive."), **_errors(500)},
+        {"200": _text("Ready."), **_errors(500)},
+    )
+    loading = {"204": {"description": "Loading."}}
+    metrics = {"200": _text("Metrics."), **_errors(401)}
     return {
         "/edit": _edit(),
-        "/livez": _get(
-            "Is the process alive?",
-            {"200": _text("Alive."), **_errors(500)},
-            name="livez",
-            is_open=True,
-        ),
-        "/healthz": _get(
-            "As /livez", {"200": _text("Alive."), **_errors(500)}, name="healthz", is_open=True
-        ),
-        "/readyz": _get("Is the model loaded and warm?", ready, name="readyz", is_open=True),
-        "/ping": _get(
-            "As /readyz, for Runpod's load balancer",
-            {
-                "200": _text("Ready."),
-                "204": {"description": "Loading."},
-                **_errors(500),
-            },
-            name="ping",
-            is_open=True,
-        ),
-        "/metrics": _get(
-            "Prometheus metrics",
-            {"200": _text("Metrics."), **_errors(401)},
-            name="metrics",
-            is_open=False,
-        ),
+        "/livez": _get("livez", "Is the process alive?", alive),
+        "/healthz": _get("healthz", "As /livez", alive),
+        "/readyz": _get("readyz", "Is the model loaded and warm?", ready | _errors(503)),
+        "/ping": _get("ping", "As /readyz, for Runpod's load balancer", ready | loading),
+        "/metrics": _get("metrics", "Prometheus metrics", metrics, security=_SECURITY),
         "/files/{key}": _file(),
     }
 
@@ -174,7 +155,7 @@ def openapi_document() -> dict[str, Any]:
             "license": {"name": "MIT", "identifier": "MIT"},
         },
         "servers": [{"url": "/"}],
-        "security": [{"bearer": []}, {"apiKey": []}, {}],
+        "security": _SECURITY,
         "paths": _paths(),
         "components": {
             "schemas": schemas["$defs"],

@@ -1,152 +1,92 @@
-"""Bounds what a connection may hold and how long it may stand still; uvicorn does neither.
+"""Every change made to uvicorn and BentoML, each with a test that fails once upstream needs it no more.
 
-uvicorn keeps a head, a trailer and pipelined requests in memory without a limit, and ends only a
-connection that was answered and then says nothing (`uvicorn/protocols/http/httptools_impl.py`). It
-also loses the body of a request that asks for an upgrade, as Java's client and `curl --http2` do of
-every server, and with requests sent ahead it does not tell the one being answered that the caller left.
+`tests/unit/web/test_server.py` states what upstream does without each of them.
 """
 
 import asyncio
 import resource
 from typing import Any, ClassVar
 
-import httptools
+import h11
+from bentoml._internal.server.http import traffic
 from uvicorn.config import HTTP_PROTOCOLS
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 
-class _Parser(httptools.HttpRequestParser):
-    """Goes on where a caller asks for an upgrade: nothing here speaks another protocol.
+class Connection(H11Protocol, asyncio.BufferedProtocol):
+    """One HTTP connection that is closed if it stalls or if there are too many.
 
-    httptools stops at the end of such a head and calls the rest another protocol's (RFC 9110, section
-    7.8, lets a server ignore the wish, and then it is none).
+    h11 bounds heads, trailers and chunk headers, and answers pipelined requests one at a time. uvicorn
+    itself closes only a connection that is silent after an answer: not one that sends nothing, drips a
+    head or a refused body, or does not read its answer.
     """
 
-    def __init__(self, connection: "Connection") -> None:
-        super().__init__(connection)
-        self.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn
-        self._connection = connection
-
-    @property
-    def asks_upgrade(self) -> bool:
-        """Whether the head that was read asks for one; CONNECT is refused as the method it is."""
-        return self.should_upgrade() and self.get_method() != b"CONNECT"
-
-    def feed_data(self, data: Any) -> None:
-        """Parse."""
-        try:
-            super().feed_data(data)
-        except httptools.HttpParserUpgrade as stopped:
-            if not self.asks_upgrade:
-                raise
-            self._connection.read_on(self, data[stopped.args[0] :])
-
-
-def _is_hop(name: bytes) -> bool:
-    return name.strip().lower() in (b"upgrade", b"http2-settings")
-
-
-class Connection(HttpToolsProtocol):
-    """One HTTP connection, ended if it stands still, holds too much or must make room."""
-
     check_every_s: ClassVar = 15.0
-    """A head has this long; what is answered, unread or being drained has up to twice as long."""
+    """A head has this long; a refused body and an unread answer have up to twice as long."""
     min_read_bytes: ClassVar = 16384
-    """What a caller must at least read of an answer between two checks."""
+    """What a client must read of a long answer between two checks."""
     max_head_bytes: ClassVar = 65536
-    max_pipelined: ClassVar = 8
     # Half of the descriptors stay for sources, the store and decoders.
     max_connections: ClassVar = min(2048, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
 
-    # In the order in which they began to owe us bytes: the first is ended where there are too many.
-    _owing: ClassVar[dict["Connection", None]] = {}
+    # Oldest first, among connections waiting for the client: where there are too many it is closed.
+    _awaiting_client: ClassVar[dict["Connection", None]] = {}
+    # h11 takes some 20 µs a chunk, and a chunk may be one byte: short reads let the loop serve others.
+    # One buffer serves all, as each read is parsed before the next.
+    _buffer: ClassVar = memoryview(bytearray(16384))
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # Nothing here speaks WebSocket: such a request is answered as any other.
-        self.ws_protocol_class = None
-        self._loose_bytes = 0
+        self.conn = h11.Connection(h11.SERVER, self.max_head_bytes)
         self._unread_bytes = 0
         self._checked: object = None
-        self._answered: Any = None
-        self.parser: _Parser = _Parser(self)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Take it in, and where there are too many end the one that owes us bytes for longest."""
+        """Close the oldest idle connection where there are too many."""
         super().connection_made(transport)
-        self._owing[self] = None
+        self._awaiting_client[self] = None
         self._check_timer = self.loop.call_later(self.check_every_s, self._check)
         if len(self.connections) > self.max_connections:
-            oldest = next(iter(self._owing))
-            del self._owing[oldest]
+            oldest = next(iter(self._awaiting_client))
+            del self._awaiting_client[oldest]
             oldest.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget it."""
+        """Stop the checks."""
         self._check_timer.cancel()
-        self._owing.pop(self, None)
-        if self._answered is not None and not self._answered.response_complete:
-            self._answered.disconnected = True
-            self._answered.message_event.set()
+        self._awaiting_client.pop(self, None)
         super().connection_lost(exc)
 
-    def data_received(self, data: bytes) -> None:
-        """Parse; what is neither body nor the end of a head may not grow without end."""
-        self._loose_bytes += len(data)
-        super().data_received(data)
-        if self._loose_bytes > self.max_head_bytes and not self.transport.is_closing():
-            self.send_400_response("The head of the request is too long.")
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - a hint
+        """Return where the transport puts what it reads."""
+        return self._buffer
 
-    def on_headers_complete(self) -> None:
-        """Begin to answer, or to wait for the answers before."""
-        if self.parser.asks_upgrade:
-            return
-        self._loose_bytes = 0
-        if len(self.pipeline) >= self.max_pipelined:
-            raise ValueError("too many requests before the first is answered")
-        super().on_headers_complete()
+    def buffer_updated(self, nbytes: int) -> None:
+        """Parse what was read."""
+        self.data_received(bytes(self._buffer[:nbytes]))
 
-    def read_on(self, parser: "_Parser", rest: bytes) -> None:
-        """Read a request again without the upgrade it asked for, and what comes after its head."""
-        line = (parser.get_method(), self.url, parser.get_http_version().encode())
-        head = [b"%s %s HTTP/%s\r\n" % line]
-        for name, value in self.headers:
-            kept = value
-            if name == b"connection":
-                kept = b",".join(token for token in value.split(b",") if not _is_hop(token))
-            if not _is_hop(name):
-                head.append(b"%s: %s\r\n" % (name, kept))
-        self.parser = _Parser(self)
-        self.parser.feed_data(b"".join([*head, b"\r\n", rest]))
-
-    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
-        self._answered = cycle
-        super()._start_asgi_task(cycle, app)
-
-    def on_body(self, body: bytes) -> None:
-        """Hand on what belongs to a body."""
-        self._loose_bytes = 0
-        super().on_body(body)
-
-    def on_message_complete(self) -> None:
-        """Note that the caller has said all; it is our turn."""
-        if self.parser.asks_upgrade:
-            return
-        self._owing.pop(self, None)
-        super().on_message_complete()
+    def handle_events(self) -> None:
+        """Parse; once a request is whole the client waits for us."""
+        super().handle_events()
+        if self._is_answering() and not self.cycle.more_body:
+            self._awaiting_client.pop(self, None)
 
     def on_response_complete(self) -> None:
-        """Note that it is the caller's turn."""
+        """Wait for the client again, unless its next request is here already."""
+        self._awaiting_client[self] = None
         super().on_response_complete()
-        if not self.pipeline:
-            self._owing[self] = None
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse; never in the place or the middle of the answer to an earlier request."""
-        if self._is_answering():
-            self.transport.abort()
-        else:
+        """Refuse; h11 cannot in the middle of an answer."""
+        if self.conn.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
             super().send_400_response(msg)
+        else:
+            self.transport.abort()
+
+    def _should_upgrade(self) -> bool:
+        return (
+            False  # nothing speaks WebSocket; RFC 9110, section 7.8, lets a server ignore the wish
+        )
 
     def _is_answering(self) -> bool:
         # None before the first request, whatever its type says.
@@ -155,16 +95,21 @@ class Connection(HttpToolsProtocol):
     def _check(self) -> None:
         unread_bytes = self.transport.get_write_buffer_size()
         if unread_bytes:
-            stands = 0 < self._unread_bytes < unread_bytes + self.min_read_bytes
-        else:  # an answer that is being made, or its body read, is bounded where that is done
-            stands = not self._is_answering() and self.cycle is self._checked
+            stalls = 0 < self._unread_bytes < unread_bytes + self.min_read_bytes
+        else:  # an answer in progress, and its body, are bounded by the application
+            stalls = not self._is_answering() and self.cycle is self._checked
         self._unread_bytes, self._checked = unread_bytes, self.cycle
-        if stands:
+        if stalls:
             self.transport.abort()
         else:
             self._check_timer = self.loop.call_later(self.check_every_s, self._check)
 
 
 def install() -> None:
-    """Have the server that BentoML starts use it; BentoML hands no such choice on to uvicorn."""
+    """Make BentoML's server use `Connection`, and no timer a request.
+
+    BentoML hands no choice of protocol on to uvicorn. Its TimeoutMiddleware keeps 4 KiB a request until
+    the limit is over, however soon the answer went out, and cannot be switched off.
+    """
     HTTP_PROTOCOLS["auto"] = f"{__name__}:{Connection.__name__}"
+    vars(traffic)["TimeoutMiddleware"] = lambda app, timeout: app  # noqa: ARG005

@@ -7,7 +7,7 @@ from PIL import Image
 
 from retouch.demo.photos import Album
 
-SAMPLE = Path(__file__).parents[3] / "src" / "retouch" / "web" / "sample.jpg"
+SAMPLE = Path(__file__).parents[3] / "src" / "retouch" / "web" / "static" / "sample.jpg"
 
 
 def write_pictures(folder: Path, count: int = 4, edge_px: int = 200) -> Path:

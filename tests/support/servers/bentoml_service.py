@@ -24,7 +24,7 @@ from support.models.tiny_folder import tiny_folder
 from support.servers.origin import Origin, Script, answer, by_path
 
 ROOT = Path(__file__).parents[3]
-SAMPLE = (ROOT / "src/retouch/web/sample.jpg").read_bytes()
+SAMPLE = (ROOT / "src/retouch/web/static/sample.jpg").read_bytes()
 JSON = {"Content-Type": "application/json"}
 SAMPLE_URL = "data:image/jpeg;base64," + base64.b64encode(SAMPLE).decode()
 ALL_DAY: dict[str, Any] = {

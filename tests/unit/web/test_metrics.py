@@ -40,12 +40,11 @@ def test_a_failure_is_counted_by_its_code() -> None:
     assert found["retouch_edits_total[('code', 'cancelled')]"] == 1
 
 
-def test_edits_in_the_house_come_and_go() -> None:
+def test_edits_in_progress_are_counted_up_and_down() -> None:
     metrics = Metrics()
-    metrics.count_inside(1)
-    metrics.count_inside(1)
-    metrics.count_inside(-1)
-    assert samples(metrics)["retouch_edits_inside[]"] == 1
+    with metrics.in_progress():
+        assert samples(metrics)["retouch_edits_inside[]"] == 1
+    assert samples(metrics)["retouch_edits_inside[]"] == 0
 
 
 def test_the_answer_is_in_the_format_of_prometheus() -> None:

@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
-from support.fakes import House
-from support.web import client, open_studio, require_error, require_unreached, settings
+from support.fakes import House, until
+from support.web import client, open_host, require_error, require_unreached, settings
 
-from retouch import errors
+from retouch import errors, wiring
 from retouch.lifecycle import ModelHost
 from retouch.storage.local import LocalStore
 from retouch.web.openapi import openapi_document
@@ -27,8 +27,8 @@ S3: dict[str, Any] = {
 
 
 async def test_while_the_model_loads_health_says_so() -> None:
-    studio = open_studio(settings(), None)
-    async with client(studio=studio) as http:
+    host = open_host(settings(), None)
+    async with client(host=host) as http:
         assert (await http.get("/livez")).status_code == 200
         assert (await http.get("/healthz")).status_code == 200
         response = await http.get("/readyz")
@@ -45,10 +45,14 @@ async def test_once_the_model_is_warm_health_names_it() -> None:
         assert (await http.get("/livez")).text == "alive\n"
 
 
-async def test_after_a_failed_load_health_asks_for_a_restart() -> None:
-    studio = open_studio(settings(), None)
-    studio._failed = True  # noqa: SLF001 - as a failed load leaves it
-    async with client(studio=studio) as http:
+async def test_after_a_failed_load_health_asks_for_a_restart(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(wiring, "build_engine", lambda _: 1 / 0)
+    host = ModelHost(settings(local_store_dir=tmp_path))
+    host.open()
+    await until(lambda: host.failed)
+    async with client(host=host) as http:
         for path in ("/livez", "/healthz", "/readyz", "/ping"):
             require_error(await http.get(path), errors.ModelError)
 
@@ -75,8 +79,8 @@ async def with_file(folder: Path) -> AsyncIterator[tuple[httpx.AsyncClient, str]
     link = store.link(
         "p/results/a/b.png", content_type="image/png", filename="b.png", expires_in_s=60
     )
-    studio = open_studio(settings(api_keys=("k3y",)), House(), store=store)
-    async with client(require_unreached, studio=studio) as http:
+    host = open_host(settings(api_keys=("k3y",)), House(), store=store)
+    async with client(require_unreached, host=host) as http:
         yield http, link
 
 
@@ -100,7 +104,7 @@ async def test_a_link_that_was_changed_is_refused(tmp_path: Path) -> None:
 
 
 async def test_a_file_asked_for_before_the_store_is_open_is_not_ready() -> None:
-    async with client(require_unreached, studio=ModelHost(settings())) as http:
+    async with client(require_unreached, host=ModelHost(settings())) as http:
         require_error(await http.get("/files/a.png"), errors.NotReady)
 
 

@@ -17,7 +17,7 @@ from retouch.errors import (
     SourceUnreachable,
 )
 from retouch.schema import EditResult, ErrorBody, Progress
-from retouch.web import edit
+from retouch.web import sse
 
 
 async def test_a_stream_tells_progress_and_ends_with_one_result() -> None:
@@ -74,7 +74,7 @@ async def test_an_error_in_the_middle_is_the_last_event(
 
 
 async def test_a_stream_in_a_long_step_is_kept_alive(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(edit, "_KEEP_ALIVE_S", 0.005)
+    monkeypatch.setattr(sse, "KEEP_ALIVE_S", 0.005)
     house, pause = Door(), Pause()
     house.house.engine.at_step = lambda step: pause.hold() if step == 2 else None
     response = await house.answer(streaming())

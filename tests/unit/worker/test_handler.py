@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from runpod import RunPodLogger
 from support.fakes import PNG, REQUEST, URL, House, Pause, settle, until
-from support.web import Caller, Door
+from support.web import Door
 from support.worlds import require_idle
 
 from retouch.errors import (
@@ -19,7 +19,7 @@ from retouch.errors import (
     error_classes,
 )
 from retouch.schema import EditRequest, EditResult, ErrorBody
-from retouch.web.app import envelope
+from retouch.web.app import error_response
 from retouch.worker.handler import MAX_ANSWER_BYTES, Worker, build_success
 from retouch.worker.progress import Message, Reporter
 from retouch.worker.sdk import redirect_sdk_log
@@ -299,10 +299,9 @@ async def test_both_doors_give_the_same_error(cls: type[EditError]) -> None:
         cls("it went wrong", details={"allow": ["POST"]}, key="inner"),
         cls("it went wrong", details={"allow": ["POST"]}, key="inner"),
     )
-    caller = Caller()
     with pytest.raises(cls) as raised:
-        await door.answer(caller)
-    by_http = json.loads(bytes(envelope(raised.value, caller.exchange()).body))
+        await door.answer()
+    by_http = json.loads(bytes(error_response(raised.value, request_id="r-1").body))
     by_job = json.loads((await shop.answer())["error"])
     for body in (by_http, by_job):
         del body["error"]["details"]["request_id"]

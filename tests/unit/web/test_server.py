@@ -1,0 +1,129 @@
+"""What uvicorn and BentoML do without `web/server.py`: a test that fails here means a patch can go."""
+
+import asyncio
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import uvicorn
+from _bentoml_impl.worker.service import main as bentoml_worker
+from bentoml._internal.server.http import traffic
+from starlette.responses import Response
+from starlette.types import Message
+from uvicorn.config import HTTP_PROTOCOLS
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.server import ServerState
+
+from retouch.web import server
+
+GET = b"GET / HTTP/1.1\r\nHost: a\r\n"
+
+
+@pytest.fixture
+def unpatched() -> Iterator[None]:
+    before = HTTP_PROTOCOLS["auto"], traffic.TimeoutMiddleware
+    yield
+    HTTP_PROTOCOLS["auto"], vars(traffic)["TimeoutMiddleware"] = before
+
+
+class Transport(asyncio.Transport):
+    """Takes what is written, and sends nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written = b""
+
+    def write(self, data: Any) -> None:
+        self.written += data
+
+    def is_closing(self) -> bool:
+        return False
+
+    def close(self) -> None:
+        pass
+
+    def pause_reading(self) -> None:
+        pass
+
+    def resume_reading(self) -> None:
+        pass
+
+
+def connect(kind: type[H11Protocol]) -> tuple[H11Protocol, Transport]:
+    config = uvicorn.Config(Response("ok"), http=kind, log_config=None, ws="none")
+    connection = kind(config, ServerState(), {}, asyncio.get_running_loop())
+    transport = Transport()
+    connection.connection_made(transport)
+    return connection, transport
+
+
+def test_bentoml_hands_no_choice_of_protocol_on_to_uvicorn() -> None:
+    assert "http" not in {option.name for option in bentoml_worker.params}
+
+
+@pytest.mark.usefixtures("unpatched")
+def test_once_installed_a_server_uses_our_connections() -> None:
+    server.install()
+    config = uvicorn.Config(Response("ok"), log_config=None)
+    config.load()
+    assert config.http_protocol_class is server.Connection
+
+
+@pytest.mark.usefixtures("unpatched")
+async def test_bentoml_keeps_a_timer_after_each_answer_and_ours_keeps_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loop, timers = asyncio.get_running_loop(), []
+    call_later = loop.call_later
+
+    def noting(*args: Any, **kwargs: Any) -> asyncio.TimerHandle:
+        timers.append(call_later(*args, **kwargs))
+        return timers[-1]
+
+    monkeypatch.setattr(loop, "call_later", noting)
+
+    async def receive() -> Message:
+        return {"type": "http.disconnect"}
+
+    async def send(_: Message) -> None:
+        pass
+
+    scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
+    await traffic.TimeoutMiddleware(Response("ok"), timeout=60)(scope, receive, send)
+    (timer,) = timers
+    assert not timer.cancelled()
+    timer.cancel()
+    server.install()
+    await traffic.TimeoutMiddleware(Response("ok"), timeout=60)(scope, receive, send)
+    assert timers == [timer]
+
+
+async def test_uvicorn_takes_a_wish_for_another_protocol_for_a_fault_and_ours_does_not(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    upgrade = GET + b"Connection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
+    connect(H11Protocol)[0].data_received(upgrade)
+    assert "Unsupported upgrade request." in caplog.messages
+    caplog.clear()
+    connect(server.Connection)[0].data_received(upgrade)
+    assert caplog.messages == []
+
+
+async def test_uvicorn_fails_where_a_body_breaks_in_the_middle_of_the_answer_and_ours_ends_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.CRITICAL)
+    for kind, fault in ((H11Protocol, True), (server.Connection, False)):
+        connection, transport = connect(kind)
+        head = GET.replace(b"GET", b"POST") + b"Transfer-Encoding: chunked\r\n\r\n"
+        connection.data_received(head)
+        await connection.cycle.send({"type": "http.response.start", "status": 200, "headers": []})
+        aborted: list[bool] = []
+        transport.abort = lambda aborted=aborted: aborted.append(True)  # type: ignore[method-assign,misc]
+        if fault:
+            with pytest.raises(Exception, match="can't handle event type Response"):
+                connection.data_received(b"broken\r\n")
+        else:
+            connection.data_received(b"broken\r\n")
+            assert aborted == [True]
