@@ -23,20 +23,41 @@ def run_python(program: str, *arguments: str) -> subprocess.CompletedProcess[str
     )
 
 
-def test_the_wheel_holds_every_file_of_the_package(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    folder = tmp_path_factory.mktemp("package")
     source = shutil.copytree(
-        ROOT / "src", tmp_path / "src", ignore=shutil.ignore_patterns("__pycache__")
+        ROOT / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__")
     )
+    shutil.copy(ROOT / "requirements.txt", folder)
     subprocess.run(  # noqa: S603 - this interpreter
-        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)],
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)],
         cwd=source,
         check=True,
         capture_output=True,
     )
-    (wheel,) = tmp_path.glob("*.whl")
-    expected = {str(path.relative_to(source)) for path in source.rglob("retouch/**/*")}
-    packed = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("retouch/")}
-    assert packed == {name for name in expected if (source / name).is_file()}
+    (path,) = folder.glob("*.whl")
+    return zipfile.ZipFile(path)
+
+
+def test_the_wheel_holds_every_file_of_the_package(wheel: zipfile.ZipFile) -> None:
+    tracked = subprocess.run(
+        ["git", "ls-files", "retouch"],  # noqa: S607
+        cwd=ROOT / "src",
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.splitlines()
+    assert set(tracked) <= set(wheel.namelist())
+
+
+def test_the_extra_service_has_the_pins_of_the_requirements(wheel: zipfile.ZipFile) -> None:
+    (name,) = [name for name in wheel.namelist() if name.endswith("/METADATA")]
+    metadata = wheel.read(name).decode()
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    for line in lines:
+        pin = line.partition(";")[0]
+        assert not pin or pin.startswith("#") or f"Requires-Dist: {pin}; " in metadata
 
 
 def test_the_client_imports_nothing_of_the_service() -> None:
