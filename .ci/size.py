@@ -1,4 +1,4 @@
-"""Print the lines of code of `src` by package, and fail above the limit.
+"""Print the size of `src` by package, and fail above the limits.
 
 A line of code holds at least one token that is not a comment, docstring or blank. The demo and its
 trainer are not counted. `python .ci/size.py`
@@ -9,10 +9,14 @@ import io
 import sys
 import tokenize
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 LIMIT = 6400
-"""Raise it in a commit of its own that says what the lines are for."""
+"""Lines of code. Raise it in a commit of its own that says what the lines are for."""
+MAX_FILE_LINES = 300
+MAX_FUNCTION_LINES = 40
+MAX_LONG_FUNCTIONS = 5
 ROOT = Path(__file__).parents[1] / "src" / "retouch"
 _NO_CODE = {
     tokenize.COMMENT,
@@ -45,18 +49,43 @@ def count_code_lines(source: str) -> int:
     return len(lines - docstrings)
 
 
+def find_long_functions(source: str) -> Iterator[tuple[str, int]]:
+    r"""Yield name and length of each function over `MAX_FUNCTION_LINES`, docstring included.
+
+    >>> list(find_long_functions("def f():\n" + "    x = 1\n" * 40))
+    [('f', 41)]
+    """
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            length = (node.end_lineno or node.lineno) - node.lineno + 1
+            if length > MAX_FUNCTION_LINES:
+                yield node.name, length
+
+
 def main() -> int:
-    """Print a line for each package and the sum; return 1 where it is over the limit."""
+    """Print a line for each package and each thing too long; return 1 where a limit is broken."""
     packages: Counter[str] = Counter()
+    long_files, long_functions = [], []
     for path in sorted(ROOT.rglob("*.py")):
-        package = path.relative_to(ROOT).parts[0]
-        packages[package] += count_code_lines(path.read_text(encoding="utf-8"))
+        source = path.read_text(encoding="utf-8")
+        name = path.relative_to(ROOT)
+        packages[name.parts[0]] += count_code_lines(source)
+        if (length := len(source.splitlines())) > MAX_FILE_LINES:
+            long_files.append(f"{length:6} {name}")
+        long_functions += [f"{n:6} {name}: {f}" for f, n in find_long_functions(source)]
     demo = packages.pop("demo")
+    total = sum(packages.values())
+    print("Lines of code")
     for package, lines in packages.most_common():
         print(f"{lines:6} {package}")
-    total = sum(packages.values())
     print(f"{total:6} in all, limit {LIMIT} (the demo, not counted: {demo})")
-    return int(total > LIMIT)
+    print(
+        f"Functions over {MAX_FUNCTION_LINES} lines: {len(long_functions)} of {MAX_LONG_FUNCTIONS}"
+    )
+    print(*long_functions, sep="\n")
+    print(f"Files over {MAX_FILE_LINES} lines: {len(long_files)} of 0")
+    print(*long_files, sep="\n")
+    return int(total > LIMIT or len(long_functions) > MAX_LONG_FUNCTIONS or bool(long_files))
 
 
 if __name__ == "__main__":

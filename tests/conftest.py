@@ -1,4 +1,4 @@
-"""The object store of all tests that need one: it listens on 127.0.0.1 and lives for the session."""
+"""The object store of all tests that need one: on 127.0.0.1, for the session."""
 
 import os
 from collections.abc import Iterator

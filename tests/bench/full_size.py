@@ -1,8 +1,8 @@
-"""Times and memory at the model's full size with random weights: stock diffusers and ours in one run.
+"""Time and memory at the model's full size with random weights: stock diffusers and this engine in one run.
 
 PYTHONPATH=src:tests python tests/bench/full_size.py [ROW ...] [--budget-s 600]
 
-Rows, in the order of their worth: stock, resident, 16, 8, load, load:16, sizes:16, leak:16,
+Rows, most useful first: stock, resident, 16, 8, load, load:16, sizes:16, leak:16,
 cancel:16, widen, 12, 24, 48 and resident:eager. A number is a cap on the GPU's memory in GiB, for
 the process and for the plan. Each row prints one line of JSON when it is done, and a failed row
 does not end the others. Whole edits of 30 steps are timed; seconds a step are their difference from
@@ -80,7 +80,7 @@ def row_stock(rig: Rig) -> dict[str, Any]:
 
 
 def row_time(rig: Rig, cap: str, *, compiled: bool = True) -> dict[str, Any]:
-    """Ours under a cap."""
+    """This engine under a cap."""
     engine = rig.take(cap, compiled=compiled)
     found = time_edits(
         lambda steps: edit(rig, work(rig, steps)), prepare=lambda: begin(rig, work(rig, MANY))
@@ -178,7 +178,7 @@ def row_cancel(rig: Rig, cap: str) -> dict[str, Any]:
 
 
 def row_widen(rig: Rig) -> dict[str, Any]:
-    """Values like the real model's fit float16; past its end an edit comes out in bfloat16, as the next."""
+    """Values like the real model's fit float16; beyond its range this edit and the next run in bfloat16."""
     rig, was = replace(rig, dtype=torch.float16), rig
     was.drop()
     engine = rig.take("resident", compiled=False)
@@ -212,14 +212,14 @@ def row_widen(rig: Rig) -> dict[str, Any]:
 
 
 def row_load(rig: Rig, cap: str) -> dict[str, Any]:
-    """From files to weights in place and warm; without a cap the stock library's way beside it, twice."""
+    """Time loading and warm-up; without a cap also the stock library's, twice each."""
     rig.drop()
     found: dict[str, Any] = {"gib": round(write_once(rig) / GIB, 1)}
     memory = FreeMemory(int((float(cap) if cap else 80) * GIB), measure_host())
     if cap:
         rig.cap_memory(cap)
     ours_s, stock_s = [], []
-    for _ in range(1 if cap else 2):  # the first pays for what a process does but once
+    for _ in range(1 if cap else 2):  # the first includes what a process does only once
         reset_peaks()
         began = time.perf_counter()
         weights = build.load_weights(
@@ -339,7 +339,7 @@ def main() -> None:
             started = time.perf_counter()
             try:
                 rows[row] = run_row(rig, row)
-            except Exception as error:  # noqa: BLE001 - the other rows shall run
+            except Exception as error:  # noqa: BLE001 - the other rows must run
                 rows[row] = {"error": f"{type(error).__name__}: {str(error)[:300]}"}
                 traceback.print_exc(limit=-6)
                 traceback.clear_frames(error.__traceback__)

@@ -1,10 +1,10 @@
-"""Fuzz the decoder guided by coverage: any bytes are a picture or `BadInput`, from a file or from a child.
+"""Coverage-guided fuzzing of the decoder: any bytes give an image or `BadInput`, from a file or a child.
 
 PYTHONPATH=src:tests:tests/fuzz python tests/bench/fuzz_images.py decode -max_total_time=600
 PYTHONPATH=src:tests:tests/fuzz python tests/bench/fuzz_images.py answer -max_total_time=600
 
-The rest are options of libFuzzer (`-help=1` lists them). What breaks the rule is written to `crash-*`
-in the working folder and ends the run with another status than 0.
+Other options are libFuzzer's (`-help=1` lists them). An input that breaks the rule is written to `crash-*`
+in the working folder and ends the run with a non-zero status.
 """
 
 import sys

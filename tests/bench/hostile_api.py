@@ -1,4 +1,4 @@
-"""Attacks the HTTP door of a running service and counts: its contract, requests, slow callers, crowds, keys.
+"""Attacks a running HTTP service and counts: contract, hostile requests, slow callers, crowds, API keys.
 
 PYTHONPATH=src:tests python tests/bench/hostile_api.py --help
 
@@ -34,7 +34,7 @@ HOOKS = str(Path(__file__).parents[1] / "e2e" / "schemathesis_hooks.py")
 KEY = "key-" + "5d1f0c" * 6
 # 25 MiB of image, in base64, and 64 KiB.
 MAX_BODY_BYTES = 26_214_400 * 4 // 3 + 65536
-# One body whole, its pieces before they are joined, and what a garbage collection leaves for later.
+# One whole body, its pieces before they are joined, and garbage not yet collected.
 GROWTH_BAR_BYTES = 4 * MAX_BODY_BYTES
 LIVE = Call("health", get(b"/readyz"), frozenset({200}))
 Row = tuple[str, str, str, bool]
@@ -60,12 +60,12 @@ def picture_url() -> str:
 
 
 def narrow(document: dict[str, Any]) -> dict[str, Any]:
-    """Keep the edits that the document allows small and the sources here; nothing else changes."""
+    """Limit edits to small sizes and sources to this host; change nothing else in the document."""
     fields = document["components"]["schemas"]["EditRequest"]["properties"]
     fields["image_url"] = {"type": "string", "enum": [picture_url()]}
     for side in ("width", "height"):
         fields[side] = {"enum": [64, 80, None]}
-    document["security"].remove({})  # this service wants a key
+    document["security"].remove({})  # this service requires a key
     return document
 
 
@@ -74,7 +74,7 @@ def attack_contract(asked: argparse.Namespace) -> list[Row]:
         document = narrow(service.client.get("/openapi.json").json())
         (Path(folder) / "openapi.json").write_text(json.dumps(document))
         options = ["--url", service.url, "--checks", "all", "--continue-on-failure", "--no-color"]
-        # Both ways, as one right key is enough beside a wrong one.
+        # In both headers, as one valid key is enough.
         options += ["-H", f"X-API-Key: {KEY}", "-H", f"Authorization: Bearer {KEY}"]
         options += ["-n", str(asked.examples), "--seed", str(asked.seed)]
         options += ["--generation-database", "none", "--warnings", "off"]
@@ -138,7 +138,7 @@ def require_no_traces(service: Service) -> Row:
 
 
 def attack_growth(asked: argparse.Namespace) -> list[Row]:
-    """Pour without end what is no body, and bodies of which each is over the limit."""
+    """Send endless heads and trailers, and bodies over the limit."""
     chunked = post(b"", b"Transfer-Encoding: chunked")
     endless = {
         "target": (b"GET /", b"a" * 65536),
@@ -169,7 +169,7 @@ def pour(connection: Any, first: bytes, again: bytes, limit_s: float) -> int:
         while time.monotonic() < give_up_at_s:
             connection.sendall(again)
             sent_bytes += len(again)
-    except OSError:  # ended, or not read any more
+    except OSError:  # closed, or no longer read
         pass
     return sent_bytes
 
@@ -230,7 +230,7 @@ def attack_crowd(asked: argparse.Namespace) -> list[Row]:
 
 
 def attack_keys(asked: argparse.Namespace) -> list[Row]:
-    """Guess, sharing none, half or all but one of the key's characters, or being of other length."""
+    """Guess keys that share none, half or all but one of the characters, or have another length."""
     guesses = {
         "nothing right": "x" * len(KEY),
         "half right": KEY[: len(KEY) // 2] + "x" * (len(KEY) - len(KEY) // 2),
@@ -242,7 +242,7 @@ def attack_keys(asked: argparse.Namespace) -> list[Row]:
     with attacked(API_KEYS=f"another,{KEY}") as (service, _):
         say_progress(f"{asked.guesses} guesses of each of {len(guesses)} kinds")
         order = [name for name in guesses for _ in range(asked.guesses)]
-        random.Random(asked.seed).shuffle(order)  # noqa: S311 - an order, no secret
+        random.Random(asked.seed).shuffle(order)  # noqa: S311 - an order, not a secret
         for name in order:
             began_ns = time.perf_counter_ns()
             answer = service.client.get("/metrics", headers={"X-API-Key": guesses[name]})
@@ -250,7 +250,7 @@ def attack_keys(asked: argparse.Namespace) -> list[Row]:
             assert answer.status_code == 401
     medians = {name: statistics.median(times) for name, times in took_us.items()}
     ends = [bounds_of_median(times) for times in took_us.values()]
-    # Honest noise: the 99.9 % intervals of all medians have a point in common.
+    # Only noise: the 99.9 % intervals of all medians overlap.
     overlap = max(low for low, _ in ends) <= min(high for _, high in ends)
     told = ", ".join(f"{name} {us:.0f} µs" for name, us in medians.items())
     return [(f"{len(order)} guesses of a key", "medians do not differ (99.9 %)", told, overlap)]

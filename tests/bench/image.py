@@ -1,4 +1,4 @@
-"""Makes edits with a built image in both its modes, locked down, and prints what it saw of it.
+"""Edits with a built image in both its modes, locked down, and prints what it found.
 
 `.ci/image` builds the image and runs this; PYTHONPATH=src:tests.
 """
@@ -57,7 +57,7 @@ def say(text: str) -> None:
 
 
 def print_description(image: str) -> None:
-    """Print what an operator builds on, and require it."""
+    """Print what operators rely on, and require it."""
     told = describe(image)
     config = told["Config"]
     assert config["User"] == f"{UID}:{UID}", config
@@ -74,7 +74,7 @@ def print_description(image: str) -> None:
 
 
 def print_contents(image: str) -> None:
-    """Print what the layers weigh, and the packages; require that only what is meant to ships."""
+    """Print the size of layers and packages; require that nothing else is in the image."""
     layers = list_layers(image)
     say(f"{sum(layer['size'] for layer in layers) / 1e6:8.1f} MB in all")
     for layer in layers:
@@ -102,7 +102,7 @@ def print_contents(image: str) -> None:
 
 
 def _pin(name: str, version: str) -> str:
-    """Write a pin as the lock does: the canonical name, and no label of a local build."""
+    """Return a pin as the lock writes it: canonical name, no local version label."""
     return f"{re.sub('[-_.]+', '-', name).lower()}=={version.partition('+')[0]}"
 
 
@@ -112,7 +112,7 @@ def _measure(path: Path) -> int:
 
 
 def require_result(result: dict[str, Any]) -> dict[str, Any]:
-    """Require that a result's link leads to the picture it describes, and return its `meta`."""
+    """Require that a result's link leads to the image it describes; return its `meta`."""
     meta: dict[str, Any] = result["meta"]
     answer = httpx.get(result["presigned_url"], trust_env=False)
     assert answer.status_code == httpx.codes.OK, answer
@@ -125,7 +125,7 @@ def require_result(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def print_locked_down(container: Container) -> None:
-    """Require that the container holds with as little as it has, and print that."""
+    """Require that the container works locked down, and print its limits."""
     container.require_locked_down()
     container.require_healthy()
     written = container.run("cd /tmp && find . -type f -not -path './store/objects/*'").split()
@@ -154,7 +154,7 @@ def run_service(image: str, origin: LiveOrigin) -> dict[str, Any]:
 
 
 def run_worker(image: str, origin: LiveOrigin, rgw: Rgw) -> None:
-    """Do a job of the platform, on the SDK's real loop and S3."""
+    """Run a job of the platform, on the SDK's real loop and S3."""
     with Platform() as platform:
         settings = {**_build_settings(origin, rgw), **platform.environment}
         with Container(image, settings=settings) as container:
@@ -168,7 +168,7 @@ def run_worker(image: str, origin: LiveOrigin, rgw: Rgw) -> None:
 
 
 def run_local_job(image: str, origin: LiveOrigin, rgw: Rgw) -> None:
-    """Do one job without the platform."""
+    """Run one job without the platform."""
     body = json.dumps({"input": request(image_url=origin.offer("/photo.jpg"))})
     settings = _build_settings(origin, rgw)
     with Container(image, *_WORKER, "--test_input", body, settings=settings) as container:
@@ -191,7 +191,7 @@ def _build_settings(origin: LiveOrigin, rgw: Rgw) -> dict[str, str]:
 
 
 def bake(base: str, image: str, folder: Path) -> None:
-    """Build the image with weights from a hub that wants a token, and require that none is left."""
+    """Build the image with weights from a hub that requires a token; the token must not stay in it."""
     from support.models.tiny import PRESET, build_tiny_pipeline
 
     token = f"hf_{secrets.token_hex(16)}"
@@ -224,7 +224,7 @@ def bake(base: str, image: str, folder: Path) -> None:
 
 
 def main() -> None:
-    """Look at the image, run it, and bake one with weights."""
+    """Inspect the image, run it, and bake one with weights."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("bento_image", help="the image that BentoML built")
     parser.add_argument("image", help="the one on top of it")

@@ -1,10 +1,10 @@
-"""Kills workers, services and writers at random moments, and looks for anything that is not whole.
+"""Kills workers, services and writers at random moments, and looks for anything incomplete.
 
 PYTHONPATH=src:tests python tests/bench/killed_workers.py --help
 
 Workers run on the SDK's real loop against a real gateway, with a model that makes noise; services are
-`bentoml serve` on the local store; writers do nothing but write to it. Every job is run again in the
-end and must have the same key and the same bytes. The exit status is 1 if anything is amiss.
+`bentoml serve` on the local store; writers only write to it. Every job is run again in the
+end and must have the same key and the same bytes. The exit status is 1 if anything is wrong.
 """
 
 import argparse

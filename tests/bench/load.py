@@ -1,4 +1,4 @@
-"""Load test: requests of every kind arrive at the running service and do not wait for one another.
+"""Load test: requests of every kind arrive at the running service without waiting for one another.
 
 `bentoml serve` with the demo model (one thread for it) is first measured with some requests always
 waiting; then requests arrive by a Poisson process at 0.6, 1 and 2 times what came out: sources from the
@@ -47,7 +47,7 @@ async def tell_progress(load: Load) -> None:
 
 
 async def drive(load: Load, options: argparse.Namespace) -> float:
-    """Run every phase; return what was measured as capacity."""
+    """Run every phase; return the measured capacity."""
     total_s = options.minutes * 60
     telling = asyncio.create_task(tell_progress(load))
     capacity_per_s = await load.calibrate(CALIBRATING_PART * total_s)
@@ -61,7 +61,7 @@ async def drive(load: Load, options: argparse.Namespace) -> float:
 
 
 def refetched(origin: Origin) -> list[str]:
-    """Return the URLs that the service asked for more than once, although it could keep them."""
+    """Return the URLs that the service downloaded more than once although it could cache them."""
     targets = Counter(head.split(b" ", 2)[1].decode() for head in origin.requests)
     cached = {target: times for target, times in targets.items() if target.startswith("/cached/")}
     found = [f"{target} was fetched {times} times" for target, times in cached.items() if times > 1]
@@ -69,7 +69,7 @@ def refetched(origin: Origin) -> list[str]:
 
 
 async def inside(service: Service) -> float:
-    """Return how many edits the service counts as under way, once that has had time to become 0."""
+    """Return the edits that the service counts as running, after time to reach 0."""
     async with httpx.AsyncClient(base_url=service.url, trust_env=False) as client:
         with suppress(TimeoutError):
             async with asyncio.timeout(10):

@@ -1,4 +1,4 @@
-"""Draw what load.py and soak.py recorded, as the pictures beside DOCS.md's tables.
+"""Draw what load.py and soak.py recorded, as the figures of RESULTS.md.
 
 PYTHONPATH=src:tests python tests/bench/load_plots.py load LOAD.json tests/bench/figures/load.png
 PYTHONPATH=src:tests python tests/bench/load_plots.py soak SOAK.json tests/bench/figures/soak.png

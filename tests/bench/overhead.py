@@ -1,4 +1,4 @@
-"""What the service itself costs: an edit over HTTP with an engine that takes no time.
+"""Measures the service without the model: an edit over HTTP with an engine that takes no time.
 
 A JPEG of 1 MP goes in, a PNG of 1 MP comes out, the source is in the cache. Two bars: what is neither
 decoding, encoding nor storage stays under 15 ms, and so does what the decoder's child costs over
@@ -41,7 +41,7 @@ CODING = ("source_decode", "encode")
 
 
 class NoTimeEngine:
-    """Answers every edit at once with one picture."""
+    """Returns one image for every edit at once."""
 
     info = EngineInfo("none", "", "", "", GenerationDefaults(1, 1.0, SIDES_PX[0] * SIDES_PX[1]))
 
@@ -88,7 +88,7 @@ def s3_settings(folder: Path) -> Iterator[dict[str, str]]:
 @contextmanager
 def service(settings: dict[str, str], engine: NoTimeEngine) -> Iterator[str]:
     """Serve the service's own app over HTTP from a thread of this process; yield its URL."""
-    os.environ.update(settings)  # it reads them on import, so one process measures one store
+    os.environ.update(settings)  # settings are read on import, so one process measures one store
     wiring.build_engine = lambda _settings: engine  # type: ignore[assignment]
     from service import Retouch
 
@@ -125,7 +125,7 @@ def measure(url: str, image_url: str, runs: int) -> list[dict[str, float]]:
             if number >= 3:
                 assert meta["source"]["cached"]
                 measured.append({**meta["timings_ms"], "http": took_ms})
-            time.sleep(0.2)  # as a caller would: the next child is started beside the work
+            time.sleep(0.2)  # as callers do: the next child starts in the meantime
     return measured
 
 

@@ -1,4 +1,4 @@
-"""Lets a build in an image install packages from where pip does out here: `pip_settings.py FOLDER LOCK`.
+"""Lets a build inside an image install packages from the host's pip sources: `pip_settings.py FOLDER LOCK`.
 
 Writes into a folder pip.conf and uv.toml as pip's configuration and its PIP_* variables say, and
 `mounts`: options for buildah. Wheels of local folders that stand in for published ones get their
@@ -19,7 +19,7 @@ _OF_UV = ("index-url", "no-index", *_LISTS)
 
 
 def read_settings() -> dict[str, str]:
-    """Return pip's settings, the environment's over those of files."""
+    """Return pip's settings; the environment overrides files."""
     listed = subprocess.check_output([sys.executable, "-m", "pip", "config", "list"], text=True)
     pairs = [line.split("=", 1) for line in listed.splitlines()]
     pairs.sort(key=lambda pair: pair[0].startswith(":env:"))
@@ -27,7 +27,7 @@ def read_settings() -> dict[str, str]:
 
 
 def find_folders(settings: dict[str, str]) -> list[Path]:
-    """Return the local folders that packages come from; an index has its files beside it."""
+    """Return the local folders that packages come from."""
     folders = []
     for name in _LISTS:
         for place in settings.get(name, "").split():
@@ -55,11 +55,11 @@ def admit(lock: Path, folders: list[Path]) -> None:
 
 
 def main() -> None:
-    """Write the three files, and admit what lies in local folders."""
+    """Write the three files, and add the hashes of local folders' files."""
     work, lock = map(Path, sys.argv[1:])
     settings = read_settings()
-    settings["cert"] = "/etc/ssl/certs/ca-certificates.crt"  # in the image, where Debian has it
-    settings.pop("constraint", None)  # a file out here; in there the lock says all
+    settings["cert"] = "/etc/ssl/certs/ca-certificates.crt"  # Debian's path, in the image
+    settings.pop("constraint", None)  # a file of the host; in the image the lock is enough
     lines = [f"{name} = {value}" for name, value in settings.items()]
     (work / "pip.conf").write_text("\n".join(["[global]", *lines, ""]))
     of_uv = {name: settings[name] for name in _OF_UV if name in settings}

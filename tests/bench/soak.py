@@ -1,4 +1,4 @@
-"""Soak test: thousands of small edits through the running service, which must hold no more after them.
+"""Soak test: thousands of small edits through the running service, after which it must hold no more memory.
 
 `bentoml serve` with the demo model takes edits of 64x64 at one step over a few kept connections: from
 the cache, from new URLs, from data: URLs and as streams; every tenth request beside them is wrong, names

@@ -1,6 +1,6 @@
-"""Holds the Runpod worker to its bars by numbers, on the SDK's real loop and its local server.
+"""Counts the Runpod worker's properties over many runs, on the SDK's real loop and its local server.
 
-PYTHONPATH=src:. python tests/bench/worker_counts.py --help
+PYTHONPATH=src:tests python tests/bench/worker_counts.py --help
 """
 
 import argparse
@@ -54,7 +54,7 @@ RUNS: dict[str, Callable[[int], str]] = {
 
 
 def main() -> None:
-    """Run what is asked for and print one line each."""
+    """Run the chosen programs and print one line each."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--fuzz", type=int, default=1000, help="inputs, on the loop and locally")
     parser.add_argument("--progress", type=int, default=200, help="jobs with progress")

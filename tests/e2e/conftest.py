@@ -1,4 +1,4 @@
-"""The services under test, each started once a session, and what they reach: an origin and S3."""
+"""The services under test, each started once a session, with an origin and S3."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 from support.servers.bentoml_service import SAMPLE_URL, LiveOrigin, Service, serving
 from support.servers.ceph_rgw import Rgw
 
-# Planted where they must never be printed; after all tests each service's log is held to that.
+# Planted secrets; after all tests each service's log is checked for them.
 API_KEY = "api-key-5d1f0c"
 LINK_SECRET = "link-secret-9b2e47"  # noqa: S105 - planted
 
@@ -19,14 +19,14 @@ def origin() -> Iterator[LiveOrigin]:
 
 
 def audited(folder: Path) -> dict[str, str]:
-    """Have every file that the service opens for writing noted in `folder`."""
+    """Record every file that the service opens for writing in `folder`."""
     hook = Path(__file__).parent / "audit"
     return {"PYTHONPATH": str(hook), "AUDIT_FILE": str(folder / "audit")}
 
 
 @pytest.fixture(scope="session")
 def local(tmp_path_factory: pytest.TempPathFactory, origin: LiveOrigin) -> Iterator[Service]:
-    """Run on the local store, open to all, with small limits on images."""
+    """Use the local store, no key, and small limits on images."""
     folder = tmp_path_factory.mktemp("local")
     settings = {
         "ALLOWED_SOURCE_HOSTS": origin.address,
@@ -42,7 +42,7 @@ def local(tmp_path_factory: pytest.TempPathFactory, origin: LiveOrigin) -> Itera
 
 @pytest.fixture(scope="session")
 def strict(tmp_path_factory: pytest.TempPathFactory, origin: LiveOrigin) -> Iterator[Service]:
-    """Want a key, let one edit wait, give an edit 6 s."""
+    """Require a key, let one edit wait, and give an edit 6 s."""
     settings = {
         "ALLOWED_SOURCE_HOSTS": origin.address,
         "API_KEYS": f"another, {API_KEY}",
@@ -59,7 +59,7 @@ def strict(tmp_path_factory: pytest.TempPathFactory, origin: LiveOrigin) -> Iter
 
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory, origin: LiveOrigin, rgw: Rgw) -> Iterator[Service]:
-    """Run on a real S3 server, with 4 s for any of its operations."""
+    """Use a real S3 server, with 4 s for each of its operations."""
     folder = tmp_path_factory.mktemp("s3")
     settings = {
         "ALLOWED_SOURCE_HOSTS": origin.address,
@@ -80,6 +80,6 @@ def s3(tmp_path_factory: pytest.TempPathFactory, origin: LiveOrigin, rgw: Rgw) -
 
 @pytest.fixture(params=["local", "s3"])
 def either(request: pytest.FixtureRequest) -> Service:
-    """Run with S3 settings and without."""
+    """Run the test with S3 and with the local store."""
     service: Service = request.getfixturevalue(request.param)
     return service

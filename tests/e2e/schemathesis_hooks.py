@@ -1,4 +1,4 @@
-"""What schemathesis must know beside the schema."""
+"""Hooks for what the schema cannot tell schemathesis."""
 
 from schemathesis import Case, HookContext, hook
 
@@ -8,7 +8,7 @@ MAX_PROMPT_TOKENS = 512
 
 @hook
 def filter_case(context: HookContext, case: Case) -> bool:
-    """Drop prompts of too many tokens: no schema can say how many characters are a token."""
+    """Drop prompts of too many tokens: a schema cannot limit tokens."""
     if not isinstance(case.body, dict):
         return True
     prompts = [str(case.body.get(name)) for name in ("prompt", "negative_prompt")]

@@ -17,6 +17,19 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCS = (ROOT / "DOCS.md").read_text(encoding="utf-8")
 ENV = (ROOT / ".env.example").read_text(encoding="utf-8")
+METRICS = (ROOT / "src/retouch/web/metrics.py").read_text(encoding="utf-8")
+PAGES = [
+    Path(name)
+    for name in (
+        "README.md",
+        "DOCS.md",
+        ".github/CONTRIBUTING.md",
+        ".github/SECURITY.md",
+        "tests/bench/RESULTS.md",
+    )
+]
+MAX_LINE = 300
+MAX_README_LINES = 100
 SOURCE = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "src").rglob("*.py"))
 
 # To the letter from the project's first description; what it calls required has no default.
@@ -39,7 +52,7 @@ PROMISED_RESULT = {"presigned_url", "bucket", "object_key", "content_type", "exp
 
 
 def rows(text: str, heading: str, columns: int) -> dict[str, list[str]]:
-    """Read the first table under a heading: first cell without backticks to the other cells."""
+    """Read the tables under a heading: first cell without backticks to the other cells."""
     section = text.split(f"\n{heading}\n", 1)[1].split("\n## ", 1)[0]
     found = {}
     for line in section.splitlines():
@@ -68,7 +81,7 @@ def test_every_setting_stands_in_env_example_with_its_default() -> None:
 
 def test_every_setting_stands_in_the_docs_with_its_default() -> None:
     documented = {
-        name: cells[0].strip("`") for name, cells in rows(DOCS, "## 3 Settings", 4).items()
+        name: cells[0].strip("`") for name, cells in rows(DOCS, "## Set it up", 4).items()
     }
     expected = {name: value or "unset" for name, value in plain_defaults().items()}
     assert documented == expected | {"S3_REGION": DEFAULT_REGION}
@@ -84,7 +97,9 @@ def test_a_promised_setting_has_its_promised_default(name: str) -> None:
 
 
 def test_every_error_code_stands_in_the_docs_with_type_status_and_advice() -> None:
-    documented = {code: tuple(cells[:3]) for code, cells in rows(DOCS, "## 2 Errors", 5).items()}
+    documented = {
+        code: tuple(cells[:3]) for code, cells in rows(DOCS, "## Handle errors", 5).items()
+    }
     assert documented == {
         cls.code: (cls.type, str(cls.status), "yes" if cls.retryable else "no")
         for cls in error_classes()
@@ -126,7 +141,7 @@ def test_the_example_of_the_contract_is_a_request() -> None:
 def test_every_request_field_stands_in_readme_and_docs() -> None:
     fields = set(EditRequest.model_fields)
     assert set(rows(README, "## Request", 3)) >= fields
-    assert set(rows(DOCS, "## 1 Contract", 3)) >= fields
+    assert set(rows(DOCS, "## Send a request", 3)) >= fields
 
 
 def test_every_field_of_meta_stands_in_the_docs() -> None:
@@ -142,7 +157,7 @@ def test_a_scheduler_stands_in_readme_and_docs(name: str) -> None:
 def test_every_event_that_is_logged_stands_in_the_docs() -> None:
     logged = set(re.findall(r'event\(\s*_?log,\s*"([a-z_.]+)"', SOURCE))
     logged |= set(re.findall(r'_log\.\w+\("([a-z_]+\.[a-z_]+)"', SOURCE))
-    section = DOCS.split("## 8 Logs", 1)[1].split("\n## ", 1)[0]
+    section = DOCS.split("## Read the logs", 1)[1].split("\n## ", 1)[0]
     assert {name for name in logged if f"`{name}`" not in section} == set()
     assert logged
 
@@ -152,6 +167,42 @@ def test_the_request_of_the_readme_parses() -> None:
     assert body
     text = re.sub(r"'\$\(base64 [^)]*\)'", "AAAA", body[1])
     assert EditRequest.model_validate(json.loads(text)).prompt
+
+
+def anchors(text: str) -> set[str]:
+    """Name the headings as GitHub's links do."""
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_every_link_leads_to_a_file_and_a_heading(page: Path) -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)]+)\)", (ROOT / page).read_text("utf-8")):
+        name, _, anchor = target.partition("#")
+        file = (ROOT / page).parent / name if name else ROOT / page
+        assert file.exists(), target
+        assert not anchor or anchor in anchors(file.read_text("utf-8")), target
+
+
+@pytest.mark.parametrize("part", ["Use", "Operate", "Change"])
+def test_the_contents_of_a_part_link_each_of_its_sections(part: str) -> None:
+    section = DOCS.split(f"\n# {part}\n", 1)[1].split("\n# ", 1)[0]
+    contents = section.split("\n## ", 1)[0]
+    assert re.findall(r"\[([^]]+)\]\(#", contents) == re.findall(
+        r"^## (.+)$", section, re.MULTILINE
+    )
+
+
+def test_no_line_is_too_long_to_read() -> None:
+    for text in (README, DOCS):
+        assert [line for line in text.splitlines() if len(line) > MAX_LINE] == []
+    assert len(README.splitlines()) < MAX_README_LINES
+
+
+def test_every_metric_stands_in_the_docs() -> None:
+    names = set(re.findall(r'"(retouch_[a-z_]+)"', METRICS))
+    assert names
+    assert {name for name in names if f"`{name}" not in DOCS} == set()
 
 
 def test_the_answer_of_the_readme_parses() -> None:

@@ -1,6 +1,6 @@
-"""Notes what a Python process opens for writing, in the file that AUDIT_FILE names, a line each.
+"""Appends each file that a Python process opens for writing to the file in AUDIT_FILE, one a line.
 
-On a process's PYTHONPATH it is imported before all else. Code in C can open files unheard.
+On a process's PYTHONPATH it is imported first. Files opened by C code are not seen.
 """
 
 import os
@@ -16,7 +16,7 @@ if _FILE:
     def _hear(event: str, arguments: tuple[object, ...]) -> None:
         if event in _OTHERS:
             opens = True
-        elif event == "open":  # of a number: a file that is open already
+        elif event == "open":  # a descriptor: the file is open already
             path, _, flags = arguments
             opens = isinstance(flags, int) and bool(flags & _WRITES) and not isinstance(path, int)
         else:

@@ -1,4 +1,4 @@
-"""Hostile images that are large: in pixels, or by repeating what costs something."""
+"""Hostile images that are large: in pixels, or by repetition of something costly."""
 
 import random
 import struct
@@ -10,7 +10,7 @@ from functools import cache
 
 from support.images import samples
 
-# At the limits of 50 million pixels, 16,384 a side and 20 to 1, beyond them, and beyond what is sane.
+# At the limits of 50 million pixels, 16,384 a side and 20 to 1, beyond them, and far beyond them.
 SIZES = (
     *((7071, 7071), (16384, 3051), (3051, 16384), (12247, 4082), (4000, 4000), (16384, 820)),
     *((7072, 7072), (16385, 3000), (9000, 9000), (65535, 65535), (2**31 - 1, 2**31 - 1)),
@@ -66,7 +66,7 @@ def tiff_bomb(rng: random.Random, size: tuple[int, int]) -> bytes:
     pixels = deflated_zeros(rows if rows < 1 << 29 else 1 << 20)
     shape = {256: size[0], 257: size[1], 278: size[1], 277: samples, 258: bits}
     kind = {259: 8, 262: photometric, 339: sample_format}
-    if samples > 1:  # several values do not fit an entry: they lie before the strip
+    if samples > 1:  # several values do not fit an entry: they stand before the strip
         values = struct.pack(f"<{samples}H", *[bits] * samples)
         body = tiff(shape | kind | {273: 8 + len(values)}, values + pixels)
         entry = struct.pack("<HHII", 258, 4, 1, bits)
@@ -76,7 +76,7 @@ def tiff_bomb(rng: random.Random, size: tuple[int, int]) -> bytes:
 
 @cache
 def flat_avif(width_px: int, height_px: int) -> bytes:
-    """Made in a process of its own: what this one has used counts for its children too."""
+    """Run in a process of its own: the peak memory of this one would count for its children too."""
     script = (
         "import sys, PIL.Image as I;"
         f"I.new('RGB', ({width_px}, {height_px})).save(sys.stdout.buffer, 'AVIF', speed=10)"
@@ -85,7 +85,7 @@ def flat_avif(width_px: int, height_px: int) -> bytes:
 
 
 def resized(body: bytes, width_px: int, height_px: int) -> bytes:
-    """Let `body` claim another size; what does not fit the field is cut to it."""
+    """Patch the size that `body` declares; a value too large for its field is truncated."""
     changed = bytearray(body)
     short = struct.pack("<HH", width_px & 65535, height_px & 65535)
     if body.startswith(b"\x89PNG"):

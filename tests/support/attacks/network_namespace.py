@@ -1,10 +1,9 @@
-"""Asks a service, in a network of its own where every address there is answers, for all that it must not reach.
+"""Asks a service for every address it must not reach, in a network namespace where every address answers.
 
 unshare --net --mount env PYTHONPATH=src:tests python tests/support/attacks/network_namespace.py [--every 1]
 
-As root on Linux. Inside, every address of IPv4 and IPv6 is a host that gives a picture on port 80 and
-takes connections on 443, and names are those of an `/etc/hosts` made here, so nothing stands in for
-resolver, routes or sockets. Prints one line of JSON.
+As root on Linux. Inside, every address of IPv4 and IPv6 is a host that serves an image on port 80 and
+accepts connections on 443. Names come from an `/etc/hosts` made here, so resolver, routes and sockets are real. Prints one line of JSON.
 """
 
 import argparse
@@ -31,7 +30,7 @@ SMALL = {"width": 64, "height": 64, "num_inference_steps": 1}
 
 
 class Host(BaseHTTPRequestHandler):
-    """Whoever is asked: redirects as the path says, or gives a picture."""
+    """Redirects as the path says, or serves an image."""
 
     def do_GET(self) -> None:  # the library's name
         _, code, *rest = self.path.split("/", 2)
@@ -42,11 +41,11 @@ class Host(BaseHTTPRequestHandler):
         self.wfile.write(SAMPLE)
 
     def log_message(self, *_: Any) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 class Hosts(ThreadingHTTPServer):
-    """All hosts on one port. `reached` has each address that somebody connected to."""
+    """All hosts on one port. `reached` has each address that was connected to."""
 
     address_family = socket.AF_INET6
     request_queue_size = 128
@@ -67,7 +66,7 @@ def make_world() -> None:
 
 
 def name_hosts(targets: list[Target], file: Path) -> None:
-    """Give each target a name of its own, and one that it shares with a public address."""
+    """Name each target twice: alone, and beside a public address."""
     named = [(n, target.address) for n, target in enumerate(targets) if "%" not in target.address]
     lines = ["127.0.0.1 localhost"]
     lines += [f"{address} alone{n}.example" for n, address in named]
@@ -88,14 +87,14 @@ def list_urls(targets: list[Target]) -> Iterator[str]:
 
 
 def is_host(address: str) -> bool:
-    """Return whether somebody answers there: what was not reached was there to be reached."""
+    """Return whether the address answers: only such an address could have been reached."""
     with suppress(OSError), socket.create_connection((address, 80), timeout=2):
         return True
     return False
 
 
 def ask(service: Service, url: str) -> bool:
-    """Return whether it was edited; whoever is refused hears the reason typed."""
+    """Return whether it was edited; a refusal must be a typed error."""
     answer = service.ask(image_url=url, **SMALL)
     if answer.status_code not in {200, 400, 502, 504}:
         raise AssertionError(f"{url}: {answer.status_code} {answer.text}")

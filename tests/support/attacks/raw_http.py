@@ -1,4 +1,4 @@
-"""Requests that no honest caller sends, in raw bytes, and what may be answered to each."""
+"""Hostile requests in raw bytes, and the statuses allowed for each."""
 
 import json
 import re
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 MIB = 1 << 20
 REFUSED = frozenset({400, 401, 403, 404, 405, 413, 414, 415, 431, 501})
 ENDED = 0
-"""In place of a status: the connection was ended without an answer."""
+"""Stands for a status: the connection was closed without an answer."""
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"]
 ROUTES = {
     "/": "GET HEAD",
@@ -32,7 +32,7 @@ _TRACE = re.compile(rb"Traceback|File \"|site-packages|\.py\b|0x[0-9a-f]{8}")
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """`raw` is sent as it stands; one of `allowed` must be the status of the answer."""
+    """`raw` is sent unchanged; the status of the answer must be one of `allowed`."""
 
     name: str
     raw: bytes
@@ -67,7 +67,7 @@ def is_whole(answer: bytes, asked: bytes) -> bool:
 
 
 def fault(call: Call, answer: Answer) -> str:
-    """Return what is wrong with an answer, or nothing."""
+    """Return what is wrong with an answer, or an empty string."""
     if answer.status not in call.allowed:
         return f"{call.name}: answered {answer.status} {answer.body[:200]!r}"
     if answer.status in REFUSED and _TRACE.search(answer.head + answer.body):
@@ -93,7 +93,7 @@ def get(target: bytes, *headers: bytes, method: bytes = b"GET", host: bytes = b"
 
 
 def wrong_methods() -> Iterator[Call]:
-    """Every method on every route, the right ones too: 405 where it is not offered."""
+    """Every method on every route: 405 where it is not offered."""
     for route, offered in ROUTES.items():
         for method in METHODS:
             right = frozenset({200, 204, 401, 403, 415}) if method in offered.split() else {405}
@@ -124,7 +124,7 @@ def wrong_kinds() -> Iterator[Call]:
 
 
 def hostile_bodies(max_bytes: int) -> Iterator[Call]:
-    """Bodies up to the limit that are no request."""
+    """Bodies up to the limit that are not requests."""
     many = max_bytes // 12
     bodies = {
         "unknown fields": b"{" + b",".join(b'"%x":1' % n for n in range(many)) + b"}",
@@ -198,7 +198,7 @@ def hostile_lengths(max_bytes: int) -> Iterator[Call]:
 
 
 def hostile_heads() -> Iterator[Call]:
-    """Headers: long, many, twice, broken, of another alphabet; and the Host header."""
+    """Headers: long, many, repeated, malformed, non-ASCII; and the Host header."""
     ended = frozenset({200, 400, 401, 431, ENDED})
     for name, lines in {
         "a long value": [b"A: " + b"b" * 200_000],
@@ -239,7 +239,7 @@ def hostile_heads() -> Iterator[Call]:
 
 
 def hostile_paths() -> Iterator[Call]:
-    """Ways out of the folder of files, and targets of other forms."""
+    """Path traversal, and request targets of other forms."""
     steps = (
         b".. %2e%2e .%2e ..%2f %2e%2e%2f ..%5c ..%255c %252e%252e ..;/ ..%00/ ..%c0%af //.. /%2f.."
     )

@@ -1,4 +1,4 @@
-"""Callers by the hundred: slow, silent, deaf or all at once; and what the service spends on them."""
+"""Hundreds of callers: slow, silent, not reading, or all at once; and what they cost the service."""
 
 import socket
 import statistics
@@ -30,11 +30,11 @@ SLOW: Mapping[str, tuple[bytes, bytes]] = {
     ),
     "deaf": (get(LARGE_TARGET) * 8, b"\r\n"),
 }
-"""By name, what is sent first and what again every second."""
+"""By name: what is sent first, and what is sent again every second."""
 
 
 class Watch:
-    """The process that answers: its memory, its descriptors."""
+    """Memory and descriptors of the process that answers."""
 
     def __init__(self, parent: int) -> None:
         family = psutil.Process(parent).children(recursive=True)
@@ -52,7 +52,7 @@ class Watch:
 
     @contextmanager
     def peak(self) -> Iterator[list[int]]:
-        """Give the bytes by which the resident memory's peak exceeded what it was at the start."""
+        """Return the bytes by which the peak resident memory exceeded that at the start."""
         proc = Path(f"/proc/{self._process.pid}")
         (proc / "clear_refs").write_text("5")
         before, grown = self.memory_bytes, [0]
@@ -72,7 +72,7 @@ def connect(port: int) -> socket.socket:
 
 
 def is_open(connection: socket.socket) -> bool:
-    """Ask without reading: a deaf caller hears no more of it than its end."""
+    """Send without reading: such a caller only notices the end of the connection."""
     connection.setblocking(False)
     try:
         return connection.recv(1, socket.MSG_PEEK) != b""
@@ -83,7 +83,7 @@ def is_open(connection: socket.socket) -> bool:
 
 
 def hold_slow(port: int, name: str, timeout_s: float) -> float:
-    """Be one slow caller; return the seconds until it was ended."""
+    """Run one slow caller; return the seconds until its connection was closed."""
     first, again = SLOW[name]
     began_s = time.monotonic()
     with connect(port) as connection:
@@ -109,7 +109,7 @@ def hold_slow(port: int, name: str, timeout_s: float) -> float:
 
 
 def time_calls(port: int, call: Call, times: int) -> float:
-    """Return the median seconds of an answer, each on a connection of its own."""
+    """Return the median seconds of an answer; each request has its own connection."""
     took_s = []
     for _ in range(times):
         began_s = time.monotonic()
@@ -120,7 +120,7 @@ def time_calls(port: int, call: Call, times: int) -> float:
 
 
 def push(port: int, call: Call, number: int) -> list[Answer]:
-    """Have `number` callers send at once; their answers."""
+    """Send from `number` callers at once; return their answers."""
     with ThreadPoolExecutor(number) as pool:
         return list(pool.map(lambda _: send(port, call, timeout_s=180), range(number)))
 

@@ -1,8 +1,8 @@
-"""Runs the cases of `hostile_addresses` through the real fetcher and watches every connect.
+"""Runs the cases of `addresses` through the real fetcher and watches every connect.
 
-Only two things stand in for the world: what a name resolves to (a literal is read by libc itself),
-and that public addresses lead to an origin on 127.0.0.1. Anything else that is dialled is dialled
-for real; an audit hook notes it and stops it before a packet leaves.
+Only two things are faked: what a name resolves to (libc itself reads literals), and that public
+addresses lead to an origin on 127.0.0.1. Any other address is dialled for real; an audit hook
+records it and stops it before a packet leaves.
 """
 
 import contextlib
@@ -38,12 +38,12 @@ LED_TO_ORIGIN = frozenset(map(ip_address, (*PUBLIC, STEP, STEP_V6)))
 
 
 class Watch:
-    """Notes each `socket.connect` of this process; all but the origin's address are stopped."""
+    """Records each `socket.connect` of this process, and stops all but those to the origin."""
 
     def __init__(self) -> None:
         self.origin: tuple[str, int] | None = None
         self.connects: list[Any] = []
-        sys.addaudithook(self._note)  # cannot be taken out again
+        sys.addaudithook(self._note)  # an audit hook cannot be removed
 
     def _note(self, event: str, args: tuple[Any, ...]) -> None:
         if event == "socket.connect" and self.origin:
@@ -68,7 +68,7 @@ class Passage(httpcore.AsyncNetworkBackend):
 
 
 class Tally:
-    """How many cases each way had, and what went wrong."""
+    """The number of cases of each kind, and the failures."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
@@ -97,7 +97,7 @@ class Runner:
         self._fetcher = Downloader(limits, resolve=self._resolve, network=Passage(origin_port))
 
     def _resolve(self, host: str, port: int) -> Sequence[str]:
-        with contextlib.suppress(socket.gaierror):  # a literal is for libc, a name is not for DNS
+        with contextlib.suppress(socket.gaierror):  # libc reads literals; names do not go to DNS
             numeric = socket.getaddrinfo(
                 host.encode(), port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
             )
@@ -113,7 +113,7 @@ class Runner:
             return error
 
     async def refuse(self, case: Case) -> str | None:
-        """Tell what is wrong if the case was not refused before the dial."""
+        """Return what is wrong where the case was not refused before the dial."""
         end = await self._end(case)
         if (dials := len(self._watch.connects)) != case.steps:
             return f"{dials} connects instead of {case.steps}: {self._watch.connects}"

@@ -1,4 +1,4 @@
-"""Sends one request of a load or soak test and holds every part of its answer to that request."""
+"""Sends one request of a load or soak test and checks every part of its answer."""
 
 import asyncio
 import json
@@ -16,7 +16,7 @@ TIMEOUT_S = 600.0
 
 @dataclass(slots=True)
 class Attempt:
-    """What became of one request; `end` is `answered`, `left` (by the client) or `lost`."""
+    """The outcome of one request; `end` is `answered`, `left` (by the client) or `lost`."""
 
     id: str
     number: int
@@ -38,9 +38,9 @@ class Attempt:
 async def send(
     client: httpx.AsyncClient, ask: Ask, *, phase: str, due_s: float, began_s: float, again: int = 0
 ) -> Attempt:
-    """Send `ask`, read its answer and judge it; times are seconds since `began_s`.
+    """Send `ask`, read its answer and check it; times are seconds since `began_s`.
 
-    The answer is timed from the moment the request was due, so a sender that is late hides nothing.
+    The answer is timed from the moment the request was due, so a late sender hides no delay.
     """
     name = f"load-{ask.number}" + (f".{again}" if again else "")
     attempt = Attempt(name, ask.number, ask.kind, ask.client, phase, due_s)
@@ -77,7 +77,7 @@ async def _exchange(
 def _read(
     attempt: Attempt, ask: Ask, status: int, headers: Mapping[str, str], text: str
 ) -> dict[str, Any] | None:
-    """Note what the answer says; return the result, if it has one."""
+    """Record the answer; return its result, if it has one."""
     attempt.status = status
     if headers.get("x-request-id") != attempt.id:
         attempt.faults.append(f"the answer is of request {headers.get('x-request-id')}")

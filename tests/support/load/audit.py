@@ -1,4 +1,4 @@
-"""Whether every request got one answer, its own, and every answer has one result in the store."""
+"""Checks that every request got exactly one answer, its own, and every answer has one result in the store."""
 
 import json
 from collections import Counter
@@ -13,7 +13,7 @@ _LOGGED = ("http.answered", "edit.finished")
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """One result in the store: its key, and the seed that was kept beside it."""
+    """One result in the store: its key, and the seed in its metadata."""
 
     key: str
     seed: int
@@ -45,7 +45,7 @@ def read_log(path: Path) -> Counter[tuple[str, str]]:
 def audit(
     attempts: list[Attempt], stored: list[Stored], logged: Counter[tuple[str, str]]
 ) -> list[str]:
-    """Return every fault there is."""
+    """Return every fault found."""
     found = [f"{each.id} ({each.kind}): {fault}" for each in attempts for fault in each.faults]
     found += [f"{each.id} ({each.kind}) is lost" for each in attempts if each.end == "lost"]
     sent = {each.number for each in attempts}

@@ -1,4 +1,4 @@
-"""Open-loop load: requests arrive by a Poisson process, whether or not those before are answered."""
+"""Open-loop load: requests arrive by a Poisson process, whether or not earlier ones were answered."""
 
 import asyncio
 import random
@@ -29,7 +29,7 @@ _RETURNS = 50
 
 @dataclass(frozen=True, slots=True)
 class Arrivals:
-    """Requests of one client at a mean rate; of those refused, one in `returning` comes back."""
+    """Requests of one client at a mean rate; one in `returning` of those refused is sent again."""
 
     client: str
     rate_per_s: float
@@ -45,7 +45,7 @@ class Phase:
 
 
 def plan(capacity_per_s: float, *, total_s: float, names: tuple[str, ...]) -> list[Phase]:
-    """Return the phases of these names; the rates are of edits, as parts of what was measured."""
+    """Return the phases of these names; rates are edits a second, as shares of the measured capacity."""
     share = sum(MIX[kind] for kind in EDITING) / sum(MIX.values())
     cached = {"cached": 1}
 
@@ -69,7 +69,7 @@ def plan(capacity_per_s: float, *, total_s: float, names: tuple[str, ...]) -> li
 
 
 class Load:
-    """Sends requests and keeps what became of each."""
+    """Sends requests and keeps their outcomes."""
 
     def __init__(self, client: httpx.AsyncClient, requests: Requests, *, seed: int) -> None:
         self.attempts: list[Attempt] = []
@@ -91,7 +91,7 @@ class Load:
         return len(self._tasks)
 
     async def calibrate(self, length_s: float) -> float:
-        """Return how many edits a second come out when some are always waiting."""
+        """Return the edits a second while some are always waiting."""
         self.began["calibrating"] = began_s = self.now_s
         kinds = ("cached", "new", "data")
 
@@ -108,7 +108,7 @@ class Load:
         return capacity_per_s
 
     async def run(self, phase: Phase) -> None:
-        """Let the requests of a phase arrive; some may still be under way when it ends."""
+        """Send the requests of a phase; some may still be unanswered when it ends."""
         self.began[phase.name] = self.now_s
         await asyncio.gather(*(self._arrive(phase, each) for each in phase.arrivals))
 
@@ -135,7 +135,7 @@ class Load:
             task.add_done_callback(self._tasks.discard)
 
     async def _follow(self, ask: Ask, phase: str, due_s: float, *, returning: bool) -> None:
-        """Send, and where it is refused come back when it was told to."""
+        """Send, and after a refusal send again when `Retry-After` is over."""
         attempt = await self._send(ask, phase, due_s)
         for again in range(1, _RETURNS + 1):
             if not returning or attempt.retry_after_s is None:

@@ -1,7 +1,7 @@
-"""The requests of the load and soak tests, each known by its number in every part of its answer.
+"""The requests of the load and soak tests, each recognisable in every part of its answer.
 
-A request's number is its seed and in its id; the picture it names carries a number of its own in the
-colours of its four quarters, which the demo model leaves where they are.
+A request's number is its seed and part of its id. Its image carries a number of its own in the
+colours of its four quarters, which the demo model keeps.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ _QUARTERS = ((0, 0), (1, 0), (0, 1), (1, 1))
 
 @dataclass(frozen=True, slots=True)
 class Hosts:
-    """Names of one origin on 127.0.0.1; downloads share by host, so what is slow has its own."""
+    """Names of one origin on 127.0.0.1; downloads are limited per host, so slow sources have their own."""
 
     port: int
 
@@ -40,7 +40,7 @@ class Hosts:
 
     @property
     def closed(self) -> str:
-        """Nobody listens there."""
+        """Nothing listens there."""
         return f"127.0.0.2:{self.port}"
 
     @property
@@ -50,7 +50,7 @@ class Hosts:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One request; `codes` are what it may be answered with, and `success` is one."""
+    """One request; `codes` are the allowed answers, `success` among them."""
 
     number: int
     kind: str
@@ -68,7 +68,7 @@ class Ask:
 
 
 def draw(number: int, side_px: int = 64) -> bytes:
-    """Return a PNG whose quarters carry `number`, which is under `PICTURES`, in three bits each."""
+    """Return a PNG whose quarters encode `number` (under `PICTURES`), three bits each."""
     image = Image.new("RGB", (2, 2))
     for quarter, place in enumerate(_QUARTERS):
         bits = number >> 3 * quarter
@@ -79,7 +79,7 @@ def draw(number: int, side_px: int = 64) -> bytes:
 
 
 def read_number(body: bytes) -> int:
-    """Return the number that the quarters of a picture carry."""
+    """Return the number that the quarters of an image encode."""
     image = Image.open(io.BytesIO(body)).convert("RGB")
     width, height = image.size
     number = 0
@@ -122,7 +122,7 @@ class Requests:
         }
 
     def make(self, number: int, kind: str, turn: int) -> Ask:
-        """Return request `number`, the `turn`-th of its kind: where a kind has cases, each in turn."""
+        """Return request `number`, the `turn`-th of its kind; the cases of a kind alternate."""
         return self._kinds[kind](number, turn)
 
     def edit(
@@ -156,7 +156,7 @@ class Requests:
         )
 
     def _hang_up(self, number: int, turn: int) -> Ask:
-        # Spread over the life of an edit, by the golden ratio.
+        # Spread evenly over the duration of an edit, by the golden ratio.
         leave_after_s = turn * 0.618 % 1 * self.leave_within_s
         return self.edit(number, "hang-up", streamed=turn % 2 == 1, leave_after_s=leave_after_s)
 

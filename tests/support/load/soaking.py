@@ -1,4 +1,4 @@
-"""The soak: what is sent, what is kept of it, and what may not have grown meanwhile."""
+"""The soak test: its requests, its records, and the check that nothing grew."""
 
 import asyncio
 import time
@@ -25,7 +25,7 @@ POOLED_THREADS = 25
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """What each role held when so many edits had been delivered and nothing was under way."""
+    """What each role held when this many edits had been delivered and none was running."""
 
     edits: int
     at_s: float
@@ -38,7 +38,7 @@ class Checkpoint:
 
 @dataclass(slots=True)
 class Soak:
-    """The run so far."""
+    """Progress of the run."""
 
     checkpoints: list[Checkpoint] = field(default_factory=list)
     ends: Counter[str] = field(default_factory=Counter)
@@ -58,7 +58,7 @@ class Soak:
 
 
 def requests(make: Requests, *, first: int = 0) -> Iterator[Ask]:
-    """Nine edits, then one of what goes wrong, again and again; numbered from `first` on."""
+    """Yield nine edits, then one failing request, repeatedly; numbered from `first` on."""
     for number in count(first):
         row, place = divmod(number - first, len(EDITS) + 1)
         if place < len(EDITS):
@@ -71,7 +71,7 @@ def requests(make: Requests, *, first: int = 0) -> Iterator[Ask]:
 async def deliver(
     client: httpx.AsyncClient, asks: Iterator[Ask], soak: Soak, *, edits: int, connections: int
 ) -> None:
-    """Send requests over so many connections until `edits` are delivered; then none is under way."""
+    """Send requests over this many connections until `edits` are delivered and none is running."""
     began_s = time.monotonic()
 
     async def connection() -> None:

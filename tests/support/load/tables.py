@@ -1,4 +1,4 @@
-"""What a load run comes to, in tables."""
+"""Tables of a load run's results."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable
@@ -17,7 +17,7 @@ def quantile(values: Iterable[float], part: float) -> float:
 
 
 def by_phase(attempts: list[Attempt], began: dict[str, float], ended_s: float) -> str:
-    """Rates, times to the answer and refusals of each phase and client, by when requests were due."""
+    """Rates, times to the answer and refusals by phase and client, at the times requests were due."""
     titles = ("arrivals/s", "edits/s", "p50 s", "p99 s", "refused", "p99 s", "came back", "served")
     lines = [f"{'phase, client':<20}" + "".join(f"{title:>11}" for title in titles)]
     groups: dict[tuple[str, str], list[Attempt]] = defaultdict(list)
@@ -46,7 +46,7 @@ def by_phase(attempts: list[Attempt], began: dict[str, float], ended_s: float) -
 
 
 def by_kind(attempts: list[Attempt]) -> str:
-    """How often each kind of request ended in which way."""
+    """Outcomes of each kind of request."""
     counted = Counter(f"{each.kind}: {each.code or each.end}" for each in attempts)
     ends = Counter(each.end for each in attempts)
     lines = [f"{name:<40}{times:>7}" for name, times in sorted(counted.items())]
@@ -55,7 +55,7 @@ def by_kind(attempts: list[Attempt]) -> str:
 
 
 def honesty(attempts: list[Attempt]) -> str:
-    """How `Retry-After` compares with when the next place came free."""
+    """`Retry-After` against the time until the next queue place was free."""
     freed_s = sorted(
         each.due_s + each.took_s
         for each in attempts
@@ -81,7 +81,7 @@ def honesty(attempts: list[Attempt]) -> str:
 
 
 def patience(attempts: list[Attempt]) -> str:
-    """What those who came back until they were served had to wait in all, by client."""
+    """Total wait of requests that were sent again until they succeeded, by client."""
     journeys: dict[tuple[str, str, int], list[Attempt]] = defaultdict(list)
     for each in attempts:
         if each.kind in _EDITED:
@@ -104,7 +104,7 @@ def patience(attempts: list[Attempt]) -> str:
 
 
 def held(samples: list[dict[str, dict[str, int]]]) -> str:
-    """Least and most of what each role held."""
+    """Minimum and maximum of what each role held."""
     lines = [f"{'held':<14}{'MiB':>16}{'descriptors':>14}{'threads':>12}{'processes':>12}"]
     for role in ("supervisor", "worker", "decoders"):
         cells = []

@@ -1,4 +1,4 @@
-"""The full model's shapes, and weights without meaning to fill them: time and memory ask for no more."""
+"""The full model's shapes with meaningless weights: enough to measure time and memory."""
 
 import json
 import os
@@ -14,14 +14,14 @@ from retouch.engine.memory.weights import Weights
 from retouch.engine.precision import find_factor
 from support.models.tiny import build_tiny_pipeline
 
-TRANSFORMER = {"guidance_embeds": False}  # the rest is the class's own default
+TRANSFORMER = {"guidance_embeds": False}  # the other values are the class's defaults
 SPREAD = 0.02
 PATTERN = 1 << 22
 SHARD_BYTES = 5_000_000_000
 
 
 def make_configs() -> dict[str, Any]:
-    """Make what the full model's three parts are built from, with the toy tokenizer's special tokens."""
+    """Build the configs of the full model's three parts, with the toy tokenizer's special tokens."""
     toy = build_tiny_pipeline().text_encoder.config
     return {
         "transformer": TRANSFORMER,
@@ -60,7 +60,7 @@ def make_configs() -> dict[str, Any]:
 
 
 def make_pattern(dtype: torch.dtype, device: torch.device, *, factor: float = 1.0) -> torch.Tensor:
-    """Draw the same values in every run: all weights of a kind are cut from them.
+    """Draw the same values in every run; all weights of a kind are slices of them.
 
     They are values of bfloat16, as the published weights are, times `factor`: in float16 such weights
     have few bits set, and a GPU at its limit of power is faster for it.
@@ -71,7 +71,7 @@ def make_pattern(dtype: torch.dtype, device: torch.device, *, factor: float = 1.
 
 
 def fill(weights: Weights) -> None:
-    """Give every weight a value, the same one wherever it lives; in float16 a folded one."""
+    """Fill every weight with its value, the same on every device; scaled in float16."""
     patterns: dict[tuple[torch.dtype, str, float], torch.Tensor] = {}
 
     def kind(path: str, tensor: torch.Tensor) -> tuple[torch.dtype, str, float]:
@@ -125,7 +125,7 @@ def write_checkpoint(
 
 
 def count_wrong(weights: Weights) -> int:
-    """Count the weights that are not what `write_checkpoint` wrote, in float16 folded."""
+    """Count the weights that differ from what `write_checkpoint` wrote (scaled in float16)."""
     pattern = make_pattern(torch.float32, torch.device("cpu")).to(weights.device)
     wrong = 0
     for path, tensor in weights.tensors().items():

@@ -1,4 +1,4 @@
-"""The full model's size with random weights, ready to edit: what tests/bench/full_size.py measures with."""
+"""An engine of the full model's size with random weights, for tests/bench/full_size.py."""
 
 import gc
 import time
@@ -31,12 +31,12 @@ FEW, MANY = 2, 30
 
 
 class Stopped(Exception):
-    """What a caller raises to end an edit."""
+    """Raised to cancel an edit."""
 
 
 @dataclass
 class Rig:
-    """The machine, the options, and the engine of the last row, kept if the next one wants the same."""
+    """The machine, the options, and the engine of the last row, kept for a next row with the same cap."""
 
     tiny: bool
     dtype: torch.dtype
@@ -54,7 +54,7 @@ class Rig:
         return torch.device("cpu" if self.tiny else "cuda")
 
     def drop(self) -> None:
-        """Give everything back."""
+        """Free the engine and its memory."""
         if self.engine:
             self.engine.weights.close()
         self.engine, self.key = None, ""
@@ -73,7 +73,7 @@ class Rig:
         return build.build_modules(full_model.make_configs(), dtypes)
 
     def take(self, cap: str, *, compiled: bool | None = None) -> QwenEngine:
-        """Have the engine under a cap, built unless the last row left it."""
+        """Return the engine under a cap; reuse that of the last row where it fits."""
         compiled = self.compiled if compiled is None else compiled
         key = f"{cap} {compiled}"
         if key != self.key:
@@ -130,7 +130,7 @@ class Rig:
         )
 
     def cap_memory(self, cap: str) -> None:
-        """Hold the process to the cap."""
+        """Cap the process's GPU memory."""
         if not self.tiny and cap != "resident":
             total = torch.cuda.get_device_properties(0).total_memory
             torch.cuda.set_per_process_memory_fraction(min(1.0, float(cap) * GIB / total))
@@ -169,7 +169,7 @@ def edit(
 
 
 def begin(rig: Rig, request: EditParams) -> None:
-    """Start an edit and stop it before its first step: its schedule's table is then made."""
+    """Start an edit and stop it before its first step, which leaves its schedule's modulation table cached."""
 
     def stop(_step: int, _steps: int) -> None:
         raise Stopped
@@ -198,7 +198,7 @@ def reset_peaks() -> None:
 def time_edits(
     run: Callable[[int], Any], *, prepare: Callable[[], Any] | None = None
 ) -> dict[str, Any]:
-    """Time a first edit, then one of `FEW` and one of `MANY` steps; the difference is their steps.
+    """Time a first edit, then one of `FEW` and one of `MANY` steps, whose difference gives the time a step.
 
     `prepare` is timed too, before the second: the first edit of a schedule makes its table.
     """
@@ -226,13 +226,13 @@ def time_edits(
 
 
 def bound_area() -> None:
-    """Keep the stock pipeline's conditions small too: its 1 MP takes a CPU seconds."""
+    """Keep the stock pipeline's condition image small too: at 1 MP it takes seconds on a CPU."""
     sized = pipeline_qwenimage_edit.calculate_dimensions
     pipeline_qwenimage_edit.calculate_dimensions = lambda _area, ratio: sized(AREA_PX, ratio)
 
 
 def build_stock(rig: Rig) -> Any:
-    """Build the stock pipeline in bfloat16, in the way of its own library."""
+    """Build the stock pipeline in bfloat16, as its own library does."""
     if rig.tiny:
         bound_area()
         return build_tiny_pipeline()

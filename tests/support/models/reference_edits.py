@@ -16,7 +16,9 @@ from retouch.engine.precision import fold_factor, fold_norms, recast
 from retouch.engine.schedulers import build_scheduler
 from support.models.tiny import PRESET, build_tiny_pipeline
 
-torch.set_num_threads(1)  # a tiny edit gains nothing from more; on shared cores it loses tenfold
+torch.set_num_threads(
+    1
+)  # a tiny edit gains nothing from more threads; on shared cores it is ten times slower with them
 
 MODULES = (pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus)
 WORK = EditParams(
@@ -74,7 +76,7 @@ def build_stock(*, plus: bool = False, zero_cond_t: bool = False) -> Any:
 
 
 def correct_positions(text_encoder: torch.nn.Module) -> Any:
-    """Give the stock pipelines what they forget, `mm_token_type_ids` (diffusers#14194)."""
+    """Pass the stock pipelines `mm_token_type_ids`, which they omit (diffusers#14194)."""
 
     def amend(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         is_image = kwargs["input_ids"] == module.config.image_token_id
@@ -84,14 +86,14 @@ def correct_positions(text_encoder: torch.nn.Module) -> Any:
 
 
 def fold(transformer: Any) -> None:
-    """Fold a transformer and store it in float16, as a checkpoint is while it is loaded."""
+    """Scale a transformer for float16, as the loader does."""
     for name, weights in transformer.named_parameters():
         weights.data = recast(weights.data, torch.float16, factor=fold_factor(name))
     fold_norms(transformer)
 
 
 def decode_of(vae: torch.nn.Module, run: Callable[[], object]) -> torch.Tensor:
-    """Return the pixels as they leave the decoder while `run` makes one edit."""
+    """Return the pixels that the autoencoder decodes while `run` makes one edit."""
     seen: list[torch.Tensor] = []
     hook = vae.decoder.register_forward_hook(lambda _m, _i, output: seen.append(output.clone()))  # type: ignore[union-attr, operator]
     run()

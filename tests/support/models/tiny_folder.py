@@ -1,4 +1,4 @@
-"""The tiny random model as a checkpoint folder: for the tests of everything but the pictures."""
+"""The tiny random model as a checkpoint folder, for tests that do not look at the images."""
 
 import atexit
 import shutil

@@ -17,13 +17,13 @@ BENTO = "/home/bentoml/bento"
 START_S = 120.0
 _LOCKED_DOWN = [
     "--read-only",
-    "--read-only-tmpfs=false",  # podman alone would put one on /run and /var/tmp, too
+    "--read-only-tmpfs=false",  # podman would add one on /run and /var/tmp by default
     "--tmpfs=/tmp:rw,noexec,nosuid,nodev,size=256m,mode=1777",
     "--cap-drop=all",
     "--security-opt=no-new-privileges",
     "--network=host",
     "--cgroups=disabled",
-    "--ulimit=nofile=1024:4096",  # unasked podman wants more than a machine may allow
+    "--ulimit=nofile=1024:4096",  # podman's default is more than a machine may allow
     "--ulimit=nproc=4096:4096",
 ]
 
@@ -36,20 +36,20 @@ def run(*command: str) -> str:
 
 
 def describe(image: str) -> dict[str, Any]:
-    """Return what an image says of itself."""
+    """Return an image's metadata."""
     told: dict[str, Any] = json.loads(run("podman", "image", "inspect", image))[0]
     return told
 
 
 def list_layers(image: str) -> list[dict[str, Any]]:
-    """Return an image's layers from the first on, each with its `size` and what it was made by."""
+    """Return an image's layers, first to last, each with its `size` and the command that made it."""
     history = json.loads(run("podman", "history", "--no-trunc", "--format=json", image))
     return [*reversed(history)]
 
 
 @contextmanager
 def mounted(image: str) -> Iterator[Path]:
-    """Show an image's files."""
+    """Mount an image's files."""
     try:
         yield Path(run("podman", "image", "mount", image).strip())
     finally:
@@ -57,7 +57,7 @@ def mounted(image: str) -> Iterator[Path]:
 
 
 class Container:
-    """A container with a read-only root file system, without rights, with a tmpfs for /tmp."""
+    """A container with a read-only root file system, without capabilities, with a tmpfs for /tmp."""
 
     def __init__(self, image: str, *command: str, settings: Mapping[str, str]) -> None:
         self.name = f"retouch-{secrets.token_hex(4)}"
@@ -100,7 +100,7 @@ class Container:
         return self._process.wait(START_S)
 
     def end(self) -> int:
-        """Ask it to end, as a platform does; return its status."""
+        """Stop it as a platform does; return its exit status."""
         run("podman", "kill", "--signal=TERM", self.name)
         return self.wait()
 
@@ -116,7 +116,7 @@ class Container:
         raise AssertionError(self.output)
 
     def require_locked_down(self) -> None:
-        """Require that all processes in it are our user's, without rights, and cannot write."""
+        """Require that all its processes run as our user, without capabilities, and cannot write."""
         lines = self.run("cat /proc/[0-9]*/status").splitlines()
         users = {uid for line in lines if line.startswith("Uid:") for uid in line.split()[1:]}
         assert users == {UID}, users

@@ -1,4 +1,4 @@
-"""Kills those who write to the local store, and holds its folder to what was promised of it.
+"""Kills writers to the local store, and checks its folder afterwards.
 
 The tests kill a few, `tests/bench/killed_workers.py` many.
 """
@@ -27,7 +27,7 @@ from support.servers.runpod_api import ROOT
 BODY_BYTES = 200_000
 _SECRET_BYTES = 32
 _MAX_BYTES = 1 << 26
-# In a new folder each time, so that the making of the secret is hit, too.
+# A new folder each time, so that kills also hit the creation of the secret.
 _WRITE_FOR_EVER = f"""
 import hashlib, itertools, os, sys
 from pathlib import Path
@@ -52,7 +52,7 @@ def open_store(folder: Path) -> LocalStore:
 
 
 def judge(folder: Path, tally: Tally) -> None:
-    """Require that all in a store's folder is whole, or a draft, and that a later start clears it."""
+    """Require that every file is whole or a draft, and that a later start removes the drafts."""
     drafts = [path for path in (folder / "drafts").rglob("*") if path.is_file()]
     tally.counts["drafts left"] += len(drafts)
     secret = folder / "link_secret"
@@ -82,7 +82,7 @@ def _is_whole(found: StoredObject) -> bool:
 def kill_writers(
     folder: Path, *, kills: int, seed: int, progress: Callable[[str], None] = lambda _: None
 ) -> Tally:
-    """Kill processes that do nothing but make stores and write to them."""
+    """Kill processes that only open stores and write to them."""
     tally, chance = Tally(), random.Random(seed)  # noqa: S311 - which moment is hit
     for number in range(kills):
         place = folder / f"writer-{number}"
@@ -107,7 +107,7 @@ def kill_writers(
 def kill_services(
     folder: Path, *, kills: int, seed: int, progress: Callable[[str], None] = lambda _: None
 ) -> Tally:
-    """Kill `bentoml serve` in the middle of edits; in the end every edit it answered is there."""
+    """Kill `bentoml serve` during edits; every edit it answered must be stored."""
     tally, chance = Tally(), random.Random(seed)  # noqa: S311 - which moment is hit
     answered: set[str] = set()
     numbers = itertools.count()
@@ -147,7 +147,7 @@ def _offer(origin: LiveOrigin, at: int) -> str:
 def _ask_on(
     service: Service, origin: LiveOrigin, numbers: Iterator[int], answered: set[str]
 ) -> None:
-    """Ask for one edit after the other until the service is gone."""
+    """Send one edit after the other until the service is gone."""
     with suppress(httpx.TransportError):
         while True:
             response = service.ask(

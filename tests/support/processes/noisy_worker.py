@@ -1,4 +1,4 @@
-"""`python -m retouch.worker` with a model that quickly makes noise: so most of its time goes into storing."""
+"""`python -m retouch.worker` with a model that makes noise quickly, so that storing takes most of its time."""
 
 import random
 import time
@@ -15,7 +15,7 @@ STEP_S = 0.01
 
 
 class NoisyEngine(FakeEngine):
-    """Blends the image with noise of the seed: large as PNG, and the same at each attempt."""
+    """Blends the image with noise from the seed: large as PNG, and equal at each attempt."""
 
     def edit(self, prepared: PreparedEdit, *, on_step: Callable[[int, int], None]) -> EngineOutput:
         def step(number: int, steps: int) -> None:

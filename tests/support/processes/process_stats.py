@@ -1,4 +1,4 @@
-"""What a running service holds: memory, descriptors, threads and children, seen from outside."""
+"""Memory, descriptors, threads and children of a running service, from outside."""
 
 import threading
 import time
@@ -9,12 +9,12 @@ from dataclasses import asdict, dataclass
 import psutil
 
 ROLES = ("supervisor", "worker", "decoders")
-"""`bentoml serve` itself; the process with the model; the latter's children, taken together."""
+"""`bentoml serve` itself; the process with the model; the sum of the latter's children."""
 
 
 @dataclass(frozen=True, slots=True)
 class Holding:
-    """Of one role; the resident bytes count pages that processes share in each of them."""
+    """Figures of one role; resident bytes count a shared page once for each process."""
 
     processes: int
     rss_bytes: int
@@ -23,7 +23,7 @@ class Holding:
 
 
 def measure(pid: int) -> dict[str, Holding]:
-    """Return what each role of the service holds whose first process is `pid`."""
+    """Return the figures of each role of the service whose first process is `pid`."""
     first = psutil.Process(pid)
     groups = ([first], first.children(), [])
     for worker in groups[1]:
@@ -36,7 +36,7 @@ def _sum(group: list[psutil.Process]) -> Holding:
     for process in group:
         with suppress(
             psutil.NoSuchProcess, psutil.ZombieProcess
-        ):  # a decoder lives for one picture
+        ):  # a decoder child ends with its image
             found.append((process.memory_info().rss, process.num_fds(), process.num_threads()))
     rss_bytes, descriptors, threads = (
         (sum(values) for values in zip(*found, strict=True)) if found else (0, 0, 0)
@@ -45,7 +45,7 @@ def _sum(group: list[psutil.Process]) -> Holding:
 
 
 class Watch:
-    """A record of what a service holds, once every `every_s` while `watching`."""
+    """Records a service's figures every `every_s` while `watching`."""
 
     def __init__(self, pid: int, every_s: float) -> None:
         self.samples: list[dict[str, object]] = []

@@ -1,4 +1,4 @@
-"""What a worker must hold on the SDK's real loop, each as a run of any number of tries.
+"""Properties of a worker on the SDK's real loop, each as a run of any number of tries.
 
 The tests run few of each, `tests/bench/worker_counts.py` many.
 """
@@ -37,7 +37,7 @@ REQUEST = {"image_url": URL, "prompt": "make colors warmer"}
 
 @dataclass(frozen=True)
 class Note:
-    """What the sleeping model did, for the edit of which seed, when."""
+    """What the sleeping model did, for which seed, and when."""
 
     what: str
     seed: int
@@ -61,7 +61,7 @@ class Sleepy:
         return sum(note.what == what for note in self.notes(job))
 
     def require_no_overlap(self) -> None:
-        """Require that the model ended each edit before it began another."""
+        """Require that the model ended each edit before it began the next."""
         ends = [note for note in self.notes() if note.what != "step"]
         for begun, ended in zip(ends[::2], ends[1::2], strict=False):
             assert (begun.what, ended.what) == ("begin", "end"), ends
@@ -118,11 +118,11 @@ def run_progress(tries: int) -> int:
     """Require that no progress comes after a result, and some before; return the messages sent."""
     with sleepy("--every-s", "0.02", "--jobs", "8", "--step-s", "0.005") as worker:
         jobs = [worker.platform.submit(REQUEST) for _ in range(tries)]
-        # A slow platform is where the order would go wrong.
+        # A slow platform is where messages would overtake one another.
         worker.platform.progress_delay_s = 0.03
         for job in jobs:
             worker.platform.wait(job)
-        time.sleep(1)  # for what might still come
+        time.sleep(1)  # for messages that might still come
         for job in jobs:
             assert job.state == "COMPLETED", job
             assert [message.get("status") for message in job.messages[-1:]] == [None], job
@@ -134,12 +134,12 @@ def run_progress(tries: int) -> int:
 
 
 def run_cancels(tries: int, *, jobs: int = 1) -> list[float]:
-    """Require that a stop ends an edit within a step, and that the next waits for that.
+    """Require that a stop ends an edit within a step, and that the next edit waits for it.
 
     Return the seconds from each stop signal until the model was free.
     """
     free_s: list[float] = []
-    # Between two polls for stops the SDK rests for 1 s: a poll that is held long hears each at once.
+    # The SDK waits 1 s between two polls for stops; a poll that is held long returns each stop at once.
     with sleepy("--jobs", str(jobs), hold_s=30) as worker:
         for number in range(tries):
             stopped, following = (worker.platform.submit(REQUEST) for _ in range(2))
@@ -159,7 +159,7 @@ def run_cancels(tries: int, *, jobs: int = 1) -> list[float]:
 
 
 def run_sigterms(tries: int) -> None:
-    """Require that a worker told to end in the middle of a job delivers it, and ends well."""
+    """Require that a worker that is told to end during a job delivers it and exits with 0."""
     for number in range(tries):
         with sleepy() as worker:
             job = worker.platform.submit(REQUEST)
@@ -172,13 +172,13 @@ def run_sigterms(tries: int) -> None:
 
 @dataclass
 class Tally:
-    """How many answers were which."""
+    """Counts of the answers."""
 
     succeeded: int = 0
     failed: dict[str, int] = field(default_factory=dict)
 
     def add(self, answer: dict[str, Any]) -> None:
-        """Hold an answer to what may be told to a caller, and count it."""
+        """Check that an answer leaks nothing to the caller, and count it."""
         text = json.dumps(answer)
         assert not [word for word in _NEVER_TOLD if word in text], text
         assert len(json.dumps({"error": answer.get("error"), "output": answer.get("output")})) <= (
@@ -194,7 +194,7 @@ class Tally:
 
 
 def run_fuzz_on_the_loop(tries: int, *, seed: int = 0) -> Tally:
-    """Require of any input on the real loop that its job ends, with an answer that tells nothing."""
+    """Require that a job with any input ends on the real loop, with an answer that leaks nothing."""
     tally, chance = Tally(), random.Random(seed)  # noqa: S311 - test data
     with sleepy("--jobs", "20", "--step-s", "0") as worker:
         jobs = [worker.platform.submit(make_input(chance)) for _ in range(tries)]
@@ -283,7 +283,7 @@ def make_value(chance: random.Random, depth: int = 0) -> Any:
 
 
 def make_input(chance: random.Random) -> Any:
-    """Make an input: mostly a request with a few fields changed, now and then anything."""
+    """Make an input: mostly a request with a few fields changed, sometimes any JSON value."""
     if chance.random() < 0.15:
         return make_value(chance)
     made: dict[str, Any] = dict(REQUEST)

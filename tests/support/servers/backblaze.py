@@ -1,4 +1,4 @@
-"""What Backblaze B2's S3 API takes, as a step for `faults.FaultProxy`: all else is refused.
+"""What Backblaze B2's S3 API accepts, as a step for `fault_proxy.FaultProxy`: everything else is refused.
 
 After the request headers in Backblaze's documentation of S3 Put Object, its page "S3-Compatible API"
 (only V4 signatures, no object ACLs, no tagging, no `x-amz-checksum-*`), and what users met: streaming
@@ -24,7 +24,7 @@ _PAYLOAD = re.compile(r"[0-9a-f]{64}|UNSIGNED-PAYLOAD")
 
 @dataclass
 class Backblaze:
-    """Keeps what it passed on, and what it refused for which reason."""
+    """Records what it passed on, and what it refused and why."""
 
     passed: Counter[str] = field(default_factory=Counter)
     refused: list[str] = field(default_factory=list)
@@ -41,7 +41,7 @@ class Backblaze:
 
 
 def reason_to_refuse(exchange: Exchange) -> str:
-    """Say what in a request B2 does not take, or nothing."""
+    """Return what B2 does not accept in a request, or an empty string."""
     url = urlsplit(exchange.head.split(b" ")[1].decode())
     query = {name.lower(): value for name, value in parse_qsl(url.query, keep_blank_values=True)}
     headers = exchange.headers

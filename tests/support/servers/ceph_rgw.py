@@ -109,7 +109,7 @@ class Rgw:
         self.start_gateway()
         keys = ["--access-key", self.access_key, "--secret-key", self.secret_key]
         self._run("radosgw-admin", "user", "create", "--uid=t", "--display-name=t", *keys)
-        # RGW knows no region but its own when a bucket is made, and checks none afterwards.
+        # RGW accepts only its own region when a bucket is made, and checks none afterwards.
         self.client(region="us-east-1").make_bucket(bucket_name=self.bucket)
 
     def client(self, *, region: str) -> Minio:
@@ -122,7 +122,7 @@ class Rgw:
         )
 
     def server_tls(self) -> ssl.SSLContext:
-        """What a proxy needs to be trusted like the gateway."""
+        """The certificate and key for a proxy that clients trust like the gateway."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(self.folder / "tls.crt", self.folder / "tls.key")
         return context

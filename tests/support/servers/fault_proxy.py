@@ -1,6 +1,6 @@
-"""An HTTP proxy in front of a real server that does to each request what its plan says.
+"""An HTTP proxy in front of a real server that injects faults by a plan.
 
-A step of the plan is a function of the exchange: it may pass it on, spoil it or make up the answer.
+A step of the plan is a function of the exchange: it passes it on, corrupts it or makes up the answer.
 """
 
 import socket
@@ -39,7 +39,7 @@ class Exchange:
         return {name.strip().lower(): value.strip() for name, _, value in pairs}
 
     def forward(self) -> bytes:
-        """Return the real server's whole answer; it ends the connection after it."""
+        """Return the real server's whole answer; the server closes the connection after it."""
         head = self.head.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
         with socket.create_connection(self.upstream, timeout=_TIMEOUT_S) as upstream:
             upstream.sendall(head + self.body)
@@ -94,7 +94,7 @@ def s3_error(status: int, code: str, headers: Mapping[str, str] | None = None) -
 
 
 def flipped(exchange: Exchange) -> None:
-    """Change one bit of the body on its way to the server."""
+    """Flip one bit of the body on its way to the server."""
     body = bytearray(exchange.body)
     if body:
         body[len(body) // 2] ^= 1
@@ -117,14 +117,14 @@ def dripped(answer: bytes, *, at_once: int, pause_s: float = 0.05) -> Step:
 
 @dataclass
 class FaultProxy:
-    """Listens on 127.0.0.1; plays `plan` from the left, then `otherwise` for ever."""
+    """Listens on 127.0.0.1; runs the steps of `plan` in order, then `otherwise` for ever."""
 
     upstream: tuple[str, int]
     plan: deque[Step] = field(default_factory=deque)
     otherwise: Step = passed
     tls: ssl.SSLContext | None = None
     greet: Callable[[socket.socket], None] = lambda _: None
-    """What is done to a connection before anything is read from it."""
+    """Runs on a connection before anything is read from it."""
     seen: list[Exchange] = field(default_factory=list)
 
     def __enter__(self) -> Self:
@@ -163,7 +163,7 @@ class FaultProxy:
 
     def _serve(self, client: socket.socket) -> None:
         client.settimeout(_TIMEOUT_S)
-        # A client that goes away is no fault of ours: it is what many faults are for.
+        # A client that disconnects is not an error here: many faults are meant to cause that.
         with suppress(OSError), client:
             self.greet(client)
             if self.tls is None:

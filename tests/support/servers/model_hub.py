@@ -1,6 +1,6 @@
-"""A hub of models on 127.0.0.1: one checkpoint, for who brings its token.
+"""A model hub on 127.0.0.1: one checkpoint, for callers with its token.
 
-Only what `huggingface_hub.snapshot_download` asks for: the commit, the list of files, each file.
+Only what `huggingface_hub.snapshot_download` requests: the commit, the list of files, each file.
 """
 
 import hashlib
@@ -51,7 +51,7 @@ class Hub:
                 if self.command == "GET":
                     self.wfile.write(body)
 
-            def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - its name there
+            def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name in the base class
                 pass
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)

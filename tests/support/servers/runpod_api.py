@@ -1,7 +1,7 @@
-"""Runpod's platform on 127.0.0.1: it hands jobs to the SDK's real loop and takes callers' requests.
+"""Runpod's platform on 127.0.0.1: it gives jobs to the SDK's real loop and serves callers.
 
-What a worker sees (job-take, job-take-batch, job-stop, job-done, job-stream, ping) is as the SDK's own
-code asks for it; what a caller sees (run, status, cancel) as Runpod documents it.
+The worker's routes (job-take, job-take-batch, job-stop, job-done, job-stream, ping) follow the SDK's
+own code; the caller's routes (run, status, cancel) follow Runpod's documentation.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ _WAIT_S = 60.0
 
 @dataclass
 class Job:
-    """One job: what it wants, and every message that came for it."""
+    """One job: its input, and every message received for it."""
 
     id: str
     input: Any
@@ -54,13 +54,13 @@ class Job:
         return [m["output"] for m in self.messages if m.get("status") == "IN_PROGRESS"]
 
     def told(self) -> dict[str, Any]:
-        """What a caller is told of it."""
+        """Its status as a caller sees it."""
         body = {"id": self.id, "status": self.state, "output": self.output, "error": self.error}
         return {name: value for name, value in body.items() if value is not None}
 
 
 class Platform:
-    """The platform, in a thread of its own. `hold_s` is how long a poll without news is held."""
+    """The platform, in a thread of its own. A poll without news is held for `hold_s`."""
 
     def __init__(self, *, hold_s: float = 1.0) -> None:
         self.jobs: dict[str, Job] = {}
@@ -92,7 +92,7 @@ class Platform:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What the platform sets for a worker; the SDK's own checks want the internet and a GPU."""
+        """The environment the platform sets for a worker, without the SDK's checks, which need the internet and a GPU."""
         base = f"{self.url}/{ENDPOINT}"
         return {
             "RUNPOD_WEBHOOK_GET_JOB": f"{base}/job-take/$ID?gpu=none",
@@ -118,7 +118,7 @@ class Platform:
         return self.submit(job.input, job_id=job.id)
 
     def stop(self, job: Job) -> None:
-        """Cancel a job: where it runs, its worker is told."""
+        """Cancel a job, and tell the worker that runs it."""
         if job in self._queue:
             self._queue.remove(job)
         elif job.state == "IN_PROGRESS":
@@ -203,7 +203,7 @@ class Platform:
         job.messages.append(message)
         job.output = message.get("output")
         if message.get("status") == "IN_PROGRESS":
-            job.state = "IN_PROGRESS"  # as runpod/runpod-python#250 has it: the later one counts
+            job.state = "IN_PROGRESS"  # as in runpod/runpod-python#250: the later one counts
         elif isinstance(message.get("error"), str):
             job.state, job.error = "FAILED", message["error"]
         else:
@@ -282,20 +282,20 @@ class WorkerProcess:
 
     @property
     def lines(self) -> list[dict[str, Any]]:
-        """The log as objects; the SDK's banner is the one line that is plain text."""
+        """The log as objects; only the SDK's banner is plain text."""
         texts = [text for text in self.output.splitlines() if not text.startswith("--- Starting ")]
         return [json.loads(text) for text in texts]
 
     @property
     def status(self) -> int | None:
-        """Its exit status, or None while it runs."""
+        """The exit status, or None while it runs."""
         return self._process.poll()
 
     def terminate(self) -> None:
         self._process.send_signal(signal.SIGTERM)
 
     def kill(self) -> list[int]:
-        """Kill it, and only it; return what it had started."""
+        """Kill only this process; return its children."""
         threads = Path(f"/proc/{self._process.pid}/task").glob("*/children")
         started = [int(pid) for thread in threads for pid in thread.read_text().split()]
         self._process.kill()

@@ -1,4 +1,4 @@
-"""What an S3 can do wrong: what may pass, and what is a refusal and names the setting to check."""
+"""Faults of an S3 server: transient ones, and refusals that name the setting to check."""
 
 from support.servers.fault_proxy import (
     Step,
@@ -35,7 +35,7 @@ TRANSIENT: dict[str, Step] = {
     "body dripped": dripped(OK_HEAD + bytes(1000), at_once=len(OK_HEAD)),
     "error body dripped": dripped(OK_HEAD.replace(b"200", b"503") + bytes(1000), at_once=80),
 }
-# A drip is never silent for long, so it lasts until the deadline and no time is left for a retry.
+# A drip is never silent for long, so it lasts until the deadline and leaves no time for a retry.
 HEALING = [name for name in TRANSIENT if "dripped" not in name]
 
 DENIALS: dict[str, tuple[Step, str]] = {

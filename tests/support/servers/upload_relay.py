@@ -1,6 +1,6 @@
-"""A relay in front of a real server that knows of each upload how far it got, and can slow or cut it.
+"""A relay in front of a real server that tracks the progress of each upload, and can slow or cut it.
 
-Unlike `faults.FaultProxy` it passes a body on while it arrives: what it cuts, the server has in part.
+Unlike `fault_proxy.FaultProxy` it forwards a body while it arrives: a cut leaves the server with a part.
 """
 
 import socket
@@ -19,7 +19,7 @@ _TIMEOUT_S = 20.0
 
 @dataclass
 class Upload:
-    """One PUT: how many bytes its body has, and how many the server was sent."""
+    """One PUT: the bytes of its body, and the bytes sent to the server."""
 
     target: str
     length: int
@@ -34,15 +34,15 @@ class Relay:
     bytes_per_s: float = float("inf")
     cut: Callable[[Upload], int | None] = lambda _: None
     under_way: list[Upload] = field(default_factory=list)
-    """Whose body is not whole yet."""
+    """Uploads whose body is not complete yet."""
     ended: list[Upload] = field(default_factory=list)
-    """Whose body was whole, or is never going to be."""
+    """Uploads whose body was complete, or never will be."""
     _open: list[socket.socket] = field(default_factory=list)
     _threads: list[threading.Thread] = field(default_factory=list)
 
     def __enter__(self) -> Self:
         self._listener = socket.socket()
-        # What waits in buffers would still be sent by a client that was killed.
+        # Bytes in buffers would still be sent for a client that was killed.
         self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         self._listener.bind(("127.0.0.1", 0))
         self._listener.listen(64)
@@ -64,7 +64,7 @@ class Relay:
         return [upload for upload in self.ended if upload.sent < upload.length]
 
     def drop(self) -> None:
-        """End every connection, with all that is still in a buffer on its way."""
+        """Close every connection, and drop what is still in buffers."""
         for end in list(self._open):
             with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
@@ -101,10 +101,10 @@ class Relay:
             finally:
                 for end in (client, server):
                     self._open.remove(end)
-                server.shutdown(socket.SHUT_RDWR)  # closing it would not end the other thread
+                server.shutdown(socket.SHUT_RDWR)  # closing it would not wake the other thread
 
     def _pass_on(self, data: bytes, client: socket.socket, server: socket.socket) -> bytes:
-        """Pass one request on; return what has come of the next."""
+        """Forward one request; return the bytes already read of the next."""
         head, _, body = data.partition(b"\r\n\r\n")
         lines = head.decode("latin-1").split("\r\n")
         fields = {name.lower(): value for name, _, value in (line.partition(":") for line in lines)}
