@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,10 @@ import torch
 from torch import Tensor
 
 from retouch.demo import autoencoder, build, edits
-from retouch.demo.options import TrainOptions
+from retouch.demo.options import Cadence, TrainOptions
 from retouch.demo.photos import Album
 from retouch.demo.steps import Optimizer, StageClock, capture_graph, half_precision, warm_cosine
 
-_SAVE_EVERY_S = 60.0
-_LOG_EVERY = 50
 _LR, _WARM_UP = 1e-3, 200
 _BATCHES = {160: 8, 320: 2, 512: 1}
 """Edge in pixels, and crops per step. Small batches allow more steps in the same time."""
@@ -112,16 +111,22 @@ def _restore(path: Path, vae: Any, optimizer: Optimizer, clock: StageClock, devi
     clock.spent_s, clock.iteration = saved["spent_s"], saved["iteration"]
 
 
-def _loop(steps: _Steps, optimizer: Optimizer, clock: StageClock, save: Callable[[], None]) -> None:
+def _loop(
+    steps: _Steps,
+    optimizer: Optimizer,
+    clock: StageClock,
+    cadence: Cadence,
+    save: Callable[[], None],
+) -> None:
     last_save = clock.elapsed_s
     torch.backends.cudnn.benchmark = True
     while clock.share < 1:
         optimizer.set_lr(warm_cosine(clock.iteration, clock.share, _WARM_UP) + 0.005)
         square = steps.run(clock.share)
         clock.iteration += 1
-        if clock.iteration % _LOG_EVERY == 0:
+        if clock.iteration % cadence.log_every == 0:
             clock.log(f"{float(-10 * (square / 4).log10()):.1f} dB")
-        if clock.elapsed_s - last_save > _SAVE_EVERY_S:
+        if clock.elapsed_s - last_save > cadence.save_every_s:
             save()
             last_save = clock.elapsed_s
     torch.backends.cudnn.benchmark = False
@@ -145,9 +150,10 @@ def train_autoencoder(
         _restore(state, vae, optimizer, clock, options.device)
     if clock.share < 1:
         steps = _Steps(vae, album, optimizer, options)
-        _loop(steps, optimizer, clock, lambda: _save(state, vae, optimizer, clock))
+        save = partial(_save, state, vae, optimizer, clock)
+        _loop(steps, optimizer, clock, options.cadence, save)
         _set_statistics(vae, album, options)
-        _save(state, vae, optimizer, clock)
+        save()
     vae.eval().requires_grad_(requires_grad=False)
     edge_px = 64 if options.quick else 256
     images = validation.crops(8, edge_px, edge_px) * 2 - 1

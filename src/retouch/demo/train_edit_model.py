@@ -17,11 +17,9 @@ from retouch.demo.pool import PairMaker, PairPool
 from retouch.demo.prompts import PromptTokenizer
 from retouch.demo.steps import StageClock, warm_cosine
 
-_SAVE_EVERY_S, _VALIDATE_EVERY_S = 60.0, 100.0
-_LOG_EVERY = 50
 _WARM_UP = 300
-_REFILL_EVERY, _FIRST_BATCHES = 30, 96
-_AVERAGE_EVERY, _AVERAGE_SHARE, _EARLY_AVERAGE_SHARE, _EARLY = 8, 0.012, 0.2, 600
+_FIRST_BATCHES = 96
+_AVERAGE_SHARE, _EARLY_AVERAGE_SHARE, _EARLY = 0.012, 0.2, 600
 # (height, width) in pixels: pairs a step, share early, share late, pairs in the pool, sources a refill
 _Shapes = dict[Size, tuple[int, float, float, int, int]]
 _SHAPES: _Shapes = {
@@ -137,6 +135,7 @@ def _loop(
     clock: StageClock,
     options: TrainOptions,
 ) -> None:
+    cadence = options.cadence
     batches = _Batches(model.maker, _QUICK if options.quick else _SHAPES)
     last_save = last_validation = clock.elapsed_s
     losses = torch.zeros(2, device=options.device)
@@ -145,18 +144,18 @@ def _loop(
         size, pairs = batches.draw(clock.share)
         losses.lerp_(model.train_step(size, pairs).nan_to_num(9.0), 0.01)
         clock.iteration += 1
-        if clock.iteration % _AVERAGE_EVERY == 0:
+        if clock.iteration % cadence.average_every == 0:
             average.update(clock.iteration)
-        if clock.iteration % _REFILL_EVERY == 0:
+        if clock.iteration % cadence.refill_every == 0:
             batches.refill(size)
-        if clock.iteration % _LOG_EVERY == 0:
+        if clock.iteration % cadence.log_every == 0:
             clock.log("loss {:.4f}, target error {:.4f}".format(*losses.tolist()))
-        if clock.elapsed_s - last_validation > _VALIDATE_EVERY_S:
+        if clock.elapsed_s - last_validation > cadence.validate_every_s:
             last_validation = clock.elapsed_s
             average.swap()
             clock.log(validation.report(model), every_s=0)
             average.swap()
-        if clock.elapsed_s - last_save > _SAVE_EVERY_S:
+        if clock.elapsed_s - last_save > cadence.save_every_s:
             last_save = clock.elapsed_s
             _save(options.work / "editor.pt", model, average, clock)
 
