@@ -206,12 +206,12 @@ def _run_edit(options: argparse.Namespace, settings: Settings) -> None:
 def _run_train_demo(options: argparse.Namespace) -> int:
     import torch
 
-    from retouch.demo.plan import Plan
+    from retouch.demo.options import TrainOptions
     from retouch.demo.train import train
 
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    fields = {name: getattr(options, name) for name in Plan.__dataclass_fields__}
-    train(Plan(**{**fields, "device": device}))
+    fields = {name: getattr(options, name) for name in TrainOptions.__dataclass_fields__}
+    train(TrainOptions(**{**fields, "device": device}))
     print(options.out)
     return 0
 

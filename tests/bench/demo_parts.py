@@ -1,4 +1,4 @@
-"""The parts of `demo_quality.py`: what is asked of the model in each, and the table it makes."""
+"""The parts of `demo_quality.py`: each measures one aspect of the model and returns a table."""
 
 import json
 import resource
@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from demo_asked import ASKED, FEW, LADDERS, PAIRS, RUNGS, SIZES, THREE, UNTAUGHT
+from demo_prompts import FEW, LADDERS, OUT_OF_SCOPE, PAIRS, PROMPTS, RUNGS, SIZES, THREE
 from demo_tables import Table
 from support.demo import measures
 
@@ -18,7 +18,7 @@ from retouch.demo.edits import Change
 
 
 class Bench(Protocol):
-    """What a part needs: `demo_quality.Bench`."""
+    """`demo_quality.Bench`, as the parts use it."""
 
     steps: int
     only: Sequence[str]
@@ -39,71 +39,71 @@ class Bench(Protocol):
 
 
 def _against(
-    bench: Bench, photo: measures.Pixels, made: measures.Pixels, wanted: measures.Pixels
+    bench: Bench, photo: measures.Pixels, result: measures.Pixels, wanted: measures.Pixels
 ) -> list[float]:
-    """Give the dB to the exact edit of the result, the untouched photo and the limit."""
-    return [measures.psnr_db(picture, wanted) for picture in (made, photo, bench.limit(wanted))]
+    """Return the PSNR to the exact edit of the result, the untouched photo and the limit."""
+    return [measures.psnr_db(picture, wanted) for picture in (result, photo, bench.limit(wanted))]
 
 
 def _grain_share(
-    bench: Bench, photo: measures.Pixels, made: measures.Pixels, changes: Sequence[Change]
+    bench: Bench, photo: measures.Pixels, result: measures.Pixels, changes: Sequence[Change]
 ) -> float:
-    """Give the energy of the texture in `made` as a share of the exact grain's.
+    """Return the energy of the grain in `result` as a share of the exact grain's.
 
-    What the autoencoder loses of the photo's own detail is no grain: the texture is what `made` has
-    over the autoencoder's picture of the same edit without grain.
+    The grain is the texture that `result` has and the autoencoder's reconstruction of the same edit
+    without grain lacks. So detail that the autoencoder loses does not count.
     """
     smooth = bench.exact(photo, [change for change in changes if change.name != "grain"])
     grainy = bench.exact(photo, changes)
-    added = measures.added_texture(bench.limit(smooth), made)
+    added = measures.added_texture(bench.limit(smooth), result)
     return measures.energy(added) / measures.energy(measures.added_texture(smooth, grainy))
 
 
 def measure_edits(bench: Bench) -> Table:
-    """Measure every edit, plainly asked for, on all photographs."""
-    columns = ["edit", "asked as", "result", "untouched", "limit", "median gain", *bench.photos]
+    """Measure every edit at its plain amount, on all photographs."""
+    columns = ["edit", "prompt", "result", "untouched", "limit", "median gain", *bench.photos]
     table = Table(f"Every edit, {bench.steps} steps, dB to the exact edit", columns)
     rows: dict[str, Any] = {}
-    went: dict[str, float] = {}
-    for edit, prompt in ASKED.items():
+    moved: dict[str, float] = {}
+    for edit, prompt in PROMPTS.items():
         if bench.only and edit not in bench.only:
             continue
         changes: list[float] = []
         found: list[list[float]] = []
         for photo in bench.photos.values():
-            made, wanted = bench.edit(photo, prompt), bench.exact(photo, [Change(edit)])
-            found.append(_against(bench, photo, made, wanted))
+            result, wanted = bench.edit(photo, prompt), bench.exact(photo, [Change(edit)])
+            found.append(_against(bench, photo, result, wanted))
             if edit in measures.DIRECTIONS:
-                changes.append(measures.changed_by(edit, photo, made))
+                changes.append(measures.changed_by(edit, photo, result))
         row = np.array(found)
         if edit == "unchanged":
             row[:, 1] = np.nan  # the untouched photo is the exact edit
         rows[edit] = row
-        went |= {edit: float(np.median(changes))} if changes else {}
+        moved |= {edit: float(np.median(changes))} if changes else {}
         gain = np.median(row[:, 0] - row[:, 1])
         table.add(edit.replace("_", " "), prompt, *row.mean(0), gain, *row[:, 0])
     means = [row.mean(0) for edit, row in rows.items() if edit not in measures.APART]
     table.add("mean but blur and grain", "", *np.nanmean(means, 0), "", *("" for _ in bench.photos))
-    table.verdicts = measures.judge_edits(rows, went)
+    table.verdicts = measures.judge_edits(rows, moved)
     return table
 
 
 def measure_grain(bench: Bench) -> Table:
-    """Measure the grain: how strong, and whether it is the photo's own texture or always the same."""
+    """Measure the grain's energy, and its correlation with the photo's texture and with another seed."""
     columns = ["photo", "energy", "with the photo", "with another seed", "energy if unchanged"]
     table = Table(f"Film grain, {bench.steps} steps", columns)
     found = []
     changes = [Change("grain")]
     for name, photo in bench.photos.items():
         smooth = bench.limit(photo)
-        made, other = (bench.edit(photo, ASKED["grain"], seed=seed) for seed in (3, 4))
-        one, two = (measures.added_texture(smooth, picture) for picture in (made, other))
-        still = bench.edit(photo, ASKED["unchanged"])
+        result, other = (bench.edit(photo, PROMPTS["grain"], seed=seed) for seed in (3, 4))
+        one, two = (measures.added_texture(smooth, picture) for picture in (result, other))
+        unchanged = bench.edit(photo, PROMPTS["unchanged"])
         row = [
-            _grain_share(bench, photo, made, changes),
+            _grain_share(bench, photo, result, changes),
             measures.correlate(one, measures.fine(photo)),
             measures.correlate(one, two),
-            _grain_share(bench, photo, still, changes),
+            _grain_share(bench, photo, unchanged, changes),
         ]
         found.append(row)
         table.add(name, *row, digits=2)
@@ -122,26 +122,26 @@ def measure_grain(bench: Bench) -> Table:
 
 
 def measure_wordings(bench: Bench) -> Table:
-    """Ask in the thirty sentences of `wordings.json`."""
+    """Measure the thirty wordings of `wordings.json`."""
     wordings = json.loads((Path(__file__).parent / "wordings.json").read_text())["wordings"]
     title = f"Thirty wordings never trained on, {bench.steps} steps"
-    table = Table(title, ["wording", "done", "closer by dB", "what it lacks"])
-    done = 0
+    table = Table(title, ["wording", "met", "closer by dB", "missed bars"])
+    met = 0
     for wording in wordings:
         changes = [Change(name, amount) for name, amount in wording["edits"]]
         closer: list[float] = []
         found: dict[str, list[float]] = {name: [] for name in wording["changes"]}
         for photo in bench.photos.values():
-            made, wanted = bench.edit(photo, wording["wording"]), bench.exact(photo, changes)
-            closer.append(measures.psnr_db(made, wanted) - measures.psnr_db(photo, wanted))
+            result, wanted = bench.edit(photo, wording["wording"]), bench.exact(photo, changes)
+            closer.append(measures.psnr_db(result, wanted) - measures.psnr_db(photo, wanted))
             for name, values in found.items():
-                values.append(_change(bench, name, photo, made, changes))
+                values.append(_change(bench, name, photo, result, changes))
         means = {name: float(np.mean(values)) for name, values in found.items()}
         faults = measures.find_faults(wording, means, float(np.mean(closer)))
-        done += not faults
-        told = "" if {"grain", "psnr"} & set(found) else f"{np.mean(closer):.1f}"
-        table.add(wording["wording"], "no" if faults else "yes", told, "; ".join(faults))
-    table.verdicts = [(done >= 24, f"{done} of {len(wordings)} do what they say, at least 24")]
+        met += not faults
+        gain = "" if {"grain", "psnr"} & set(found) else f"{np.mean(closer):.1f}"
+        table.add(wording["wording"], "no" if faults else "yes", gain, "; ".join(faults))
+    table.verdicts = [(met >= 24, f"{met} of {len(wordings)} meet their bars, at least 24")]
     return table
 
 
@@ -149,34 +149,34 @@ def _change(
     bench: Bench,
     name: str,
     photo: measures.Pixels,
-    made: measures.Pixels,
+    result: measures.Pixels,
     changes: Sequence[Change],
 ) -> float:
     if name == "grain":
-        return _grain_share(bench, photo, made, changes)
+        return _grain_share(bench, photo, result, changes)
     if name == "psnr":
-        return measures.psnr_db(made, photo)
-    return measures.MEASURES[name](made) - measures.MEASURES[name](photo)
+        return measures.psnr_db(result, photo)
+    return measures.MEASURES[name](result) - measures.MEASURES[name](photo)
 
 
 def measure_pairs(bench: Bench) -> Table:
-    """Ask for two edits in one sentence."""
-    columns = ["asked as", "result", "untouched", "limit", "grain energy"]
+    """Measure two edits in one instruction."""
+    columns = ["prompt", "result", "untouched", "limit", "grain energy"]
     table = Table(f"Two edits at once, {bench.steps} steps, dB to the exact edits", columns)
     for prompt, changes in PAIRS.items():
         found, grain = [], []
         for photo in bench.photos.values():
-            made = bench.edit(photo, prompt)
-            found.append(_against(bench, photo, made, bench.exact(photo, changes)))
+            result = bench.edit(photo, prompt)
+            found.append(_against(bench, photo, result, bench.exact(photo, changes)))
             if changes[-1].name == "grain":
-                grain.append(_grain_share(bench, photo, made, changes))
+                grain.append(_grain_share(bench, photo, result, changes))
         table.add(prompt, *np.mean(found, 0), f"{np.mean(grain):.2f}" if grain else "")
     return table
 
 
 def measure_ladders(bench: Bench) -> Table:
-    """Ask for little, for plain and for much of each edit."""
-    columns = ["edit", "asked as", "slightly", "plain", "strongly"]
+    """Measure slight, plain and strong amounts of each edit."""
+    columns = ["edit", "prompt", "slightly", "plain", "strongly"]
     title = f"Strength: share of the plain exact change, {bench.steps} steps, {' and '.join(FEW)}"
     table = Table(title, columns)
     for edit, form in LADDERS.items():
@@ -185,25 +185,27 @@ def measure_ladders(bench: Bench) -> Table:
             photo = bench.photos[name]
             plain = [Change(edit)]
             for column, rung in enumerate(RUNGS):
-                made = bench.edit(photo, form.format(**rung))
+                result = bench.edit(photo, form.format(**rung))
                 if edit == "grain":
-                    shares[row, column] = _grain_share(bench, photo, made, plain)
+                    shares[row, column] = _grain_share(bench, photo, result, plain)
                 else:
                     whole = measures.changed_by(edit, photo, bench.exact(photo, plain))
-                    shares[row, column] = measures.changed_by(edit, photo, made) / whole
+                    shares[row, column] = measures.changed_by(edit, photo, result) / whole
         mean = shares.mean(0)
         asked = form.format(adverb="(slightly) ", adjective="(light) ")
         table.add(edit.replace("_", " "), asked, *mean, digits=2)
-        table.verdicts.append((bool(mean[0] < mean[1] < mean[2]), f"{edit}: little < plain < much"))
+        table.verdicts.append(
+            (bool(mean[0] < mean[1] < mean[2]), f"{edit}: slight < plain < strong")
+        )
     return table
 
 
-def measure_untaught(bench: Bench) -> Table:
-    """Ask for what the model was not taught: the photo should stay."""
-    title = f"Instructions it was not taught: dB to the photo, {bench.steps} steps"
-    table = Table(title, ["asked as", *FEW])
+def measure_out_of_scope(bench: Bench) -> Table:
+    """Measure instructions it was not trained on: the photo should stay unchanged."""
+    title = f"Instructions it was not trained on: dB to the photo, {bench.steps} steps"
+    table = Table(title, ["prompt", *FEW])
     limits = [measures.psnr_db(bench.limit(bench.photos[name]), bench.photos[name]) for name in FEW]
-    for prompt in (ASKED["unchanged"], *UNTAUGHT):
+    for prompt in (PROMPTS["unchanged"], *OUT_OF_SCOPE):
         photos = [bench.photos[name] for name in FEW]
         table.add(prompt, *(measures.psnr_db(bench.edit(photo, prompt), photo) for photo in photos))
     table.add("(the autoencoder alone)", *limits)
@@ -211,13 +213,13 @@ def measure_untaught(bench: Bench) -> Table:
 
 
 def _three(bench: Bench, photos: Sequence[measures.Pixels], **how: Any) -> list[float]:
-    """Give the dB to the exact edit of `THREE` edits, mean over photographs, then their mean."""
+    """Return the PSNR to the exact edit of each of `THREE`, mean over photographs, then their mean."""
     means = [
         float(
             np.mean(
                 [
                     measures.psnr_db(
-                        bench.edit(photo, ASKED[edit], **how), bench.exact(photo, [Change(edit)])
+                        bench.edit(photo, PROMPTS[edit], **how), bench.exact(photo, [Change(edit)])
                     )
                     for photo in photos
                 ]
@@ -229,7 +231,7 @@ def _three(bench: Bench, photos: Sequence[measures.Pixels], **how: Any) -> list[
 
 
 def measure_steps(bench: Bench) -> Table:
-    """Measure quality and grain at several numbers of steps."""
+    """Measure quality and grain for several step counts."""
     columns = ["steps", *THREE, "mean", "grain energy"]
     table = Table(f"Steps, dB to the exact edit, {' and '.join(FEW)}", columns)
     photos = [bench.photos[name] for name in FEW]
@@ -237,23 +239,23 @@ def measure_steps(bench: Bench) -> Table:
         found = _three(bench, photos, steps=steps)
         shares = []
         for photo in photos:
-            made = bench.edit(photo, ASKED["grain"], steps=steps)
-            shares.append(_grain_share(bench, photo, made, [Change("grain")]))
+            result = bench.edit(photo, PROMPTS["grain"], steps=steps)
+            shares.append(_grain_share(bench, photo, result, [Change("grain")]))
         table.add(str(steps), *found, f"{np.mean(shares):.2f}")
     return table
 
 
 def measure_time(bench: Bench) -> Table:
-    """Measure the time of an edit and the memory; run it alone, on a machine that does nothing else."""
+    """Measure the time and memory of an edit; needs an idle machine."""
     title = f"Time on a CPU, {torch.get_num_threads()} threads, 512x512"
     table = Table(title, ["steps", "median seconds", "peak memory so far, GB"])
     photo = bench.photos[FEW[0]]
-    bench.edit(photo, ASKED["warmer"])  # the first is slower
+    bench.edit(photo, PROMPTS["warmer"])  # warm-up
     for steps in (2, 4, 8, 20):
         took_s = []
         for _ in range(3):
             began_s = time.perf_counter()
-            bench.edit(photo, ASKED["warmer"], steps=steps)
+            bench.edit(photo, PROMPTS["warmer"], steps=steps)
             took_s.append(time.perf_counter() - began_s)
         peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
         table.add(str(steps), statistics.median(took_s), f"{peak_gb:.2f}")
@@ -261,7 +263,7 @@ def measure_time(bench: Bench) -> Table:
 
 
 def measure_guidance(bench: Bench) -> Table:
-    """Measure what true classifier-free guidance does, which training knew nothing of."""
+    """Measure classifier-free guidance, which training did not include."""
     title = f"Guidance, dB to the exact edit, {' and '.join(FEW)}, {bench.steps} steps"
     table = Table(title, ["guidance_scale", *THREE, "mean"])
     for scale in (1.0, 2.0, 4.0):
@@ -271,7 +273,7 @@ def measure_guidance(bench: Bench) -> Table:
 
 
 def measure_sizes(bench: Bench) -> Table:
-    """Measure other sizes and shapes, each beside its limit."""
+    """Measure other sizes and aspect ratios, each with its limit."""
     columns = ["width x height", *THREE, "mean", "limit"]
     title = f"Sizes, dB to the exact edit, {' and '.join(FEW)}, {bench.steps} steps"
     table = Table(title, columns)
@@ -289,7 +291,7 @@ PARTS: dict[str, Callable[[Any], Table]] = {
     "wordings": measure_wordings,
     "pairs": measure_pairs,
     "ladders": measure_ladders,
-    "untaught": measure_untaught,
+    "out_of_scope": measure_out_of_scope,
     "steps": measure_steps,
     "time": measure_time,
     "guidance": measure_guidance,

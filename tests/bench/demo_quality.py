@@ -1,11 +1,11 @@
-"""What the demo checkpoint does on photographs it never saw, in dB to the exact edit.
+"""Measure the demo checkpoint on photographs outside its training set, in dB to the exact edit.
 
     PYTHONPATH=src:tests python tests/bench/demo_quality.py [--part PART ...] [--json FILE] [--card FILE]
 
-Beside each result stand the untouched photo and the autoencoder alone, which is the limit. The
-photographs come out of the scikit-image and scikit-learn wheels, which pip downloads. With --json the
-parts that ran replace theirs in FILE, so that parts can run alone; --card puts all of FILE's tables
-between the marks of a checkpoint's card. The exit status is 1 if a bar is missed.
+Each result is listed with the untouched photo and with the autoencoder alone, which is the limit. The
+photographs come from the scikit-image and scikit-learn wheels, which pip downloads. --json updates the
+measured parts in FILE, so that parts can run alone. --card writes all of FILE's tables between the
+marks of a model card. The exit status is 1 if a bar is missed.
 """
 
 import argparse
@@ -40,7 +40,7 @@ SEED = 3
 
 
 def fetch_photos(folder: Path) -> Path:
-    """Unpack the photographs from their wheels, which pip downloads if they are not there."""
+    """Unpack the photographs from their wheels, which pip downloads if they are missing."""
     folder.mkdir(parents=True, exist_ok=True)
     for wheel in WHEELS:
         if not list(folder.glob(f"{wheel.split('==')[0].replace('-', '_')}-*.whl")):
@@ -76,7 +76,7 @@ class Bench:
         return loader.from_pretrained(self._folder / "vae", torch_dtype=torch.float32)
 
     def photo(self, name: str, width_px: int, height_px: int) -> measures.Pixels:
-        """Give a photograph at another size."""
+        """Return a photograph at another size."""
         package, path = measures.HELD_OUT[name]
         return measures.to_pixels(
             measures.crop_to(Image.open(self._root / package / path), width_px, height_px)
@@ -105,23 +105,23 @@ class Bench:
         )
         image = Image.fromarray((photo * 255).round().astype(np.uint8))
         began_s = time.perf_counter()
-        made = run_edit(self._engine, [image], work)[0]
+        result = run_edit(self._engine, [image], work)[0]
         self._edited_s += time.perf_counter() - began_s
         self.edited += 1
-        told = f"{self.edited} edits, {self._edited_s / self.edited:.1f} s each: {prompt}"
-        sys.stderr.write(f"\r{told[:100]:<100}")
+        line = f"{self.edited} edits, {self._edited_s / self.edited:.1f} s each: {prompt}"
+        sys.stderr.write(f"\r{line[:100]:<100}")
         sys.stderr.flush()
-        return measures.to_pixels(made)
+        return measures.to_pixels(result)
 
     @torch.no_grad()
     def limit(self, photo: measures.Pixels) -> measures.Pixels:
-        """Give what the autoencoder alone makes of a picture."""
+        """Return the autoencoder's reconstruction of a picture."""
         latents = autoencoder.encode(self._vae, measures.to_tensor(photo) * 2 - 1)
         image = autoencoder.decode(self._vae, latents) / 2 + 0.5
         return measures.from_tensor(image.clamp(0, 1))
 
     def exact(self, photo: measures.Pixels, changes: Sequence[Change]) -> measures.Pixels:
-        """Make an edit exactly."""
+        """Apply the exact edit."""
         torch.manual_seed(0)
         return measures.from_tensor(edits.apply(measures.to_tensor(photo), changes))
 
@@ -141,31 +141,33 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--only", nargs="*", default=[], help="names of edits, for the part edits")
     parser.add_argument("--steps", type=int, default=0, help="default: the checkpoint's")
-    parser.add_argument("--json", type=Path, help="where the tables are kept")
-    parser.add_argument("--card", type=Path, help="a README.md to put the tables into")
+    parser.add_argument("--json", type=Path, help="file of the tables")
+    parser.add_argument("--card", type=Path, help="model card to update")
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the parts asked for and print their tables."""
-    plan = _parse(argv)
-    kept = json.loads(plan.json.read_text()) if plan.json and plan.json.exists() else {}
+    """Run the chosen parts and print their tables."""
+    options = _parse(argv)
+    kept = json.loads(options.json.read_text()) if options.json and options.json.exists() else {}
     ran: dict[str, Any] = {}
-    if plan.part:
-        photos = fetch_photos(plan.photos)
-        bench = Bench(plan.checkpoint, photos, steps=plan.steps, only=plan.only)
-    for part in plan.part:
+    if options.part:
+        photos = fetch_photos(options.photos)
+        bench = Bench(options.checkpoint, photos, steps=options.steps, only=options.only)
+    for part in options.part:
         table: Table = PARTS[part](bench)
         ran[part] = table.as_json()
         sys.stderr.write("\n")
         sys.stdout.write(as_markdown({part: ran[part]}) + "\n")
         sys.stdout.flush()
-        if plan.json:  # read again: another part may have run beside this one
-            kept = json.loads(plan.json.read_text()) if plan.json.exists() else {}
+        if options.json:  # read again: another part may run in parallel
+            kept = json.loads(options.json.read_text()) if options.json.exists() else {}
             kept |= {part: ran[part]}
-            plan.json.write_text(json.dumps(kept, indent=1) + "\n")
-    if plan.card:
-        plan.card.write_text(fill_card(plan.card.read_text(), as_markdown(_ordered(kept | ran))))
+            options.json.write_text(json.dumps(kept, indent=1) + "\n")
+    if options.card:
+        options.card.write_text(
+            fill_card(options.card.read_text(), as_markdown(_ordered(kept | ran)))
+        )
     return 0 if all(met for table in ran.values() for met, _ in table["verdicts"]) else 1
 
 

@@ -1,4 +1,4 @@
-"""What a part of `demo_quality.py` measured, as a table, and how that gets into a card."""
+"""Tables of `demo_quality.py` as Markdown, and their place in a model card."""
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -11,7 +11,7 @@ MARKS = ("<!-- measured: begin -->\n", "<!-- measured: end -->\n")
 
 @dataclass(slots=True)
 class Table:
-    """What one part measured, as text, and the bars it is judged by."""
+    """The measurements of one part as text, and its bars."""
 
     title: str
     columns: list[str]
@@ -20,19 +20,19 @@ class Table:
 
     def add(self, name: str, *values: float | str, digits: int = 1) -> None:
         """Append a row."""
-        told = (
+        cells = (
             value if isinstance(value, str) else "" if np.isnan(value) else f"{value:.{digits}f}"
             for value in values
         )
-        self.rows.append([name, *told])
+        self.rows.append([name, *cells])
 
     def as_json(self) -> dict[str, Any]:
-        """Give the table as JSON holds it."""
+        """Return the table as JSON types."""
         return asdict(self)
 
 
 def as_markdown(tables: dict[str, Any]) -> str:
-    """Write tables as JSON holds them, each with its verdicts."""
+    """Format tables of JSON types, each with its verdicts."""
     lines: list[str] = []
     for table in tables.values():
         lines += ["", f"### {table['title']}", ""]
@@ -51,7 +51,7 @@ def _with_rule(table: dict[str, Any]) -> Iterator[list[str]]:
 
 
 def fill_card(text: str, measured: str) -> str:
-    """Put `measured` between the marks of a card."""
+    """Replace the text between the marks of a model card."""
     head, rest = text.split(MARKS[0])
     tail = rest.split(MARKS[1])[1]
     return head + MARKS[0] + "\n" + measured + "\n" + MARKS[1] + tail

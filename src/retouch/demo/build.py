@@ -1,6 +1,7 @@
-"""The parts of the demo checkpoint: the real classes at small sizes, a tokenizer of its own, and its folder.
+"""Builds the components of the demo checkpoint and writes its directory.
 
-The layout of the folder is the one diffusers writes for any Qwen-Image-Edit checkpoint.
+The components are Qwen-Image-Edit's classes at small sizes, with a tokenizer of their own. The layout is
+the one that diffusers writes for any Qwen-Image-Edit checkpoint.
 """
 
 import copy
@@ -34,9 +35,9 @@ SPECIALS = (
 Z = 16
 """Latent channels."""
 TEXT_WIDTH = 128
-_SPACE = "\u0120"  # how a byte-level BPE writes the space before a word
+_SPACE = "\u0120"  # the byte-level BPE's character for the space before a word
 VISION_PIXELS = 56 * 56
-"""What the text encoder gets to see of the picture: about four tokens. It learns nothing from them."""
+"""Image size for the text encoder: about four tokens, from which it learns nothing."""
 _NOTE = (
     "this is the small demo model, not Qwen-Image-Edit: it knows warmer, cooler, brighter, darker, "
     "more and less contrast, black and white, sepia, invert, more and less saturation, film grain, "
@@ -56,8 +57,8 @@ PRESET = preset.PresetFile(
 
 
 @dataclass(frozen=True, slots=True)
-class Size:
-    """The widths that set the number of weights; the defaults are the shipped checkpoint's."""
+class ModelSize:
+    """The dimensions that set the number of weights; the defaults are the shipped checkpoint's."""
 
     base: int = 24
     multiples: tuple[int, ...] = (1, 2, 3, 3)
@@ -66,8 +67,8 @@ class Size:
 
 
 @dataclass(slots=True)
-class Parts:
-    """The trained parts and the tokenizer."""
+class Components:
+    """The trained networks and the tokenizer."""
 
     vae: Any
     transformer: Any
@@ -75,28 +76,28 @@ class Parts:
     tokenizer: Any
 
 
-def edit_template() -> str:
-    """Give the chat template that the stock pipeline puts around an instruction."""
+def prompt_template() -> str:
+    """Return the chat template that the stock pipeline puts around an instruction."""
     pipeline: Any = QwenImageEditPipeline
     return str(pipeline(*[None] * 6).prompt_template_encode)
 
 
 def _corpus() -> Iterable[str]:
-    """Every word of the template and of the training sentences, so that each becomes one token."""
-    yield from re.split("|".join(map(re.escape, SPECIALS)), edit_template())
+    """Yield every word of the template and the training instructions, so that each becomes a token."""
+    yield from re.split("|".join(map(re.escape, SPECIALS)), prompt_template())
     yield from phrases.vocabulary()
 
 
 def train_tokenizer() -> Any:
-    """Train a byte-level BPE with Qwen2's own splitting rule on the template and the phrases."""
+    """Train a byte-level BPE on the template and the training vocabulary, split as Qwen2 splits."""
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
     from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
-    letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     split = pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), behavior="isolated")
     bpe = Tokenizer(models.BPE())
     bpe.normalizer, bpe.decoder = normalizers.NFC(), decoders.ByteLevel()
-    bpe.pre_tokenizer = pre_tokenizers.Sequence([split, letters])
+    bpe.pre_tokenizer = pre_tokenizers.Sequence([split, to_bytes])
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
         vocab_size=4000, min_frequency=1, show_progress=False, initial_alphabet=alphabet
@@ -153,8 +154,8 @@ def _text_config(tokenizer: Any) -> Qwen2_5_VLConfig:
     )
 
 
-def build(size: Size) -> Parts:
-    """Build all parts with random weights from torch's default generator."""
+def build(size: ModelSize) -> Components:
+    """Build all networks with random weights from torch's default generator."""
     tokenizer = train_tokenizer()
     vae: Any = AutoencoderKLQwenImage(  # type: ignore[no-untyped-call]
         base_dim=size.base,
@@ -176,18 +177,18 @@ def build(size: Size) -> Parts:
         axes_dims_rope=(8, 12, 12),
     )
     text_encoder: Any = Qwen2_5_VLForConditionalGeneration(_text_config(tokenizer))
-    with torch.no_grad():  # the picture comes through the autoencoder: image tokens carry nothing
+    with torch.no_grad():  # the image enters through the autoencoder only
         text_encoder.model.visual.merger.mlp[-1].weight.zero_()
         text_encoder.model.visual.merger.mlp[-1].bias.zero_()
-    return Parts(vae, transformer, text_encoder, tokenizer)
+    return Components(vae, transformer, text_encoder, tokenizer)
 
 
 @torch.no_grad()
 def share_embeddings(text_encoder: Any, tokenizer: Any) -> None:
-    """Give a word at the start of a text, or with a capital, the embedding it has within one.
+    """Copy the embedding of a word within a text to the word at its start and with a capital.
 
-    The tokenizer has a token of its own for each of the three, and training hardly sees the first
-    two: without this the shipped model did nothing when told "blur the photo".
+    The tokenizer has a separate token for each of the three, and training rarely sees the last two.
+    Without this the model ignores "blur the photo".
     """
     vocab = tokenizer.get_vocab()
     rows = text_encoder.model.language_model.embed_tokens.weight
@@ -197,20 +198,20 @@ def share_embeddings(text_encoder: Any, tokenizer: Any) -> None:
             rows[row] = rows[within]
 
 
-def save(parts: Parts, folder: Path) -> None:
-    """Write the checkpoint in fp16, in the layout of any Qwen-Image-Edit folder.
+def save(components: Components, folder: Path) -> None:
+    """Write the checkpoint in fp16, in the layout of any Qwen-Image-Edit checkpoint.
 
-    The written text encoder has gone through `share_embeddings`; `parts` stay as they are.
+    `share_embeddings` is applied to the written text encoder; `components` are not changed.
     """
     edges = {"shortest_edge": VISION_PIXELS, "longest_edge": VISION_PIXELS}
     scheduler: Any = FlowMatchEulerDiscreteScheduler
     pipeline: Any = QwenImageEditPipeline
-    halves = {name: copy.deepcopy(getattr(parts, name)).half() for name in WEIGHTED}
-    share_embeddings(halves["text_encoder"], parts.tokenizer)
+    halves = {name: copy.deepcopy(getattr(components, name)).half() for name in WEIGHTED}
+    share_embeddings(halves["text_encoder"], components.tokenizer)
     pipe = pipeline(
         **halves,
         scheduler=scheduler(shift=1.0, use_dynamic_shifting=False),
-        tokenizer=parts.tokenizer,
-        processor=StillProcessor(Qwen2VLImageProcessorPil(size=edges), parts.tokenizer),
+        tokenizer=components.tokenizer,
+        processor=StillProcessor(Qwen2VLImageProcessorPil(size=edges), components.tokenizer),
     )
     load.save(pipe, folder, preset=PRESET)

@@ -1,7 +1,7 @@
-"""The edits the demo checkpoint knows, as exact tensor functions: what it learns from and is measured against.
+"""The edits the demo checkpoint learns, as exact tensor functions. The benchmark compares against them.
 
-Every edit takes images (b, 3, h, w) in 0..1 and an amount: 1 is the plain request, `SLIGHT` and `STRONG`
-are what the words "slightly" and "strongly" mean. The result is clamped to 0..1 by `apply`.
+Every edit takes images (b, 3, h, w) in 0..1 and an amount: 1 for the plain request, `SLIGHT` for
+"slightly" and `STRONG` for "strongly". `apply` clamps the result to 0..1.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,37 +15,37 @@ SLIGHT, PLAIN, STRONG = 0.5, 1.0, 1.5
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 _SEPIA = (1.12, 0.9, 0.66)
-_GRAIN_SIGMA_PX = 1.4  # one-pixel grain does not survive an 8x autoencoder
+_GRAIN_SIGMA_PX = 1.4  # an 8x autoencoder loses one-pixel grain
 _BLUR_SIGMA_PX = 3.0
 _SHARPEN_SIGMA_PX = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One edit of an instruction: a name out of `EDITS` and how much of it."""
+    """One edit of an instruction: its name in `EDITS` and its amount."""
 
     name: str
     amount: float = PLAIN
 
 
-def _weights(image: Tensor, values: Sequence[float]) -> Tensor:
-    """Three channel weights beside `image`: (3, 1, 1)."""
+def _channels(image: Tensor, values: Sequence[float]) -> Tensor:
+    """Return one value per channel, on the device of `image`: (3, 1, 1)."""
     return torch.tensor(values, device=image.device, dtype=image.dtype).view(3, 1, 1)
 
 
 def luma(image: Tensor) -> Tensor:
-    """Weigh the channels to brightness: (..., 3, h, w) -> (..., 1, h, w)."""
-    return (image * _weights(image, _LUMA)).sum(-3, keepdim=True)
+    """Return the BT.601 luma: (..., 3, h, w) -> (..., 1, h, w)."""
+    return (image * _channels(image, _LUMA)).sum(-3, keepdim=True)
 
 
 def gaussian(image: Tensor, sigma_px: float) -> Tensor:
-    """Blur with a normal distribution of `sigma_px`, mirrored at the border: (b, c, h, w)."""
-    reach = min(int(3 * sigma_px + 0.5), min(image.shape[-2:]) - 1)
-    at = torch.arange(-reach, reach + 1, device=image.device, dtype=image.dtype)
-    kernel = torch.exp(-(at**2) / (2 * sigma_px**2))
+    """Apply a Gaussian blur of `sigma_px`, with reflected borders: (b, c, h, w)."""
+    radius = min(int(3 * sigma_px + 0.5), min(image.shape[-2:]) - 1)
+    offsets = torch.arange(-radius, radius + 1, device=image.device, dtype=image.dtype)
+    kernel = torch.exp(-(offsets**2) / (2 * sigma_px**2))
     kernel = kernel / kernel.sum()
     planes = image.reshape(-1, 1, *image.shape[-2:])  # (b, c, h, w) -> (b c, 1, h, w)
-    planes = functional.pad(planes, (reach,) * 4, mode="reflect")
+    planes = functional.pad(planes, (radius,) * 4, mode="reflect")
     planes = functional.conv2d(
         functional.conv2d(planes, kernel.view(1, 1, 1, -1)), kernel.view(1, 1, -1, 1)
     )
@@ -54,7 +54,7 @@ def gaussian(image: Tensor, sigma_px: float) -> Tensor:
 
 def _tint(red: float, green: float, blue: float) -> Callable[[Tensor, float], Tensor]:
     gains = torch.tensor([red, green, blue])
-    return lambda image, amount: image * _weights(image, (1 + amount * (gains - 1)).tolist())
+    return lambda image, amount: image * _channels(image, (1 + amount * (gains - 1)).tolist())
 
 
 def _brighten(image: Tensor, amount: float) -> Tensor:
@@ -65,13 +65,13 @@ def _darken(image: Tensor, amount: float) -> Tensor:
     return image ** (1 + 0.9 * amount) * (1 - 0.15 * amount)
 
 
-def _spread(gain: float) -> Callable[[Tensor, float], Tensor]:
-    """Move values away from middle grey (gain > 0) or towards it."""
+def _contrast(gain: float) -> Callable[[Tensor, float], Tensor]:
+    """Move values away from mid-grey (gain > 0) or towards it."""
     return lambda image, amount: (image - 0.5) * (1 + gain * amount) + 0.5
 
 
-def _saturate(gain: float) -> Callable[[Tensor, float], Tensor]:
-    """Move values away from their own grey (gain > 0) or towards it."""
+def _saturation(gain: float) -> Callable[[Tensor, float], Tensor]:
+    """Move colours away from their luma (gain > 0) or towards it."""
     return lambda image, amount: torch.lerp(luma(image), image, 1 + gain * amount)
 
 
@@ -80,11 +80,11 @@ def _to_grey(image: Tensor, amount: float) -> Tensor:
 
 
 def _to_sepia(image: Tensor, amount: float) -> Tensor:
-    return torch.lerp(image, luma(image) * _weights(image, _SEPIA), min(amount, 1.0))
+    return torch.lerp(image, luma(image) * _channels(image, _SEPIA), min(amount, 1.0))
 
 
 def grain(image: Tensor, amount: float) -> Tensor:
-    """Add grey grain of about three pixels; the standard deviation is 0.06, 0.1 or 0.14."""
+    """Add grey grain about three pixels wide, with standard deviation 0.06, 0.1 or 0.14."""
     noise = torch.randn_like(image[:, :1])
     noise = gaussian(noise, _GRAIN_SIGMA_PX)
     noise = noise / noise.std(dim=(1, 2, 3), keepdim=True)
@@ -111,13 +111,13 @@ EDITS: dict[str, Callable[[Tensor, float], Tensor]] = {
     "cooler": _tint(0.76, 0.98, 1.24),
     "brighter": _brighten,
     "darker": _darken,
-    "more_contrast": _spread(0.7),
-    "less_contrast": _spread(-0.5),
+    "more_contrast": _contrast(0.7),
+    "less_contrast": _contrast(-0.5),
     "black_and_white": _to_grey,
     "sepia": _to_sepia,
     "invert": lambda image, _: 1 - image,
-    "more_saturation": _saturate(0.9),
-    "less_saturation": _saturate(-0.6),
+    "more_saturation": _saturation(0.9),
+    "less_saturation": _saturation(-0.6),
     "grain": grain,
     "blur": _blur,
     "sharpen": _sharpen,
@@ -131,9 +131,9 @@ EDITS: dict[str, Callable[[Tensor, float], Tensor]] = {
 
 
 def apply(image: Tensor, changes: Sequence[Change]) -> Tensor:
-    """Make the changes one after the other, each clamped to 0..1: (b, 3, h, w).
+    """Apply the changes in order, clamping to 0..1 after each: (b, 3, h, w).
 
-    Grain is drawn from torch's default generator of the image's device.
+    Grain draws from torch's default generator of the image's device.
 
     >>> apply(torch.full((1, 3, 2, 2), 0.25), [Change("invert")]).unique().item()
     0.75
@@ -144,14 +144,14 @@ def apply(image: Tensor, changes: Sequence[Change]) -> Tensor:
 
 
 def apply_rows(images: Tensor, changes: Sequence[Sequence[Change]]) -> Tensor:
-    """Make each row's own changes; rows that share one run through it together: (b, 3, h, w)."""
+    """Apply each row's own changes; rows with the same change are batched: (b, 3, h, w)."""
     images = images.clone()
-    for turn in range(max(map(len, changes), default=0)):
+    for position in range(max(map(len, changes), default=0)):
         rows: dict[Change, list[int]] = {}
         for row, wanted in enumerate(changes):
-            if turn < len(wanted) and wanted[turn].name != "unchanged":
-                rows.setdefault(wanted[turn], []).append(row)
+            if position < len(wanted) and wanted[position].name != "unchanged":
+                rows.setdefault(wanted[position], []).append(row)
         for change, group in rows.items():
-            at = torch.tensor(group, device=images.device)
-            images[at] = apply(images[at], [change])
+            index = torch.tensor(group, device=images.device)
+            images[index] = apply(images[index], [change])
     return images

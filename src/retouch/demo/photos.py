@@ -1,6 +1,6 @@
-"""The training pictures: freely licensed packages, fetched by name and never kept in the repository.
+"""The training pictures: from freely licensed packages, downloaded by name, not kept in the repository.
 
-The photographs that the model is tested on are never among them.
+The benchmark's photographs are never among them.
 """
 
 import bz2
@@ -32,7 +32,7 @@ DEBIAN = {
     "ukui-wallpapers": "CC BY-SA 3.0",
     "gcompris-qt-data": "GPL-3+, CC BY, CC BY-SA, CC0, public domain",
 }
-"""Debian packages and the licences that their copyright files give for the pictures."""
+"""Debian packages, and the licences of their pictures according to their copyright files."""
 PYPI = {
     "scikit-image==0.26.0": {
         "skimage/data/rocket.jpg": "CC0",
@@ -44,44 +44,44 @@ PYPI = {
     },
     "scipy==1.9.3": {"scipy/misc/face.dat": "public domain"},
 }
-"""Wheels, and of each the pictures that are used with their licences."""
+"""Wheels, and the pictures used from each with their licences."""
 
-_QT_ALBUMS = re.compile(r"(explore_(monuments|\w+_animals|world_music)|erase|clickgame)\.rcc")
+_QT_RESOURCES = re.compile(r"(explore_(monuments|\w+_animals|world_music)|erase|clickgame)\.rcc")
 _SHORT_SIDE_PX = 720
 _MIN_SIDE_PX = 400
 _CROP_PX = 160
-_FACE_SHAPE = (768, 1024, 3)  # scipy's raccoon is raw bytes: (h, w, c)
+_FACE_SHAPE = (768, 1024, 3)  # scipy's raccoon is stored as raw bytes: (h, w, c)
 
 
 def _run(folder: Path, *command: str) -> None:
-    subprocess.run(command, cwd=folder, check=True)  # noqa: S603 - names of packages only
+    subprocess.run(command, cwd=folder, check=True)  # noqa: S603 - only package names vary
 
 
-def _fetch_debian(folder: Path) -> Iterator[tuple[str, Image.Image]]:
+def _open_debian(folder: Path) -> Iterator[tuple[str, Image.Image]]:
     for package in DEBIAN:
         unpacked = folder / package
         if not unpacked.exists():
             _run(folder, "apt-get", "download", "-q", package)
-            archive, half = next(folder.glob(f"{package}_*.deb")), folder / "unpacking"
-            _run(folder, "dpkg", "-x", archive.name, half.name)
-            half.rename(unpacked)
+            archive, partial = next(folder.glob(f"{package}_*.deb")), folder / "unpacking"
+            _run(folder, "dpkg", "-x", archive.name, partial.name)
+            partial.rename(unpacked)
         for path in sorted(unpacked.rglob("*")):
             if path.is_symlink() or "screenshot" in path.name:
                 continue
             if path.suffix in {".jpg", ".jpeg", ".png", ".webp"}:
                 yield package, Image.open(io.BytesIO(path.read_bytes()))
-            elif _QT_ALBUMS.fullmatch(path.name):
-                yield from ((package, picture) for picture in _read_album(path.read_bytes()))
+            elif _QT_RESOURCES.fullmatch(path.name):
+                yield from ((package, picture) for picture in _read_resource(path.read_bytes()))
 
 
-def _read_album(album: bytes) -> Iterator[Image.Image]:
-    """Give the WebP pictures in a compiled Qt resource, which stores them as they are."""
-    for found in re.finditer(rb"RIFF(....)WEBPVP8", album, re.DOTALL):
+def _read_resource(resource: bytes) -> Iterator[Image.Image]:
+    """Yield the WebP pictures in a compiled Qt resource, which stores them uncompressed."""
+    for found in re.finditer(rb"RIFF(....)WEBPVP8", resource, re.DOTALL):
         size = int.from_bytes(found[1], "little") + 8
-        yield Image.open(io.BytesIO(album[found.start() : found.start() + size]))
+        yield Image.open(io.BytesIO(resource[found.start() : found.start() + size]))
 
 
-def _fetch_pypi(folder: Path) -> Iterator[tuple[str, Image.Image]]:
+def _open_pypi(folder: Path) -> Iterator[tuple[str, Image.Image]]:
     for package, names in PYPI.items():
         stem = package.split("==")[0].replace("-", "_")
         if not list(folder.glob(f"{stem}-*.whl")):
@@ -104,24 +104,24 @@ def _shrink(picture: Image.Image) -> Image.Image:
 
 
 def fetch(folder: Path) -> int:
-    """Fill `folder` with JPEGs, 720 px on the short side at most; return how many there are.
+    """Download JPEGs with a short side of at most 720 px into `folder`; return their number.
 
-    Needs Debian 12's apt and pip. Pictures under 400 px and those that look like an earlier one at
-    6x6 px are left out. They appear in `folder` all at once, so one that was broken off is empty.
+    Needs Debian 12's apt and pip. Skips pictures under 400 px, and duplicates (equal at 6x6 px and 16
+    levels). They appear in `folder` at the end, so an interrupted download leaves it empty.
 
     Raises:
-        subprocess.CalledProcessError: a package could not be had.
+        subprocess.CalledProcessError: a package could not be downloaded.
     """
     packages, ready = folder / "packages", folder / "packages" / "ready"
     ready.mkdir(parents=True, exist_ok=True)
     seen: set[bytes] = set()
-    for package, opened in chain(_fetch_debian(packages), _fetch_pypi(packages)):
+    for package, opened in chain(_open_debian(packages), _open_pypi(packages)):
         if min(opened.size) < _MIN_SIDE_PX:
             continue
         picture = opened.convert("RGB")
-        look = bytes(value >> 4 for value in picture.resize((6, 6)).tobytes())
-        if look not in seen:
-            seen.add(look)
+        thumbnail = bytes(value >> 4 for value in picture.resize((6, 6)).tobytes())
+        if thumbnail not in seen:
+            seen.add(thumbnail)
             name = f"{package.split('==')[0]}-{len(seen):03d}.jpg"
             _shrink(picture).save(ready / name, quality=92, subsampling=0)
     for path in ready.iterdir():
@@ -142,7 +142,7 @@ def _read_scaled(path: Path, scales: tuple[float, ...]) -> list[npt.NDArray[np.u
 
 @dataclass(frozen=True, slots=True)
 class Album:
-    """All pictures at three scales as one run of bytes on the device, so that crops are one index."""
+    """All pictures at three scales in one flat tensor on the device, so that a crop is one index."""
 
     pixels: Tensor  # (n,) uint8: each picture (3, h, w) flattened
     heights: Tensor  # (pictures,)
@@ -153,7 +153,7 @@ class Album:
     def load(
         cls, paths: list[Path], device: str, scales: tuple[float, ...] = (1.0, 0.7, 0.5)
     ) -> "Album":
-        """Read the pictures at every scale that leaves at least 160 px."""
+        """Read the pictures at every scale that leaves a short side of at least 160 px."""
         with ThreadPoolExecutor() as pool:
             scaled = pool.map(lambda path: _read_scaled(path, scales), paths)
             arrays = [array for pictures in scaled for array in pictures]
@@ -164,9 +164,9 @@ class Album:
         return cls(torch.from_numpy(flat).to(device), heights, widths, sizes.cumsum(0) - sizes)
 
     def crops(self, count: int, height: int, width: int) -> Tensor:
-        """Cut random pieces, half of them mirrored: (count, 3, height, width) in 0..1.
+        """Cut random crops, half of them mirrored: (count, 3, height, width) in 0..1.
 
-        There is to be a picture that large.
+        At least one picture must be that large.
         """
         device = self.pixels.device
         fits = ((self.heights >= height) & (self.widths >= width)).nonzero()[:, 0]
@@ -183,16 +183,16 @@ class Album:
         index = first + plane + down + across[:, None, None]  # (count, 3, height, width)
         return self.pixels[index].float() / 255
 
-    def varied(self, count: int, height: int, width: int) -> Tensor:
-        """Cut crops and vary them: channels mixed, light changed, and a few of random colours only.
+    def augmented(self, count: int, height: int, width: int) -> Tensor:
+        """Cut crops and augment them: channels permuted, exposure changed, 5 % random colours only.
 
         Shapes are those of `crops`.
         """
         images = self.crops(count, height, width)
         device = images.device
         order = torch.rand(count, 3, device=device).argsort(1)
-        plain = torch.rand(count, 1, device=device) > 0.3  # noqa: PLR2004
-        order = torch.where(plain, torch.arange(3, device=device), order)
+        keep = torch.rand(count, 1, device=device) > 0.3  # noqa: PLR2004
+        order = torch.where(keep, torch.arange(3, device=device), order)
         images = images.gather(1, order[:, :, None, None].expand_as(images))
         for row in (torch.rand(count) < 0.05).nonzero()[:, 0].tolist():  # noqa: PLR2004
             coarse = torch.rand(1, 3, *torch.randint(2, 12, (2,)).tolist(), device=device)

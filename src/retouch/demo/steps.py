@@ -1,4 +1,4 @@
-"""What both training stages use: optimizer, schedule, captured steps, progress."""
+"""Shared by both training stages: optimizer, schedule, captured steps, progress lines."""
 
 import math
 import sys
@@ -12,11 +12,11 @@ from torch import Tensor
 
 
 class Optimizer:
-    """AdamW with a learning rate that a captured step reads anew each time."""
+    """AdamW with a learning rate that a captured step reads again each time."""
 
     def __init__(self, params: list[Tensor], lr: float) -> None:
         on_gpu = params[0].is_cuda
-        self.peak = lr
+        self.peak_lr = lr
         self.params = params
         self.adam = torch.optim.AdamW(
             params,
@@ -31,14 +31,14 @@ class Optimizer:
         """Set the learning rate to `factor` times its peak."""
         for group in self.adam.param_groups:
             if isinstance(group["lr"], Tensor):  # pragma: no cover - needs a GPU
-                group["lr"].fill_(self.peak * factor)
+                group["lr"].fill_(self.peak_lr * factor)
             else:
-                group["lr"] = self.peak * factor
+                group["lr"] = self.peak_lr * factor
 
     def step(self) -> None:
-        """Clip the gradients to norm 1, update, forget the gradients.
+        """Clip the gradient to norm 1, update, clear the gradients.
 
-        A gradient that is no number changes nothing: the fused kernel skips the step.
+        A non-finite gradient changes nothing: the fused kernel skips the step.
         """
         norm = torch.nn.utils.clip_grad_norm_(self.params, 1.0)
         if norm.is_cuda:  # pragma: no cover - needs a GPU
@@ -47,10 +47,10 @@ class Optimizer:
         self.adam.zero_grad(set_to_none=True)
 
 
-def captured(step: Callable[[], Tensor], device: str) -> Callable[[], Tensor]:
-    """Make one CUDA graph of a whole training step on fixed buffers; elsewhere leave it as it is.
+def capture_graph(step: Callable[[], Tensor], device: str) -> Callable[[], Tensor]:
+    """Capture a whole training step on fixed buffers as one CUDA graph; on a CPU return it as it is.
 
-    Small models are bound by launches: a graph makes these steps several times faster.
+    Kernel launches dominate small models: a graph makes these steps several times faster.
     """
     return _capture(step) if device == "cuda" else step
 
@@ -59,14 +59,14 @@ def _capture(step: Callable[[], Tensor]) -> Callable[[], Tensor]:  # pragma: no 
     side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
-        for _ in range(3):  # what is lazy gets set up before the capture
+        for _ in range(3):  # lazy initialization must happen before the capture
             step()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         out = step()
 
-    def replay(_kept: object = step) -> Tensor:  # the graph reads memory that the step holds
+    def replay(_kept: object = step) -> Tensor:  # the graph reads memory that the step owns
         graph.replay()
         return out
 
@@ -79,7 +79,7 @@ def half_precision(device: str) -> Any:
 
 
 def warm_cosine(iteration: int, share: float, warm_up: int) -> float:
-    """Rise over `warm_up` iterations, then fall to zero as `share` of the time goes to 1.
+    """Rise linearly over `warm_up` iterations, then fall to zero as `share` of the time goes to 1.
 
     >>> warm_cosine(0, 0.0, 100), warm_cosine(500, 1.0, 100)
     (0.01, 0.0)
@@ -88,31 +88,31 @@ def warm_cosine(iteration: int, share: float, warm_up: int) -> float:
 
 
 @dataclass(slots=True)
-class Clock:
-    """Counts the seconds of a stage over all its runs, and says how it goes on one line."""
+class StageClock:
+    """Counts a stage's training seconds over all its runs, and writes progress lines."""
 
     name: str
     total_s: float
     spent_s: float = 0.0
     iteration: int = 0
     started: float = field(default_factory=time.monotonic)
-    said: float = 0.0
+    logged: float = 0.0
 
     @property
     def elapsed_s(self) -> float:
-        """Seconds of training, those of earlier runs included."""
+        """Seconds of training, including earlier runs."""
         return self.spent_s + time.monotonic() - self.started
 
     @property
     def share(self) -> float:
-        """How much of the stage is done, 0 to 1."""
+        """The share of the stage that is done, 0 to 1."""
         return min(1.0, self.elapsed_s / self.total_s) if self.total_s > 0 else 1.0
 
-    def say(self, text: str, *, every_s: float = 5.0) -> None:
-        """Write a progress line, at most one in `every_s` seconds."""
+    def log(self, text: str, *, every_s: float = 5.0) -> None:
+        """Write a progress line to standard error, at most one in `every_s` seconds."""
         now = time.monotonic()
-        if now - self.said >= every_s:
-            self.said = now
+        if now - self.logged >= every_s:
+            self.logged = now
             at = f"{self.name} {self.share:4.0%} {self.elapsed_s:6.0f} s, step {self.iteration}"
             sys.stderr.write(f"{at}: {text}\n")
             sys.stderr.flush()

@@ -1,7 +1,7 @@
-"""The trainer of the demo checkpoint: both stages, one after the other.
+"""The trainer of the demo checkpoint: the autoencoder, then the text encoder and transformer.
 
-A stage lasts as long as it is told, over all its runs: the seed settles the start and the order of all
-draws, but how many steps fit into the time is up to the machine.
+Each stage lasts a given time, summed over all its runs. The seed fixes the initial weights and the
+order of all random draws; how many steps fit into the time depends on the machine.
 """
 
 import random
@@ -9,38 +9,38 @@ import random
 import torch
 
 from retouch.demo import build, photos
-from retouch.demo.plan import Plan
+from retouch.demo.options import TrainOptions
 from retouch.demo.train_autoencoder import train_autoencoder
-from retouch.demo.train_editor import train_editor
+from retouch.demo.train_edit_model import train_edit_model
 
-_SMALL = build.Size(base=8, layers=3, heads=6)
+_QUICK = build.ModelSize(base=8, layers=3, heads=6)
 
 
-def _open_albums(plan: Plan) -> tuple[photos.Album, photos.Album]:
-    """Give the pictures to train on and the few kept aside."""
-    plan.pictures.mkdir(parents=True, exist_ok=True)
-    if not any(plan.pictures.glob("*.jpg")):
-        photos.fetch(plan.pictures)
-    paths = sorted(plan.pictures.glob("*.jpg"))
-    random.Random(plan.seed).shuffle(paths)  # noqa: S311
-    aside = max(2, len(paths) // 40)
+def _load_albums(options: TrainOptions) -> tuple[photos.Album, photos.Album]:
+    """Return the training pictures and the few held out for validation."""
+    options.pictures.mkdir(parents=True, exist_ok=True)
+    if not any(options.pictures.glob("*.jpg")):
+        photos.fetch(options.pictures)
+    paths = sorted(options.pictures.glob("*.jpg"))
+    random.Random(options.seed).shuffle(paths)  # noqa: S311
+    held_out = max(2, len(paths) // 40)
     return (
-        photos.Album.load(paths[aside:], plan.device),
-        photos.Album.load(paths[:aside], plan.device),
+        photos.Album.load(paths[held_out:], options.device),
+        photos.Album.load(paths[:held_out], options.device),
     )
 
 
-def train(plan: Plan) -> None:
-    """Train as `plan` says; the checkpoint folder is written after each stage."""
-    torch.manual_seed(plan.seed)
-    torch.set_flush_denormal(True)  # silent branches have gradients that make a CPU crawl
+def train(options: TrainOptions) -> None:
+    """Run both stages; the checkpoint directory is written after each."""
+    torch.manual_seed(options.seed)
+    torch.set_flush_denormal(True)  # near-zero branches get denormal gradients, slow on a CPU
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    plan.work.mkdir(parents=True, exist_ok=True)
-    album, aside = _open_albums(plan)
-    parts = build.build(_SMALL if plan.quick else build.Size())
-    for model in (parts.vae, parts.transformer, parts.text_encoder):
-        model.to(plan.device)
-    train_autoencoder(parts, album, aside, plan)
-    build.save(parts, plan.out)
-    train_editor(parts, album, aside, plan)
-    build.save(parts, plan.out)
+    options.work.mkdir(parents=True, exist_ok=True)
+    album, validation = _load_albums(options)
+    components = build.build(_QUICK if options.quick else build.ModelSize())
+    for network in (components.vae, components.transformer, components.text_encoder):
+        network.to(options.device)
+    train_autoencoder(components, album, validation, options)
+    build.save(components, options.out)
+    train_edit_model(components, album, validation, options)
+    build.save(components, options.out)

@@ -1,4 +1,4 @@
-"""Pictures for the demo trainer's tests, cut out of the page's sample photo."""
+"""Pictures for the trainer's tests, cut from the page's sample photo."""
 
 from pathlib import Path
 
@@ -16,8 +16,8 @@ def write_pictures(folder: Path, count: int = 4, edge_px: int = 200) -> Path:
         photo = opened.convert("RGB")
     for number in range(count):
         left = number * (photo.width - edge_px) // max(1, count - 1)
-        piece = photo.crop((left, 0, left + edge_px, edge_px))
-        piece.save(folder / f"{number}.jpg", quality=95)
+        crop = photo.crop((left, 0, left + edge_px, edge_px))
+        crop.save(folder / f"{number}.jpg", quality=95)
     return folder
 
 

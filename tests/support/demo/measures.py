@@ -1,4 +1,4 @@
-"""What an edit did to a photo, as numbers, and whether that is what was asked: arrays (h, w, 3) in 0..1."""
+"""Measures of what an edit changed in a photo, and the bars they must meet. Photos are (h, w, 3) in 0..1."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -37,7 +37,7 @@ def from_tensor(image: torch.Tensor) -> Pixels:
 
 
 def crop_to(image: Image.Image, width_px: int, height_px: int) -> Image.Image:
-    """Scale to cover the size, then cut the middle out."""
+    """Scale to cover the size, then crop the centre."""
     scale = max(width_px / image.width, height_px / image.height)
     size = (max(width_px, round(image.width * scale)), max(height_px, round(image.height * scale)))
     image = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
@@ -46,7 +46,7 @@ def crop_to(image: Image.Image, width_px: int, height_px: int) -> Image.Image:
 
 
 def held_out_photos(root: Path, edge_px: int = 512) -> dict[str, Image.Image]:
-    """The photographs that training never sees, from the packages unpacked under `root`."""
+    """The photographs that training never uses, from the packages unpacked under `root`."""
     return {
         name: crop_to(Image.open(root / package / path), edge_px, edge_px)
         for name, (package, path) in HELD_OUT.items()
@@ -69,7 +69,7 @@ def _smooth(plane: Pixels, sigma_px: float) -> Pixels:
 
 
 def fine(pixels: Pixels, sigma_px: float = 4.0) -> Pixels:
-    """What is finer than `sigma_px` in the brightness: (h, w)."""
+    """The luma's detail finer than `sigma_px`: (h, w)."""
     plane = _luma(pixels)
     return plane - _smooth(plane, sigma_px)
 
@@ -78,12 +78,12 @@ def _centre_over_corners(pixels: Pixels) -> float:
     plane = _luma(pixels)
     height, width = plane.shape
     down, across = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
-    away = (down**2 + across**2) / 2
-    return float(plane[away < 0.2].mean() - plane[away > 0.6].mean())
+    distance = (down**2 + across**2) / 2
+    return float(plane[distance < 0.2].mean() - plane[distance > 0.6].mean())
 
 
 def _excess(*channels: int) -> Callable[[Pixels], float]:
-    """How much the named channels lie over the others, on average."""
+    """The mean of the given channels less the mean of the others."""
     others = [c for c in range(3) if c not in channels]
     return lambda p: float(p[..., list(channels)].mean() - p[..., others].mean())
 
@@ -120,17 +120,17 @@ DIRECTIONS = {
     "blue": ("blue", 1),
     "purple": ("purple", 1),
 }
-"""The measure that an edit moves, and which way."""
+"""The measure that an edit moves, and its direction."""
 
 
 def changed_by(edit: str, before: Pixels, after: Pixels) -> float:
-    """How far the edit's own measure went the right way; negative is the wrong way."""
+    """The change of the edit's measure in the right direction; negative in the wrong one."""
     name, sign = DIRECTIONS[edit]
     return sign * (MEASURES[name](after) - MEASURES[name](before))
 
 
 def correlation(one: Pixels, other: Pixels) -> float:
-    """Pearson's correlation of the brightness of two pictures."""
+    """Pearson's correlation of the luma of two pictures."""
     return correlate(_luma(one), _luma(other))
 
 
@@ -140,7 +140,7 @@ def correlate(one: Pixels, other: Pixels) -> float:
 
 
 def added_texture(smooth: Pixels, grainy: Pixels) -> Pixels:
-    """The fine texture that `grainy` has and `smooth` has not: (h, w)."""
+    """The fine texture of `grainy` that `smooth` lacks: (h, w)."""
     texture: Pixels = fine(grainy) - fine(smooth)
     return texture
 
@@ -150,47 +150,50 @@ def energy(texture: Pixels) -> float:
 
 
 GRAIN_SHARES = (0.5, 1.5)
-"""How much of the exact grain's energy is enough, and how much is too much."""
+"""The least and the most grain energy, as shares of the exact grain's."""
 
 
 def find_faults(
     wording: Mapping[str, Any], changes: Mapping[str, float], closer_db: float
 ) -> list[str]:
-    """What a sentence of `bench/wordings.json` wants and did not get.
+    """List the bars of a sentence in `bench/wordings.json` that the edit missed.
 
-    `closer_db` counts only where there is one exact result that differs from the photo: grain is a
-    matter of chance, and "unchanged" is the photo itself.
+    `closer_db` counts only where one exact result exists that differs from the photo: grain is random,
+    and "unchanged" is the photo itself.
     """
     faults = []
     for name, least in wording["changes"].items():
-        got = changes[name]
-        enough = got >= least if least > 0 else got <= least
-        if not enough or (name == "grain" and got > GRAIN_SHARES[1]):
-            faults.append(f"{name} {got:+.3f} where {least:+} is wanted")
+        change = changes[name]
+        enough = change >= least if least > 0 else change <= least
+        if not enough or (name == "grain" and change > GRAIN_SHARES[1]):
+            faults.append(f"{name} {change:+.3f}, required {least:+}")
     comparable = not {"grain", "psnr"} & set(wording["changes"])
     if comparable and closer_db < wording["closer_db"]:
-        faults.append(f"closer by {closer_db:.1f} dB where {wording['closer_db']} is wanted")
+        faults.append(f"closer by {closer_db:.1f} dB, required {wording['closer_db']}")
     return faults
 
 
 APART = ("grain", "blur")
-"""Edits that the mean leaves out: the one is chance, the other easy."""
+"""Edits left out of the mean: grain is random, blur is easy."""
 MEAN_DB, GAP_DB, GAIN_DB, NEAR_DB, UNCHANGED_DB = 28.0, 1.5, 3.0, 6.0, 29.0
 
 Rows = Mapping[str, npt.NDArray[np.float64]]
-"""Of each edit, a row (result, untouched photo, limit) a photo, in dB to the exact edit."""
+"""For each edit one row per photo: PSNR in dB of result, untouched photo and limit to the exact edit."""
 
 
-def judge_edits(rows: Rows, went: Mapping[str, float]) -> list[tuple[bool, str]]:
-    """Whether each bar is met, and by how much.
+def judge_edits(rows: Rows, moved: Mapping[str, float]) -> list[tuple[bool, str]]:
+    """List each bar: whether it is met, and the figure.
 
-    An edit whose untouched photo lies within `NEAR_DB` of the limit leaves no room for a gain: of it
-    `went`, the median change of its measure, must have the right sign.
+    Where the untouched photo is within `NEAR_DB` of the limit there is no room for a gain; there
+    `moved`, the median change of the edit's measure, must have the right sign.
     """
-    made, _, limit = np.mean([np.mean(rows[e], 0) for e in rows if e not in APART], 0)
+    result, _, limit = np.mean([np.mean(rows[e], 0) for e in rows if e not in APART], 0)
     verdicts = [
-        (bool(limit - made <= GAP_DB), f"{limit - made:.2f} dB below the limit, at most {GAP_DB}"),
-        (bool(made >= MEAN_DB), f"{made:.2f} dB on the mean, at least {MEAN_DB:g}"),
+        (
+            bool(limit - result <= GAP_DB),
+            f"{limit - result:.2f} dB below the limit, at most {GAP_DB}",
+        ),
+        (bool(result >= MEAN_DB), f"{result:.2f} dB on the mean, at least {MEAN_DB:g}"),
     ]
     if "unchanged" in rows:
         kept = float(np.mean(rows["unchanged"], 0)[0])
@@ -206,7 +209,7 @@ def judge_edits(rows: Rows, went: Mapping[str, float]) -> list[tuple[bool, str]]
                 (bool(gain >= GAIN_DB), f"{edit}: closer by {gain:.1f} dB, at least {GAIN_DB:g}")
             )
         else:
-            right = went.get(edit, -1.0) > 0
+            right = moved.get(edit, -1.0) > 0
             text = f"{edit}: closer by {gain:.1f} dB with {room:.1f} dB of room; in the right direction"
             verdicts.append((right, text))
     return verdicts

@@ -24,8 +24,7 @@ DIRECTIONS = {
     "blue": ("blue", 1),
     "purple": ("purple", 1),
 }
-WHOLE = {"black_and_white", "sepia", "invert", "unchanged"}
-"""Those that have no half."""
+WITHOUT_AMOUNT = {"black_and_white", "sepia", "invert", "unchanged"}
 
 
 def measure(name: str, image: torch.Tensor) -> float:
@@ -38,11 +37,11 @@ def edit(name: str, amount: float = PLAIN) -> torch.Tensor:
 
 
 def test_every_edit_is_tested() -> None:
-    assert {*DIRECTIONS, *WHOLE} == set(EDITS)
+    assert {*DIRECTIONS, *WITHOUT_AMOUNT} == set(EDITS)
 
 
 @pytest.mark.parametrize("name", DIRECTIONS)
-def test_an_edit_moves_its_measure_slightly_plainly_or_strongly(name: str) -> None:
+def test_an_edit_moves_its_measure_by_its_amount(name: str) -> None:
     measured, sign = DIRECTIONS[name]
     amounts = (SLIGHT, PLAIN, STRONG)
     moved = [
@@ -67,7 +66,7 @@ def test_sepia_is_one_brown_hue() -> None:
     assert torch.allclose(green[unclipped] / 0.9, blue[unclipped] / 0.66, atol=1e-5)
 
 
-def test_inverting_twice_and_changing_nothing_give_the_photo() -> None:
+def test_inverting_twice_or_changing_nothing_returns_the_photo() -> None:
     assert torch.equal(edit("unchanged"), photo())
     assert torch.allclose(edits.apply(edit("invert"), [Change("invert")]), photo(), atol=1e-6)
     assert measure("brightness", edit("invert")) == pytest.approx(
@@ -75,10 +74,10 @@ def test_inverting_twice_and_changing_nothing_give_the_photo() -> None:
     )
 
 
-def test_grain_is_grey_and_as_strong_as_it_says() -> None:
-    middle = torch.full((1, 3, 128, 128), 0.5)
+def test_grain_is_grey_and_has_its_standard_deviation() -> None:
+    grey = torch.full((1, 3, 128, 128), 0.5)
     for amount, sigma in ((SLIGHT, 0.06), (PLAIN, 0.1), (STRONG, 0.14)):
-        added = edits.grain(middle, amount) - middle
+        added = edits.grain(grey, amount) - grey
         assert torch.equal(added[:, 0], added[:, 2])
         assert float(added.std()) == pytest.approx(sigma, rel=0.01)
 
@@ -90,16 +89,16 @@ def test_an_edit_keeps_shape_and_range(name: str) -> None:
     assert 0 <= float(image.min()) <= float(image.max()) <= 1
 
 
-def test_rows_get_their_own_changes_in_their_order() -> None:
+def test_each_row_gets_its_own_changes_in_order() -> None:
     images = torch.cat((photo(), 1 - photo(), photo(), photo()))
     warm_negative = [Change("warmer"), Change("invert")]
     negative_warm = [Change("invert"), Change("warmer")]
     changes = [warm_negative, [Change("unchanged")], [], negative_warm]
-    made = edits.apply_rows(images, changes)
+    together = edits.apply_rows(images, changes)
     alone = [edits.apply(images[n : n + 1], row) for n, row in enumerate(changes)]
-    assert torch.equal(made, torch.cat(alone))
-    assert not torch.equal(made[0], made[3])
+    assert torch.equal(together, torch.cat(alone))
+    assert not torch.equal(together[0], together[3])
 
 
-def test_a_blur_reaches_no_further_than_a_small_picture() -> None:
+def test_a_blur_wider_than_the_picture_keeps_its_shape() -> None:
     assert edits.gaussian(torch.rand(1, 3, 4, 6), 3.0).shape == (1, 3, 4, 6)

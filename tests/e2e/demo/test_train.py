@@ -12,15 +12,15 @@ from PIL import Image
 from support.demo.album import SAMPLE, write_pictures
 
 from retouch.__main__ import main
-from retouch.demo import build, photos, steps, train_autoencoder, train_editor
+from retouch.demo import build, photos, steps, train_autoencoder, train_edit_model
 from retouch.editing.ports import EditParams, run_edit
 from retouch.engine.checkpoint import find, load
 
 pytestmark = pytest.mark.e2e
 
 
-class StepClock(steps.Clock):
-    """A machine that makes one step a second, whatever this one makes."""
+class StepClock(steps.StageClock):
+    """Counts one second per step, on any machine."""
 
     @property
     def elapsed_s(self) -> float:
@@ -28,25 +28,19 @@ class StepClock(steps.Clock):
 
 
 @pytest.fixture(autouse=True)
-def _as_before() -> Iterator[None]:
+def _one_thread() -> Iterator[None]:
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # tiny steps gain nothing from more; on shared cores they lose tenfold
+    torch.set_num_threads(1)  # more threads slow tiny steps down, tenfold on busy cores
     with torch.random.fork_rng():
         yield
     torch.set_num_threads(threads)
     torch.set_flush_denormal(False)
 
 
-@pytest.fixture
-def _hurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Do at every second step what is otherwise done now and then; take the pictures at hand."""
-    for stage in (train_autoencoder, train_editor):
-        monkeypatch.setattr(stage, "Clock", StepClock)
-        monkeypatch.setattr(stage, "_SAY_EVERY", 2)
-        monkeypatch.setattr(stage, "_SAVE_EVERY_S", 1)
-    for every in ("_AVERAGE_EVERY", "_RENEW_EVERY"):
-        monkeypatch.setattr(train_editor, every, 2)
-    monkeypatch.setattr(train_editor, "_CHECK_EVERY_S", 1)
+@pytest.fixture(autouse=True)
+def _fakes(monkeypatch: pytest.MonkeyPatch) -> None:
+    for stage in (train_autoencoder, train_edit_model):
+        monkeypatch.setattr(stage, "StageClock", StepClock)
     monkeypatch.setattr(photos, "fetch", write_pictures)
 
 
@@ -56,20 +50,20 @@ def train(folder: Path, *, autoencoder_s: float, editor_s: float) -> int:
     return main(["train-demo", "--quick", "--device=cpu", *folders, *stages])
 
 
-def steps_said(lines: str, stage: str) -> list[int]:
-    """Give the step of each progress line of a stage."""
-    said = [line for line in lines.splitlines() if line.startswith(stage)]
-    return [int(line.split("step ")[1].split(":")[0]) for line in said]
+def logged_steps(lines: str, stage: str) -> list[int]:
+    """The step of each progress line of a stage."""
+    logged = [line for line in lines.splitlines() if line.startswith(stage)]
+    return [int(line.split("step ")[1].split(":")[0]) for line in logged]
 
 
 def require_averages_of_white_latents(folder: Path) -> None:
-    """Hold what was written against the state the training left."""
+    """Compare the checkpoint with the training state."""
     saved = torch.load(folder / "work" / "editor.pt", weights_only=True)
     model: Any = QwenImageTransformer2DModel
     written = list(model.from_pretrained(folder / "out" / "transformer").parameters())
     average, last = (
-        [value.half().float() for value in saved[kept][: len(written)]]
-        for kept in ("average", "weights")
+        [value.half().float() for value in saved[name][: len(written)]]
+        for name in ("average", "weights")
     )
     assert all(map(torch.equal, written, average))
     assert not all(map(torch.equal, written, last))
@@ -78,35 +72,35 @@ def require_averages_of_white_latents(folder: Path) -> None:
     assert config["latents_std"] == latents["latents_std"] != [1.0] * build.Z
 
 
-@pytest.mark.usefixtures("_hurried")
-def test_a_run_that_was_broken_off_goes_on_and_ends_in_a_checkpoint_that_edits(
+def test_an_interrupted_run_resumes_and_writes_a_checkpoint_that_edits(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save = train_editor._save  # noqa: SLF001 - where a run may be broken off without loss
+    save = torch.save
 
-    def save_and_break_off(*arguments: Any) -> None:
-        save(*arguments)
-        raise KeyboardInterrupt
+    def save_and_interrupt(state: Any, path: Path) -> None:
+        save(state, path)
+        if path.name == "editor.pt":
+            raise KeyboardInterrupt
 
     with monkeypatch.context() as once:
-        once.setattr(train_editor, "_save", save_and_break_off)
+        once.setattr(torch, "save", save_and_interrupt)
         with pytest.raises(KeyboardInterrupt):
             train(tmp_path, autoencoder_s=3, editor_s=5)
-    assert steps_said(capsys.readouterr().err, "autoencoder") == [2, 3]
+    assert logged_steps(capsys.readouterr().err, "autoencoder") == [2, 3]
     saved = torch.load(tmp_path / "work" / "editor.pt", weights_only=True)
     assert saved["iteration"] == 2
 
     assert train(tmp_path, autoencoder_s=3, editor_s=5) == 0
-    went_on = capsys.readouterr()
-    assert went_on.out.split() == [str(tmp_path / "out")]
-    assert steps_said(went_on.err, "autoencoder") == [3]
-    assert steps_said(went_on.err, "editor") == [4, 4, 5]  # on from 2: loss, check, result
+    output = capsys.readouterr()
+    assert output.out.split() == [str(tmp_path / "out")]
+    assert logged_steps(output.err, "autoencoder") == [3]
+    assert logged_steps(output.err, "editor") == [4, 4, 5]  # loss, validation, result
     require_averages_of_white_latents(tmp_path)
 
     settings = find.CheckpointSettings(model_id=str(tmp_path / "out"), device="cpu")
     engine = load.load(settings)
     assert engine.info.preset.steps == build.PRESET.steps
-    work = EditParams("make it warmer", " ", 1, 2, 1.0, "Euler", 96, 64)
+    params = EditParams("make it warmer", " ", 1, 2, 1.0, "Euler", 96, 64)
     with Image.open(SAMPLE) as photo:
-        image, _ = run_edit(engine, [photo.convert("RGB")], work)
+        image, _ = run_edit(engine, [photo.convert("RGB")], params)
     assert image.size == (96, 64)

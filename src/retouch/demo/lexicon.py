@@ -1,7 +1,8 @@
-"""The words of the training sentences: what people call the edits, and what they say around them.
+"""The words of the training instructions: names for the edits, and the sentences around them.
 
-Braces are slots: {o} an object, {k} colours, {c} before an adjective, {v} before a verb, {e} at the end,
-{n} before a thing added, {a} between an article and what follows, {x} and {y} nouns, {g} gibberish.
+Braces are slots. Filled by any word: {o} an object, {k} colours, {x} and {y} nouns, {g} random letters.
+Filled by the strength: {c} before an adjective, {v} before a verb, {e} at the end, {n} before a noun,
+{a} after an article.
 """
 
 from dataclasses import dataclass
@@ -42,31 +43,30 @@ STRENGTHS: dict[str, dict[float, tuple[str, ...]]] = {
         STRONG: ("strong ", "heavy ", "deep ", "intense ", "powerful "),
     },
 }
-
-"""How much, by slot: one of a sentence's slots says it, the others stay plain."""
+"""Words for each amount, by slot. One slot of a sentence gets one, the others stay plain."""
 
 
 @dataclass(frozen=True, slots=True)
-class Words:
-    """The words for one edit, by their place in a sentence."""
+class Entry:
+    """The words for one edit, by their role in a sentence."""
 
     adjectives: tuple[str, ...] = ()  # make it {warmer}
     states: tuple[str, ...] = ()  # make it {warm}
     verbs: tuple[str, ...] = ()  # {warm up the photo}
     looks: tuple[str, ...] = ()  # give it a {warm} look
     things: tuple[str, ...] = ()  # add {film grain}
-    colors: bool = False  # said of the colours too: make the colors {warmer}
+    colors: bool = False  # also used of colours: make the colors {warmer}
 
 
-def _turn(up: tuple[str, ...], what: str) -> tuple[str, ...]:
-    return tuple(f"{{v}}{verb} {what}{{e}}" for verb in up)
+def _verbs(verbs: tuple[str, ...], noun: str) -> tuple[str, ...]:
+    return tuple(f"{{v}}{verb} {noun}{{e}}" for verb in verbs)
 
 
 _MORE = ("increase", "boost", "raise", "turn up", "enhance", "push")
 _LESS = ("reduce", "decrease", "lower", "turn down", "cut")
 
-WORDS: dict[str, Words] = {
-    "warmer": Words(
+LEXICON: dict[str, Entry] = {
+    "warmer": Entry(
         ("warmer", "more golden"),
         ("warm",),
         ("{v}warm up {o}{e}", "{v}warm {o} up{e}", "use {c}warmer colors", "{v}warm {o}{e}"),
@@ -74,7 +74,7 @@ WORDS: dict[str, Words] = {
         ("warmth", "warm light", "golden light", "warm tones"),
         colors=True,
     ),
-    "cooler": Words(
+    "cooler": Entry(
         ("cooler", "colder", "icier", "chillier"),
         ("cold", "cool", "look like winter"),
         ("{v}cool down {o}{e}", "{v}cool {o} down{e}", "use {c}cooler colors", "{v}cool {o}{e}"),
@@ -82,51 +82,51 @@ WORDS: dict[str, Words] = {
         ("cold light", "cool tones", "coldness"),
         colors=True,
     ),
-    "brighter": Words(
+    "brighter": Entry(
         ("brighter", "lighter", "less dark"),
         ("bright", "light"),
         (
             *("{v}brighten {o}{e}", "{v}brighten up {o}{e}", "{v}lighten {o}{e}"),
-            *_turn((*_MORE, "bump up"), "the brightness"),
+            *_verbs((*_MORE, "bump up"), "the brightness"),
             *("{c}more light", "{c}more brightness", "{v}lift the shadows{e}"),
             "{o} is too dark, make it {c}brighter",
         ),
         ("bright", "light", "luminous"),
         ("brightness", "light"),
     ),
-    "darker": Words(
+    "darker": Entry(
         ("darker", "dimmer", "gloomier", "less bright"),
         ("dark", "dim", "gloomy", "look like night"),
         (
             *("{v}darken {o}{e}", "{v}dim {o}{e}", "turn {o} into night", "turn day into night"),
-            *_turn((*_LESS, "tone down"), "the brightness"),
+            *_verbs((*_LESS, "tone down"), "the brightness"),
             *("{c}less light", "{c}less brightness", "{o} is too bright, {v}darken it{e}"),
         ),
         ("dark", "gloomy", "night", "dim"),
         ("darkness",),
     ),
-    "more_contrast": Words(
+    "more_contrast": Entry(
         ("more contrasty", "punchier", "higher in contrast"),
         ("contrasty", "high contrast"),
         (
-            *_turn((*_MORE, "pump up", "strengthen"), "the contrast"),
+            *_verbs((*_MORE, "pump up", "strengthen"), "the contrast"),
             *("{c}more contrast", "high contrast", "{o} looks flat, boost the contrast{e}"),
             *("{o} needs {c}more contrast", "give {o} {c}more contrast"),
         ),
         ("high contrast", "punchy", "contrasty"),
         ("contrast",),
     ),
-    "less_contrast": Words(
+    "less_contrast": Entry(
         ("flatter", "less contrasty", "more faded", "lower in contrast"),
         ("faded", "flat", "low contrast", "washed out"),
         (
-            *_turn((*_LESS, "soften", "weaken"), "the contrast"),
+            *_verbs((*_LESS, "soften", "weaken"), "the contrast"),
             *("{c}less contrast", "low contrast", "{v}fade {o}{e}", "{v}flatten the tones{e}"),
             *("{o} has too much contrast, {v}reduce it{e}", "give {o} {c}less contrast"),
         ),
         ("faded", "flat", "low contrast", "washed out", "matte"),
     ),
-    "black_and_white": Words(
+    "black_and_white": Entry(
         (),
         ("black and white", "grayscale", "monochrome", "gray", "colorless"),
         (
@@ -140,7 +140,7 @@ WORDS: dict[str, Words] = {
         ),
         ("black and white", "monochrome", "grayscale"),
     ),
-    "sepia": Words(
+    "sepia": Entry(
         (),
         ("sepia", "sepia toned", "look like an old photo", "look vintage", "look antique"),
         (
@@ -150,7 +150,7 @@ WORDS: dict[str, Words] = {
         ),
         ("sepia", "vintage sepia", "vintage", "antique", "old brown"),
     ),
-    "invert": Words(
+    "invert": Entry(
         (),
         ("a negative", "look like a negative", "inverted"),
         (
@@ -162,12 +162,12 @@ WORDS: dict[str, Words] = {
         ),
         ("negative", "inverted"),
     ),
-    "more_saturation": Words(
+    "more_saturation": Entry(
         ("more vivid", "more colorful", "more saturated", "more vibrant", "richer in color"),
         ("vivid", "colorful", "vibrant", "pop"),
         (
-            *_turn((*_MORE, "bump up"), "the saturation"),
-            *_turn(("boost", "intensify", "enrich", "strengthen"), "the colors"),
+            *_verbs((*_MORE, "bump up"), "the saturation"),
+            *_verbs(("boost", "intensify", "enrich", "strengthen"), "the colors"),
             *("{v}saturate {o}{e}", "{c}more saturation", "{c}more color", "{c}stronger colors"),
             *("make the colors pop{e}", "{o} looks dull, {v}boost the colors{e}"),
         ),
@@ -175,18 +175,18 @@ WORDS: dict[str, Words] = {
         ("saturation", "color", "vibrance"),
         colors=True,
     ),
-    "less_saturation": Words(
+    "less_saturation": Entry(
         ("less vivid", "more muted", "less colorful", "less saturated", "paler", "less intense"),
         ("muted", "pale", "dull", "desaturated"),
         (
-            *_turn((*_LESS, "tone down"), "the saturation"),
-            *_turn(("mute", "soften", "tone down", "weaken"), "the colors"),
+            *_verbs((*_LESS, "tone down"), "the saturation"),
+            *_verbs(("mute", "soften", "tone down", "weaken"), "the colors"),
             *("{v}desaturate {o}{e}", "{c}less saturation", "{c}less color", "use muted colors"),
         ),
         ("muted", "pale", "desaturated", "pastel"),
         colors=True,
     ),
-    "grain": Words(
+    "grain": Entry(
         ("grainier", "more grainy", "noisier"),
         ("grainy", "noisy", "look like analog film"),
         (
@@ -196,7 +196,7 @@ WORDS: dict[str, Words] = {
         ("grainy", "grainy film", "noisy", "old film", "analog film"),
         ("film grain", "film grain", "grain", "noise", "film noise"),
     ),
-    "blur": Words(
+    "blur": Entry(
         ("blurrier", "more blurry", "softer", "less sharp", "less focused"),
         ("blurry", "blurred", "out of focus", "soft", "unsharp", "hazy"),
         (
@@ -206,18 +206,18 @@ WORDS: dict[str, Words] = {
         ("blurry", "blurred", "soft focus", "hazy"),
         ("blur", "gaussian blur", "softness"),
     ),
-    "sharpen": Words(
+    "sharpen": Entry(
         ("sharper", "crisper", "clearer", "less blurry", "more detailed"),
         ("sharp", "crisp", "clear"),
         (
             *("{v}sharpen {o}{e}", "{v}sharpen the details{e}", "bring out the details{e}"),
-            *_turn(_MORE, "the sharpness"),
+            *_verbs(_MORE, "the sharpness"),
             *("{c}more sharpness", "{c}more detail", "{o} is blurry, {v}sharpen it{e}"),
         ),
         ("sharp", "crisp"),
         ("sharpness", "clarity"),
     ),
-    "vignette": Words(
+    "vignette": Entry(
         (),
         ("dark at the edges", "dark in the corners"),
         (
@@ -232,7 +232,7 @@ WORDS: dict[str, Words] = {
     ),
 }
 for _name in ("red", "green", "blue", "purple"):
-    WORDS[_name] = Words(
+    LEXICON[_name] = Entry(
         (f"more {_name}", *(("redder",) if _name == "red" else ())),
         (_name,),
         (
@@ -260,7 +260,7 @@ NOUNS = (
     *("eyes", "hand", "door", "window", "road", "grass", "beach", "cake", "book", "lamp"),
     *("chair", "bridge", "castle", "robot", "dragon", "balloon", "umbrella", "snow"),
 )
-UNTAUGHT = (
+OUT_OF_SCOPE = (
     *("replace the {x} with a {y}", "remove the {x}", "add a {x}", "put a {x} on the {y}"),
     *("turn the {x} into a {y}", "make the {x} bigger", "make the {x} smaller", "draw a {x}"),
     *("move the {x} to the left", "rotate the {x}", "crop the {x}", "zoom in on the {x}"),
@@ -272,6 +272,6 @@ UNTAUGHT = (
     *("{g} the {x}", "make it {g}", "{g} {g} {g}", "turn it upside down", "erase the {x}"),
 )
 
-HEADS = (*("",) * 6, *("please ", "can you ", "could you ", "now ", "I want you to ", "hey, "))
-TAILS = (*("",) * 5, ".", " please", "!", ", please", " for me", ", thanks")
-JOINS = (" and ", " and ", ", ", " then ", ", and ", " and then ", ", also ", " plus ")
+PREFIXES = (*("",) * 6, *("please ", "can you ", "could you ", "now ", "I want you to ", "hey, "))
+SUFFIXES = (*("",) * 5, ".", " please", "!", ", please", " for me", ", thanks")
+CONJUNCTIONS = (" and ", " and ", ", ", " then ", ", and ", " and then ", ", also ", " plus ")

@@ -1,4 +1,4 @@
-"""The demo model through `POST /edit`, as the first run has it: the picture changes as it was told."""
+"""The demo model through `POST /edit`, with default settings: each instruction has its effect."""
 
 import io
 from collections.abc import Callable, Iterator
@@ -36,7 +36,7 @@ def edited(service: Service, prompt: str, **fields: Any) -> Pixels:
 
 @pytest.fixture(scope="module")
 def untouched(service: Service) -> Pixels:
-    """What the model makes of the sample when nothing is to change."""
+    """The model's output when nothing should change."""
     return edited(service, "keep the image unchanged")
 
 
@@ -72,7 +72,7 @@ def test_unchanged_keeps_the_photo(untouched: Pixels) -> None:
         ("add a purple tint", "purple", 0.08),
     ],
 )
-def test_the_picture_moves_the_way_it_was_told(
+def test_an_instruction_moves_its_measure(
     service: Service, untouched: Pixels, prompt: str, measure: str, least: float
 ) -> None:
     moved = gain(measure, edited(service, prompt), untouched)
@@ -84,12 +84,12 @@ def test_black_and_white_has_no_color(service: Service, untouched: Pixels) -> No
     assert MEASURES["saturation"](edited(service, "convert to black and white")) < 0.03
 
 
-def test_sepia_is_brown_and_of_one_hue(service: Service) -> None:
+def test_sepia_is_brown(service: Service) -> None:
     hue = edited(service, "make it sepia").mean((0, 1))
     assert hue[0] > hue[1] > hue[2]
 
 
-def test_invert_flips_the_light(service: Service, untouched: Pixels) -> None:
+def test_invert_negates_the_luma(service: Service, untouched: Pixels) -> None:
     assert correlation(edited(service, "invert the colors"), untouched) < -0.9
 
 
@@ -108,9 +108,7 @@ def test_grain_is_added_and_differs_by_seed(service: Service, untouched: Pixels)
     assert abs(float(np.corrcoef(added[0].ravel(), added[1].ravel())[0, 1])) < 0.5
 
 
-def test_the_example_request_of_the_readme_runs_as_it_stands(
-    service: Service, untouched: Pixels
-) -> None:
+def test_the_readmes_example_request_works(service: Service, untouched: Pixels) -> None:
     result = service.edit(**BRIEF)
     meta = result["meta"]
     assert meta["model"] == "retouch-demo"
@@ -121,7 +119,7 @@ def test_the_example_request_of_the_readme_runs_as_it_stands(
     assert float(fine(made).std()) > float(fine(untouched).std())
 
 
-def test_what_it_was_not_taught_leaves_the_picture_nearly_alone(
+def test_an_unknown_instruction_hardly_changes_the_picture(
     service: Service, untouched: Pixels
 ) -> None:
     assert psnr_db(edited(service, "replace the cat with a dog"), untouched) > 24

@@ -1,8 +1,8 @@
-"""What `demo_parts.py` asks of the model: none of it is a wording of `wordings.json`."""
+"""The prompts of `demo_parts.py`. None of them is a wording of `wordings.json`."""
 
 from retouch.demo.edits import SLIGHT, STRONG, Change
 
-ASKED = {
+PROMPTS = {
     "unchanged": "keep the image unchanged",
     "warmer": "make the colors warmer",
     "cooler": "make the colors cooler",
@@ -62,7 +62,7 @@ RUNGS = (
     {"adverb": "", "adjective": ""},
     {"adverb": "strongly ", "adjective": "strong "},
 )
-UNTAUGHT = (
+OUT_OF_SCOPE = (
     *(
         "remove the background",
         "add sunglasses",
@@ -74,6 +74,6 @@ UNTAUGHT = (
     "translate the text into French",
 )
 FEW = ("chelsea", "coffee")
-"""Two photographs, where a part would else take too long."""
+"""Two photographs, for the parts that would take too long with all."""
 THREE = ("invert", "vignette", "blur")
 SIZES = ((576, 448), (448, 576), (672, 384), (256, 256), (640, 640), (768, 768), (1024, 1024))
