@@ -66,6 +66,7 @@ def test_the_other_defaults_hold_too(environment: Environment) -> None:
     assert settings.source_ttl_seconds == 3600
     assert settings.allowed_source_hosts == ()
     assert settings.job_timeout_seconds == 600
+    assert settings.edit_grace_seconds == 15
     assert settings.max_queue == 32
     assert settings.api_keys == ()
     assert settings.local_store_dir == Path(".local-store")
@@ -323,9 +324,27 @@ def test_a_local_store_that_cannot_be_written_is_refused_where_it_is_used(
     settings = environment.load(LOCAL_STORE_DIR=str(tmp_path / "new" / "store"))
     require_local_store(settings)
     monkeypatch.setattr("os.access", lambda path, _mode: path != tmp_path)
-    with pytest.raises(InvalidSettings, match=f"LOCAL_STORE_DIR: {tmp_path} may not be written"):
+    with pytest.raises(InvalidSettings, match=f"LOCAL_STORE_DIR: {tmp_path} is not writable"):
         require_local_store(settings)
     require_local_store(environment.load(LOCAL_STORE_DIR=str(tmp_path), **S3))
+
+
+def test_every_secret_is_listed_to_be_kept_out_of_the_logs(environment: Environment) -> None:
+    planted = {"HF_TOKEN": "hf-token", "LINK_SECRET": "link-secret", "API_KEYS": "one,two"}
+    settings = environment.load(**S3, **planted)
+    assert set(settings.secrets) == {
+        "key-id",
+        "s3cr3t-key",
+        "hf-token",
+        "link-secret",
+        "one",
+        "two",
+    }
+
+
+def test_prefetch_jobs_is_accepted_and_warned_about(environment: Environment) -> None:
+    assert environment.load().warnings == []
+    assert environment.load(PREFETCH_JOBS="2").warnings == ["PREFETCH_JOBS is ignored: unset it"]
 
 
 def test_settings_cannot_be_changed(environment: Environment) -> None:
