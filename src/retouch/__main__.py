@@ -52,7 +52,7 @@ class FileStore:
         if "results/" in key:
             self._path.write_bytes(body)
 
-    def link(self, key: str, *, content_type: str, filename: str, expires_in_s: int) -> str:  # noqa: ARG002
+    def link(self, key: str, *, expires_in_s: int) -> str:  # noqa: ARG002
         """Return where the file is."""
         return str(self._path)
 

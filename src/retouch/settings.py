@@ -109,83 +109,83 @@ class Settings(BaseSettings):
         validate_default=False,
     )
 
-    s3_endpoint: str = Field(default="", description="S3 endpoint, with or without scheme")
-    s3_access_key: SecretStr = Field(default=_UNSET, description="S3 key id")
-    s3_secret_key: SecretStr = Field(default=_UNSET, description="S3 application key")
-    s3_bucket: Bucket = Field(default="", description="bucket for cached sources and results")
+    s3_endpoint: str = Field("", description="S3 endpoint, with or without scheme")
+    s3_access_key: SecretStr = Field(_UNSET, description="S3 key id")
+    s3_secret_key: SecretStr = Field(_UNSET, description="S3 application key")
+    s3_bucket: Bucket = Field("", description="bucket for cached sources and results")
     s3_region: str = Field(
-        default="", description="bucket region; unset: from a Backblaze endpoint, else us-west-000"
+        "", description="bucket region; unset: from a Backblaze endpoint, else us-west-000"
     )
-    s3_secure: bool = Field(default=True, description="use HTTPS to reach the store")
+    s3_secure: bool = Field(True, description="use HTTPS to reach the store")
     s3_object_prefix: KeyPrefix = Field(
-        default="qwen-image-edit/", description="prefix of every object key"
+        "qwen-image-edit/", description="prefix of every object key"
     )
     presign_expiry: int = Field(
-        default=86400, ge=1, le=604800, description="lifetime of a result's link in seconds"
+        86400, ge=1, le=604800, description="lifetime of a result's link in seconds"
     )
     max_image_bytes: int = Field(
-        default=26214400, ge=1024, le=1 << 30, description="largest source image in bytes"
+        26214400, ge=1024, le=1 << 30, description="largest source image in bytes"
     )
     timeout_seconds: Seconds = Field(
-        default=120, description="time limit of any operation outside the model, in seconds"
+        120, description="time limit of any operation outside the model, in seconds"
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = Field(
-        default="INFO", description="lowest level that is logged"
+        "INFO", description="lowest level that is logged"
     )
-    hf_token: SecretStr = Field(default=_UNSET, description="Hugging Face token for private models")
+    hf_token: SecretStr = Field(_UNSET, description="Hugging Face token for private models")
 
     model_id: str = Field(
-        default="", description="hub id or directory of the checkpoint; unset: what fits here"
+        "", description="hub id or directory of the checkpoint; unset: what fits here"
     )
-    model_revision: str = Field(default="", description="hub revision to pin; unset: main")
+    model_revision: str = Field("", description="hub revision to pin; unset: main")
     dtype: Literal["float16", "bfloat16", "float32"] = Field(
-        default="float16", description="precision of the model on a GPU; on a CPU it is float32"
+        "float16", description="precision of the model on a GPU; on a CPU it is float32"
     )
     gpu_memory_gib: float = Field(
-        default=0, ge=0, le=1024, description="GPU memory to plan for in GiB; 0: what is free"
+        0, ge=0, le=1024, description="GPU memory to plan for in GiB; 0: what is free"
     )
     attention_backend: str = Field(
-        default="native", description="attention kernel by its name in diffusers, such as flash"
+        "native", description="attention kernel by its name in diffusers, such as flash"
     )
     compile: bool = Field(
-        default=False, description="compile the model's blocks: slower start, faster edits"
+        False, description="compile the model's blocks: slower start, faster edits"
     )
     max_image_pixels: int = Field(
-        default=50_000_000, ge=4096, le=1 << 28, description="largest source image in pixels"
+        50_000_000, ge=4096, le=1 << 28, description="largest source image in pixels"
     )
     source_timeout_seconds: Seconds = Field(
-        default=20, description="time limit of the download of a source image, in seconds"
+        20, description="time limit of the download of a source image, in seconds"
     )
     source_ttl_seconds: int = Field(
-        default=3600,
+        3600,
         ge=60,
         le=604800,
         description="seconds that a cached source is fresh if its origin does not say",
     )
     allowed_source_hosts: CommaList[HostPort] = Field(
-        default=(), description="host:port entries that may be fetched whatever their address"
+        (), description="host:port entries that may be fetched whatever their address"
     )
     job_timeout_seconds: float = Field(
-        default=600, gt=0, le=86400, description="time limit of a whole edit, queue included"
+        600, gt=0, le=86400, description="time limit of a whole edit, queue included"
     )
     edit_grace_seconds: Seconds = Field(
-        default=15, description="seconds past its limit after which an edit counts as hung"
+        15, description="seconds past its limit after which an edit counts as hung"
     )
-    max_queue: int = Field(default=32, ge=0, le=10000, description="edits that may wait")
+    max_queue: int = Field(32, ge=0, le=10000, description="edits that may wait")
     prefetch_jobs: int = Field(
-        default=0, ge=0, le=4, description="ignored; accepted so that old configurations start"
+        0, ge=0, le=4, description="ignored; accepted so that old configurations start"
     )
     api_keys: CommaList[ApiKey] = Field(
-        default=(), repr=False, description="keys that callers may use; unset: open to all"
+        (), repr=False, description="keys that callers may use; unset: open to all"
     )
     public_url: BaseUrl = Field(
-        default="", description="base of local links; unset: the request's Host header"
+        "", description="base of local links; unset: the request's Host header"
     )
     local_store_dir: Directory = Field(
-        default=Path(".local-store"), description="directory of the local store, used without S3"
+        Path(".local-store"), description="directory of the local store, used without S3"
     )
     link_secret: SecretStr = Field(
-        default=_UNSET, description="signs local links; unset: one is made in the local store"
+        _UNSET, description="signs local links; unset: one is made in the local store"
     )
 
     @field_validator("*", mode="before")

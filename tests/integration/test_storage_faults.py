@@ -191,7 +191,7 @@ def test_nothing_is_sent_that_backblaze_refuses(
         put(store)
         assert get(store) is not None
         store.check(timeout_s=10)
-        url = store.link(KEY, content_type="image/png", filename="a.png", expires_in_s=60)
+        url = store.link(KEY, expires_in_s=60)
         trust = ssl.create_default_context(cafile=rgw.ca_file)
         assert httpx.get(url, verify=trust, trust_env=False).content == BODY
         store.close()

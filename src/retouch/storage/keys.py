@@ -1,20 +1,12 @@
-"""The key of every object, and the limits of keys, links and file names that both stores keep."""
+"""The keys of objects in both stores."""
 
 import hashlib
 import re
 
 from retouch.errors import StorageError
 
-MIN_LINK_S = 1
-MAX_LINK_S = 7 * 24 * 3600
-"""The longest lifetime of a presigned S3 URL (AWS, "Download and upload objects with presigned URLs").
-Local links keep to it too."""
-
 _KEY = re.compile(r"[0-9a-z._-]+(?:/[0-9a-z._-]+)*")
 _MAX_KEY_CHARACTERS = 1024
-_CONTENT_TYPE = re.compile(r"[a-z]+/[a-z0-9.+-]+")
-_NOT_IN_FILENAME = re.compile(r"[^A-Za-z0-9._-]+")
-_MAX_FILENAME_CHARACTERS = 100
 _PLAIN_JOB_ID = re.compile(r"[0-9a-z][0-9a-z_-]{0,127}")
 
 
@@ -72,36 +64,10 @@ def require_key(key: str) -> None:
         raise StorageError("the object key is not valid", key=key)
 
 
-def require_link(key: str, *, content_type: str, expires_in_s: int) -> None:
-    """Require that both stores can sign such a link.
+def attachment(key: str) -> str:
+    """Return a Content-Disposition (RFC 6266) that makes browsers save the object by its name.
 
-    Raises:
-        StorageError: the key, the content type or the lifetime is invalid.
+    >>> attachment("p/results/ab12/job-1.jpg")
+    'attachment; filename="job-1.jpg"'
     """
-    require_key(key)
-    if _CONTENT_TYPE.fullmatch(content_type) is None:
-        raise StorageError("the link's content type is not valid", content_type=content_type)
-    if not MIN_LINK_S <= expires_in_s <= MAX_LINK_S:
-        raise StorageError(
-            f"a link can live {MIN_LINK_S} to {MAX_LINK_S} seconds; check PRESIGN_EXPIRY",
-            expires_in_s=expires_in_s,
-        )
-
-
-def harmless_name(filename: str) -> str:
-    r"""Return `filename` as one short word that is safe in headers, shells and file systems.
-
-    >>> harmless_name('../a "b".png\r\nSet-Cookie: x'), harmless_name("...")
-    ('a-b-.png-Set-Cookie-x', 'file')
-    """
-    plain = _NOT_IN_FILENAME.sub("-", filename).strip(".-")
-    return plain[-_MAX_FILENAME_CHARACTERS:] or "file"
-
-
-def attachment(filename: str) -> str:
-    """Return a Content-Disposition (RFC 6266) that makes browsers save the file.
-
-    >>> attachment("cat.png")
-    'attachment; filename="cat.png"'
-    """
-    return f'attachment; filename="{harmless_name(filename)}"'
+    return f'attachment; filename="{key.rpartition("/")[2]}"'

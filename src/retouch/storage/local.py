@@ -8,6 +8,7 @@ import hashlib
 import hmac
 import json
 import os
+import re
 import secrets
 import tempfile
 import threading
@@ -16,7 +17,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import parse_qsl, urlencode
+from typing import Any
+from urllib.parse import urlencode
 
 from retouch.errors import (
     LinkExpired,
@@ -26,7 +28,7 @@ from retouch.errors import (
     StoreDenied,
     StoreUnavailable,
 )
-from retouch.storage.keys import harmless_name, is_key, is_result_key, require_key, require_link
+from retouch.storage.keys import is_result_key, require_key
 from retouch.storage.port import StoredObject
 
 SOURCE_LIFE_S = 30 * 24 * 3600
@@ -36,8 +38,8 @@ DRAFT_LIFE_S = 600
 
 _MAX_HEADER_BYTES = 64 * 1024
 _SECRET_BYTES = 32
-LINK_QUERY = ("expires", "type", "name", "signature")
-_MAX_QUERY_CHARACTERS = 1024
+LINK_QUERY = ("expires", "signature")
+_LINK = re.compile(r"expires=(\d{1,12})&signature=([0-9a-f]{64})", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,6 @@ class LinkedFile:
 
     body: bytes
     content_type: str
-    filename: str
     left_s: int
 
 
@@ -102,7 +103,8 @@ class LocalStore:
     def get(self, key: str, *, max_bytes: int, timeout_s: float) -> StoredObject | None:  # noqa: ARG002
         """Return the object or None."""
         with _map_errors():
-            return self._read(key, max_bytes)
+            found = self._read(key, max_bytes)
+            return None if found is None else StoredObject(found[0], found[1]["metadata"])
 
     def put(
         self,
@@ -126,21 +128,14 @@ class LocalStore:
             self._swept_at_s = self._clock()
             threading.Thread(target=self.sweep, name="sweep", daemon=True).start()
 
-    def link(self, key: str, *, content_type: str, filename: str, expires_in_s: int) -> str:
+    def link(self, key: str, *, expires_in_s: int) -> str:
         """Sign a link, and keep the object for as long as the link is valid."""
-        require_link(key, content_type=content_type, expires_in_s=expires_in_s)
         now_s = self._clock()
         expires = str(int(now_s) + expires_in_s)
-        filename = harmless_name(filename)
         with _map_errors(), suppress(FileNotFoundError):
             os.utime(self._path(key), (now_s, now_s))
-        query = {
-            "expires": expires,
-            "type": content_type,
-            "name": filename,
-            "signature": self._sign(key, expires, content_type, filename),
-        }
-        return f"{self._public_url}/files/{key}?{urlencode(query)}"
+        query = urlencode({"expires": expires, "signature": self._sign(key, expires)})
+        return f"{self._public_url}/files/{key}?{query}"
 
     def check(self, *, timeout_s: float) -> None:
         """Put, get and delete an object."""
@@ -162,18 +157,18 @@ class LocalStore:
             RouteNotFound: the object no longer exists.
             StorageError: the object cannot be read.
         """
-        expires, content_type, filename, signature = _parse_query(query)
-        expected = self._sign(key, expires, content_type, filename)
-        if not hmac.compare_digest(expected.encode(), signature.encode()) or not is_key(key):
+        parts = _LINK.fullmatch(query)
+        if not parts or not hmac.compare_digest(self._sign(key, parts[1]), parts[2]):
             raise LinkInvalid("the link is not valid")
-        left_s = int(expires) - int(self._clock())
+        left_s = int(parts[1]) - int(self._clock())
         if left_s <= 0:
             raise LinkExpired("the link has expired")
         with _map_errors():
-            stored = self._read(key, None)
-        if stored is None:
+            found = self._read(key, None)
+        if found is None:
             raise RouteNotFound("the file of this link no longer exists")
-        return LinkedFile(stored.body, content_type, filename, left_s)
+        body, header = found
+        return LinkedFile(body, header["content_type"], left_s)
 
     def sweep(self) -> None:
         """Delete results whose links have expired, old sources, and drafts of dead writers."""
@@ -188,34 +183,24 @@ class LocalStore:
         require_key(key)
         return self._objects / key
 
-    def _read(self, key: str, max_bytes: int | None) -> StoredObject | None:
+    def _read(self, key: str, max_bytes: int | None) -> tuple[bytes, dict[str, Any]] | None:
         try:
             file = self._path(key).open("rb")
         except (FileNotFoundError, NotADirectoryError):
             return None
         with file:
-            metadata = json.loads(file.readline(_MAX_HEADER_BYTES))["metadata"]
-            if not all(isinstance(value, str) for value in metadata.values()):
+            header = json.loads(file.readline(_MAX_HEADER_BYTES))
+            texts = [header["content_type"], *header["metadata"].values()]
+            if not all(isinstance(text, str) for text in texts):
                 raise ValueError(key)
             size = os.fstat(file.fileno()).st_size - file.tell()
             if max_bytes is not None and size > max_bytes:
                 raise StorageError(f"the stored object is over {max_bytes} bytes", key=key)
-            return StoredObject(body=file.read(), metadata=metadata)
+            return file.read(), header
 
-    def _sign(self, *parts: str) -> str:
-        text = json.dumps(["retouch-link-1", *parts])
+    def _sign(self, key: str, expires: str) -> str:
+        text = json.dumps(["retouch-link-2", key, expires])
         return hmac.new(self._secret, text.encode(), hashlib.sha256).hexdigest()
-
-
-def _parse_query(query: str) -> list[str]:
-    pairs: list[tuple[str, str]] = []
-    if len(query) <= _MAX_QUERY_CHARACTERS:
-        with suppress(ValueError):
-            pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=True)
-    found = dict(pairs)
-    if len(pairs) != len(LINK_QUERY) or set(found) != set(LINK_QUERY):
-        raise LinkInvalid("the link is not valid")
-    return [found[name] for name in LINK_QUERY]
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -28,7 +28,7 @@ from urllib3.response import BaseHTTPResponse
 
 from retouch.errors import StorageError, StoreDenied, StoreUnavailable
 from retouch.logs import event
-from retouch.storage.keys import attachment, require_key, require_link
+from retouch.storage.keys import attachment, require_key
 from retouch.storage.port import StoredObject
 from retouch.storage.s3_transport import Connections, TransientStatus, deadline
 
@@ -161,18 +161,15 @@ class S3Store:
         require_key(key)
         self._run("put", timeout_s, lambda: self._put(key, body, content_type, metadata))
 
-    def link(self, key: str, *, content_type: str, filename: str, expires_in_s: int) -> str:
-        """Presign a GET whose response has this content type and saves as a file."""
-        require_link(key, content_type=content_type, expires_in_s=expires_in_s)
+    def link(self, key: str, *, expires_in_s: int) -> str:
+        """Presign a GET of the object, as a file to save."""
+        require_key(key)
         try:
             return self._client.presigned_get_object(
                 bucket_name=self.name,
                 object_name=key,
                 expires=timedelta(seconds=expires_in_s),
-                response_headers={
-                    "response-content-type": content_type,
-                    "response-content-disposition": attachment(filename),
-                },
+                response_headers={"response-content-disposition": attachment(key)},
             )
         except ValueError as error:
             raise translate(error, "link") from error
@@ -192,11 +189,8 @@ class S3Store:
 
         def note(state: RetryCallState) -> None:
             fault = type(state.outcome.exception()).__name__ if state.outcome else ""
-            fields = {
-                "operation": operation,
-                "fault": fault,
-                "wait_ms": state.upcoming_sleep * 1000,
-            }
+            fields: dict[str, Any] = {"operation": operation, "fault": fault}
+            fields["wait_ms"] = round(state.upcoming_sleep * 1000)
             event(log, "store.retried", level=logging.WARNING, **fields)
 
         attempts = Retrying(

@@ -43,8 +43,8 @@ def get(store: LocalStore, key: str = KEY) -> bytes | None:
     return found.body if found else None
 
 
-def signed(store: LocalStore, expires_in_s: int = 60, filename: str = "cat.png") -> tuple[str, str]:
-    url = store.link(KEY, content_type="image/png", filename=filename, expires_in_s=expires_in_s)
+def signed(store: LocalStore, expires_in_s: int = 60) -> tuple[str, str]:
+    url = store.link(KEY, expires_in_s=expires_in_s)
     return KEY, urlsplit(url).query
 
 
@@ -93,7 +93,10 @@ def test_a_key_that_is_a_folder_is_an_error_and_leaves_nothing_open(tmp_path: Pa
     "content",
     [
         *(b"", b"no json\nx", b"[]\nx", b"{}\nx", b"[" * 40_000),
-        *(b'{"metadata": null}\nx', b'{"metadata": {"etag": 5}}\nx', b'{"metadata": []}\nx'),
+        b'{"content_type": "a", "metadata": null}\nx',
+        b'{"content_type": "a", "metadata": {"etag": 5}}\nx',
+        b'{"content_type": "a", "metadata": []}\nx',
+        b'{"content_type": 5, "metadata": {}}\nx',
     ],
 )
 def test_a_file_of_another_format_is_a_storage_error(tmp_path: Path, content: bytes) -> None:

@@ -116,7 +116,7 @@ def test_only_health_and_signed_files_need_no_key() -> None:
 
 def test_a_link_of_the_local_store_is_described_whole(tmp_path: Path) -> None:
     store = LocalStore(tmp_path, secret=b"s", public_url="", result_ttl_s=60)
-    link = store.link("a.png", content_type="image/png", filename="a.png", expires_in_s=60)
+    link = store.link("a.png", expires_in_s=60)
     given = DOCUMENT["paths"]["/files/{key}"]["get"]["parameters"]
     named = {each["name"] for each in given if each["in"] == "query"}
     assert named == parse_qs(urlsplit(link).query).keys()
