@@ -37,7 +37,7 @@ def proxy(rgw: Rgw) -> Iterator[FaultProxy]:
 
 @pytest.fixture
 def settings(s3_settings: S3Settings, proxy: FaultProxy) -> S3Settings:
-    """Impatient, and through the proxy."""
+    """Short time limits, and through the proxy."""
     return replace(
         s3_settings, endpoint=proxy.endpoint, connect_timeout_s=0.15, read_timeout_s=0.15
     )

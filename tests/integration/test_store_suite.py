@@ -36,7 +36,7 @@ KEY = "retouch/results/0f/job-1.png"
 
 
 class Answer(Protocol):
-    """What an httpx response and one of Starlette's test client have in common."""
+    """What responses of httpx and of Starlette's test client have in common."""
 
     status_code: int
 
