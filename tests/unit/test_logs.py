@@ -25,7 +25,7 @@ PROMPT = "paint the cat's hat\nblue"
 @pytest.fixture
 def root() -> Iterator[logging.Logger]:
     """The root logger, restored afterwards."""
-    root, quiet = logging.getLogger(), {name: logging.getLogger(name) for name in logs.QUIET}  # noqa: SLF001 - the one list of them
+    root, quiet = logging.getLogger(), {name: logging.getLogger(name) for name in logs.QUIET}
     handlers, level = root.handlers[:], root.level
     levels = {name: logger.level for name, logger in quiet.items()}
     yield root
