@@ -117,45 +117,33 @@ class Settings(BaseSettings):
         "", description="bucket region; unset: from a Backblaze endpoint, else us-west-000"
     )
     s3_secure: bool = Field(True, description="use HTTPS to reach the store")
-    s3_object_prefix: KeyPrefix = Field(
-        "qwen-image-edit/", description="prefix of every object key"
-    )
-    presign_expiry: int = Field(
-        86400, ge=1, le=604800, description="lifetime of a result's link in seconds"
-    )
+    s3_object_prefix: KeyPrefix = Field("qwen-image-edit/", description="prefix of all object keys")
+    presign_expiry: int = Field(86400, ge=1, le=604800, description="seconds a link lives")
     max_image_bytes: int = Field(
-        26214400, ge=1024, le=1 << 30, description="largest source image in bytes"
+        26214400, ge=1024, le=1 << 30, description="most bytes of a source"
     )
-    timeout_seconds: Seconds = Field(
-        120, description="time limit of any operation outside the model, in seconds"
-    )
+    timeout_seconds: Seconds = Field(120, description="seconds for any operation outside the model")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = Field(
         "INFO", description="lowest level that is logged"
     )
     hf_token: SecretStr = Field(_UNSET, description="Hugging Face token for private models")
 
-    model_id: str = Field(
-        "", description="hub id or directory of the checkpoint; unset: what fits here"
-    )
+    model_id: str = Field("", description="hub id or directory; unset: what fits this machine")
     model_revision: str = Field("", description="hub revision to pin; unset: main")
     dtype: Literal["float16", "bfloat16", "float32"] = Field(
         "float16", description="precision of the model on a GPU; on a CPU it is float32"
     )
     gpu_memory_gib: float = Field(
-        0, ge=0, le=1024, description="GPU memory to plan for in GiB; 0: what is free"
+        0, ge=0, le=1024, description="GPU memory to use; 0: what is free"
     )
     attention_backend: str = Field(
         "native", description="attention kernel by its name in diffusers, such as flash"
     )
-    compile: bool = Field(
-        False, description="compile the model's blocks: slower start, faster edits"
-    )
+    compile: bool = Field(False, description="slower start, faster edits of the same result")
     max_image_pixels: int = Field(
-        50_000_000, ge=4096, le=1 << 28, description="largest source image in pixels"
+        50_000_000, ge=4096, le=1 << 28, description="most pixels of a source"
     )
-    source_timeout_seconds: Seconds = Field(
-        20, description="time limit of the download of a source image, in seconds"
-    )
+    source_timeout_seconds: Seconds = Field(20, description="seconds for a source's download")
     source_ttl_seconds: int = Field(
         3600,
         ge=60,
@@ -166,10 +154,10 @@ class Settings(BaseSettings):
         (), description="host:port entries that may be fetched whatever their address"
     )
     job_timeout_seconds: float = Field(
-        600, gt=0, le=86400, description="time limit of a whole edit, queue included"
+        600, gt=0, le=86400, description="seconds for an edit and its queue"
     )
     edit_grace_seconds: Seconds = Field(
-        15, description="seconds past its limit after which an edit counts as hung"
+        15, description="seconds past its limit until an edit is hung"
     )
     max_queue: int = Field(32, ge=0, le=10000, description="edits that may wait")
     prefetch_jobs: int = Field(
