@@ -9,7 +9,7 @@ sys.path.insert(
 )  # neither serve nor build installs the package
 import bentoml
 
-from retouch import logs, wiring
+from retouch import logs
 from retouch.lifecycle import ModelHost
 from retouch.schema import EditRequest, EditResult
 from retouch.settings import load_settings, require_local_store
@@ -20,7 +20,7 @@ from retouch.web.metrics import Metrics
 
 settings = load_settings()
 require_local_store(settings)
-logs.install(settings.log_level, secrets=wiring.secrets_of(settings))
+logs.install(settings.log_level, secrets=settings.secrets)
 server.install()
 host = ModelHost(settings)
 metrics = Metrics()

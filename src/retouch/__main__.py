@@ -52,7 +52,7 @@ class FileStore:
         if "results/" in key:
             self._path.write_bytes(body)
 
-    def link(self, key: str, *, content_type: str, filename: str, expires_in_s: int) -> str:  # noqa: ARG002
+    def link(self, key: str, *, expires_in_s: int) -> str:  # noqa: ARG002
         """Return where the file is."""
         return str(self._path)
 
@@ -176,7 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.command == "train-demo":
         return _run_train_demo(options)
     settings = load_settings()
-    logs.install("ERROR", secrets=wiring.secrets_of(settings))
+    logs.install("ERROR", secrets=settings.secrets)
     try:
         {"edit": _run_edit, "plan": _run_plan}[options.command](options, settings)
     except (EditError, OSError) as error:

@@ -1,6 +1,6 @@
-"""A client for the Runpod door: submit, wait, progress, cancel, and the errors of `retouch.errors`.
+"""A client of the Runpod endpoint: submit, wait, report progress, cancel.
 
-The SDK's own `run_sync` returns None for a failed job; here a failure is raised as what it was.
+Runpod's own SDK returns None for a failed job; here its error is raised as a class of `retouch.errors`.
 """
 
 import time
@@ -31,7 +31,7 @@ Progress = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """What Runpod says of a job: `state` is one of its own words, `progress` the newest message."""
+    """A job's status: `state` is Runpod's word, `progress` the newest message."""
 
     state: str
     progress: Progress | None = None
@@ -66,7 +66,7 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Close the connections; jobs go on."""
+        """Close the connections. Jobs keep running."""
         self._http.close()
 
     def submit(self, request: EditRequest | Mapping[str, Any]) -> str:
@@ -76,18 +76,18 @@ class Client:
             Unauthorized: the API key is wrong.
             RouteNotFound: there is no such endpoint.
             Overloaded: too many requests at once.
-            InternalError: Runpod took no job.
-            httpx.HTTPError: Runpod could not be reached, or failed.
+            InternalError: Runpod returned no job id.
+            httpx.HTTPError: Runpod could not be reached or failed.
         """
         if isinstance(request, EditRequest):
             request = request.model_dump(exclude_unset=True)
         body = self._call("POST", "run", {"input": dict(request)})
         if "id" not in body:
-            raise InternalError(f"Runpod took no job: {body.get('error', body)}"[:500])
+            raise InternalError(f"Runpod returned no job id: {body.get('error', body)}"[:500])
         return str(body["id"])
 
     def status(self, job_id: str) -> Status:
-        """Return where a job stands. Runpod forgets a job 30 minutes after its end.
+        """Return the status of a job. Runpod forgets a job 30 minutes after its end.
 
         Raises:
             Unauthorized, RouteNotFound, Overloaded, httpx.HTTPError: as `submit`.
@@ -95,7 +95,7 @@ class Client:
         return read_status(self._call("GET", f"status/{job_id}"))
 
     def cancel(self, job_id: str) -> None:
-        """Cancel a job; one that runs ends within a step.
+        """Cancel a job; a running one ends within a step.
 
         Raises:
             Unauthorized, RouteNotFound, Overloaded, httpx.HTTPError: as `submit`.
@@ -110,27 +110,27 @@ class Client:
         every_s: float = 1.0,
         progress: Callable[[Progress], None] = lambda _: None,
     ) -> EditResult:
-        """Wait for a job's end and return its result; `progress` hears each new message.
+        """Wait until a job ends and return its result; `progress` is called with each new message.
 
-        A status that cannot be had is asked for again until `timeout_s` is over.
+        If the status cannot be read, it is requested again until `timeout_s` has passed.
 
         Raises:
-            EditError: the job failed, as the class it failed with where that is known.
-            TimeoutError: it has not ended in time; it still runs.
+            EditError: the job failed; of the class it failed with, if that is known.
+            TimeoutError: the job is still running.
         """
         give_up_at_s = time.monotonic() + timeout_s
-        heard: Progress | None = None
+        reported: Progress | None = None
         while True:
             status = self._try_status(job_id)
             if status.error is not None:
                 raise status.error
             if status.result is not None:
                 return status.result
-            if status.progress not in (None, heard):
-                heard = status.progress
-                progress(heard or {})
+            if status.progress not in (None, reported):
+                reported = status.progress
+                progress(reported or {})
             if time.monotonic() + every_s > give_up_at_s:
-                raise TimeoutError(f"the job has not ended within {timeout_s:g} s; it still runs")
+                raise TimeoutError(f"the job is still running after {timeout_s:g} s")
             time.sleep(every_s)
 
     def edit(
@@ -140,7 +140,7 @@ class Client:
         timeout_s: float = 900.0,
         progress: Callable[[Progress], None] = lambda _: None,
     ) -> EditResult:
-        """Submit an edit and wait for it; whoever stops waiting cancels it.
+        """Submit an edit and wait for its result. The job is cancelled if the wait ends early.
 
         Raises:
             EditError, TimeoutError, httpx.HTTPError: as `submit` and `wait`.
@@ -151,7 +151,7 @@ class Client:
         except EditError:
             raise
         except BaseException:
-            with suppress(EditError, httpx.HTTPError):  # what ended the waiting says more
+            with suppress(EditError, httpx.HTTPError):  # the first error says more
                 self.cancel(job_id)
             raise
 
@@ -169,9 +169,9 @@ class Client:
     def _call(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
         response = self._http.request(method, path, json=body)
         if response.status_code in (401, 403):
-            raise Unauthorized("Runpod refuses the API key")
+            raise Unauthorized("Runpod rejects the API key")
         if response.status_code == httpx.codes.NOT_FOUND:
-            raise RouteNotFound("Runpod knows no such endpoint or job")
+            raise RouteNotFound("Runpod has no such endpoint or job")
         if response.status_code == httpx.codes.TOO_MANY_REQUESTS:
             raise Overloaded("too many requests to Runpod")
         response.raise_for_status()
@@ -180,13 +180,13 @@ class Client:
         except ValueError:
             answer = None
         if not isinstance(answer, dict):
-            text = "Runpod answered with something else than a JSON object"
+            text = "Runpod's response is not a JSON object"
             raise httpx.DecodingError(text, request=response.request)
         return answer
 
 
 def read_status(job: Mapping[str, Any]) -> Status:
-    """Read what Runpod says of a job.
+    """Parse Runpod's status of a job.
 
     >>> read_status({"status": "IN_PROGRESS", "output": {"stage": "denoise", "percent": 50}}).progress
     {'stage': 'denoise', 'percent': 50}
@@ -207,10 +207,10 @@ def read_status(job: Mapping[str, Any]) -> Status:
 
 
 def read_error(text: object) -> EditError:
-    """Return the error in a failed job's `error`, as the class it was raised as.
+    """Parse the `error` of a failed job into the class it was raised as.
 
-    A code that this version does not know becomes an `EditError` that carries it in `details`; a
-    text that is no error body (the platform's own) becomes an `InternalError`.
+    A code unknown to this version gives an `EditError` with the code in `details`; a text that is not an
+    error body comes from the platform and gives an `InternalError`.
     """
     try:
         info = ErrorBody.model_validate_json(text if isinstance(text, str) else "").error

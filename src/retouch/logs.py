@@ -1,4 +1,4 @@
-"""One JSON object a line on stdout, with the request id, without URLs, secrets or prompts."""
+"""Log lines: one JSON object each on stdout, with the request id, without URLs, secrets or prompts."""
 
 import json
 import logging
@@ -13,13 +13,13 @@ from typing import Any
 
 REDACTED = "[redacted]"
 # Libraries that would log every request, full URLs included, at INFO or DEBUG.
-_QUIET = ("httpx", "httpcore", "urllib3", "minio", "PIL", "asyncio", "filelock", "uvicorn.access")
-# Bounded, so that a long text that is no URL takes time in proportion.
+QUIET = ("httpx", "httpcore", "urllib3", "minio", "PIL", "asyncio", "filelock", "uvicorn.access")
+# Bounded, so that matching takes linear time in any text.
 _URL = re.compile(
     r"""([a-zA-Z][a-zA-Z0-9+.-]{0,30}://)(?:[^\s"\\/?#@]*@)?([^\s"\\/?#]*)/?([^\s"\\]*)"""
 )
 _DATA_URL = re.compile(r"""\bdata:[^\s"\\,]{0,256},[^\s"\\]*""", re.IGNORECASE)
-_QUERY = re.compile(r"""\?[^\s"'\\?=]{1,256}=[^\s"'\\]*""")  # also of a path alone
+_QUERY = re.compile(r"""\?[^\s"'\\?=]{1,256}=[^\s"'\\]*""")  # also after a path without a host
 _MIN_PRIVATE_CHARACTERS = 4
 
 _request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
@@ -28,9 +28,9 @@ _private: ContextVar[tuple[str, ...]] = ContextVar("private", default=())
 
 @contextmanager
 def bind(request_id: str, *, private: Iterable[str] = ()) -> Iterator[None]:
-    """Put `request_id` on every line logged inside, and keep the `private` texts out of them."""
+    """Add `request_id` to every line logged inside, and redact the `private` texts."""
     id_token = _request_id.set(request_id)
-    texts = {text.strip() for text in private}  # as the model gets them
+    texts = {text.strip() for text in private}  # as the engine gets them
     texts |= {form(text)[1:-1] for text in texts for form in (repr, json.dumps)}
     private_token = _private.set(tuple(t for t in texts if len(t) >= _MIN_PRIVATE_CHARACTERS))
     try:
@@ -49,7 +49,7 @@ def event(
     cause: BaseException | None = None,
     **fields: Any,
 ) -> None:
-    """Log that `name` happened (dotted, past tense, constant), with its fields and its cause."""
+    """Log the event `name` (dotted, past tense, constant) with its fields, and the trace of `cause`."""
     log.log(level, name, extra={"fields": fields}, exc_info=cause, stacklevel=2)
 
 
@@ -61,7 +61,9 @@ def redact(text: str, secrets: Iterable[str] = ()) -> str:
     >>> redact("key K0123", ["K0123"])
     'key [redacted]'
     """
-    for secret in sorted(secrets, key=len, reverse=True):  # one may begin with another
+    for secret in sorted(
+        secrets, key=len, reverse=True
+    ):  # longest first: one may be a prefix of another
         text = text.replace(secret, REDACTED)
     text = _DATA_URL.sub(f"data:{REDACTED}", text)
     text = _QUERY.sub(f"?{REDACTED}", text)
@@ -69,7 +71,7 @@ def redact(text: str, secrets: Iterable[str] = ()) -> str:
 
 
 class _Formatter(logging.Formatter):
-    """Builds the object; every text in it is redacted, so that no field can slip past."""
+    """Formats records as JSON and redacts every text in them."""
 
     def __init__(self, secrets: Iterable[str]) -> None:
         super().__init__()
@@ -103,7 +105,7 @@ def _clean(value: object, hidden: Sequence[str]) -> object:
 def install(level: str, *, secrets: Iterable[str] = ()) -> None:
     """Send every logger of this process to stdout as JSON, at `level`.
 
-    Loggers that libraries gave handlers of their own lose them, so call this after those imports.
+    Removes the handlers that libraries installed, so call it after their imports.
     """
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(_Formatter(secrets))
@@ -112,7 +114,7 @@ def install(level: str, *, secrets: Iterable[str] = ()) -> None:
         library = logging.getLogger(name)
         library.handlers.clear()
         library.propagate = True
-    for name in _QUIET:
+    for name in QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger("xformers").setLevel(logging.ERROR)  # at import it warns of a CPU's torch
+    logging.getLogger("xformers").setLevel(logging.ERROR)  # it warns at import if torch has no CUDA
     logging.captureWarnings(capture=True)

@@ -29,17 +29,6 @@ RUNPOD_MODELS = Path("/runpod-volume/huggingface-cache/hub")
 """Where Runpod puts an endpoint's cached model before it starts a worker, in the hub's layout."""
 
 
-def secrets_of(settings: Settings) -> list[str]:
-    """Return every secret value there is, to be kept out of the logs."""
-    named = (
-        settings.s3_access_key,
-        settings.s3_secret_key,
-        settings.hf_token,
-        settings.link_secret,
-    )
-    return [text for secret in named if (text := secret.get_secret_value())] + [*settings.api_keys]
-
-
 def build_store(settings: Settings) -> Store:
     """Build the S3 store, or without S3 settings the local one."""
     if settings.uses_s3:

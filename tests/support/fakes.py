@@ -27,7 +27,7 @@ from retouch.net.download import Download
 from retouch.net.url import SourceUrl
 from retouch.schema import EditRequest
 from retouch.sources.loader import SourceLoader, SourceSettings
-from retouch.storage.keys import require_key, require_link
+from retouch.storage.keys import require_key
 from retouch.storage.port import StoredObject
 
 URL = "https://pictures.example/cup.png?token=s3cr3t"
@@ -156,6 +156,7 @@ class FakeStore:
         self.put_timeouts_s: list[float] = []
         self.get_fault: BaseException | None = None
         self.put_fault: BaseException | None = None
+        self.link_fault: BaseException | None = None
         self.is_open = threading.Event()
         self.is_open.set()
 
@@ -198,9 +199,11 @@ class FakeStore:
             raise self.put_fault
         self.objects[key] = Kept(body, content_type, dict(metadata))
 
-    def link(self, key: str, *, content_type: str, filename: str, expires_in_s: int) -> str:
-        require_link(key, content_type=content_type, expires_in_s=expires_in_s)
-        return f"https://store.example/{key}?type={content_type}&name={filename}&for={expires_in_s}"
+    def link(self, key: str, *, expires_in_s: int) -> str:
+        require_key(key)
+        if self.link_fault is not None:
+            raise self.link_fault
+        return f"https://store.example/{key}?for={expires_in_s}"
 
     def check(self, *, timeout_s: float) -> None:
         self.put("probe", b"", content_type="text/plain", metadata={}, timeout_s=timeout_s)

@@ -46,7 +46,7 @@ class Runpod:
 
 @pytest.fixture(autouse=True)
 def slept_s(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Let time go on by sleeping, and only so."""
+    """A clock that only sleeping advances."""
     slept: list[float] = []
     monkeypatch.setattr(client.time, "sleep", slept.append)
     monkeypatch.setattr(client.time, "monotonic", lambda: sum(slept))
@@ -86,26 +86,26 @@ def test_a_request_is_submitted_with_the_key() -> None:
         (500, httpx.HTTPStatusError),
     ],
 )
-def test_what_runpod_refuses_is_raised(status: int, kind: type[Exception]) -> None:
+def test_a_refused_request_is_raised_as_an_error(status: int, kind: type[Exception]) -> None:
     with pytest.raises(kind):
         Runpod(status).client.submit(REQUEST)
 
 
-def test_a_wait_tells_each_new_progress_and_returns_the_result(result: dict[str, Any]) -> None:
+def test_a_wait_reports_each_new_progress_and_returns_the_result(result: dict[str, Any]) -> None:
     steps = [{"stage": "denoise", "step": step} for step in (1, 1, 2)]
     runpod = Runpod(
         {"status": "IN_QUEUE"},
         *({"status": "IN_PROGRESS", "output": step} for step in steps),
         {"status": "COMPLETED", "output": result},
     )
-    heard: list[Mapping[str, Any]] = []
-    answer = runpod.client.wait("j1", progress=heard.append)
+    reported: list[Mapping[str, Any]] = []
+    answer = runpod.client.wait("j1", progress=reported.append)
     assert answer == EditResult.model_validate(result)
-    assert heard == [steps[0], steps[2]]
+    assert reported == [steps[0], steps[2]]
     assert set(runpod.asked) == {"GET /v2/e1/status/j1"}
 
 
-def test_a_wait_outlasts_what_passes(result: dict[str, Any]) -> None:
+def test_a_wait_survives_transient_faults(result: dict[str, Any]) -> None:
     passing = (
         httpx.ConnectError("down"),
         httpx.ReadTimeout("slow"),
@@ -115,12 +115,12 @@ def test_a_wait_outlasts_what_passes(result: dict[str, Any]) -> None:
     assert runpod.client.wait("j1").status == "success"
 
 
-def test_a_job_that_was_not_taken_is_an_error() -> None:
-    with pytest.raises(InternalError, match="took no job: no workers"):
+def test_a_submission_without_a_job_id_is_an_error() -> None:
+    with pytest.raises(InternalError, match="returned no job id: no workers"):
         Runpod({"error": "no workers"}).client.submit(REQUEST)
 
 
-def test_a_wait_does_not_outlast_what_stays() -> None:
+def test_a_wait_ends_at_a_permanent_fault() -> None:
     with pytest.raises(httpx.HTTPStatusError):
         Runpod(400).client.wait("j1")
     with pytest.raises(RouteNotFound):
@@ -140,7 +140,7 @@ def test_an_edit_is_submitted_and_waited_for(result: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("left", [KeyboardInterrupt(), ZeroDivisionError(), None])
-def test_an_edit_nobody_waits_for_is_cancelled(left: BaseException | None) -> None:
+def test_an_edit_is_cancelled_if_its_wait_ends_early(left: BaseException | None) -> None:
     runpod = Runpod({"id": "j1"}, {"status": "IN_PROGRESS", "output": {"step": 1}}, {})
 
     def leave(_: object) -> None:
@@ -156,7 +156,7 @@ def test_an_edit_nobody_waits_for_is_cancelled(left: BaseException | None) -> No
 
 
 @pytest.mark.parametrize("cls", error_classes(), ids=lambda cls: cls.code)
-def test_a_failed_job_raises_what_it_failed_with(cls: type[EditError]) -> None:
+def test_a_failed_job_raises_the_class_it_failed_with(cls: type[EditError]) -> None:
     error = cls("it went wrong", details={"more": 1})
     with pytest.raises(cls) as raised:
         Runpod(failed(error)).client.wait("j1")
@@ -180,7 +180,7 @@ def test_a_code_of_a_later_version_is_an_edit_error() -> None:
 
 
 @pytest.mark.parametrize("text", [None, "", "worker exited", "{}", {"type": "x"}, "x" * 9000])
-def test_an_error_of_the_platforms_own_is_an_internal_error(text: object) -> None:
+def test_an_error_of_the_platform_is_an_internal_error(text: object) -> None:
     error = read_error(text)
     assert isinstance(error, InternalError)
     assert len(error.message) <= 500
@@ -203,6 +203,6 @@ def test_an_end_without_a_result_is_an_error(job: dict[str, Any], kind: type[Edi
 
 
 @pytest.mark.parametrize("output", [None, "text", 7])
-def test_a_job_under_way_is_no_error(output: object) -> None:
+def test_a_running_job_is_not_an_error(output: object) -> None:
     status = read_status({"status": "IN_PROGRESS", "output": output})
     assert (status.error, status.result, status.progress) == (None, None, None)

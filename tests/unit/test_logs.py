@@ -24,8 +24,8 @@ PROMPT = "paint the cat's hat\nblue"
 
 @pytest.fixture
 def root() -> Iterator[logging.Logger]:
-    """The root logger, put back afterwards as it was."""
-    root, quiet = logging.getLogger(), {name: logging.getLogger(name) for name in logs._QUIET}  # noqa: SLF001 - the one list of them
+    """The root logger, restored afterwards."""
+    root, quiet = logging.getLogger(), {name: logging.getLogger(name) for name in logs.QUIET}
     handlers, level = root.handlers[:], root.level
     levels = {name: logger.level for name, logger in quiet.items()}
     yield root
@@ -37,7 +37,7 @@ def root() -> Iterator[logging.Logger]:
 
 
 class Output:
-    """What was written to stdout since, as objects."""
+    """The lines written to stdout since, parsed."""
 
     def __init__(self, stream: StringIO) -> None:
         self._stream = stream
@@ -145,11 +145,11 @@ def test_urls_are_cut_to_their_host(text: str, clean: str) -> None:
     assert redact(text) == clean
 
 
-def test_a_longer_secret_goes_before_one_it_begins_with() -> None:
+def test_a_secret_is_replaced_before_a_shorter_one_it_begins_with() -> None:
     assert redact("key-1-more key-1", ["key-1", "key-1-more"]) == "[redacted] [redacted]"
 
 
-def test_redacting_a_long_text_takes_no_long_time() -> None:
+def test_redaction_takes_linear_time() -> None:
     for text in ("a." * 80_000, "data:" * 40_000, "http://" * 40_000, "a@" * 80_000):
         began = time.perf_counter()
         redact(text)
@@ -192,7 +192,9 @@ def test_the_prompt_is_redacted_inside_its_edit_only(output: Output) -> None:
     assert outside["text"] == PROMPT
 
 
-def test_a_prompt_that_begins_the_negative_prompt_does_not_leave_its_rest(output: Output) -> None:
+def test_a_prompt_that_is_a_prefix_of_the_negative_prompt_leaves_no_rest_of_it(
+    output: Output,
+) -> None:
     with bind("r-1", private=("a cat", "a cat in the rain")):
         event(LOG, "x.done", text="a cat in the rain")
     assert output.only["text"] == "[redacted]"
@@ -238,7 +240,7 @@ def test_a_thread_given_the_context_logs_under_the_request(output: Output) -> No
     assert without["requestId"] is None
 
 
-def test_libraries_with_handlers_of_their_own_lose_them(root: logging.Logger) -> None:
+def test_handlers_of_libraries_are_removed(root: logging.Logger) -> None:
     library = logging.getLogger("some.other.library")
     library.addHandler(logging.StreamHandler())
     library.propagate = False
@@ -266,7 +268,7 @@ def test_the_level_is_the_one_given(root: logging.Logger) -> None:
     assert len(root.handlers) == 1
 
 
-def test_python_s_warnings_are_lines_too(output: Output) -> None:
+def test_warnings_of_python_are_logged(output: Output) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         logging.captureWarnings(capture=True)

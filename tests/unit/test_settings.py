@@ -15,7 +15,7 @@ S3 = {
 
 @pytest.fixture(autouse=True)
 def _bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No variable of this machine and no `.env` plays in."""
+    """Neither variables of this machine nor a `.env` are read."""
     monkeypatch.chdir(tmp_path)
     for name in Settings.model_fields:
         monkeypatch.delenv(name.upper(), raising=False)
@@ -31,7 +31,7 @@ class Environment:
         return load_settings()
 
     def refusal(self, **variables: str) -> str:
-        """The one line that a start with these ends in."""
+        """The line that a start with these variables ends in."""
         with pytest.raises(InvalidSettings) as caught:
             self.load(**variables)
         line = str(caught.value)
@@ -66,6 +66,7 @@ def test_the_other_defaults_hold_too(environment: Environment) -> None:
     assert settings.source_ttl_seconds == 3600
     assert settings.allowed_source_hosts == ()
     assert settings.job_timeout_seconds == 600
+    assert settings.edit_grace_seconds == 15
     assert settings.max_queue == 32
     assert settings.api_keys == ()
     assert settings.local_store_dir == Path(".local-store")
@@ -179,9 +180,7 @@ def test_a_scheme_that_contradicts_s3_secure_is_refused(
         "https://[::1",
     ],
 )
-def test_an_endpoint_that_is_none_is_refused_by_name(
-    environment: Environment, endpoint: str
-) -> None:
+def test_an_invalid_endpoint_is_refused_by_name(environment: Environment, endpoint: str) -> None:
     assert "S3_ENDPOINT" in environment.refusal(**S3 | {"S3_ENDPOINT": endpoint})
 
 
@@ -264,7 +263,9 @@ def test_spaces_around_a_value_do_not_matter(
     assert getattr(environment.load(**{name: value}), name.lower()) == read
 
 
-def test_a_dotenv_file_that_is_no_text_ends_the_start_in_one_line(environment: Environment) -> None:
+def test_a_dotenv_file_that_is_not_text_ends_the_start_in_one_line(
+    environment: Environment,
+) -> None:
     Path(".env").write_bytes(b"MAX_QUEUE=\xff")
     assert ".env cannot be read" in environment.refusal()
 
@@ -296,9 +297,7 @@ def test_lists_are_split_at_commas_and_trimmed(environment: Environment) -> None
     ("given", "kept"),
     [("a", "a/"), ("/a/b/", "a/b/"), ("/", ""), ("a.b/c_d-e", "a.b/c_d-e/")],
 )
-def test_the_prefix_is_brought_into_one_form(
-    environment: Environment, given: str, kept: str
-) -> None:
+def test_the_prefix_is_normalised(environment: Environment, given: str, kept: str) -> None:
     assert environment.load(S3_OBJECT_PREFIX=given).s3_object_prefix == kept
 
 
@@ -323,9 +322,27 @@ def test_a_local_store_that_cannot_be_written_is_refused_where_it_is_used(
     settings = environment.load(LOCAL_STORE_DIR=str(tmp_path / "new" / "store"))
     require_local_store(settings)
     monkeypatch.setattr("os.access", lambda path, _mode: path != tmp_path)
-    with pytest.raises(InvalidSettings, match=f"LOCAL_STORE_DIR: {tmp_path} may not be written"):
+    with pytest.raises(InvalidSettings, match=f"LOCAL_STORE_DIR: {tmp_path} is not writable"):
         require_local_store(settings)
     require_local_store(environment.load(LOCAL_STORE_DIR=str(tmp_path), **S3))
+
+
+def test_every_secret_is_listed_to_be_kept_out_of_the_logs(environment: Environment) -> None:
+    planted = {"HF_TOKEN": "hf-token", "LINK_SECRET": "link-secret", "API_KEYS": "one,two"}
+    settings = environment.load(**S3, **planted)
+    assert set(settings.secrets) == {
+        "key-id",
+        "s3cr3t-key",
+        "hf-token",
+        "link-secret",
+        "one",
+        "two",
+    }
+
+
+def test_prefetch_jobs_is_accepted_and_warned_about(environment: Environment) -> None:
+    assert environment.load().warnings == []
+    assert environment.load(PREFETCH_JOBS="2").warnings == ["PREFETCH_JOBS is ignored: unset it"]
 
 
 def test_settings_cannot_be_changed(environment: Environment) -> None:
@@ -333,5 +350,5 @@ def test_settings_cannot_be_changed(environment: Environment) -> None:
         environment.load().max_queue = 3  # type: ignore[misc]
 
 
-def test_a_refusal_nobody_catches_ends_the_process_with_its_line() -> None:
+def test_an_uncaught_refusal_ends_the_process_with_its_line() -> None:
     assert issubclass(InvalidSettings, SystemExit)

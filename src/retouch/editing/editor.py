@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from retouch.editing.admission import Admission
-from retouch.editing.params import resolve_params, result_key
+from retouch.editing.params import resolve_params
 from retouch.editing.ports import Engine, EngineInfo, Sources
 from retouch.editing.result import StoredResult, build_meta, read_meta
 from retouch.editing.steps import EditorSettings, Job, Steps, ignore
@@ -23,6 +23,7 @@ from retouch.schema import (
     Result,
     Timings,
 )
+from retouch.storage.keys import result_key
 from retouch.storage.port import Store
 
 
@@ -114,7 +115,7 @@ class Editor:
             meta = build_meta(
                 params, source, self.info, notes, job_id=job_id, request_id=request_id
             )
-            key = result_key(self._settings.prefix, source.id, job_id, request.file_format)
+            key = self._result_key(source.id, job_id, request)
             stored = await self.steps.store(job, key, encoded, meta)
         phases_ms = {
             "queue": queue_ms,
@@ -144,7 +145,7 @@ class Editor:
         """
         began_s = self._clock()
         source_id = await self._sources.source_id(request.image_url)
-        key = result_key(self._settings.prefix, source_id, job_id, request.file_format)
+        key = self._result_key(source_id, job_id, request)
         found = await self.steps.get_stored(key)
         if found is None:
             return None
@@ -167,6 +168,10 @@ class Editor:
     def _lose_model(self) -> None:
         self._admission.lose_model()
         self._on_model_lost()
+
+    def _result_key(self, source_id: str, job_id: str, request: EditRequest) -> str:
+        extension = encode.EXTENSIONS[request.file_format]
+        return result_key(self._settings.prefix, source_id, job_id, extension)
 
     def _answer(self, stored: StoredResult, meta: Meta) -> EditResult:
         result = Result(

@@ -1,13 +1,10 @@
 """Resolve a request into engine parameters: pure functions, no I/O."""
 
 import hashlib
-import re
 
 from retouch.editing.ports import EditParams, GenerationDefaults, Source
-from retouch.images.encode import EXTENSIONS
 from retouch.schema import MAX_STEPS, EditRequest
 
-_KEY_WORD = re.compile(r"[0-9a-z][0-9a-z_-]{0,127}")
 _DEFAULT_SIDE_MULTIPLE_PX = 32
 _NO_GUIDANCE = 1.0
 
@@ -69,13 +66,3 @@ def resolve_params(
         height_px=height,
     )
     return params, notes
-
-
-def result_key(prefix: str, source_id: str, job_id: str, file_format: str) -> str:
-    """Return the key of a job's result, which needs no fetched bytes.
-
-    >>> result_key("p/", "ab12", "job-1", "jpeg")
-    'p/results/ab12/job-1.jpg'
-    """
-    word = job_id if _KEY_WORD.fullmatch(job_id) else hashlib.sha256(job_id.encode()).hexdigest()
-    return f"{prefix}results/{source_id}/{word}.{EXTENSIONS[file_format]}"

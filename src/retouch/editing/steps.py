@@ -208,12 +208,7 @@ class Steps:
             StorageError: as `Store.link`.
         """
         expires_in_s = self._settings.link_expires_in_s
-        link = self._store.link(
-            key,
-            content_type=content_type,
-            filename=key.rpartition("/")[2],
-            expires_in_s=expires_in_s,
-        )
+        link = self._store.link(key, expires_in_s=expires_in_s)
         expires_at = datetime.now(UTC) + timedelta(seconds=expires_in_s)
         return StoredResult(link, key, content_type, expires_at, store_ms)
 

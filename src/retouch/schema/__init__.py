@@ -1,6 +1,6 @@
-"""The wire for both doors: what a request may say (`request`) and what an answer says (`answer`).
+"""The wire of both entry points: `request` is what a caller sends, `response` what it gets.
 
-JSON Schema and the OpenAPI document come from these models, so every field carries its own words.
+JSON Schema and OpenAPI are generated from these models, so every field has a description.
 """
 
 from retouch.schema.request import (

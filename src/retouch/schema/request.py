@@ -1,4 +1,4 @@
-"""What a request may say. Checked without asking anyone: no name is resolved, nothing is fetched."""
+"""The request of both entry points. Validation is pure: it resolves no name and fetches nothing."""
 
 import re
 from collections.abc import Mapping
@@ -29,14 +29,15 @@ SIDE_MULTIPLE_PX = 16
 MIN_SIDE_PX = 64
 MAX_SIDE_PX = 2048
 
-# The chat template of the text encoder is made of such markers; a prompt must not close or open one.
+# The markers of the text encoder's chat template; a prompt must not open or close a turn.
 _CONTROL_TOKEN = re.compile(r"<\|.*?\|>", re.DOTALL)
-_SAYS_SOMETHING = r"^(?![\s\S]*<\|[\s\S]*\|>)[\s\S]*\S[\s\S]*$"
-_PLAIN_TEXT = r"^(?![\s\S]*<\|[\s\S]*\|>)[\s\S]*$"
+_URL_PATTERN = "^([hH][tT][tT][pP][sS]?://|[dD][aA][tT][aA]:)"
+_PROMPT_PATTERN = r"^(?![\s\S]*<\|[\s\S]*\|>)[\s\S]*\S[\s\S]*$"
+_TEXT_PATTERN = r"^(?![\s\S]*<\|[\s\S]*\|>)[\s\S]*$"
 
 
-def _read_whole(value: object) -> object:
-    """Take 49.0 for 49, as JSON Schema does and languages with one kind of number write it."""
+def _to_integer(value: object) -> object:
+    """Accept 49.0 as 49: JSON Schema does, and languages with one number type write it so."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -46,14 +47,13 @@ def _require_plain_text(text: str) -> str:
     return text
 
 
-def _require_words(text: str) -> str:
+def _require_prompt(text: str) -> str:
     if not text.strip():
         raise ValueError("must not be blank")
     return _require_plain_text(text)
 
 
 def _require_source(text: str) -> str:
-    """Refuse what can be seen to be wrong without asking anyone."""
     if text[:5].lower() == "data:":
         if "," not in text[:256]:
             raise ValueError("must be data:[<type>][;base64],<data>")
@@ -62,10 +62,12 @@ def _require_source(text: str) -> str:
     return text
 
 
-_WHOLE = BeforeValidator(_read_whole)
-_Side = Annotated[int, Field(ge=MIN_SIDE_PX, le=MAX_SIDE_PX, multiple_of=SIDE_MULTIPLE_PX), _WHOLE]
+_ToInteger = BeforeValidator(_to_integer)
+_Side = Annotated[
+    int, Field(ge=MIN_SIDE_PX, le=MAX_SIDE_PX, multiple_of=SIDE_MULTIPLE_PX), _ToInteger
+]
 
-# The whole of a request in one picture; beside the model, as BentoML's schema knows no examples.
+# A whole request. Not in the model, because BentoML's schema ignores examples.
 EXAMPLE: Mapping[str, object] = {
     "image_url": "https://example.com/image.jpg",
     "prompt": "make colors warmer and add gentle film grain",
@@ -83,147 +85,112 @@ BOTH_SIDES_OR_NONE: Mapping[str, JsonValue] = {
     "then": {"properties": {"height": {"type": "integer"}}, "required": ["height"]},
     "else": {"properties": {"height": {"type": "null"}}},
 }
-"""What JSON Schema adds to `EditRequest`: not in the model's own, because BentoML's build knows no `if`.
+"""The rule on width and height as JSON Schema, added to `EditRequest` in OpenAPI.
 
-As one condition: generators of clients take `anyOf` here for other models.
+Not in the model: BentoML's build does not know `if`. Not `anyOf`: client generators would make several
+models of it.
 """
 
 
 class EditRequest(BaseModel):
-    """An image and what to do with it. Unknown fields are refused."""
+    """An image and the instruction to edit it by. Unknown fields are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     image_url: Annotated[
         str,
-        Field(
-            title="Image URL",
-            description="Where the image is: http or https on a public address, or the image itself "
-            "as a data: URL.",
-            examples=["https://example.com/image.jpg"],
-            min_length=1,
-            json_schema_extra={
-                "format": "uri",
-                "pattern": "^([hH][tT][tT][pP][sS]?://|[dD][aA][tT][aA]:)",
-            },
-        ),
+        Field(min_length=1, json_schema_extra={"format": "uri", "pattern": _URL_PATTERN}),
         AfterValidator(_require_source),
-    ]
+    ] = Field(
+        description="The image to edit: an http or https URL on a public address, or a data: URL that "
+        "holds the image.",
+        examples=["https://example.com/image.jpg"],
+    )
     prompt: Annotated[
         str,
         Field(
-            title="Prompt",
-            description="What to change, in words; at most 512 tokens of the model's tokenizer.",
-            examples=["make colors warmer and add gentle film grain"],
             min_length=1,
             max_length=MAX_PROMPT_CHARACTERS,
-            json_schema_extra={"pattern": _SAYS_SOMETHING},
+            json_schema_extra={"pattern": _PROMPT_PATTERN},
         ),
-        AfterValidator(_require_words),
-    ]
-    negative_prompt: Annotated[
+        AfterValidator(_require_prompt),
+    ] = Field(
+        description="What to change; at most 512 tokens of the model's tokenizer.",
+        examples=["make colors warmer and add gentle film grain"],
+    )
+    negative_prompt: (
         Annotated[
             str,
-            Field(max_length=MAX_PROMPT_CHARACTERS, json_schema_extra={"pattern": _PLAIN_TEXT}),
+            Field(max_length=MAX_PROMPT_CHARACTERS, json_schema_extra={"pattern": _TEXT_PATTERN}),
             AfterValidator(_require_plain_text),
         ]
-        | None,
-        Field(
-            title="Negative prompt",
-            description="What to steer away from. Null or empty guides against an empty prompt.",
-            examples=["low quality, artifacts"],
-        ),
-    ] = None
-    seed: Annotated[
-        Annotated[int, Field(ge=-1, le=2**32 - 1), _WHOLE] | None,
-        Field(
-            title="Seed",
-            description="The same seed and request give the same bytes. Null or -1: derived from the "
-            "job id. The seed used is in the answer.",
-            examples=[424242],
-        ),
-    ] = None
-    num_inference_steps: Annotated[
-        Annotated[int, Field(ge=1, le=1000), _WHOLE] | None,
-        Field(
-            title="Inference steps",
-            description="Denoising steps; more than 50 are cut to 50 and a note says so. Null: the "
-            "checkpoint's own number.",
-            examples=[30],
-        ),
-    ] = None
-    guidance_scale: Annotated[
-        Annotated[float, Field(ge=1, le=20, allow_inf_nan=False)] | None,
-        Field(
-            title="Guidance scale",
-            description="Classifier-free guidance (the model's true CFG); 1 is off and twice as fast. "
-            "Null: the checkpoint's own value.",
-            examples=[4.0],
-        ),
-    ] = None
-    scheduler: Annotated[
-        SchedulerName,
-        Field(
-            title="Scheduler",
-            description="How the steps are taken. Euler suits edits; EulerAncestral adds fresh noise.",
-            examples=["Euler"],
-        ),
-    ] = "Euler"
-    output_format: Annotated[
-        OutputFormat,
-        Field(
-            title="Output format",
-            description="The result's file format; jpg is jpeg.",
-            examples=["png"],
-        ),
-    ] = "png"
-    output_quality: Annotated[
-        int,
-        Field(
-            title="Output quality",
-            description="Quality of jpeg, webp and avif; png is lossless and ignores it.",
-            examples=[95],
-            ge=1,
-            le=100,
-        ),
-        _WHOLE,
-    ] = 95
-    width: Annotated[
-        _Side | None,
-        Field(
-            title="Width",
-            description="The result's width in pixels, with height; null for both keeps the source's "
-            "shape at the checkpoint's own area.",
-            examples=[1024],
-        ),
-    ] = None
-    height: Annotated[
-        _Side | None,
-        Field(
-            title="Height",
-            description="The result's height in pixels, with width.",
-            examples=[1024],
-            validate_default=True,
-        ),
-    ] = None
+        | None
+    ) = Field(
+        default=None,
+        description="What to avoid. Null or empty: guidance against an empty prompt.",
+        examples=["low quality, artifacts"],
+    )
+    seed: Annotated[int, Field(ge=-1, le=2**32 - 1), _ToInteger] | None = Field(
+        default=None,
+        description="The same seed and request give the same bytes. Null or -1: derived from the job "
+        "id. The response contains the seed used.",
+        examples=[424242],
+    )
+    num_inference_steps: Annotated[int, Field(ge=1, le=1000), _ToInteger] | None = Field(
+        default=None,
+        description="Denoising steps. More than 50 are reduced to 50, with a note. Null: the "
+        "checkpoint's default.",
+        examples=[30],
+    )
+    guidance_scale: Annotated[float, Field(ge=1, le=20, allow_inf_nan=False)] | None = Field(
+        default=None,
+        description="Classifier-free guidance scale (true CFG); 1 turns it off and halves the time. "
+        "Null: the checkpoint's default.",
+        examples=[4.0],
+    )
+    scheduler: SchedulerName = Field(
+        default="Euler",
+        description="Sampler. Euler suits most edits; EulerAncestral adds noise at each step.",
+        examples=["Euler"],
+    )
+    output_format: OutputFormat = Field(
+        default="png", description="File format of the result; jpg is jpeg.", examples=["png"]
+    )
+    output_quality: Annotated[int, Field(ge=1, le=100), _ToInteger] = Field(
+        default=95,
+        description="Quality of jpeg, webp and avif, 1 to 100; ignored for png, which is lossless.",
+        examples=[95],
+    )
+    width: _Side | None = Field(
+        default=None,
+        description="Width of the result in pixels, together with height. Null for both: the source's "
+        "aspect ratio at the checkpoint's area.",
+        examples=[1024],
+    )
+    height: _Side | None = Field(
+        default=None,
+        description="Height of the result in pixels, together with width.",
+        examples=[1024],
+        validate_default=True,
+    )
 
     @property
     def file_format(self) -> str:
-        """The output format by its one name: jpg is jpeg."""
+        """The output format, with jpg as jpeg."""
         return "jpeg" if self.output_format == "jpg" else self.output_format
 
-    # On the field, not the model: pydantic asks a model's validator only where no field is wrong.
+    # On the field: pydantic runs a model validator only if all fields are valid.
     @field_validator("height")
     @classmethod
     def _require_both_sides(cls, height: int | None, info: ValidationInfo) -> int | None:
-        has_width = info.data.get("width", "a wrong one") is not None
+        has_width = info.data.get("width", "invalid") is not None
         if has_width != (height is not None):
             raise ValueError("give width and height together, or neither")
         return height
 
 
 def invalid_request(error: ValidationError) -> InvalidRequest:
-    """Name every wrong field of a request and what was wrong with it, never the value given."""
+    """Name every wrong field of a request and its fault, never the given value."""
     fields: dict[str, str] = {}
     for fault in error.errors(include_url=False, include_context=False, include_input=False):
         name = str(fault["loc"][0]) if fault["loc"] else "request"

@@ -38,15 +38,6 @@ def is_fresh(fetched_at_s: float, now_s: float, fresh_s: float) -> bool:
     return 0 <= now_s - fetched_at_s < fresh_s
 
 
-def source_key(prefix: str, source_id: str) -> str:
-    """Return the cache key of a source.
-
-    >>> source_key("p/", "ab12")
-    'p/sources/v1/ab/ab12'
-    """
-    return f"{prefix}sources/v1/{source_id[:2]}/{source_id}"
-
-
 def to_object_metadata(source: CachedSource) -> dict[str, str]:
     """Return the metadata that is stored with the bytes."""
     metadata = {

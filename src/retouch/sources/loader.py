@@ -33,11 +33,11 @@ from retouch.sources.cache_entry import (
     CachedSource,
     is_fresh,
     read_stored,
-    source_key,
     to_object_metadata,
 )
 from retouch.sources.data_url import decode_data_url, is_data_url
 from retouch.sources.single_flight import SingleFlight
+from retouch.storage.keys import source_key
 from retouch.storage.port import Store
 
 T = TypeVar("T")

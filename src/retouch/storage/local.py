@@ -1,13 +1,14 @@
-"""The `Store` port in a folder, with signed links that the service itself serves.
+"""The `Store` port in a directory, with signed links that the service itself serves.
 
-One object is one file: a line of JSON (content type, metadata), then the body. One rename makes it
-absent or whole, whenever the process dies.
+An object is one file: a line of JSON (content type, metadata), then the body. It is written as a draft
+and renamed, so that it is absent or whole whenever the process dies.
 """
 
 import hashlib
 import hmac
 import json
 import os
+import re
 import secrets
 import tempfile
 import threading
@@ -16,7 +17,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import parse_qsl, urlencode
+from typing import Any
+from urllib.parse import urlencode
 
 from retouch.errors import (
     LinkExpired,
@@ -26,54 +28,46 @@ from retouch.errors import (
     StoreDenied,
     StoreUnavailable,
 )
-from retouch.storage.keys import harmless_name, is_key, require_key, require_link
+from retouch.storage.keys import is_result_key, require_key
 from retouch.storage.port import StoredObject
 
 SOURCE_LIFE_S = 30 * 24 * 3600
 SWEEP_EVERY_S = 300
-LEFTOVER_AFTER_S = 600
-"""A temporary file this old has lost its writer: no operation is given that long."""
+DRAFT_LIFE_S = 600
+"""The writer of an older draft is dead: no operation is given that long."""
 
 _MAX_HEADER_BYTES = 64 * 1024
 _SECRET_BYTES = 32
-LINK_QUERY = ("expires", "type", "name", "signature")
-_MAX_QUERY_CHARACTERS = 1024
+LINK_QUERY = ("expires", "signature")
+_LINK = re.compile(r"expires=(\d{1,12})&signature=([0-9a-f]{64})", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
 class LinkedFile:
-    """What a valid link opens, and for how many seconds more."""
+    """The file that a valid link opens, and for how many more seconds the link is valid."""
 
     body: bytes
     content_type: str
-    filename: str
     left_s: int
 
 
 def load_secret(folder: Path, configured: str) -> bytes:
-    """Return `configured`, or where it is empty the secret kept in `folder`, made if it is missing.
+    """Return `configured`, or if it is empty the secret kept in `folder`; a missing one is made.
 
     Raises:
-        StorageError: the folder cannot be used.
+        StorageError: the directory cannot be used.
     """
     if configured:
         return configured.encode()
-    with _translated():
-        drafts = folder / "drafts"  # where a sweep finds what a dead writer leaves
-        for needed in (folder, drafts):
-            needed.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path = folder / "link_secret"
+    path = folder / "link_secret"
+    with _map_errors():
         if not path.exists():
-            draft = _write_draft(drafts, (secrets.token_bytes(_SECRET_BYTES),))
-            # Another process may be here too: a hard link never replaces, so the first one wins.
-            with suppress(FileExistsError):
-                os.link(draft, path)
-            draft.unlink()
+            _write(path, secrets.token_bytes(_SECRET_BYTES), drafts=folder / "drafts")
         return path.read_bytes()
 
 
 class LocalStore:
-    """A folder. Thread-safe, and several processes may share it.
+    """A directory. Thread-safe, and several processes may share it.
 
     A file system has no time limits of its own, so `timeout_s` bounds nothing here.
     """
@@ -89,10 +83,10 @@ class LocalStore:
         result_ttl_s: int,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """Make the folder and sweep it. Without `public_url` links are paths, `/files/...`.
+        """Create the directory and sweep it. Without `public_url` links are paths, `/files/...`.
 
         Raises:
-            StorageError: the folder cannot be used.
+            StorageError: the directory cannot be used.
         """
         self._objects = folder.absolute() / "objects"
         self._drafts = folder.absolute() / "drafts"
@@ -100,17 +94,17 @@ class LocalStore:
         self._public_url = public_url.rstrip("/")
         self._result_ttl_s = result_ttl_s
         self._clock = clock
-        self._sweeping = threading.Lock()
-        with _translated():
+        self._swept_at_s = clock()
+        with _map_errors():
             for needed in (self._objects, self._drafts):
                 needed.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._objects = self._objects.resolve()
         self.sweep()
 
     def get(self, key: str, *, max_bytes: int, timeout_s: float) -> StoredObject | None:  # noqa: ARG002
         """Return the object or None."""
-        with _translated():
-            return self._read(key, max_bytes)
+        with _map_errors():
+            found = self._read(key, max_bytes)
+            return None if found is None else StoredObject(found[0], found[1]["metadata"])
 
     def put(
         self,
@@ -121,169 +115,132 @@ class LocalStore:
         metadata: Mapping[str, str],
         timeout_s: float,  # noqa: ARG002
     ) -> None:
-        """Write a draft, flush it to the disk, rename it."""
+        """Write a draft, flush it to the disk, rename it; sweep in the background once in a while."""
         header = json.dumps({"content_type": content_type, "metadata": dict(metadata)})
-        with _translated():
+        content = header.encode() + b"\n", body
+        with _map_errors():
             path = self._path(key)
-            draft = _write_draft(self._drafts, (header.encode(), b"\n", body))
             try:
-                try:
-                    _move(draft, path)
-                except FileNotFoundError:
-                    # A sweep took the empty folder between the two steps.
-                    _move(draft, path)
-            finally:
-                draft.unlink(missing_ok=True)
+                _write(path, *content, drafts=self._drafts)
+            except FileNotFoundError:  # a sweep removed the directory while it was empty
+                _write(path, *content, drafts=self._drafts)
         if self._clock() - self._swept_at_s >= SWEEP_EVERY_S:
-            self.sweep()
+            self._swept_at_s = self._clock()
+            threading.Thread(target=self.sweep, name="sweep", daemon=True).start()
 
-    def link(self, key: str, *, content_type: str, filename: str, expires_in_s: int) -> str:
-        """Sign a link, and let the object live as long as the link does."""
-        require_link(key, content_type=content_type, expires_in_s=expires_in_s)
+    def link(self, key: str, *, expires_in_s: int) -> str:
+        """Sign a link, and keep the object for as long as the link is valid."""
         now_s = self._clock()
         expires = str(int(now_s) + expires_in_s)
-        filename = harmless_name(filename)
-        with _translated(), suppress(FileNotFoundError):
+        with _map_errors(), suppress(FileNotFoundError):
             os.utime(self._path(key), (now_s, now_s))
-        query = {
-            "expires": expires,
-            "type": content_type,
-            "name": filename,
-            "signature": self._sign(key, expires, content_type, filename),
-        }
-        return f"{self._public_url}/files/{key}?{urlencode(query)}"
+        query = urlencode({"expires": expires, "signature": self._sign(key, expires)})
+        return f"{self._public_url}/files/{key}?{query}"
 
     def check(self, *, timeout_s: float) -> None:
-        """Prove that the folder can be written."""
+        """Put, get and delete an object."""
         key = f"check/{secrets.token_hex(8)}"
         body = key.encode()
         self.put(key, body, content_type="text/plain", metadata={}, timeout_s=timeout_s)
         found = self.get(key, max_bytes=len(body), timeout_s=timeout_s)
-        with _translated():
+        with _map_errors():
             self._path(key).unlink()
         if found is None or found.body != body:
             raise StorageError("LOCAL_STORE_DIR does not return what was stored")
 
     def open_link(self, key: str, query: str) -> LinkedFile:
-        """Return what a link opens; `key` is decoded, `query` as it stood in the URL.
+        """Return the file of a link; `key` is decoded, `query` as in the URL.
 
         Raises:
-            LinkInvalid: it is not a link that `link` made.
-            LinkExpired: it was one.
-            RouteNotFound: the object is gone.
+            LinkInvalid: `link` did not make this link.
+            LinkExpired: the link has expired.
+            RouteNotFound: the object no longer exists.
             StorageError: the object cannot be read.
         """
-        expires, content_type, filename, signature = _parse_query(query)
-        expected = self._sign(key, expires, content_type, filename)
-        if not hmac.compare_digest(expected.encode(), signature.encode()) or not is_key(key):
+        parts = _LINK.fullmatch(query)
+        if not parts or not hmac.compare_digest(self._sign(key, parts[1]), parts[2]):
             raise LinkInvalid("the link is not valid")
-        left_s = int(expires) - int(self._clock())
+        left_s = int(parts[1]) - int(self._clock())
         if left_s <= 0:
             raise LinkExpired("the link has expired")
-        with _translated():
-            stored = self._read(key, None)
-        if stored is None:
-            raise RouteNotFound("the file of this link is gone")
-        return LinkedFile(stored.body, content_type, filename, left_s)
+        with _map_errors():
+            found = self._read(key, None)
+        if found is None:
+            raise RouteNotFound("the file of this link no longer exists")
+        body, header = found
+        return LinkedFile(body, header["content_type"], left_s)
 
     def sweep(self) -> None:
-        """Delete results whose links have expired, old sources and the drafts of dead writers."""
-        if not self._sweeping.acquire(blocking=False):
-            return
-        try:
-            self._swept_at_s = self._clock()
-            # os.walk follows no symbolic links and passes over folders it cannot read.
-            for folder, _, names in os.walk(self._drafts):
-                for name in names:
-                    _delete_older(Path(folder, name), self._swept_at_s - LEFTOVER_AFTER_S)
-            for folder, _, names in os.walk(self._objects, topdown=False):
-                is_result = "results" in Path(folder).relative_to(self._objects).parts
-                life_s = self._result_ttl_s if is_result else SOURCE_LIFE_S
-                for name in names:
-                    _delete_older(Path(folder, name), self._swept_at_s - life_s)
-                if Path(folder) != self._objects:
-                    with suppress(OSError):  # not empty
-                        Path(folder).rmdir()
-        finally:
-            self._sweeping.release()
+        """Delete results whose links have expired, old sources, and drafts of dead writers."""
+        now_s = self._clock()
+        for path in _files(self._drafts):
+            _delete_older(path, now_s - DRAFT_LIFE_S)
+        for path in _files(self._objects):
+            is_result = is_result_key(path.relative_to(self._objects).as_posix())
+            _delete_older(path, now_s - (self._result_ttl_s if is_result else SOURCE_LIFE_S))
 
     def _path(self, key: str) -> Path:
         require_key(key)
-        path = self._objects / key
-        if not path.parent.resolve().is_relative_to(self._objects):
-            raise StorageError("the object key leads out of the store", key=key)
-        return path
+        return self._objects / key
 
-    def _read(self, key: str, max_bytes: int | None) -> StoredObject | None:
+    def _read(self, key: str, max_bytes: int | None) -> tuple[bytes, dict[str, Any]] | None:
         try:
-            file = open(self._path(key), "rb", opener=_open_no_link)  # noqa: SIM115 - paths take no opener
+            file = self._path(key).open("rb")
         except (FileNotFoundError, NotADirectoryError):
             return None
         with file:
-            metadata = json.loads(file.readline(_MAX_HEADER_BYTES))["metadata"]
-            if not all(isinstance(value, str) for value in metadata.values()):
+            header = json.loads(file.readline(_MAX_HEADER_BYTES))
+            texts = [header["content_type"], *header["metadata"].values()]
+            if not all(isinstance(text, str) for text in texts):
                 raise ValueError(key)
             size = os.fstat(file.fileno()).st_size - file.tell()
             if max_bytes is not None and size > max_bytes:
                 raise StorageError(f"the stored object is over {max_bytes} bytes", key=key)
-            return StoredObject(body=file.read(), metadata=metadata)
+            return file.read(), header
 
-    def _sign(self, *parts: str) -> str:
-        text = json.dumps(["retouch-link-1", *parts])
+    def _sign(self, key: str, expires: str) -> str:
+        text = json.dumps(["retouch-link-2", key, expires])
         return hmac.new(self._secret, text.encode(), hashlib.sha256).hexdigest()
 
 
-def _open_no_link(path: str, flags: int) -> int:
-    """Open for `open`; the last part of the path must be no symbolic link either."""
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC)
-
-
-def _parse_query(query: str) -> list[str]:
-    pairs: list[tuple[str, str]] = []
-    if len(query) <= _MAX_QUERY_CHARACTERS:
-        with suppress(ValueError):
-            pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=True)
-    found = dict(pairs)
-    if len(pairs) != len(LINK_QUERY) or set(found) != set(LINK_QUERY):
-        raise LinkInvalid("the link is not valid")
-    return [found[name] for name in LINK_QUERY]
+def _files(folder: Path) -> Iterator[Path]:
+    """Yield the files below `folder`, and remove the directories that are empty."""
+    for directory, _, names in os.walk(folder, topdown=False):
+        yield from (Path(directory, name) for name in names)
+        if Path(directory) != folder:
+            with suppress(OSError):  # it is not empty
+                Path(directory).rmdir()
 
 
 def _delete_older(path: Path, moment_s: float) -> None:
-    # Another process may sweep the same folder; what is gone or locked now is no fault.
+    # Another process may sweep the same directory at the same time.
     with suppress(OSError):
         if path.lstat().st_mtime < moment_s:
             path.unlink()
 
 
-def _move(draft: Path, path: Path) -> None:
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    draft.replace(path)
-
-
-def _write_draft(folder: Path, pieces: tuple[bytes, ...]) -> Path:
-    """Write a file that only this user can read; it is on the disk when this returns.
-
-    Without the flush a power cut after the rename could leave a name with half a body.
-    """
-    handle, name = tempfile.mkstemp(dir=folder)
+def _write(path: Path, *parts: bytes, drafts: Path) -> None:
+    """Write a file that only this user can read. It appears whole, and is on the disk on return."""
+    for needed in (path.parent, drafts):
+        needed.mkdir(mode=0o700, parents=True, exist_ok=True)
+    handle, draft = tempfile.mkstemp(dir=drafts)
     try:
         with os.fdopen(handle, "wb") as file:
-            file.writelines(pieces)
+            file.writelines(parts)
             file.flush()
-            os.fsync(handle)
+            os.fsync(handle)  # or a power cut after the rename could leave half a body
+        Path(draft).replace(path)
     except BaseException:
-        Path(name).unlink()
+        Path(draft).unlink()
         raise
-    return Path(name)
 
 
 @contextmanager
-def _translated() -> Iterator[None]:
+def _map_errors() -> Iterator[None]:
     try:
         yield
     except PermissionError as error:
-        raise StoreDenied("the local store may not be used; check LOCAL_STORE_DIR") from error
+        raise StoreDenied("no permission in the local store; check LOCAL_STORE_DIR") from error
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         fault = type(error).__name__
         raise StoreUnavailable(

@@ -1,4 +1,4 @@
-"""The store port: where cached sources and results live."""
+"""The store port."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,24 +7,25 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True)
 class StoredObject:
-    """An object from the store: its bytes and the metadata it was put with."""
+    """An object from the store: its bytes and its metadata."""
 
     body: bytes
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 
 class Store(Protocol):
-    """Where cached sources and results live. Sync and thread-safe; every call has a time limit.
+    """The home of cached sources and results. Synchronous and thread-safe.
 
-    Keys are `[0-9a-z/._-]`, without empty, `.` or `..` segments, and come with their prefix.
-    Metadata keys are lower-case `[a-z0-9-]`, values printable ASCII.
+    Keys are `[0-9a-z/._-]`, without empty, `.` or `..` segments, and include their prefix. Metadata keys
+    are `[a-z0-9-]`, values printable ASCII. `timeout_s` bounds a call with its retries, but not a server
+    that sends byte by byte.
     """
 
     name: str
-    """The bucket, or for a local store the word `local`."""
+    """The bucket, or `local`."""
 
     def get(self, key: str, *, max_bytes: int, timeout_s: float) -> StoredObject | None:
-        """Return the object, or None where there is none. One request.
+        """Return the object, or None if there is none. Sends one request.
 
         Raises:
             StorageError: it cannot be read, or is over `max_bytes`.
@@ -47,8 +48,8 @@ class Store(Protocol):
         """
         ...
 
-    def link(self, key: str, *, content_type: str, filename: str, expires_in_s: int) -> str:
-        """Sign a URL that opens the object for 1 s to 7 days. No request is made.
+    def link(self, key: str, *, expires_in_s: int) -> str:
+        """Sign a URL that opens the object for 1 s to 7 days. Sends no request.
 
         Raises:
             StorageError: the link could not be signed.
@@ -59,6 +60,6 @@ class Store(Protocol):
         """Put, get and delete a probe object.
 
         Raises:
-            StorageError: one of the three failed; the message says what to mend.
+            StorageError: one of the three failed; the message says what to check.
         """
         ...

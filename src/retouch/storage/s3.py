@@ -1,7 +1,7 @@
-"""The S3 home of the `Store` port, by minio; written for Backblaze B2 and any other S3.
+"""The `Store` port on S3, by minio; for Backblaze B2 and any other S3.
 
-One PUT and one GET an object, plain requests only: B2 has no conditional PUT, no object ACLs, and
-not everywhere checksum headers.
+Each object is one plain PUT and one plain GET: B2 has no conditional PUT and no object ACLs, and takes
+checksum headers only in part.
 """
 
 import io
@@ -12,9 +12,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar
+from xml.etree.ElementTree import ParseError
 
 from minio import Minio
-from minio.error import MinioException
+from minio.error import MinioException, S3Error
 from tenacity import (
     RetryCallState,
     Retrying,
@@ -23,28 +24,28 @@ from tenacity import (
     wait_random_exponential,
 )
 from urllib3.exceptions import HTTPError, LocationValueError, SSLError
+from urllib3.response import BaseHTTPResponse
 
 from retouch.errors import StorageError, StoreDenied, StoreUnavailable
 from retouch.logs import event
-from retouch.storage.keys import attachment, require_key, require_link
+from retouch.storage.keys import attachment, require_key
 from retouch.storage.port import StoredObject
-from retouch.storage.s3_transport import Connections, Refusal, deadline, read_and_release
+from retouch.storage.s3_transport import Connections, TransientStatus, deadline
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-_FAULTS = (Refusal, MinioException, HTTPError, OSError, ValueError)
-# Backblaze's integration checklist: back off and retry on these and on broken connections. AWS
-# reports a slow upload, and a body that was spoilt on its way, as status 400 with one of the codes.
-_TRANSIENT_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
+_FAULTS = (MinioException, HTTPError, OSError, ValueError, ParseError)
+# AWS reports a slow upload, and a body damaged on its way, as status 400 with one of these codes.
 _TRANSIENT_CODES = frozenset({"RequestTimeout", "BadDigest", "XAmzContentSHA256Mismatch"})
 _MAX_RETRY_AFTER_S = 30.0
 _BACKOFF = wait_random_exponential(multiplier=0.5, max=8)
 _META = "x-amz-meta-"
 _MIN_PART_BYTES = 5 * 1024 * 1024
+_CHUNK_BYTES = 64 * 1024
 
 _ADVICE = {
-    "AccessDenied": "the key may not do this; it must read, write and delete in S3_BUCKET",
+    "AccessDenied": "the key lacks a permission; it must be able to read, write and delete in S3_BUCKET",
     "InvalidAccessKeyId": "check S3_ACCESS_KEY",
     "SignatureDoesNotMatch": "check S3_SECRET_KEY and S3_REGION",
     "RequestTimeTooSkewed": "check the clock of this machine",
@@ -59,10 +60,10 @@ _ADVICE_ELSE = "check S3_ENDPOINT, S3_REGION, S3_BUCKET and the key"
 
 @dataclass(frozen=True, slots=True)
 class S3Settings:
-    """Where the bucket is and how long to wait for it.
+    """The bucket, its key and its time limits.
 
-    `endpoint` is `host[:port]`; `timeout_s` bounds any one operation, its retries included;
-    `prefix` starts the key of the probe object of `check`, for keys that are bound to a prefix.
+    `endpoint` is `host[:port]`; `timeout_s` bounds an operation with its retries; `prefix` starts the
+    key of the object that `check` writes, for keys that are restricted to a prefix.
     """
 
     endpoint: str
@@ -79,35 +80,36 @@ class S3Settings:
 
 
 def is_transient(fault: BaseException) -> bool:
-    """Tell whether the same request may succeed a moment later."""
-    if isinstance(fault, Refusal):
-        return fault.status in _TRANSIENT_STATUSES or fault.code in _TRANSIENT_CODES
+    """Whether the same request may succeed a moment later."""
+    if isinstance(fault, S3Error):
+        return fault.code in _TRANSIENT_CODES
     if isinstance(fault, SSLError):
         return not any(isinstance(arg, ssl.SSLCertVerificationError) for arg in fault.args)
     return isinstance(fault, HTTPError | OSError) and not isinstance(fault, LocationValueError)
 
 
 def translate(fault: Exception, operation: str) -> StorageError:
-    """Say in our words what `fault` means; nothing that a server sent gets into the text."""
+    """Map `fault` to an error of ours, without any text that the server sent."""
     context: dict[str, Any] = {"operation": operation, "fault": type(fault).__name__}
-    if isinstance(fault, Refusal):
-        context |= {"status": fault.status, "s3_code": fault.code}
+    code = fault.code or "" if isinstance(fault, S3Error) else ""
+    if code.isalpha():  # with digits it could be an echoed key id
+        context["s3_code"] = code
+    if isinstance(fault, TransientStatus):
+        context["status"] = fault.status
     if is_transient(fault):
         text = "the object store is down, slow or overloaded, or S3_ENDPOINT is wrong"
         return StoreUnavailable(text, **context)
     if isinstance(fault, SSLError):
         advice = "its certificate is not valid; check S3_ENDPOINT and S3_SECURE"
-    elif isinstance(fault, Refusal):
-        advice = _ADVICE.get(fault.code, _ADVICE_ELSE)
     else:
-        advice = _ADVICE_ELSE
+        advice = _ADVICE.get(code, _ADVICE_ELSE)
     return StoreDenied(f"the object store cannot be used as configured: {advice}", **context)
 
 
 def wait_s(state: RetryCallState) -> float:
-    """Return how long to wait before the next try: what the server asked for, within reason."""
+    """Return the seconds until the next attempt: a random backoff, or what the server asks for."""
     fault = state.outcome.exception() if state.outcome else None
-    asked_s = fault.retry_after_s if isinstance(fault, Refusal) else 0.0
+    asked_s = fault.retry_after_s if isinstance(fault, TransientStatus) else 0
     return max(_BACKOFF(state), min(asked_s, _MAX_RETRY_AFTER_S))
 
 
@@ -115,7 +117,7 @@ class S3Store:
     """A bucket. Thread-safe; `max_connections` calls run at once, further ones wait."""
 
     def __init__(self, settings: S3Settings, *, ca_certs: str | None = None) -> None:
-        """Make no request. `ca_certs` is a PEM file to trust in place of certifi's.
+        """Send no request. `ca_certs` is a PEM file to trust in place of certifi's.
 
         Raises:
             StoreDenied: the endpoint or the region is malformed.
@@ -125,6 +127,7 @@ class S3Store:
         self._connections = Connections(
             max_connections=settings.max_connections,
             connect_timeout_s=settings.connect_timeout_s,
+            read_timeout_s=settings.read_timeout_s,
             ca_certs=ca_certs,
         )
         try:
@@ -133,7 +136,7 @@ class S3Store:
                 access_key=settings.access_key,
                 secret_key=settings.secret_key,
                 secure=settings.secure,
-                # Without it the first call asks for the bucket's location, signed for us-east-1.
+                # Without it minio first asks for the bucket's location, signed for us-east-1.
                 region=settings.region,
                 http_client=self._connections,
             )
@@ -141,7 +144,7 @@ class S3Store:
             raise translate(error, "configure") from error
 
     def get(self, key: str, *, max_bytes: int, timeout_s: float) -> StoredObject | None:
-        """Return the object or None; a key that may not list the bucket gets a denial instead."""
+        """Return the object or None. Without the right to list the bucket S3 answers 403, not 404."""
         require_key(key)
         return self._run("get", timeout_s, lambda: self._get(key, max_bytes))
 
@@ -154,34 +157,31 @@ class S3Store:
         metadata: Mapping[str, str],
         timeout_s: float,
     ) -> None:
-        """Store the object by one PUT; where an answer is lost, the same PUT goes out again."""
+        """Store the object by one PUT, which is repeated if its response is lost."""
         require_key(key)
         self._run("put", timeout_s, lambda: self._put(key, body, content_type, metadata))
 
-    def link(self, key: str, *, content_type: str, filename: str, expires_in_s: int) -> str:
-        """Presign a GET that answers with this content type, as a file to save."""
-        require_link(key, content_type=content_type, expires_in_s=expires_in_s)
+    def link(self, key: str, *, expires_in_s: int) -> str:
+        """Presign a GET of the object, as a file to save."""
+        require_key(key)
         try:
             return self._client.presigned_get_object(
                 bucket_name=self.name,
                 object_name=key,
                 expires=timedelta(seconds=expires_in_s),
-                response_headers={
-                    "response-content-type": content_type,
-                    "response-content-disposition": attachment(filename),
-                },
+                response_headers={"response-content-disposition": attachment(key)},
             )
         except ValueError as error:
             raise translate(error, "link") from error
 
     def check(self, *, timeout_s: float) -> None:
-        """Prove that the key, the bucket and the clock are right."""
+        """Put, get and delete an object, which also proves that the clock is right."""
         key = f"{self._settings.prefix}check/{secrets.token_hex(8)}"
         require_key(key)
         self._run("check", timeout_s, lambda: self._probe(key))
 
     def close(self) -> None:
-        """Drop the idle connections."""
+        """Close the idle connections."""
         self._connections.clear()
 
     def _run(self, operation: str, timeout_s: float, call: Callable[[], T]) -> T:
@@ -189,11 +189,9 @@ class S3Store:
 
         def note(state: RetryCallState) -> None:
             fault = type(state.outcome.exception()).__name__ if state.outcome else ""
-            wait_ms = round(state.upcoming_sleep * 1000)
-            level = logging.WARNING
-            event(
-                log, "store.retried", level=level, operation=operation, fault=fault, wait_ms=wait_ms
-            )
+            fields: dict[str, Any] = {"operation": operation, "fault": fault}
+            fields["wait_ms"] = round(state.upcoming_sleep * 1000)
+            event(log, "store.retried", level=logging.WARNING, **fields)
 
         attempts = Retrying(
             retry=retry_if_exception(is_transient),
@@ -203,7 +201,7 @@ class S3Store:
             reraise=True,
         )
         try:
-            with deadline(budget_s, wait_s=self._settings.read_timeout_s):
+            with deadline(budget_s):
                 return attempts(call)
         except _FAULTS as error:
             raise translate(error, operation) from error
@@ -211,20 +209,16 @@ class S3Store:
     def _get(self, key: str, max_bytes: int) -> StoredObject | None:
         try:
             response = self._client.get_object(bucket_name=self.name, object_name=key)
-        except Refusal as refusal:
-            if refusal.code == "NoSuchKey":
+        except S3Error as error:
+            if error.code == "NoSuchKey":
                 return None
             raise
-        body = read_and_release(response, max_bytes=max_bytes + 1)
-        if len(body) > max_bytes:
-            raise StorageError(f"the stored object is over {max_bytes} bytes", key=key)
-        headers = {name.lower(): value for name, value in response.headers.items()}
         metadata = {
-            name.removeprefix(_META): value
-            for name, value in headers.items()
-            if name.startswith(_META)
+            name.lower().removeprefix(_META): value
+            for name, value in response.headers.items()
+            if name.lower().startswith(_META)
         }
-        return StoredObject(body=body, metadata=metadata)
+        return StoredObject(body=_read(response, max_bytes), metadata=metadata)
 
     def _put(self, key: str, body: bytes, content_type: str, metadata: Mapping[str, str]) -> None:
         user_metadata: dict[str, Any] = dict(metadata)
@@ -233,13 +227,13 @@ class S3Store:
             object_name=key,
             data=io.BytesIO(body),
             length=len(body),
-            # Over one part, minio turns to multipart: five requests, three threads, no retries.
+            # Over one part minio uploads in parts: five requests, three threads, no retries.
             part_size=max(_MIN_PART_BYTES, len(body)),
             content_type=content_type,
             metadata=user_metadata,
         )
-        if not written.etag:  # every S3 has one; a page that some proxy answers with has not
-            raise Refusal(200, "", 0.0)
+        if not written.etag:  # every S3 sends one, a web page with status 200 does not
+            raise MinioException("the response has no ETag")
 
     def _probe(self, key: str) -> None:
         self._put(key, key.encode(), "text/plain", {})
@@ -247,3 +241,16 @@ class S3Store:
         self._client.remove_object(bucket_name=self.name, object_name=key)
         if found is None or found.body != key.encode():
             raise StorageError("the object store does not return what was stored")
+
+
+def _read(response: BaseHTTPResponse, max_bytes: int) -> bytes:
+    body = bytearray()
+    try:
+        for chunk in response.stream(_CHUNK_BYTES, decode_content=False):
+            body += chunk
+            if len(body) > max_bytes:
+                raise StorageError(f"the stored object is over {max_bytes} bytes")
+        return bytes(body)
+    finally:
+        response.close()  # does nothing once the body is read and the connection given back
+        response.release_conn()

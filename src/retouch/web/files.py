@@ -22,7 +22,7 @@ async def serve_file(store: LocalStore, request: Request) -> Response:
     headers = {
         "Content-Type": file.content_type,
         "Content-Length": str(len(file.body)),
-        "Content-Disposition": attachment(file.filename),
+        "Content-Disposition": attachment(key),
         "Cache-Control": f"private, max-age={file.left_s}",
         "Content-Security-Policy": "sandbox; default-src 'none'",
         "X-Content-Type-Options": "nosniff",

@@ -90,7 +90,7 @@ class StartupChecks:
     def settings(self) -> None:
         """Read the settings, and from now on log by them."""
         self._settings = load_worker_settings()
-        secrets = [*wiring.secrets_of(self._settings), *self._platform_secrets]
+        secrets = [*self._settings.secrets, *self._platform_secrets]
         logs.install(self._settings.log_level, secrets=secrets)
 
     def bucket(self) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from minio import Minio
 
-from retouch.editing.params import result_key
+from retouch.storage.keys import result_key
 from support.images.samples import photo, saved
 from support.servers.bentoml_service import LiveOrigin
 from support.servers.ceph_rgw import Rgw

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import httpx
 
-from retouch.storage.local import LEFTOVER_AFTER_S, LocalStore, load_secret
+from retouch.storage.local import DRAFT_LIFE_S, LocalStore, load_secret
 from retouch.storage.port import StoredObject
 from support.processes.killed import Tally
 from support.servers.bentoml_service import SAMPLE, LiveOrigin, Service, started
@@ -58,7 +58,7 @@ def judge(folder: Path, tally: Tally) -> None:
     secret = folder / "link_secret"
     if secret.exists() and len(secret.read_bytes()) != _SECRET_BYTES:
         tally.faults.append(f"{secret} is not whole")
-    long_ago_s = time.time() - LEFTOVER_AFTER_S - 1
+    long_ago_s = time.time() - DRAFT_LIFE_S - 1
     for draft in drafts:
         os.utime(draft, (long_ago_s, long_ago_s))
     store = open_store(folder)

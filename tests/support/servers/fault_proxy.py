@@ -102,19 +102,6 @@ def flipped(exchange: Exchange) -> None:
     passed(exchange)
 
 
-def dripped(answer: bytes, *, at_once: int, pause_s: float = 0.05) -> Step:
-    """Send `at_once` bytes of `answer`, then one more every `pause_s`."""
-
-    def step(exchange: Exchange) -> None:
-        exchange.client.sendall(answer[:at_once])
-        for at in range(at_once, len(answer)):
-            if exchange.closing.wait(pause_s):
-                return
-            exchange.client.sendall(answer[at : at + 1])
-
-    return step
-
-
 @dataclass
 class FaultProxy:
     """Listens on 127.0.0.1; runs the steps of `plan` in order, then `otherwise` for ever."""

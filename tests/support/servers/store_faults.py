@@ -1,9 +1,8 @@
-"""Faults of an S3 server: transient ones, and refusals that name the setting to check."""
+"""Faults of an S3 server: transient ones, and denials with the setting that the error must name."""
 
 from support.servers.fault_proxy import (
     Step,
     answered,
-    dripped,
     garbage,
     lost,
     reset,
@@ -12,7 +11,6 @@ from support.servers.fault_proxy import (
 )
 
 HTML = b"<html>busy</html>"
-OK_HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\nETag: x\r\n\r\n"
 
 TRANSIENT: dict[str, Step] = {
     "503 SlowDown": s3_error(503, "SlowDown"),
@@ -31,13 +29,7 @@ TRANSIENT: dict[str, Step] = {
     "lost answer": lost,
     "silence": silent,
     "short answer": answered(200, b"short", {"Content-Length": "9"}),
-    "header dripped": dripped(OK_HEAD, at_once=20),
-    "body dripped": dripped(OK_HEAD + bytes(1000), at_once=len(OK_HEAD)),
-    "error body dripped": dripped(OK_HEAD.replace(b"200", b"503") + bytes(1000), at_once=80),
 }
-# A drip is never silent for long, so it lasts until the deadline and leaves no time for a retry.
-HEALING = [name for name in TRANSIENT if "dripped" not in name]
-
 DENIALS: dict[str, tuple[Step, str]] = {
     "key": (s3_error(403, "InvalidAccessKeyId"), "S3_ACCESS_KEY"),
     "secret": (s3_error(403, "SignatureDoesNotMatch"), "S3_SECRET_KEY"),

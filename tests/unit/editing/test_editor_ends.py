@@ -14,7 +14,7 @@ from retouch.errors import (
     NotReady,
     OutOfMemory,
     SourceStatusError,
-    StorageError,
+    StoreDenied,
     StoreUnavailable,
 )
 from retouch.schema import Progress
@@ -49,8 +49,9 @@ async def test_a_store_that_fails_is_told() -> None:
 
 
 async def test_a_link_that_cannot_be_signed_is_told() -> None:
-    house = House(settings=EditorSettings(prefix="p/", link_expires_in_s=604801))
-    await refused(house, StorageError)
+    house = House()
+    house.store.link_fault = StoreDenied("the link cannot be signed")
+    await refused(house, StoreDenied)
 
 
 async def test_the_deadline_holds_while_the_source_is_loaded() -> None:

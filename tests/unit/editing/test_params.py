@@ -6,10 +6,9 @@ import pytest
 from PIL import Image
 from support.fakes import PRESET, REQUEST
 
-from retouch.editing.params import derive_seed, fit_size, resolve_params, result_key
+from retouch.editing.params import derive_seed, fit_size, resolve_params
 from retouch.editing.ports import EditParams, GenerationDefaults, Source
 from retouch.schema import SCHEDULERS, EditRequest
-from retouch.storage.keys import is_key
 
 SOURCE = Source(
     content_sha256="cd" * 32,
@@ -151,24 +150,3 @@ def test_any_shape_gives_whole_multiples_of_32(ratio: float, area_px: int) -> No
     width, height = fit_size(round(1000 * ratio), 1000, area_px=area_px)
     assert width % 32 == height % 32 == 0
     assert min(width, height) >= 32
-
-
-def test_a_key_names_prefix_source_job_and_format() -> None:
-    key = result_key("qwen-image-edit/", "ab12", "8f14e45f", "webp")
-    assert key == "qwen-image-edit/results/ab12/8f14e45f.webp"
-
-
-@pytest.mark.parametrize(
-    "job_id",
-    ["", "../x", "a/b", "A", "a\n", "x" * 129, "é", ".a", "-a", "a.png", "sync-1-e1", "a b"],
-)
-def test_a_job_id_of_any_form_makes_a_key_of_its_own(job_id: str) -> None:
-    key = result_key("p/", "ab12", job_id, "png")
-    assert is_key(key)
-    assert key.startswith("p/results/ab12/")
-    assert key != result_key("p/", "ab12", job_id + "x", "png")
-
-
-def test_a_plain_job_id_is_in_the_key_as_it_is() -> None:
-    assert result_key("", "ab", "x" * 128, "png") == f"results/ab/{'x' * 128}.png"
-    assert "sync-1-e1" in result_key("", "ab", "sync-1-e1", "png")

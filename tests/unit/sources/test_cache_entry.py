@@ -9,11 +9,9 @@ from retouch.sources.cache_entry import (
     CachedSource,
     is_fresh,
     read_stored,
-    source_key,
     to_object_metadata,
 )
 from retouch.sources.data_url import decode_data_url, is_data_url
-from retouch.storage.keys import is_key
 from retouch.storage.port import StoredObject
 
 NO_BASE64 = "holds no valid base64 after its comma"
@@ -42,12 +40,6 @@ def test_a_copy_is_fresh_from_its_fetch_until_its_time_is_over(
     fetched_at_s: float, now_s: float, fresh_s: float, *, fresh: bool
 ) -> None:
     assert is_fresh(fetched_at_s, now_s, fresh_s) is fresh
-
-
-def test_a_source_key_is_valid_and_has_a_version() -> None:
-    key = source_key("qwen-image-edit/", "ab" * 32)
-    assert key == f"qwen-image-edit/sources/v1/ab/{'ab' * 32}"
-    assert is_key(key)
 
 
 @pytest.mark.parametrize(

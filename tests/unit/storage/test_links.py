@@ -4,11 +4,9 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from retouch.errors import LinkExpired, LinkInvalid, RouteNotFound
-from retouch.storage.keys import harmless_name
 from retouch.storage.local import LocalStore
 
 KEY = "retouch/results/0f/job-1.png"
-SOURCE = "retouch/sources/v1/ab/abcd"
 TTL_S = 3600
 
 
@@ -34,24 +32,23 @@ def put(store: LocalStore, key: str = KEY, body: bytes = b"picture") -> None:
     store.put(key, body, content_type="image/png", metadata={"n": "1"}, timeout_s=1)
 
 
-def signed(store: LocalStore, expires_in_s: int = 60, filename: str = "cat.png") -> tuple[str, str]:
-    url = store.link(KEY, content_type="image/png", filename=filename, expires_in_s=expires_in_s)
+def signed(store: LocalStore, expires_in_s: int = 60) -> tuple[str, str]:
+    url = store.link(KEY, expires_in_s=expires_in_s)
     return KEY, urlsplit(url).query
 
 
-def test_a_link_opens_what_was_put(tmp_path: Path) -> None:
+def test_a_link_opens_the_object(tmp_path: Path) -> None:
     store = build(tmp_path)
     put(store)
-    file = store.open_link(*signed(store, filename="cät & dog.png" * 50))
+    file = store.open_link(*signed(store))
     assert file.body == b"picture"
-    assert (file.content_type, file.filename) == ("image/png", harmless_name("cät & dog.png" * 50))
-    assert file.left_s == 60
+    assert (file.content_type, file.left_s) == ("image/png", 60)
 
 
 def test_a_link_is_a_path_without_a_public_url_and_under_it_with_one(tmp_path: Path) -> None:
     for public_url, start in (("", "/files/"), ("https://a.b/c/", "https://a.b/c/files/")):
         store = build(tmp_path, public_url=public_url)
-        url = store.link(KEY, content_type="image/png", filename="a", expires_in_s=1)
+        url = store.link(KEY, expires_in_s=1)
         assert url.startswith(start + KEY + "?")
 
 
@@ -81,8 +78,6 @@ def test_a_changed_link_is_invalid_even_if_it_has_expired(tmp_path: Path) -> Non
         ("../link_secret", query),
         (KEY, query.replace(expires, "9999999999")),
         (KEY, query.replace(expires, "soon")),
-        (KEY, query.replace("image%2Fpng", "text%2Fhtml")),
-        (KEY, query.replace("cat", "dog")),
         (KEY, query.replace(signature, "")),
         (KEY, query.replace(signature, signature.upper() + "é")),
         (KEY, query + "&x=1"),
@@ -106,7 +101,7 @@ def test_a_link_of_another_secret_is_invalid(tmp_path: Path) -> None:
         store.open_link(*signed(other))
 
 
-def test_a_link_to_what_is_gone_is_not_found(tmp_path: Path) -> None:
+def test_a_link_to_a_deleted_object_is_not_found(tmp_path: Path) -> None:
     store = build(tmp_path)
     with pytest.raises(RouteNotFound):
         store.open_link(*signed(store))

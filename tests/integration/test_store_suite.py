@@ -1,4 +1,4 @@
-"""The contract of the `Store` port, the same for a real S3 over http and https and for a folder."""
+"""The contract of the `Store` port: one suite for S3 over http and https and for a directory."""
 
 import hashlib
 import os
@@ -36,7 +36,7 @@ KEY = "retouch/results/0f/job-1.png"
 
 
 class Answer(Protocol):
-    """What an httpx response and one of Starlette's test client have in common."""
+    """What responses of httpx and of Starlette's test client have in common."""
 
     status_code: int
 
@@ -93,12 +93,12 @@ def get(store: Store, key: str, max_bytes: int = 1 << 24) -> bytes | None:
     return found.body if found else None
 
 
-def link(store: Store, key: str = KEY, expires_in_s: int = 60, filename: str = "cat.png") -> str:
-    return store.link(key, content_type=PNG, filename=filename, expires_in_s=expires_in_s)
+def link(store: Store, key: str = KEY, expires_in_s: int = 60) -> str:
+    return store.link(key, expires_in_s=expires_in_s)
 
 
 @pytest.mark.parametrize("size", [0, 1, 5 << 20, 12_000_000])
-def test_what_was_put_comes_back_with_its_metadata(home: Home, size: int) -> None:
+def test_an_object_comes_back_with_its_metadata(home: Home, size: int) -> None:
     body = random.Random(size).randbytes(size)  # noqa: S311
     put(home.store, KEY, body, {"sha256": "ab12", "fetched-at": "2026-01-02T03:04:05Z"})
     found = home.store.get(KEY, max_bytes=size, timeout_s=20)
@@ -128,7 +128,7 @@ def test_an_object_over_the_limit_is_an_error_and_one_at_it_is_not(home: Home) -
 
 
 @pytest.mark.parametrize("key", ["", "/a", "a/", "a//b", "a/../b", ".", "A", "a b", "a%41", "é"])
-def test_a_key_out_of_the_alphabet_is_refused(home: Home, key: str) -> None:
+def test_a_malformed_key_is_refused(home: Home, key: str) -> None:
     with pytest.raises(StorageError, match="key"):
         put(home.store, key, b"x")
     with pytest.raises(StorageError, match="key"):
@@ -144,15 +144,7 @@ def test_a_link_opens_as_a_file_to_save(home: Home) -> None:
     assert answer.content == b"picture"
     assert answer.headers["content-type"] == PNG
     assert answer.headers["content-length"] == "7"
-    assert answer.headers["content-disposition"] == 'attachment; filename="cat.png"'
-
-
-def test_a_hostile_file_name_changes_no_other_header(home: Home) -> None:
-    put(home.store, KEY, b"picture")
-    answer = home.open(link(home.store, filename='a"; x=\r\nSet-Cookie: a=b'), "GET")
-    assert answer.status_code == 200
-    assert "set-cookie" not in answer.headers
-    assert answer.headers["content-disposition"] == 'attachment; filename="a-x-Set-Cookie-a-b"'
+    assert answer.headers["content-disposition"] == 'attachment; filename="job-1.png"'
 
 
 def extended(url: str) -> str:
@@ -167,8 +159,6 @@ CHANGES: dict[str, Callable[[str], str]] = {
     "no query": lambda url: url.partition("?")[0],
     "other key": lambda url: url.replace("job-1", "job-2"),
     "escaping key": lambda url: url.replace(KEY, quote("../link_secret", safe="")),
-    "other name": lambda url: url.replace("cat.png", "dog.exe"),
-    "other type": lambda url: url.replace("image%2Fpng", "text%2Fhtml"),
     "added parameter": lambda url: url + "&x=1",
     "longer": lambda url: (
         extended(url) if "X-Amz" not in url else url.replace("Expires=60", "Expires=600")
@@ -205,12 +195,6 @@ def test_a_link_expires(home: Home) -> None:
     assert b"picture" not in answer.content
 
 
-@pytest.mark.parametrize("expires_in_s", [0, -1, 7 * 24 * 3600 + 1])
-def test_a_link_that_cannot_live_so_long_is_not_made(home: Home, expires_in_s: int) -> None:
-    with pytest.raises(StorageError, match="PRESIGN_EXPIRY"):
-        link(home.store, expires_in_s=expires_in_s)
-
-
 def test_the_longest_link_opens(home: Home) -> None:
     put(home.store, KEY, b"picture")
     assert home.open(link(home.store, expires_in_s=7 * 24 * 3600), "GET").status_code == 200
@@ -241,7 +225,7 @@ def test_the_check_leaves_no_object_behind(rgw: Rgw, s3_settings: S3Settings) ->
     assert not list(client.list_objects(bucket_name=rgw.bucket, prefix="retouch/check/"))
 
 
-def test_a_certificate_of_a_stranger_is_refused(
+def test_a_certificate_of_an_unknown_authority_is_refused(
     rgw: Rgw, s3_settings: S3Settings, tmp_path: Path
 ) -> None:
     trustme.CA().cert_pem.write_to_path(str(tmp_path / "other.pem"))
