@@ -23,9 +23,8 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from retouch.demo import phrases
 from retouch.engine import preset
-from retouch.engine.checkpoint import load
 from retouch.engine.checkpoint.files import WEIGHTED
-from retouch.engine.tokenizer import StillProcessor
+from retouch.demo.processor import StillProcessor, save_checkpoint
 
 SPECIALS = (
     *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>"),
@@ -213,4 +212,4 @@ def save(parts: Parts, folder: Path) -> None:
         tokenizer=parts.tokenizer,
         processor=StillProcessor(Qwen2VLImageProcessorPil(size=edges), parts.tokenizer),
     )
-    load.save(pipe, folder, preset=PRESET)
+    save_checkpoint(pipe, folder, preset=PRESET)
