@@ -45,8 +45,8 @@ from support.models.tiny import build_tiny_pipeline
 
 from retouch.engine import precision
 from retouch.engine.checkpoint import build
-from retouch.engine.memory.plan import EditShape
-from retouch.engine.memory.probe import GIB, FreeMemory, measure_host
+from retouch.engine.memory.plan import GIB, EditShape, FreeMemory
+from retouch.engine.memory.probe import measure_host
 
 ORDER = (
     *("stock", "resident", "16", "8", "load", "load:16", "sizes:16", "leak:16", "cancel:16"),
@@ -226,7 +226,7 @@ def row_load(rig: Rig, cap: str) -> dict[str, Any]:
             rig.folder,
             dtype=torch.float32 if rig.tiny else rig.dtype,
             device=rig.device,
-            picture=EditShape(),
+            shape=EditShape(),
             memory=memory,
             progress=lambda line: sys.stderr.write(f"{line}\n"),
         )

@@ -15,9 +15,11 @@ from support.models.reference_edits import (
     engine_over,
     fold,
 )
+from support.models.tiny import build_engine
 
 from retouch.editing.ports import run_edit
 from retouch.engine.engine import QwenEngine
+from retouch.engine.transformer import run_block
 from retouch.errors import NonFiniteResult
 
 pytestmark = pytest.mark.e2e
@@ -66,23 +68,16 @@ def run(plant: Any, dtype: torch.dtype) -> torch.Tensor:
     return decode_of(pipe.vae, lambda: edit(engine))
 
 
-def largest_residual(pipe: Any, engine: QwenEngine) -> float:
+def largest_residual(pipe: Any) -> float:
     largest = [0.0]
 
-    def see(_module: Any, inputs: Any) -> None:
-        largest[0] = max(largest[0], float(inputs[0].abs().max()))
+    def record(*args: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        streams = run_block(*args)
+        largest.extend(float(stream.abs().max()) for stream in streams)
+        return streams
 
-    seen = engine._run_block  # noqa: SLF001 - the seam that is given at construction
-
-    def run_block(*args: Any) -> Any:
-        image, text = seen(*args)
-        see(None, (image,))
-        see(None, (text,))
-        return image, text
-
-    engine._run_block = run_block  # noqa: SLF001 - as above
-    edit(engine)
-    return largest[0]
+    edit(build_engine(pipe, run_block=record))
+    return max(largest)
 
 
 def error(found: torch.Tensor, wanted: torch.Tensor) -> float:
@@ -90,7 +85,7 @@ def error(found: torch.Tensor, wanted: torch.Tensor) -> float:
 
 
 def test_folded_float16_is_closer_than_bfloat16_where_residuals_are_huge() -> None:
-    assert largest_residual(*build(plant_residuals, torch.float32)) > RESIDUAL
+    assert largest_residual(build(plant_residuals, torch.float32)[0]) > RESIDUAL
     exact = run(plant_residuals, torch.float32)
     pipe, engine = build(plant_residuals, torch.float16)
     half = decode_of(pipe.vae, lambda: edit(engine))
@@ -100,13 +95,13 @@ def test_folded_float16_is_closer_than_bfloat16_where_residuals_are_huge() -> No
 
 def test_a_fold_changes_no_bit_in_float32() -> None:
     """Powers of two move the exponent alone, so that what is left of an error is float16's."""
-    from retouch.engine.precision import fold_factor, fold_norms
+    from retouch.engine.precision import residual_scale, scale_norms
 
     pipe = build_stock()
     before = decode_of(pipe.vae, lambda: edit(engine_over(pipe)))
     for name, weights in pipe.transformer.named_parameters():
-        weights.data *= fold_factor(name)
-    fold_norms(pipe.transformer)
+        weights.data *= residual_scale(f"transformer.{name}", torch.float16)
+    scale_norms(pipe.transformer)
     assert torch.equal(decode_of(pipe.vae, lambda: edit(engine_over(pipe))), before)
 
 

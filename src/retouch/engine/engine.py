@@ -63,9 +63,8 @@ class EditInputs:
 class QwenEngine:
     """`Engine` over `weights`, which it then owns; named by its preset, or else `model`.
 
-    `scheduler` is the checkpoint's scheduler configuration, `pipeline` the class that its index
-    names, `attention` one of diffusers' backends, and `run_block` what runs a block: `run_block` of
-    `transformer` or its compiled form.
+    `processor` has the checkpoint's `tokenizer` and `image_processor`, `scheduler` is its scheduler configuration, `pipeline` the class that its index
+    names, and `run_block` what runs a block of the transformer.
 
     Raises:
         ModelError: the tokenizer is not this family's.
@@ -75,14 +74,12 @@ class QwenEngine:
         self,
         weights: Weights,
         *,
-        tokenizer: Any,
-        image_processor: Any,
+        processor: Any,
         scheduler: Mapping[str, Any],
         pipeline: str,
         preset: PresetFile,
         model: str,
         revision: str,
-        attention: str = "native",
         run_block: BlockCall = run_block,
     ) -> None:
         self.info = EngineInfo(
@@ -102,13 +99,10 @@ class QwenEngine:
         self._scheduler = scheduler
         self._preset = preset
         self._text_encoder = TextEncoder(
-            weights.text_encoder,
-            tokenizer=tokenizer,
-            image_processor=image_processor,
-            template=describe_template(pipeline),
+            weights.text_encoder, processor=processor, template=describe_template(pipeline)
         )
         self._vae = SingleFrameVae(weights.vae)
-        self._transformer = Transformer(weights, attention=attention, run_block=run_block)
+        self._transformer = Transformer(weights, run_block)
         self._modulation = ModulationCache(weights)
         self._resizer = VaeImageProcessor(vae_scale_factor=self._vae.token_px)
 

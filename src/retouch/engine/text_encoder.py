@@ -81,12 +81,10 @@ class TextEncoder:
         ModelError: the tokenizer is not this family's.
     """
 
-    def __init__(
-        self, module: Any, *, tokenizer: Any, image_processor: Any, template: PromptTemplate
-    ) -> None:
+    def __init__(self, module: Any, *, processor: Any, template: PromptTemplate) -> None:
         self._module = module
-        self._images = image_processor
-        self.tokenizer = Tokenizer(tokenizer)
+        self._images = processor.image_processor
+        self.tokenizer = Tokenizer(processor.tokenizer)
         self.template = template
         self._require_template()
 

@@ -2,7 +2,7 @@
 
 import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers import Qwen2Tokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
@@ -27,13 +27,20 @@ class Tokenizer:
         return ids
 
 
-def load_processor(folder: Path) -> tuple[Any, Any]:
-    """Load the tokenizer and the image processor in `folder`.
+class Processor(NamedTuple):
+    """A checkpoint's tokenizer and image processor."""
+
+    tokenizer: Any
+    image_processor: Any
+
+
+def load_processor(folder: Path) -> Processor:
+    """Load the processor in `folder`.
 
     The image processor is always the Pillow one, so that results do not depend on whether
     torchvision is installed.
     """
-    return (
+    return Processor(
         Qwen2Tokenizer.from_pretrained(folder, local_files_only=True),
         Qwen2VLImageProcessorPil.from_pretrained(folder, local_files_only=True),
     )

@@ -27,8 +27,7 @@ BlockCall = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 
 @dataclass(frozen=True)
 class GuidanceBranch:
-    """Inputs of one guidance branch: its embedded text (1, t, dim), and cosine and sine of all its
-    tokens (t + i, 1, c/2, 2)."""
+    """Embedded text (1, t, dim) of a branch, and cosine and sine of its tokens (t + i, 1, c/2, 2)."""
 
     text: torch.Tensor
     angles: torch.Tensor
@@ -48,14 +47,11 @@ class Conditioning:
 
 
 class Transformer:
-    """The denoiser over `weights`, with one of diffusers' attention backends."""
+    """The denoiser over `weights`; `run_block` runs each of its blocks."""
 
-    def __init__(
-        self, weights: Weights, *, run_block: BlockCall, attention: str = "native"
-    ) -> None:
+    def __init__(self, weights: Weights, run_block: BlockCall) -> None:
         self._weights = weights
         self._module = weights.transformer
-        self._attention = AttentionBackendName(attention)
         self._run_block = run_block
 
     def prepare_conditioning(
@@ -108,7 +104,6 @@ class Transformer:
                     branch.angles,
                     conditioning.is_condition,
                     latents.shape[1] if index == last else None,
-                    self._attention,
                 )
         scale, shift = modulation.last[step]
         norm = module.norm_out.norm

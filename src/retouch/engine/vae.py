@@ -35,7 +35,7 @@ class SingleFrameVae:
                 part.__class__ = _SingleFrameConv
             elif isinstance(part, QwenImageUpsample):
                 # Repeating pixels rounds nothing: upstream's detour through float32 is not needed.
-                part.__class__ = nn.Upsample  # type: ignore[assignment] - its base
+                part.__class__ = nn.Upsample  # type: ignore[assignment]
 
     def encode(self, pixels: torch.Tensor, device: torch.device) -> torch.Tensor:
         """Encode pixels (1, 3, h, w; -1 to 1) to float32 tokens (1, token, 4 c).
@@ -76,7 +76,7 @@ class _SingleFrameConv(QwenImageCausalConv3d):
             self.weight[:, :, -1],  # (out, in, frame, kh, kw): the present frame's slice
             self.bias,
             stride=self.stride[1:],
-            padding=(top, left),
+            padding=(int(top), int(left)),
         )
         return convolved[:, :, None]
 

@@ -10,9 +10,8 @@ from PIL import Image
 from support.demo.album import make_album
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from retouch.demo import autoencoder, build, flow, texts, transformer
+from retouch.demo import CHECKPOINT_DIR, autoencoder, build, flow, texts, transformer
 from retouch.demo.identity_start import start_as_identity
-from retouch.engine.checkpoint.find import DEMO_FOLDER
 from retouch.engine.preset import PRESET_FILE, PresetFile
 
 GRID = (2, 3)
@@ -192,5 +191,5 @@ def test_channels_weigh_by_what_they_move() -> None:
 
 
 def test_the_trainer_writes_the_preset_that_ships() -> None:
-    shipped = PresetFile.model_validate_json((DEMO_FOLDER / PRESET_FILE).read_bytes())
+    shipped = PresetFile.model_validate_json((CHECKPOINT_DIR / PRESET_FILE).read_bytes())
     assert shipped == build.PRESET

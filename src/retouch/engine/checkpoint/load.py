@@ -1,6 +1,7 @@
 """Load a checkpoint into an engine. Importing this module imports no torch."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +53,8 @@ def _load_engine(
     from retouch.engine import attention
 
     attention.require_backend(settings.attention_backend, device)  # before diffusers' models
+    from diffusers.models.attention_dispatch import AttentionBackendName
+
     from retouch.engine import compilation, tokenizer, transformer
     from retouch.engine.checkpoint import build
     from retouch.engine.engine import QwenEngine
@@ -68,18 +71,18 @@ def _load_engine(
         progress=progress,
     )
     progress("processor")
-    text_tokenizer, image_processor = tokenizer.load_processor(folder / "processor")
-    run_block = transformer.run_block
+    run_block: transformer.BlockCall = partial(
+        transformer.run_block,
+        attention=AttentionBackendName(settings.attention_backend),
+    )
     return QwenEngine(
         weights,
-        tokenizer=text_tokenizer,
-        image_processor=image_processor,
+        processor=tokenizer.load_processor(folder / "processor"),
         scheduler=build.read_scheduler(folder / "scheduler"),
         pipeline=read_json(folder / INDEX_FILE)["_class_name"],
         preset=preset,
         model=_public_name(settings.model_id),
         revision=compute_revision(folder),
-        attention=settings.attention_backend,
         run_block=compilation.compile_block(run_block) if settings.compile else run_block,
     )
 

@@ -18,8 +18,8 @@ def test_a_whole_folder_passes(tmp_path: Path) -> None:
     ("spoil", "fault"),
     [
         (lambda f: (f / "model_index.json").unlink(), "model_index.json is missing"),
-        (lambda f: (f / "model_index.json").write_text("{"), "model_index.json is not JSON"),
-        (lambda f: (f / "model_index.json").write_text("[]"), "holds no JSON object"),
+        (lambda f: (f / "model_index.json").write_text("{"), "model_index.json is not valid JSON"),
+        (lambda f: (f / "model_index.json").write_text("[]"), "is not a JSON object"),
         (lambda f: (f / "model_index.json").write_text("{}"), "names the pipeline None"),
         (
             lambda f: (f / "model_index.json").write_text('{"_class_name": "FluxPipeline"}'),
@@ -27,7 +27,7 @@ def test_a_whole_folder_passes(tmp_path: Path) -> None:
         ),
         (lambda f: (f / "processor").rename(f / "p"), "the folder processor is missing"),
         (lambda f: (f / "vae" / "config.json").unlink(), "vae/config.json is missing"),
-        (lambda f: (f / "vae" / "config.json").write_bytes(b"\xff"), "vae/config.json is not JSON"),
+        (lambda f: (f / "vae" / "config.json").write_bytes(b"\xff"), "vae/config.json is not valid JSON"),
         (lambda f: (f / "vae" / "model.safetensors").unlink(), "vae has 0 weights files"),
         (
             lambda f: (f / "vae" / "b.safetensors").write_bytes(b""),
@@ -39,18 +39,18 @@ def test_a_whole_folder_passes(tmp_path: Path) -> None:
         ),
         (
             lambda f: cut_short(f / "transformer" / "2.safetensors"),
-            "transformer/2.safetensors is damaged or cut short",
+            "transformer/2.safetensors is damaged or truncated",
         ),
         (
             lambda f: (f / "text_encoder" / "model.safetensors").write_bytes(b""),
-            "text_encoder/model.safetensors is damaged or cut short",
+            "text_encoder/model.safetensors is damaged or truncated",
         ),
         *(
             (
                 lambda f, text=text: next((f / "transformer").glob("*.index.json")).write_text(
                     text
                 ),
-                r"transformer/.*\.index\.json names no weights files",
+                r"transformer/.*\.index\.json lists no weights files",
             )
             for text in (
                 "{}",

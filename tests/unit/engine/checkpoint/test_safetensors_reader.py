@@ -99,7 +99,7 @@ def test_a_weight_that_is_not_there_is_named(
 ) -> None:
     spoil(wanted := empty())
     with pytest.raises(
-        ModelError, match=f"1 weights are missing or of another shape, such as {name}"
+        ModelError, match=f"1 weights are missing or have the wrong shape, such as {name}"
     ):
         safetensors_reader.read_weights(safetensors_reader.read_headers(folder), wanted)
 
@@ -107,7 +107,7 @@ def test_a_weight_that_is_not_there_is_named(
 def test_a_file_that_ends_too_early_is_named(folder: Path) -> None:
     path = file_of(folder)
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(ModelError, match=r"transformer/model\.safetensors is damaged or cut short"):
+    with pytest.raises(ModelError, match=r"transformer/model\.safetensors is damaged or truncated"):
         safetensors_reader.read_weights(safetensors_reader.read_headers(folder), empty())
 
 

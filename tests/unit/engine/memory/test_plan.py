@@ -6,14 +6,16 @@ import torch
 
 from retouch.engine.memory.plan import (
     FULL,
+    GIB,
     HOST_RESERVE_BYTES,
     EditShape,
+    FreeMemory,
     Plan,
     Sizes,
     evenly_spaced,
     make_plan,
 )
-from retouch.engine.memory.probe import GIB, FreeMemory, measure_cpus, measure_host, measure_memory
+from retouch.engine.memory.probe import measure_cpus, measure_host, measure_memory
 from retouch.engine.memory.report import explain
 from retouch.errors import ModelError
 
@@ -68,21 +70,19 @@ def test_a_slot_holds_the_largest_part_that_streams() -> None:
 
 
 def test_too_little_gpu_memory_is_refused_with_what_is_missing() -> None:
-    with pytest.raises(
-        ModelError, match=r"0\.\d GiB of GPU memory are missing \(\d\.\d needed, 3\.0"
-    ):
+    with pytest.raises(ModelError, match=r"short of GPU memory by 0\.\d GiB \(\d\.\d needed, 3\.0"):
         plan_for(3)
 
 
 def test_too_little_host_memory_is_refused_with_what_is_missing() -> None:
     need = plan_for(16).host_bytes + HOST_RESERVE_BYTES
     plan_for(16, host_gib=need / GIB)
-    with pytest.raises(ModelError, match=r"1\.0 GiB of host memory are missing"):
+    with pytest.raises(ModelError, match=r"short of host memory by 1\.0 GiB"):
         plan_for(16, host_gib=need / GIB - 1)
 
 
 def test_both_memories_may_be_missing() -> None:
-    with pytest.raises(ModelError, match=r"GPU memory are missing .*, and .* of host memory"):
+    with pytest.raises(ModelError, match=r"short of GPU memory .*, and short of host memory"):
         plan_for(1, host_gib=1)
 
 
