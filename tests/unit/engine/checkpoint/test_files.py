@@ -27,7 +27,10 @@ def test_a_whole_folder_passes(tmp_path: Path) -> None:
         ),
         (lambda f: (f / "processor").rename(f / "p"), "the folder processor is missing"),
         (lambda f: (f / "vae" / "config.json").unlink(), "vae/config.json is missing"),
-        (lambda f: (f / "vae" / "config.json").write_bytes(b"\xff"), "vae/config.json is not valid JSON"),
+        (
+            lambda f: (f / "vae" / "config.json").write_bytes(b"\xff"),
+            "vae/config.json is not valid JSON",
+        ),
         (lambda f: (f / "vae" / "model.safetensors").unlink(), "vae has 0 weights files"),
         (
             lambda f: (f / "vae" / "b.safetensors").write_bytes(b""),

@@ -20,9 +20,8 @@ def layers() -> list[nn.Linear]:
 def units(layers: list[nn.Linear]) -> list[FlatParams]:
     found = []
     for number, layer in enumerate(layers):
-        unit = flatten(str(number), layer, wants=lambda _: True)
-        assert unit is not None
-        unit.settle(torch.empty(unit.size_bytes, dtype=torch.uint8))
+        (unit,) = flatten(str(number), layer, wants=lambda _: True)
+        unit.allocate(torch.empty(unit.size_bytes, dtype=torch.uint8))
         found.append(unit)
     return found
 
