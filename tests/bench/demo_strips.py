@@ -40,7 +40,7 @@ MAX_BYTES = 150_000
 
 def edit_all(photo: Image.Image, folder: Path, steps: int) -> list[tuple[str, Image.Image]]:
     """Give the photograph and every edit of it, each with its label."""
-    settings = find.CheckpointSettings(model_id=str(folder), device="cpu")
+    settings = find.CheckpointSettings(model_id=str(folder))
     engine = load.load(settings)
     preset = engine.info.preset
     width_px, height_px = fit_size(*photo.size, area_px=preset.area_px)

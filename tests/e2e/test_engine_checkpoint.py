@@ -35,7 +35,7 @@ def test_a_saved_engine_loads_bit_equal(tmp_path: Path, plus: bool) -> None:
     built = build_tiny(plus=plus)
     save_checkpoint(build_tiny_pipeline(plus=plus), tmp_path, preset=PRESET)
     parts: list[str] = []
-    settings = CheckpointSettings(model_id=str(tmp_path), device="cpu")
+    settings = CheckpointSettings(model_id=str(tmp_path))
     loaded = load.load(settings, progress=parts.append)
     assert parts == ["weights", "processor"]
     assert loaded.info == replace(built.info, revision=compute_revision(tmp_path))
@@ -45,7 +45,7 @@ def test_a_saved_engine_loads_bit_equal(tmp_path: Path, plus: bool) -> None:
 def test_loading_tells_how_far_it_is_and_lets_go_of_what_it_took(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = CheckpointSettings(model_id=str(folder), device="cpu")
+    settings = CheckpointSettings(model_id=str(folder))
     told, called = list[str](), list[str]()
     monkeypatch.setattr(safetensors_reader, "REPORT_EVERY_S", 0.0)
     for name in ("pin", "release", "close"):
@@ -69,7 +69,7 @@ def test_the_modulation_stays_as_its_file_has_it_and_gives_the_same(tmp_path: Pa
     pipe = build_tiny_pipeline()
     pipe.transformer.to(torch.bfloat16)
     save_checkpoint(pipe, tmp_path, preset=PRESET)
-    settings = CheckpointSettings(model_id=str(tmp_path), device="cpu")
+    settings = CheckpointSettings(model_id=str(tmp_path))
     kept, converted = load.load(settings), load.load(settings)
     converted.weights.transformer.float()
     block = kept.weights.transformer.transformer_blocks[0]
@@ -101,7 +101,7 @@ def test_the_modulation_has_the_type_of_its_file_where_that_is_no_larger(
 
 def test_the_stock_library_loads_the_same_weights(folder: Path) -> None:
     stock = DiffusionPipeline.from_pretrained(folder, processor=build_tiny_pipeline().processor)
-    ours = load.load(CheckpointSettings(model_id=str(folder), device="cpu")).weights
+    ours = load.load(CheckpointSettings(model_id=str(folder))).weights
     for part in WEIGHTED:
         wanted = getattr(stock, part).state_dict()
         found = getattr(ours, part).state_dict()
@@ -117,7 +117,7 @@ def test_a_checkpoint_without_a_preset_is_named_by_its_folder_and_runs_as_the_fu
     for part in folder.iterdir():
         if part.name != preset.PRESET_FILE:
             (bare / part.name).symlink_to(part)
-    engine = load.load(CheckpointSettings(model_id=str(bare), device="cpu"))
+    engine = load.load(CheckpointSettings(model_id=str(bare)))
     assert engine.info.model == "bare"
     assert (engine.info.preset.steps, engine.info.preset.area_px) == (30, 1024 * 1024)
     assert engine.info.dtype == "float32"
@@ -165,7 +165,7 @@ def test_a_spoilt_checkpoint_is_never_half_loaded(tmp_path: Path, spoil: Any, fa
     save_checkpoint(build_tiny_pipeline(), tmp_path, preset=PRESET)
     spoil(tmp_path)
     with pytest.raises(ModelError, match=fault) as caught:
-        load.load(CheckpointSettings(model_id=str(tmp_path), device="cpu"))
+        load.load(CheckpointSettings(model_id=str(tmp_path)))
     assert "\n" not in caught.value.message
     assert str(tmp_path) in caught.value.message
 
@@ -174,7 +174,7 @@ def test_a_hub_id_without_a_network_fails_with_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    settings = CheckpointSettings(model_id="org/name", cache_dir=str(tmp_path), device="cpu")
+    settings = CheckpointSettings(model_id="org/name", cache_dir=str(tmp_path))
     with pytest.raises(ModelError, match="the checkpoint org/name cannot be used: ") as caught:
         load.load(settings)
     assert "the hub cannot be reached" in caught.value.message

@@ -44,7 +44,7 @@ from retouch.errors import ModelError
 opened = []
 attention.open_cuda_12 = lambda: opened.append("xformers" in sys.modules)
 settings = find.CheckpointSettings(
-    model_id=str(CHECKPOINT_DIR), device="cpu", attention_backend="xformers"
+    model_id=str(CHECKPOINT_DIR), attention_backend="xformers"
 )
 try:
     load.load(settings)

@@ -103,7 +103,7 @@ def test_a_run_that_was_broken_off_goes_on_and_ends_in_a_checkpoint_that_edits(
     assert steps_said(went_on.err, "editor") == [4, 4, 5]  # on from 2: loss, check, result
     require_averages_of_white_latents(tmp_path)
 
-    settings = find.CheckpointSettings(model_id=str(tmp_path / "out"), device="cpu")
+    settings = find.CheckpointSettings(model_id=str(tmp_path / "out"))
     engine = load.load(settings)
     assert engine.info.preset.steps == build.PRESET.steps
     work = EditParams("make it warmer", " ", 1, 2, 1.0, "Euler", 96, 64)

@@ -63,8 +63,8 @@ class EditInputs:
 class QwenEngine:
     """`Engine` over `weights`, which it then owns; named by its preset, or else `model`.
 
-    `processor` has the checkpoint's `tokenizer` and `image_processor`, `scheduler` is its scheduler configuration, `pipeline` the class that its index
-    names, and `run_block` what runs a block of the transformer.
+    `processor` has the checkpoint's `tokenizer` and `image_processor`, `scheduler` is its scheduler
+    configuration, `pipeline` the class that its index names, and `run_block` runs a block.
 
     Raises:
         ModelError: the tokenizer is not this family's.
@@ -120,11 +120,10 @@ class QwenEngine:
             ratio = image.width / image.height
             width_px, height_px = fit(vision_area_px, ratio)
             seen.append(self._resizer.resize(image, height_px, width_px))
-            if not self._preset.condition_as_result:
-                sizes.append(fit(area_px, ratio))
-            else:
-                sizes.append(sizes[0])
-            width_px, height_px = sizes[-1]
+            width_px, height_px = fit(area_px, ratio)
+            if self._preset.condition_as_result:
+                width_px, height_px = params.width_px, params.height_px
+            sizes.append((width_px, height_px))
             pixels.append(self._resizer.preprocess(image, height_px, width_px))
         token_px = self._vae.token_px
         grids = tuple(

@@ -60,11 +60,12 @@ def recast(weights: torch.Tensor, dtype: torch.dtype, *, factor: float = 1.0) ->
     return into
 
 
-def choose_dtypes(dtype: torch.dtype, *, has_bfloat16: bool) -> dict[str, torch.dtype]:
-    """Return the dtype of each part for a transformer in `dtype`.
+def choose_dtypes(dtype: torch.dtype, device: torch.device) -> dict[str, torch.dtype]:
+    """Return the dtype of each part on `device` for a transformer in `dtype`.
 
     The text encoder overflows in float16 (huggingface/transformers#33294), and so may the autoencoder.
     """
+    has_bfloat16 = device.type == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False)
     wide = torch.bfloat16 if has_bfloat16 and dtype != torch.float32 else torch.float32
     return {"transformer": dtype, "text_encoder": wide, "vae": wide}
 

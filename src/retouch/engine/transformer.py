@@ -278,14 +278,9 @@ def project_joined(
 
 @project_joined.register_fake
 def _(
-    text: torch.Tensor,
-    image: torch.Tensor,
-    text_weight: torch.Tensor,  # noqa: ARG001 - the operator's signature
-    text_bias: torch.Tensor,
-    image_weight: torch.Tensor,  # noqa: ARG001
-    image_bias: torch.Tensor,  # noqa: ARG001
+    text: torch.Tensor, image: torch.Tensor, _weight: torch.Tensor, bias: torch.Tensor, *_: object
 ) -> torch.Tensor:
-    return text.new_empty(1, text.shape[1] + image.shape[1], len(text_bias))
+    return text.new_empty(1, text.shape[1] + image.shape[1], len(bias))
 
 
 def apply_rotary(heads: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:

@@ -71,7 +71,7 @@ class Rig:
         if self.tiny:
             pipe = build_tiny_pipeline()
             return {name: getattr(pipe, name) for name in NAMES}
-        dtypes = build.choose_dtypes(dtype, self.device)
+        dtypes = precision.choose_dtypes(dtype, self.device)
         return build.build_modules(full_model.make_configs(), dtypes)
 
     def take(self, cap: str, *, compiled: bool | None = None) -> QwenEngine:

@@ -64,7 +64,8 @@ def test_a_scalar_can_be_recast() -> None:
     ],
 )
 def test_only_the_transformer_runs_in_float16(
-    dtype: torch.dtype, has_bfloat16: bool, others: torch.dtype
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, has_bfloat16: bool, others: torch.dtype
 ) -> None:
-    chosen = precision.choose_dtypes(dtype, has_bfloat16=has_bfloat16)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: has_bfloat16)
+    chosen = precision.choose_dtypes(dtype, torch.device("cuda"))
     assert chosen == {"transformer": dtype, "text_encoder": others, "vae": others}

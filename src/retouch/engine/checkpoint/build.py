@@ -39,7 +39,7 @@ def load_weights(
     Raises:
         ModelError: a weight is missing, a file is damaged, or memory is short.
     """
-    modules = build_modules(read_configs(folder), choose_dtypes(dtype, device))
+    modules = build_modules(read_configs(folder), precision.choose_dtypes(dtype, device))
     stored = read_headers(folder)
     keep_modulation(modules["transformer"], stored)
     weights = Weights(**modules, plan=RESIDENT, device=device)
@@ -62,12 +62,6 @@ def load_weights(
         precision.scale_norms(weights.transformer)
     weights.release()  # the memory that the readers converted in
     return weights
-
-
-def choose_dtypes(dtype: torch.dtype, device: torch.device) -> Dtypes:
-    """Return the dtype of each part on this device."""
-    has_bfloat16 = device.type == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False)
-    return precision.choose_dtypes(dtype, has_bfloat16=has_bfloat16)
 
 
 def read_configs(folder: Path) -> dict[str, Any]:

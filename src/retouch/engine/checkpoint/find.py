@@ -20,14 +20,13 @@ class CheckpointSettings:
     """Which weights, in which precision, where and how.
 
     `model_id` is a directory or a hub id. `dtype` is float16, bfloat16 or float32; a CPU always runs
-    float32. `device` is cuda or cpu, or empty for cuda where there is one. `cache_dir` is a directory
+    float32. `cache_dir` is a directory
     in the hub library's layout. `gpu_memory_gib` limits the engine's GPU memory, unless it is 0.
     """
 
     model_id: str = ""
     revision: str = ""
     dtype: str = "float16"
-    device: str = ""
     cache_dir: str = ""
     gpu_memory_gib: float = 0.0
     attention_backend: str = "native"

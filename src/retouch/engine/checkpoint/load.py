@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from retouch.engine.checkpoint.files import INDEX_FILE, compute_revision, read_json
 from retouch.engine.checkpoint.find import CheckpointSettings, find
 from retouch.engine.memory.plan import EditShape, FreeMemory
-from retouch.engine.memory.probe import measure_cpus, measure_memory
+from retouch.engine.memory.probe import find_device, measure_cpus, measure_free
 from retouch.engine.preset import read_preset
 from retouch.errors import ModelError
 
@@ -27,8 +27,8 @@ def load(
     import torch
 
     torch.set_num_threads(min(torch.get_num_threads(), measure_cpus()))
-    device = torch.device(settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    memory = measure_memory(device, settings.gpu_memory_gib)
+    device = find_device()
+    memory = measure_free(settings.gpu_memory_gib)
     model_id = settings.model_id
     _silence_progress_bars()
     try:

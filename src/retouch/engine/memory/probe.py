@@ -23,12 +23,19 @@ _CPU_CGROUPS = (
 """Quota and period in microseconds: "200000 100000" are two CPUs."""
 
 
-def measure_memory(device: Any, gpu_memory_gib: float = 0.0) -> FreeMemory:
+def find_device() -> Any:
+    """Return the torch device to run on: the GPU if there is one, else the CPU."""
+    import torch  # takes seconds
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def measure_free(gpu_memory_gib: float = 0.0) -> FreeMemory:
     """Measure free memory; on the GPU at most `gpu_memory_gib` unless that is 0.
 
     Also at most what `torch.cuda.set_per_process_memory_fraction` allows the process.
     """
-    gpu_bytes = 0
+    device, gpu_bytes = find_device(), 0
     if device.type == "cuda":
         from torch import cuda
 
@@ -39,14 +46,6 @@ def measure_memory(device: Any, gpu_memory_gib: float = 0.0) -> FreeMemory:
         if gpu_memory_gib:
             gpu_bytes = min(gpu_bytes, int(gpu_memory_gib * GIB))
     return FreeMemory(gpu_bytes, measure_host())
-
-
-def measure_free(gpu_memory_gib: float = 0.0) -> FreeMemory:
-    """Measure this machine's first GPU, if it has one, and its host as `measure_memory` does."""
-    import torch  # takes seconds
-
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return measure_memory(device, gpu_memory_gib)
 
 
 def measure_host(root: Path = Path("/")) -> int:

@@ -15,7 +15,7 @@ from retouch.engine.memory.plan import (
     evenly_spaced,
     make_plan,
 )
-from retouch.engine.memory.probe import measure_cpus, measure_host, measure_memory
+from retouch.engine.memory.probe import measure_cpus, measure_free, measure_host
 from retouch.engine.memory.report import explain
 from retouch.errors import ModelError
 
@@ -144,11 +144,12 @@ def test_free_gpu_memory_is_what_the_process_may_take(
     monkeypatch: pytest.MonkeyPatch, fraction: float, limit_gib: float, free_gib: float
 ) -> None:
     """An 80 GiB card of which others have 8 and this process 2."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (70 * GIB, 80 * GIB))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 2 * GIB)
     shares = {None: fraction}  # asked by index, as the real one wants it
     monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", shares.get)
-    measured = measure_memory(torch.device("cuda"), limit_gib)
+    measured = measure_free(limit_gib)
     assert measured.gpu_bytes == pytest.approx(free_gib * GIB, abs=1)
     assert measured.host_bytes > 0
 
