@@ -174,7 +174,7 @@ def row_cancel(rig: Rig, cap: str) -> dict[str, Any]:
 
     with suppress(Stopped):
         edit(rig, work(rig, MANY), stop)
-    return {"steps_told": steps, "after_s": since(raised_s[0]), "ok": steps == [0, 1]}
+    return {"steps_reported": steps, "after_s": since(raised_s[0]), "ok": steps == [0, 1]}
 
 
 def row_widen(rig: Rig) -> dict[str, Any]:

@@ -46,14 +46,14 @@ def test_loading_tells_how_far_it_is_and_lets_go_of_what_it_took(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = CheckpointSettings(model_id=str(folder))
-    told, called = list[str](), list[str]()
+    reported, called = list[str](), list[str]()
     monkeypatch.setattr(safetensors_reader, "REPORT_EVERY_S", 0.0)
     for name in ("pin", "release", "close"):
         monkeypatch.setattr(Weights, name, lambda _, name=name: called.append(name))
-    load.load(settings, progress=told.append)
+    load.load(settings, progress=reported.append)
     assert called == ["pin", "release"]
-    assert told[0] == "weights"
-    assert re.fullmatch(r"weights: (\d+) of \1 MiB read", told[-2])
+    assert reported[0] == "weights"
+    assert re.fullmatch(r"weights: (\d+) of \1 MiB read", reported[-2])
 
     def fail(_: Weights) -> None:
         raise ModelError("0.1 GiB of host memory could not be pinned")
@@ -123,7 +123,7 @@ def test_a_checkpoint_without_a_preset_is_named_by_its_folder_and_runs_as_the_fu
     assert engine.info.dtype == "float32"
 
 
-def spoil_weights(folder: Path) -> None:
+def damage_weights(folder: Path) -> None:
     path = folder / "vae" / "diffusion_pytorch_model.safetensors"
     weights = load_file(path)
     del weights["decoder.conv_in.weight"]
@@ -135,12 +135,12 @@ def cut_weights(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
 
-def spoil_config(folder: Path) -> None:
+def damage_config(folder: Path) -> None:
     path = folder / "transformer" / "config.json"
     path.write_text(path.read_text().replace('"num_layers": 2', '"num_layers": 3'))
 
 
-def spoil_preset(folder: Path) -> None:
+def damage_preset(folder: Path) -> None:
     (folder / preset.PRESET_FILE).write_text('{"steps": 0}')
 
 
@@ -149,21 +149,21 @@ def drop_vocabulary(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "fault"),
+    ("damage", "fault"),
     [
         (
-            spoil_weights,
+            damage_weights,
             "1 weights are missing or have the wrong shape, such as vae.decoder.conv_in.weight",
         ),
         (cut_weights, "transformer/diffusion_pytorch_model.safetensors is damaged or truncated"),
-        (spoil_config, r"32 weights are missing .* transformer\.transformer_blocks\.2"),
-        (spoil_preset, "retouch_preset.json: steps: "),
+        (damage_config, r"32 weights are missing .* transformer\.transformer_blocks\.2"),
+        (damage_preset, "retouch_preset.json: steps: "),
         (drop_vocabulary, "the tokenizer makes .* tokens of the template's prefix, not 64"),
     ],
 )
-def test_a_spoilt_checkpoint_is_never_half_loaded(tmp_path: Path, spoil: Any, fault: str) -> None:
+def test_a_damaged_checkpoint_is_never_half_loaded(tmp_path: Path, damage: Any, fault: str) -> None:
     save_checkpoint(build_tiny_pipeline(), tmp_path, preset=PRESET)
-    spoil(tmp_path)
+    damage(tmp_path)
     with pytest.raises(ModelError, match=fault) as caught:
         load.load(CheckpointSettings(model_id=str(tmp_path)))
     assert "\n" not in caught.value.message

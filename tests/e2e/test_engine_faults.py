@@ -25,12 +25,12 @@ def engine() -> QwenEngine:
 
 
 def test_steps_are_reported_before_they_run_and_the_phases_timed(engine: QwenEngine) -> None:
-    told, forwards = [], []
+    reported, forwards = [], []
     block = engine.weights.transformer.transformer_blocks[0]
-    hook = block.img_mlp.register_forward_pre_hook(lambda *_: forwards.append(len(told)))
-    _, edited = run_edit(engine, [IMAGE], WORK, on_step=lambda *step: told.append(step))
+    hook = block.img_mlp.register_forward_pre_hook(lambda *_: forwards.append(len(reported)))
+    _, edited = run_edit(engine, [IMAGE], WORK, on_step=lambda *step: reported.append(step))
     hook.remove()
-    assert told == [(0, 3), (1, 3), (2, 3), (3, 3)]
+    assert reported == [(0, 3), (1, 3), (2, 3), (3, 3)]
     assert forwards == [1, 1, 2, 2, 3, 3]  # two branches a step
     assert min(edited.condition_ms, edited.denoise_ms, edited.vae_decode_ms) > 0
 
@@ -45,17 +45,17 @@ def test_an_edit_stopped_at_a_step_leaves_the_next_one_clean(
     engine: QwenEngine, scheduler: str, last: int
 ) -> None:
     work = replace(WORK, scheduler=scheduler)
-    before, told, stop = edit(engine, work), [], Stop()
+    before, reported, stop = edit(engine, work), [], Stop()
 
     def on_step(step: int, _steps: int) -> None:
-        told.append(step)
+        reported.append(step)
         if step == last:
             raise stop
 
     with pytest.raises(Stop) as caught:
         run_edit(engine, [IMAGE], work, on_step=on_step)
     assert caught.value is stop
-    assert told == list(range(last + 1))
+    assert reported == list(range(last + 1))
     assert edit(engine, work) == before
 
 

@@ -44,17 +44,17 @@ def test_allocating_changes_no_weight(weights: Weights) -> None:
 
 def test_each_block_is_in_a_slot_with_its_own_weights_while_it_is_yielded(weights: Weights) -> None:
     stock = build_tiny_pipeline().transformer.transformer_blocks
-    at_home = [addresses(block) for block in weights.transformer.transformer_blocks]
+    in_storage = [addresses(block) for block in weights.transformer.transformer_blocks]
     for _step in range(3):
         for number, block in enumerate(weights.blocks()):
-            away = addresses(block) - at_home[number]
+            away = addresses(block) - in_storage[number]
             assert len(away) == len(weights.params.blocks[number].views)
             for key, tensor in stock[number].state_dict().items():
                 torch.testing.assert_close(block.state_dict()[key], tensor, rtol=0, atol=0)
-    assert [addresses(block) for block in weights.transformer.transformer_blocks] == at_home
+    assert [addresses(block) for block in weights.transformer.transformer_blocks] == in_storage
 
 
-def test_what_fits_the_slots_is_not_copied_again(weights: Weights) -> None:
+def test_weights_that_fit_the_slots_are_not_copied_again(weights: Weights) -> None:
     list(weights.blocks())
     before = weights.copied_bytes
     assert before == sum(weights.params.sizes.blocks)
@@ -94,7 +94,7 @@ def test_the_streamed_text_encoder_gives_the_same_bits(weights: Weights) -> None
     assert torch.equal(streamed, stayed)
 
 
-def test_a_pass_that_is_broken_off_leaves_the_weights_at_home(weights: Weights) -> None:
+def test_an_interrupted_pass_leaves_the_weights_in_storage(weights: Weights) -> None:
     before = snapshot(weights.transformer)
     home = [addresses(block) for block in weights.transformer.transformer_blocks]
     passing = weights.blocks()
@@ -123,7 +123,7 @@ def test_a_cast_reaches_every_weight_but_the_modulation_wherever_it_lives() -> N
                 assert torch.equal(tensor, stock[f"transformer_blocks.{number}.{key}"].bfloat16())
 
 
-def test_what_streams_in_every_edit_is_pinned(
+def test_weights_that_stream_in_every_edit_are_pinned(
     monkeypatch: pytest.MonkeyPatch, weights: Weights
 ) -> None:
     """With a pin that only notes: there is no GPU to read pinned memory here."""
@@ -142,7 +142,7 @@ def test_what_streams_in_every_edit_is_pinned(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_what_may_be_pinned_stays_out_of_forks() -> None:
+def test_memory_that_may_be_pinned_is_not_copied_by_forks() -> None:
     """A fork would copy pinned pages at once, and the Runpod SDK forks its heartbeat."""
     mapped = flat_params.map_host(4 << 20)
     smaps = Path("/proc/self/smaps").read_text()
@@ -154,7 +154,7 @@ def test_what_may_be_pinned_stays_out_of_forks() -> None:
 
 
 @pytest.mark.parametrize("stage_bytes", [64, 1000, 1 << 20])
-def test_what_is_copied_in_pieces_is_whole(
+def test_weights_copied_in_pieces_are_complete(
     monkeypatch: pytest.MonkeyPatch, stage_bytes: int
 ) -> None:
     monkeypatch.setattr(prefetch, "STAGE_BYTES", stage_bytes)
@@ -167,7 +167,7 @@ def test_what_is_copied_in_pieces_is_whole(
                 assert torch.equal(tensor, theirs.state_dict()[key])
 
 
-def test_a_cast_that_is_broken_off_can_be_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_cast_can_be_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
     pipe = build_tiny_pipeline()
     pipe.transformer.to(torch.float16)
     stock = snapshot(pipe.transformer)

@@ -108,16 +108,16 @@ def test_a_fold_changes_no_bit_in_float32() -> None:
 def test_an_overflow_is_made_good_in_bfloat16_and_told(caplog: pytest.LogCaptureFixture) -> None:
     pipe, engine = build(plant_feed_forward, torch.float16)
     places = [weights.data_ptr() for weights in pipe.transformer.parameters()]
-    told: list[int] = []
+    reported: list[int] = []
     with caplog.at_level(logging.WARNING, logger="retouch.engine.engine"):
         pixels = decode_of(
             pipe.vae,
-            lambda: run_edit(engine, [IMAGE], WORK, on_step=lambda step, _: told.append(step)),
+            lambda: run_edit(engine, [IMAGE], WORK, on_step=lambda step, _: reported.append(step)),
         )
         _, edited = run_edit(engine, [IMAGE], WORK)
     (record,) = caplog.records  # the second edit is no news
     assert (record.message, record.fields) == ("precision.widened", {"dtype": "bfloat16"})
-    assert told == [0, 0, 1, 2, 3]  # seen in the first step, and begun again
+    assert reported == [0, 0, 1, 2, 3]  # seen in the first step, and begun again
     assert engine.info.dtype == "bfloat16"
     assert edited.notes == ()
     assert [weights.data_ptr() for weights in pipe.transformer.parameters()] == places
@@ -146,7 +146,7 @@ def test_unfolded_float16_falls_back_too() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float16])
-def test_where_nothing_wider_helps_the_edit_fails(dtype: torch.dtype) -> None:
+def test_non_finite_values_in_the_widest_type_fail_the_edit(dtype: torch.dtype) -> None:
     pipe, engine = build(round_weights, dtype)
     pipe.transformer.proj_out.bias.data[0] = float("nan")
     with pytest.raises(NonFiniteResult):
@@ -154,7 +154,7 @@ def test_where_nothing_wider_helps_the_edit_fails(dtype: torch.dtype) -> None:
     assert engine.info.dtype == ("float32" if dtype == torch.float32 else "bfloat16")
 
 
-def test_the_first_noise_is_the_same_in_every_precision() -> None:
+def test_the_initial_noise_is_the_same_in_every_precision() -> None:
     """So a seed shows the same picture, with one step and no guidance the error is rounding's."""
     work = replace(WORK, steps=1, guidance_scale=1.0)
     pictures = []

@@ -33,7 +33,7 @@ def test_a_backend_that_fails_is_refused_by_name() -> None:
         attention.require_backend("_native_cudnn", CPU)
 
 
-def test_what_xformers_links_to_is_opened_before_anything_imports_it() -> None:
+def test_the_library_that_xformers_needs_is_opened_before_it_is_imported() -> None:
     """In a process of its own: here diffusers has imported xformers long ago."""
     script = """
 import sys
@@ -51,15 +51,15 @@ try:
 except ModelError as error:
     print(opened, error.message)
 """
-    told = subprocess.run(  # noqa: S603 - our own interpreter and text
+    reported = subprocess.run(  # noqa: S603 - our own interpreter and text
         [sys.executable, "-c", script],
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src")},
         capture_output=True,
         text=True,
         check=True,
     ).stdout
-    assert told.startswith("[False] ")
-    assert "ATTENTION_BACKEND: xformers does not run here: " in told
+    assert reported.startswith("[False] ")
+    assert "ATTENTION_BACKEND: xformers does not run here: " in reported
 
 
 def test_an_unknown_backend_is_refused_with_the_list() -> None:

@@ -145,7 +145,7 @@ class QwenEngine:
             self.weights.release()
         except Exception as error:
             traceback.clear_frames(error.__traceback__)  # they hold this edit's tensors
-            with suppress(Exception):  # on a broken GPU this fails too, and tells less
+            with suppress(Exception):  # on a broken GPU this fails too; the first error says more
                 self.weights.release()
             if error is timer.raised or isinstance(error, EditError):
                 raise

@@ -68,7 +68,7 @@ def test_a_forward_pass_is_the_stock_transformers(zero_cond_t: bool) -> None:
 
 
 @pytest.mark.parametrize("zero_cond_t", [False, True])
-def test_a_block_compiles_whole_and_once_for_all_blocks_and_once_for_the_last(
+def test_a_block_compiles_without_breaks_once_for_all_blocks_and_once_for_the_last(
     zero_cond_t: bool,
 ) -> None:
     case, graphs = Case(zero_cond_t=zero_cond_t), []
@@ -105,7 +105,7 @@ def test_a_block_leaves_its_inputs_as_they_are() -> None:
     assert torch.equal(text, before[1])
 
 
-def test_an_overflow_in_float16_is_no_number_rather_than_clipped() -> None:
+def test_an_overflow_in_float16_is_not_clipped() -> None:
     case = Case()
     case.transformer.to(torch.float16)
     case.transformer.transformer_blocks[0].img_mlp.net[2].bias.data[3] = 65504

@@ -17,7 +17,7 @@ MAX_HASHED_BYTES = 64 << 20
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-def require_whole(folder: Path) -> None:
+def require_complete(folder: Path) -> None:
     """Check that `folder` has every part of a known pipeline and no truncated weights file.
 
     Raises:
@@ -34,7 +34,7 @@ def require_whole(folder: Path) -> None:
     for part in WEIGHTED:
         read_json(folder / part / "config.json")
         for path in list_weights(folder / part):
-            _require_whole_weights(path)
+            _require_complete_weights(path)
 
 
 def list_weights(folder: Path) -> Iterator[Path]:
@@ -62,7 +62,7 @@ def _is_variant(path: Path) -> bool:
     return "." in path.name.partition(".safetensors")[0]
 
 
-def _require_whole_weights(path: Path) -> None:
+def _require_complete_weights(path: Path) -> None:
     from safetensors import SafetensorError, safe_open
 
     name = f"{path.parent.name}/{path.name}"

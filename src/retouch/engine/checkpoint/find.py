@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from retouch.engine.checkpoint.download_progress import make_line_bar
-from retouch.engine.checkpoint.files import INDEX_FILE, PARTS, WEIGHTED, require_whole
+from retouch.engine.checkpoint.files import INDEX_FILE, PARTS, WEIGHTED, require_complete
 from retouch.engine.preset import PRESET_FILE
 from retouch.errors import ModelError
 
@@ -40,7 +40,7 @@ def find_runpod_cache(model_id: str) -> Path | None:
 
 
 def is_cached(model_id: str, cache: Path) -> bool:
-    """Whether a hub cache holds a snapshot of `model_id`, whole or not."""
+    """Whether a hub cache holds a snapshot of `model_id`, complete or not."""
     return (cache / f"models--{model_id.replace('/', '--')}" / "snapshots").is_dir()
 
 
@@ -59,7 +59,7 @@ def find(
     if folder.is_dir():
         if settings.revision:
             raise ModelError("a directory has no revisions: unset MODEL_REVISION")
-        require_whole(folder)
+        require_complete(folder)
         return folder
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
@@ -78,7 +78,7 @@ def find(
     }
     try:
         folder = Path(snapshot_download(model_id, local_files_only=True, **options))
-        require_whole(folder)
+        require_complete(folder)
     except HFValidationError:
         raise ModelError("there is no such directory, and it is not a valid hub id") from None
     except (FileNotFoundError, ModelError):  # not cached, or an interrupted download
@@ -90,5 +90,5 @@ def find(
                 "it is not cached completely, and the hub cannot be reached: check the network, set "
                 "HF_ENDPOINT to a mirror, or MODEL_ID to a directory"
             ) from error
-        require_whole(folder)
+        require_complete(folder)
     return folder

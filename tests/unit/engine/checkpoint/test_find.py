@@ -12,7 +12,7 @@ from retouch.engine.preset import PresetFile
 from retouch.errors import ModelError
 
 
-def test_importing_the_door_imports_no_model_library() -> None:
+def test_importing_the_package_imports_no_model_library() -> None:
     script = (
         "import sys, retouch.engine.checkpoint;"
         "print(*{'torch', 'diffusers', 'transformers', 'huggingface_hub'} & set(sys.modules))"
@@ -61,7 +61,7 @@ def test_a_pinned_revision_is_found_in_the_cache(tmp_path: Path) -> None:
     assert find.find("org/name", settings) == snapshot
 
 
-def test_a_broken_off_download_is_taken_up_again(
+def test_an_interrupted_download_is_continued(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     snapshot = make_cache(tmp_path)
@@ -87,7 +87,7 @@ def test_a_broken_off_download_is_taken_up_again(
     ]
 
 
-def test_a_path_to_nowhere_is_told_from_a_hub_id(tmp_path: Path) -> None:
+def test_a_missing_path_is_not_taken_for_a_hub_id(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no such directory"):
         find.find(str(tmp_path / "gone"), CheckpointSettings())
 

@@ -69,19 +69,19 @@ def test_a_slot_holds_the_largest_part_that_streams() -> None:
     assert plan_for(16).slot_bytes == max(*FULL.blocks, *FULL.layers)
 
 
-def test_too_little_gpu_memory_is_refused_with_what_is_missing() -> None:
+def test_too_little_gpu_memory_is_refused_with_the_shortfall() -> None:
     with pytest.raises(ModelError, match=r"short of GPU memory by 0\.\d GiB \(\d\.\d needed, 3\.0"):
         plan_for(3)
 
 
-def test_too_little_host_memory_is_refused_with_what_is_missing() -> None:
+def test_too_little_host_memory_is_refused_with_the_shortfall() -> None:
     need = plan_for(16).host_bytes + HOST_RESERVE_BYTES
     plan_for(16, host_gib=need / GIB)
     with pytest.raises(ModelError, match=r"short of host memory by 1\.0 GiB"):
         plan_for(16, host_gib=need / GIB - 1)
 
 
-def test_both_memories_may_be_missing() -> None:
+def test_both_memories_may_be_short() -> None:
     with pytest.raises(ModelError, match=r"short of GPU memory .*, and short of host memory"):
         plan_for(1, host_gib=1)
 
