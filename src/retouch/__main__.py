@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from tqdm import tqdm
 
 from retouch import __version__, logs, wiring
+from retouch.engine.memory import report
 from retouch.errors import EditError, InvalidRequest
 from retouch.schema import MAX_STEPS, SCHEDULERS, EditRequest, EditResult, Progress, invalid_request
 from retouch.settings import Settings, load_settings
@@ -189,7 +190,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run_plan(options: argparse.Namespace, settings: Settings) -> None:
-    for line in wiring.describe_plan(settings, gpu_gib=options.gpu_gib, host_gib=options.host_gib):
+    for line in report.describe_plan(
+        gpu_gib=options.gpu_gib,
+        host_gib=options.host_gib,
+        gpu_memory_gib=settings.gpu_memory_gib,
+    ):
         print(line)
 
 

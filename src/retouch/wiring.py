@@ -2,17 +2,18 @@
 
 import logging
 from contextlib import AsyncExitStack
-from pathlib import Path
 
 from PIL import Image
 
+from retouch import demo
 from retouch.editing.admission import Admission
 from retouch.editing.editor import Editor
 from retouch.editing.ports import EditParams, Engine, run_edit
 from retouch.editing.steps import EditorSettings
-from retouch.engine.checkpoint.find import FULL_MODEL, CheckpointSettings
+from retouch.engine.checkpoint.find import FULL_MODEL, CheckpointSettings, find_runpod_cache
 from retouch.engine.checkpoint.load import load
-from retouch.engine.memory import plan, probe, report
+from retouch.engine.memory import plan, probe
+from retouch.errors import ModelError
 from retouch.images import decode
 from retouch.images.sandbox import Decoder, DecoderSettings
 from retouch.logs import event
@@ -25,8 +26,8 @@ from retouch.storage.port import Store
 
 _log = logging.getLogger(__name__)
 _WARM_UP_SEED = 0
-RUNPOD_MODELS = Path("/runpod-volume/huggingface-cache/hub")
-"""Where Runpod puts an endpoint's cached model before it starts a worker, in the hub's layout."""
+LEAST_GPU_GIB = 7
+"""A smaller GPU could stream the full model, but an edit that takes minutes is not worth 54 GiB."""
 
 
 def build_store(settings: Settings) -> Store:
@@ -55,11 +56,24 @@ def build_store(settings: Settings) -> Store:
     )
 
 
-def find_cache(settings: Settings) -> Path | None:
-    """Return the folder of Runpod's cached models if the model is there, else None: the hub's own."""
-    model_id = settings.model_id or FULL_MODEL
-    repository = RUNPOD_MODELS / f"models--{model_id.replace('/', '--')}"
-    return RUNPOD_MODELS if (repository / "snapshots").is_dir() else None
+def choose_model(memory: plan.FreeMemory) -> str:
+    """Return the full model's id where it fits in `memory`, else the demo checkpoint's directory."""
+    reason = ""
+    if memory.gpu_bytes < LEAST_GPU_GIB * plan.GIB:
+        reason = f"the default needs {LEAST_GPU_GIB} GiB of free GPU memory"
+    try:
+        plan.make_plan(plan.FULL, plan.EditShape(), memory)
+    except ModelError as error:
+        reason = error.message
+    if not reason:
+        return FULL_MODEL
+    event(
+        _log,
+        "engine.loading",
+        progress=f"using the demo model, because the full model does not fit: {reason}; "
+        f"set MODEL_ID={FULL_MODEL} to load it all the same",
+    )
+    return str(demo.CHECKPOINT_DIR)
 
 
 def build_engine(settings: Settings) -> Engine:
@@ -68,12 +82,13 @@ def build_engine(settings: Settings) -> Engine:
     Raises:
         ModelError: it cannot be found, read or placed.
     """
+    model_id = settings.model_id or choose_model(probe.measure_free(settings.gpu_memory_gib))
     engine = load(
         CheckpointSettings(
-            model_id=settings.model_id,
+            model_id=model_id,
             revision=settings.model_revision,
             dtype=settings.dtype,
-            cache_dir=str(find_cache(settings) or ""),
+            cache_dir=str(find_runpod_cache(model_id) or ""),
             gpu_memory_gib=settings.gpu_memory_gib,
             attention_backend=settings.attention_backend,
             compile=settings.compile,
@@ -86,27 +101,6 @@ def build_engine(settings: Settings) -> Engine:
             event(_log, "engine.loading", progress="compiling")
             warm_up(engine, wider_px=wider_px)
     return engine
-
-
-def describe_plan(
-    settings: Settings, *, gpu_gib: float | None, host_gib: float | None
-) -> list[str]:
-    """Say how the full model would be placed on this machine, or on one with so much memory.
-
-    Raises:
-        ModelError: it would not fit.
-    """
-    if gpu_gib is None:
-        import torch  # takes seconds
-
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        gpu_bytes = probe.measure_memory(device, settings.gpu_memory_gib).gpu_bytes
-    else:
-        gpu_bytes = int(gpu_gib * probe.GIB)
-    host_bytes = probe.measure_host() if host_gib is None else int(host_gib * probe.GIB)
-    picture = plan.EditShape()
-    made = plan.make_plan(plan.FULL, picture, probe.FreeMemory(gpu_bytes, host_bytes))
-    return report.explain(made, plan.FULL, picture)
 
 
 def warm_up(engine: Engine, *, wider_px: int = 0) -> None:

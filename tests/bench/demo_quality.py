@@ -59,7 +59,7 @@ class Bench:
     """The engine, the autoencoder alone, and the photographs."""
 
     def __init__(self, folder: Path, photos: Path, *, steps: int, only: Sequence[str]) -> None:
-        settings = find.CheckpointSettings(model_id=str(folder), device="cpu")
+        settings = find.CheckpointSettings(model_id=str(folder))
         self._folder, self._root = folder, photos
         self._engine = load.load(settings)
         self.steps = steps or self._engine.info.preset.steps

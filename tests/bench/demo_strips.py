@@ -1,9 +1,9 @@
-"""Make the picture of the README and the page: a photograph and its edits by the demo checkpoint.
+"""Make the picture of the README and the page: a photograph and what the demo checkpoint makes of it.
 
     PYTHONPATH=src python tests/bench/demo_strips.py [--out FILE]
 
-The photograph is the page's sample, scikit-image's coffee, which is not a training picture. One seed,
-one run per instruction, no selection.
+The photograph is the page's sample, scikit-image's coffee, which training never sees. Nothing is
+picked: one seed, one try an instruction.
 """
 
 import argparse
@@ -40,7 +40,7 @@ MAX_BYTES = 150_000
 
 def edit_all(photo: Image.Image, folder: Path, steps: int) -> list[tuple[str, Image.Image]]:
     """Return the photograph and its edits, each with a label."""
-    settings = find.CheckpointSettings(model_id=str(folder), device="cpu")
+    settings = find.CheckpointSettings(model_id=str(folder))
     engine = load.load(settings)
     preset = engine.info.preset
     width_px, height_px = fit_size(*photo.size, area_px=preset.area_px)
@@ -56,21 +56,21 @@ def edit_all(photo: Image.Image, folder: Path, steps: int) -> list[tuple[str, Im
             width_px=width_px,
             height_px=height_px,
         )
-        result = run_edit(engine, [photo], work)[0]
-        labelled.append((prompt, result))
+        made = run_edit(engine, [photo], work)[0]
+        labelled.append((prompt, made))
         sys.stderr.write(f"{len(labelled) - 1} of {len(PROMPTS)}: {prompt}\n")
     return labelled
 
 
 def lay_out(labelled: list[tuple[str, Image.Image]]) -> Image.Image:
-    """Lay the pictures out in a grid, each over its label."""
+    """Put the pictures side by side, each over its label."""
     rows = -(-len(labelled) // COLUMNS)
     across, down = TILE_PX[0] + GAP_PX, TILE_PX[1] + LABEL_PX
     sheet = Image.new("RGB", (COLUMNS * across - GAP_PX, rows * down), PAPER)
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(size=13)
-    for number, (label, picture) in enumerate(labelled):
-        left, top = number % COLUMNS * across, number // COLUMNS * down
+    for place, (label, picture) in enumerate(labelled):
+        left, top = place % COLUMNS * across, place // COLUMNS * down
         sheet.paste(picture.resize(TILE_PX, Image.Resampling.LANCZOS), (left, top))
         middle = (left + TILE_PX[0] / 2, top + TILE_PX[1] + LABEL_PX / 2)
         draw.text(middle, label, fill=INK, font=font, anchor="mm")
@@ -78,7 +78,7 @@ def lay_out(labelled: list[tuple[str, Image.Image]]) -> Image.Image:
 
 
 def main() -> int:
-    """Make the picture; the exit status is 1 if its file is over MAX_BYTES."""
+    """Make the picture; the exit status is 1 if it is too large for a README."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -86,14 +86,12 @@ def main() -> int:
     parser.add_argument("--photo", type=Path, default=STATIC / "sample.jpg")
     parser.add_argument("--out", type=Path, default=STATIC / "demo.webp")
     parser.add_argument("--steps", type=int, default=0, help="default: the checkpoint's")
-    options = parser.parse_args()
-    with Image.open(options.photo) as opened:
+    plan = parser.parse_args()
+    with Image.open(plan.photo) as opened:
         photo = opened.convert("RGB")
-    lay_out(edit_all(photo, options.checkpoint, options.steps)).save(
-        options.out, quality=82, method=6
-    )
-    size = options.out.stat().st_size
-    sys.stdout.write(f"{options.out}: {size} bytes\n")
+    lay_out(edit_all(photo, plan.checkpoint, plan.steps)).save(plan.out, quality=82, method=6)
+    size = plan.out.stat().st_size
+    sys.stdout.write(f"{plan.out}: {size} bytes\n")
     return 0 if size <= MAX_BYTES else 1
 
 

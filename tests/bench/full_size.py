@@ -45,8 +45,8 @@ from support.models.tiny import build_tiny_pipeline
 
 from retouch.engine import precision
 from retouch.engine.checkpoint import build
-from retouch.engine.memory.plan import EditShape
-from retouch.engine.memory.probe import GIB, FreeMemory, measure_host
+from retouch.engine.memory.plan import GIB, EditShape, FreeMemory
+from retouch.engine.memory.probe import measure_host
 
 ORDER = (
     *("stock", "resident", "16", "8", "load", "load:16", "sizes:16", "leak:16", "cancel:16"),
@@ -174,7 +174,7 @@ def row_cancel(rig: Rig, cap: str) -> dict[str, Any]:
 
     with suppress(Stopped):
         edit(rig, work(rig, MANY), stop)
-    return {"steps_told": steps, "after_s": since(raised_s[0]), "ok": steps == [0, 1]}
+    return {"steps_reported": steps, "after_s": since(raised_s[0]), "ok": steps == [0, 1]}
 
 
 def row_widen(rig: Rig) -> dict[str, Any]:
@@ -226,7 +226,7 @@ def row_load(rig: Rig, cap: str) -> dict[str, Any]:
             rig.folder,
             dtype=torch.float32 if rig.tiny else rig.dtype,
             device=rig.device,
-            picture=EditShape(),
+            shape=EditShape(),
             memory=memory,
             progress=lambda line: sys.stderr.write(f"{line}\n"),
         )

@@ -31,7 +31,7 @@ from support.servers.ceph_rgw import Rgw, free_ports
 from support.servers.model_hub import COMMIT, Hub
 from support.servers.runpod_api import FINAL, WORKER_KEY, Platform
 
-from retouch.engine.checkpoint import load
+from retouch.demo.processor import save_checkpoint
 
 ROOT = Path(__file__).parents[2]
 LOCK = ROOT / "src/requirements.lock"
@@ -198,7 +198,7 @@ def bake(base: str, image: str, folder: Path) -> None:
     (folder / "token").write_text(token)
     (folder / "empty").mkdir()
     weights = folder / "weights"
-    load.save(build_tiny_pipeline(), weights, preset=PRESET)
+    save_checkpoint(build_tiny_pipeline(), weights, preset=PRESET)
     with Hub(weights, model_id=_MODEL_ID, token=token) as hub:
         arguments = {
             "BENTO_IMAGE": base,

@@ -81,8 +81,8 @@ def test_what_a_machine_lacks_for_the_full_model_is_said_in_one_line(
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert main(["plan", "--host-gib", "8"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert "GiB of GPU memory are missing" in line
-    assert "GiB of host memory are missing" in line
+    assert "short of GPU memory by" in line
+    assert "short of host memory by" in line
     assert main(["plan", "--gpu-gib", "1"]) == 1
 
 

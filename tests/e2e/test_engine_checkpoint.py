@@ -12,13 +12,12 @@ from safetensors.torch import load_file, save_file
 from support.models.reference_edits import edit
 from support.models.tiny import PRESET, build_tiny, build_tiny_pipeline
 
-from retouch.editing.ports import Engine
-from retouch.engine import preset, tokenizer
+from retouch.demo.processor import save_checkpoint
+from retouch.engine import preset
 from retouch.engine.checkpoint import build, load, safetensors_reader
 from retouch.engine.checkpoint.files import WEIGHTED, compute_revision
 from retouch.engine.checkpoint.find import CheckpointSettings
 from retouch.engine.memory.weights import Weights
-from retouch.engine.tokenizer import StillProcessor
 from retouch.errors import ModelError
 
 pytestmark = pytest.mark.e2e
@@ -27,32 +26,16 @@ pytestmark = pytest.mark.e2e
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("tiny")
-    load.save(build_tiny_pipeline(), path, preset=PRESET)
+    save_checkpoint(build_tiny_pipeline(), path, preset=PRESET)
     return path
-
-
-def test_without_a_model_and_a_gpu_the_demo_runs_and_says_so(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    told: list[str] = []
-    engine: Engine = load.load(CheckpointSettings(), progress=told.append)
-    assert told[0].startswith(
-        "the demo model, because the full one does not fit: not enough memory"
-    )
-    assert "MODEL_ID=Qwen/Qwen-Image-Edit" in told[0]
-    assert engine.info.model == "retouch-demo"
-    assert "this is the small demo model" in engine.info.notes[0]
-    preset = engine.info.preset
-    assert (preset.steps, preset.area_px, preset.guided) == (2, 512 * 512, False)
 
 
 @pytest.mark.parametrize("plus", [False, True])
 def test_a_saved_engine_loads_bit_equal(tmp_path: Path, plus: bool) -> None:
     built = build_tiny(plus=plus)
-    load.save(build_tiny_pipeline(plus=plus), tmp_path, preset=PRESET)
+    save_checkpoint(build_tiny_pipeline(plus=plus), tmp_path, preset=PRESET)
     parts: list[str] = []
-    settings = CheckpointSettings(model_id=str(tmp_path), device="cpu")
+    settings = CheckpointSettings(model_id=str(tmp_path))
     loaded = load.load(settings, progress=parts.append)
     assert parts == ["weights", "processor"]
     assert loaded.info == replace(built.info, revision=compute_revision(tmp_path))
@@ -62,15 +45,15 @@ def test_a_saved_engine_loads_bit_equal(tmp_path: Path, plus: bool) -> None:
 def test_loading_tells_how_far_it_is_and_lets_go_of_what_it_took(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = CheckpointSettings(model_id=str(folder), device="cpu")
-    told, called = list[str](), list[str]()
+    settings = CheckpointSettings(model_id=str(folder))
+    reported, called = list[str](), list[str]()
     monkeypatch.setattr(safetensors_reader, "REPORT_EVERY_S", 0.0)
     for name in ("pin", "release", "close"):
         monkeypatch.setattr(Weights, name, lambda _, name=name: called.append(name))
-    load.load(settings, progress=told.append)
+    load.load(settings, progress=reported.append)
     assert called == ["pin", "release"]
-    assert told[0] == "weights"
-    assert re.fullmatch(r"weights: (\d+) of \1 MiB read", told[-2])
+    assert reported[0] == "weights"
+    assert re.fullmatch(r"weights: (\d+) of \1 MiB read", reported[-2])
 
     def fail(_: Weights) -> None:
         raise ModelError("0.1 GiB of host memory could not be pinned")
@@ -85,8 +68,8 @@ def test_loading_tells_how_far_it_is_and_lets_go_of_what_it_took(
 def test_the_modulation_stays_as_its_file_has_it_and_gives_the_same(tmp_path: Path) -> None:
     pipe = build_tiny_pipeline()
     pipe.transformer.to(torch.bfloat16)
-    load.save(pipe, tmp_path, preset=PRESET)
-    settings = CheckpointSettings(model_id=str(tmp_path), device="cpu")
+    save_checkpoint(pipe, tmp_path, preset=PRESET)
+    settings = CheckpointSettings(model_id=str(tmp_path))
     kept, converted = load.load(settings), load.load(settings)
     converted.weights.transformer.float()
     block = kept.weights.transformer.transformer_blocks[0]
@@ -108,7 +91,7 @@ def test_the_modulation_has_the_type_of_its_file_where_that_is_no_larger(
 ) -> None:
     pipe = build_tiny_pipeline()
     pipe.transformer.to(stored)
-    load.save(pipe, tmp_path, preset=PRESET)
+    save_checkpoint(pipe, tmp_path, preset=PRESET)
     transformer = build_tiny_pipeline().transformer.half()
     build.keep_modulation(transformer, safetensors_reader.read_headers(tmp_path))
     block = transformer.transformer_blocks[1]
@@ -118,7 +101,7 @@ def test_the_modulation_has_the_type_of_its_file_where_that_is_no_larger(
 
 def test_the_stock_library_loads_the_same_weights(folder: Path) -> None:
     stock = DiffusionPipeline.from_pretrained(folder, processor=build_tiny_pipeline().processor)
-    ours = load.load(CheckpointSettings(model_id=str(folder), device="cpu")).weights
+    ours = load.load(CheckpointSettings(model_id=str(folder))).weights
     for part in WEIGHTED:
         wanted = getattr(stock, part).state_dict()
         found = getattr(ours, part).state_dict()
@@ -134,27 +117,13 @@ def test_a_checkpoint_without_a_preset_is_named_by_its_folder_and_runs_as_the_fu
     for part in folder.iterdir():
         if part.name != preset.PRESET_FILE:
             (bare / part.name).symlink_to(part)
-    engine = load.load(CheckpointSettings(model_id=str(bare), device="cpu"))
+    engine = load.load(CheckpointSettings(model_id=str(bare)))
     assert engine.info.model == "bare"
     assert (engine.info.preset.steps, engine.info.preset.area_px) == (30, 1024 * 1024)
     assert engine.info.dtype == "float32"
 
 
-def test_where_torchvision_is_installed_the_real_processor_is_loaded(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Recorded:
-        @staticmethod
-        def from_pretrained(path: Path, **_options: object) -> str:
-            return f"whole processor of {path.name}"
-
-    assert isinstance(tokenizer.load_processor(folder / "processor"), StillProcessor)
-    monkeypatch.setattr(tokenizer, "is_torchvision_available", lambda: True)
-    monkeypatch.setattr(tokenizer, "Qwen2VLProcessor", Recorded)
-    assert tokenizer.load_processor(folder / "processor") == "whole processor of processor"
-
-
-def spoil_weights(folder: Path) -> None:
+def damage_weights(folder: Path) -> None:
     path = folder / "vae" / "diffusion_pytorch_model.safetensors"
     weights = load_file(path)
     del weights["decoder.conv_in.weight"]
@@ -166,12 +135,12 @@ def cut_weights(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
 
-def spoil_config(folder: Path) -> None:
+def damage_config(folder: Path) -> None:
     path = folder / "transformer" / "config.json"
     path.write_text(path.read_text().replace('"num_layers": 2', '"num_layers": 3'))
 
 
-def spoil_preset(folder: Path) -> None:
+def damage_preset(folder: Path) -> None:
     (folder / preset.PRESET_FILE).write_text('{"steps": 0}')
 
 
@@ -180,23 +149,23 @@ def drop_vocabulary(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "fault"),
+    ("damage", "fault"),
     [
         (
-            spoil_weights,
-            "1 weights are missing or of another shape, such as vae.decoder.conv_in.weight",
+            damage_weights,
+            "1 weights are missing or have the wrong shape, such as vae.decoder.conv_in.weight",
         ),
-        (cut_weights, "transformer/diffusion_pytorch_model.safetensors is damaged or cut short"),
-        (spoil_config, r"32 weights are missing .* transformer\.transformer_blocks\.2"),
-        (spoil_preset, "retouch_preset.json: steps: "),
-        (drop_vocabulary, "the processor makes .* tokens of the template's 64"),
+        (cut_weights, "transformer/diffusion_pytorch_model.safetensors is damaged or truncated"),
+        (damage_config, r"32 weights are missing .* transformer\.transformer_blocks\.2"),
+        (damage_preset, "retouch_preset.json: steps: "),
+        (drop_vocabulary, "the tokenizer makes .* tokens of the template's prefix, not 64"),
     ],
 )
-def test_a_spoilt_checkpoint_is_never_half_loaded(tmp_path: Path, spoil: Any, fault: str) -> None:
-    load.save(build_tiny_pipeline(), tmp_path, preset=PRESET)
-    spoil(tmp_path)
+def test_a_damaged_checkpoint_is_never_half_loaded(tmp_path: Path, damage: Any, fault: str) -> None:
+    save_checkpoint(build_tiny_pipeline(), tmp_path, preset=PRESET)
+    damage(tmp_path)
     with pytest.raises(ModelError, match=fault) as caught:
-        load.load(CheckpointSettings(model_id=str(tmp_path), device="cpu"))
+        load.load(CheckpointSettings(model_id=str(tmp_path)))
     assert "\n" not in caught.value.message
     assert str(tmp_path) in caught.value.message
 
@@ -205,8 +174,8 @@ def test_a_hub_id_without_a_network_fails_with_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    settings = CheckpointSettings(model_id="org/name", cache_dir=str(tmp_path), device="cpu")
+    settings = CheckpointSettings(model_id="org/name", cache_dir=str(tmp_path))
     with pytest.raises(ModelError, match="the checkpoint org/name cannot be used: ") as caught:
         load.load(settings)
-    assert "the hub cannot be asked" in caught.value.message
+    assert "the hub cannot be reached" in caught.value.message
     assert "\n" not in caught.value.message

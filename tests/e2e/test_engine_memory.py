@@ -12,8 +12,7 @@ from support.models.tiny import build_tiny_pipeline
 
 from retouch.engine.memory import flat_params, prefetch
 from retouch.engine.memory.flat_params import flatten_pipeline
-from retouch.engine.memory.plan import EditShape, Plan, make_plan
-from retouch.engine.memory.probe import GIB, FreeMemory
+from retouch.engine.memory.plan import GIB, EditShape, FreeMemory, Plan, make_plan
 from retouch.engine.memory.weights import Weights
 from retouch.errors import ModelError
 
@@ -36,7 +35,7 @@ def addresses(module: torch.nn.Module) -> set[int]:
     return {tensor.data_ptr() for tensor in module.parameters()}
 
 
-def test_settling_changes_no_weight(weights: Weights) -> None:
+def test_allocating_changes_no_weight(weights: Weights) -> None:
     for name, module in modules_of(build_tiny_pipeline()).items():
         settled = getattr(weights, name).state_dict()
         for key, tensor in module.state_dict().items():
@@ -45,20 +44,20 @@ def test_settling_changes_no_weight(weights: Weights) -> None:
 
 def test_each_block_is_in_a_slot_with_its_own_weights_while_it_is_yielded(weights: Weights) -> None:
     stock = build_tiny_pipeline().transformer.transformer_blocks
-    at_home = [addresses(block) for block in weights.transformer.transformer_blocks]
+    in_storage = [addresses(block) for block in weights.transformer.transformer_blocks]
     for _step in range(3):
         for number, block in enumerate(weights.blocks()):
-            away = addresses(block) - at_home[number]
-            assert len(away) == len(weights.parts.blocks[number].places)
+            away = addresses(block) - in_storage[number]
+            assert len(away) == len(weights.params.blocks[number].views)
             for key, tensor in stock[number].state_dict().items():
                 torch.testing.assert_close(block.state_dict()[key], tensor, rtol=0, atol=0)
-    assert [addresses(block) for block in weights.transformer.transformer_blocks] == at_home
+    assert [addresses(block) for block in weights.transformer.transformer_blocks] == in_storage
 
 
-def test_what_fits_the_slots_is_not_copied_again(weights: Weights) -> None:
+def test_weights_that_fit_the_slots_are_not_copied_again(weights: Weights) -> None:
     list(weights.blocks())
     before = weights.copied_bytes
-    assert before == sum(weights.parts.sizes.blocks)
+    assert before == sum(weights.params.sizes.blocks)
     list(weights.blocks())
     assert weights.copied_bytes == before
 
@@ -66,13 +65,13 @@ def test_what_fits_the_slots_is_not_copied_again(weights: Weights) -> None:
 def test_each_unit_is_copied_once_a_pass(weights: Weights) -> None:
     def encode() -> int:
         before = weights.copied_bytes
-        with torch.inference_mode(), weights.borrow("text_encoder") as encoder:
-            encoder(input_ids=torch.zeros(1, 4, dtype=torch.long))
+        with torch.inference_mode():
+            weights.text_encoder(input_ids=torch.zeros(1, 4, dtype=torch.long))
         return weights.copied_bytes - before
 
-    language = weights.parts.sizes.layers[2:]
+    language = weights.params.sizes.layers[2:]
     assert encode() >= sum(language)
-    assert encode() <= sum(weights.parts.sizes.layers)
+    assert encode() <= sum(weights.params.sizes.layers)
 
 
 def test_modulation_comes_for_the_table_only(weights: Weights) -> None:
@@ -89,13 +88,13 @@ def test_modulation_comes_for_the_table_only(weights: Weights) -> None:
 def test_the_streamed_text_encoder_gives_the_same_bits(weights: Weights) -> None:
     stock = build_tiny_pipeline().text_encoder
     ids = torch.arange(12).reshape(2, 6)
-    with torch.inference_mode(), weights.borrow("text_encoder") as encoder:
-        streamed = encoder(input_ids=ids, output_hidden_states=True).hidden_states[-1]
+    with torch.inference_mode():
+        streamed = weights.text_encoder(input_ids=ids, output_hidden_states=True).hidden_states[-1]
         stayed = stock(input_ids=ids, output_hidden_states=True).hidden_states[-1]
     assert torch.equal(streamed, stayed)
 
 
-def test_a_pass_that_is_broken_off_leaves_the_weights_at_home(weights: Weights) -> None:
+def test_an_interrupted_pass_leaves_the_weights_in_storage(weights: Weights) -> None:
     before = snapshot(weights.transformer)
     home = [addresses(block) for block in weights.transformer.transformer_blocks]
     passing = weights.blocks()
@@ -124,7 +123,7 @@ def test_a_cast_reaches_every_weight_but_the_modulation_wherever_it_lives() -> N
                 assert torch.equal(tensor, stock[f"transformer_blocks.{number}.{key}"].bfloat16())
 
 
-def test_what_streams_in_every_edit_is_pinned(
+def test_weights_that_stream_in_every_edit_are_pinned(
     monkeypatch: pytest.MonkeyPatch, weights: Weights
 ) -> None:
     """With a pin that only notes: there is no GPU to read pinned memory here."""
@@ -137,13 +136,13 @@ def test_what_streams_in_every_edit_is_pinned(
     )
     weights.device = torch.device("cuda")
     weights.pin()
-    assert pinned == [unit.name for unit in (*weights.parts.blocks, *weights.parts.layers)]
+    assert pinned == [unit.name for unit in (*weights.params.blocks, *weights.params.layers)]
     weights.close()
     assert pinned == []
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_what_may_be_pinned_stays_out_of_forks() -> None:
+def test_memory_that_may_be_pinned_is_not_copied_by_forks() -> None:
     """A fork would copy pinned pages at once, and the Runpod SDK forks its heartbeat."""
     mapped = flat_params.map_host(4 << 20)
     smaps = Path("/proc/self/smaps").read_text()
@@ -155,7 +154,7 @@ def test_what_may_be_pinned_stays_out_of_forks() -> None:
 
 
 @pytest.mark.parametrize("stage_bytes", [64, 1000, 1 << 20])
-def test_what_is_copied_in_pieces_is_whole(
+def test_weights_copied_in_pieces_are_complete(
     monkeypatch: pytest.MonkeyPatch, stage_bytes: int
 ) -> None:
     monkeypatch.setattr(prefetch, "STAGE_BYTES", stage_bytes)
@@ -168,7 +167,7 @@ def test_what_is_copied_in_pieces_is_whole(
                 assert torch.equal(tensor, theirs.state_dict()[key])
 
 
-def test_a_cast_that_is_broken_off_can_be_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_cast_can_be_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
     pipe = build_tiny_pipeline()
     pipe.transformer.to(torch.float16)
     stock = snapshot(pipe.transformer)
@@ -206,8 +205,6 @@ def test_resident_weights_stay_where_they_are() -> None:
     weights = Weights.resident(**modules)
     assert [*weights.blocks()] == [*modules["transformer"].transformer_blocks]
     assert len([*weights.modulations()]) == 2
-    with weights.borrow("vae") as vae:
-        assert vae is modules["vae"]
     weights.release()
     assert {name: addresses(module) for name, module in modules.items()} == before
     assert weights.plan.name == "resident"
@@ -226,7 +223,7 @@ def test_some_blocks_stay_and_some_stream() -> None:
         slots=2,
     )
     weights = Weights(**modules, plan=plan, device=CPU)
-    weights.settle()
+    weights.allocate()
     weights.pin()
     stayed = addresses(weights.transformer.transformer_blocks[0])
     seen = [addresses(block) for block in weights.blocks()]

@@ -15,9 +15,11 @@ from support.models.reference_edits import (
     engine_over,
     fold,
 )
+from support.models.tiny import build_engine
 
 from retouch.editing.ports import run_edit
 from retouch.engine.engine import QwenEngine
+from retouch.engine.transformer import run_block
 from retouch.errors import NonFiniteResult
 
 pytestmark = pytest.mark.e2e
@@ -66,23 +68,16 @@ def run(plant: Any, dtype: torch.dtype) -> torch.Tensor:
     return decode_of(pipe.vae, lambda: edit(engine))
 
 
-def largest_residual(pipe: Any, engine: QwenEngine) -> float:
+def largest_residual(pipe: Any) -> float:
     largest = [0.0]
 
-    def see(_module: Any, inputs: Any) -> None:
-        largest[0] = max(largest[0], float(inputs[0].abs().max()))
+    def record(*args: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        streams = run_block(*args)
+        largest.extend(float(stream.abs().max()) for stream in streams)
+        return streams
 
-    seen = engine._run_block  # noqa: SLF001 - the seam that is given at construction
-
-    def run_block(*args: Any) -> Any:
-        image, text = seen(*args)
-        see(None, (image,))
-        see(None, (text,))
-        return image, text
-
-    engine._run_block = run_block  # noqa: SLF001 - as above
-    edit(engine)
-    return largest[0]
+    edit(build_engine(pipe, run_block=record))
+    return max(largest)
 
 
 def error(found: torch.Tensor, wanted: torch.Tensor) -> float:
@@ -90,7 +85,7 @@ def error(found: torch.Tensor, wanted: torch.Tensor) -> float:
 
 
 def test_folded_float16_is_closer_than_bfloat16_where_residuals_are_huge() -> None:
-    assert largest_residual(*build(plant_residuals, torch.float32)) > RESIDUAL
+    assert largest_residual(build(plant_residuals, torch.float32)[0]) > RESIDUAL
     exact = run(plant_residuals, torch.float32)
     pipe, engine = build(plant_residuals, torch.float16)
     half = decode_of(pipe.vae, lambda: edit(engine))
@@ -100,29 +95,29 @@ def test_folded_float16_is_closer_than_bfloat16_where_residuals_are_huge() -> No
 
 def test_a_fold_changes_no_bit_in_float32() -> None:
     """Powers of two move the exponent alone, so that what is left of an error is float16's."""
-    from retouch.engine.precision import fold_factor, fold_norms
+    from retouch.engine.precision import residual_scale, scale_norms
 
     pipe = build_stock()
     before = decode_of(pipe.vae, lambda: edit(engine_over(pipe)))
     for name, weights in pipe.transformer.named_parameters():
-        weights.data *= fold_factor(name)
-    fold_norms(pipe.transformer)
+        weights.data *= residual_scale(f"transformer.{name}", torch.float16)
+    scale_norms(pipe.transformer)
     assert torch.equal(decode_of(pipe.vae, lambda: edit(engine_over(pipe))), before)
 
 
 def test_an_overflow_is_made_good_in_bfloat16_and_told(caplog: pytest.LogCaptureFixture) -> None:
     pipe, engine = build(plant_feed_forward, torch.float16)
     places = [weights.data_ptr() for weights in pipe.transformer.parameters()]
-    told: list[int] = []
+    reported: list[int] = []
     with caplog.at_level(logging.WARNING, logger="retouch.engine.engine"):
         pixels = decode_of(
             pipe.vae,
-            lambda: run_edit(engine, [IMAGE], WORK, on_step=lambda step, _: told.append(step)),
+            lambda: run_edit(engine, [IMAGE], WORK, on_step=lambda step, _: reported.append(step)),
         )
         _, edited = run_edit(engine, [IMAGE], WORK)
     (record,) = caplog.records  # the second edit is no news
     assert (record.message, record.fields) == ("precision.widened", {"dtype": "bfloat16"})
-    assert told == [0, 0, 1, 2, 3]  # seen in the first step, and begun again
+    assert reported == [0, 0, 1, 2, 3]  # seen in the first step, and begun again
     assert engine.info.dtype == "bfloat16"
     assert edited.notes == ()
     assert [weights.data_ptr() for weights in pipe.transformer.parameters()] == places
@@ -151,7 +146,7 @@ def test_unfolded_float16_falls_back_too() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float16])
-def test_where_nothing_wider_helps_the_edit_fails(dtype: torch.dtype) -> None:
+def test_non_finite_values_in_the_widest_type_fail_the_edit(dtype: torch.dtype) -> None:
     pipe, engine = build(round_weights, dtype)
     pipe.transformer.proj_out.bias.data[0] = float("nan")
     with pytest.raises(NonFiniteResult):
@@ -159,7 +154,7 @@ def test_where_nothing_wider_helps_the_edit_fails(dtype: torch.dtype) -> None:
     assert engine.info.dtype == ("float32" if dtype == torch.float32 else "bfloat16")
 
 
-def test_the_first_noise_is_the_same_in_every_precision() -> None:
+def test_the_initial_noise_is_the_same_in_every_precision() -> None:
     """So a seed shows the same picture, with one step and no guidance the error is rounding's."""
     work = replace(WORK, steps=1, guidance_scale=1.0)
     pictures = []

@@ -53,7 +53,7 @@ def test_what_streams_gives_the_pixels_of_what_stays(report: dict[str, dict[str,
 def test_the_checks_pass_at_toy_size(report: dict[str, dict[str, Any]]) -> None:
     assert report["leak:16"]["ok"]
     assert report["leak:16"]["failed"] == report["leak:16"]["cancelled"] == 1
-    assert report["cancel:16"]["steps_told"] == [0, 1]
+    assert report["cancel:16"]["steps_reported"] == [0, 1]
     widen = report["widen"]
     assert [line["dtype"] for line in widen.values() if isinstance(line, dict)] == [
         "float16",

@@ -4,11 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from diffusers.models.attention_dispatch import AttentionBackendName
+from support.models.reference_edits import edit
 from support.models.tiny import PRESET, build_tiny_pipeline
 
 from retouch import wiring
-from retouch.engine import compilation
-from retouch.engine.checkpoint import load
+from retouch.demo.processor import save_checkpoint
+from retouch.engine import compilation, transformer
 from retouch.errors import ModelError
 from retouch.settings import Settings
 
@@ -18,7 +20,7 @@ pytestmark = pytest.mark.e2e
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("tiny")
-    load.save(build_tiny_pipeline(), path, preset=PRESET)
+    save_checkpoint(build_tiny_pipeline(), path, preset=PRESET)
     return path
 
 
@@ -29,24 +31,31 @@ def test_an_attention_backend_that_does_not_run_ends_the_start(folder: Path) -> 
 
 
 @pytest.mark.filterwarnings("ignore:Attention backends")
-def test_an_attention_backend_that_runs_is_used(folder: Path) -> None:
-    engine: Any = wiring.build_engine(
-        Settings(model_id=str(folder), attention_backend="_native_math")
-    )
-    block = engine.weights.transformer.transformer_blocks[0]
-    assert block.attn.processor._attention_backend == "_native_math"  # noqa: SLF001 - where it is
+def test_an_attention_backend_that_runs_is_used(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = wiring.build_engine(Settings(model_id=str(folder), attention_backend="_native_math"))
+    used = set()
+    dispatch = transformer.dispatch_attention_fn
+
+    def record(*args: Any, backend: Any) -> Any:
+        used.add(backend)
+        return dispatch(*args, backend=backend)
+
+    monkeypatch.setattr(transformer, "dispatch_attention_fn", record)
+    edit(engine)
+    assert used == {AttentionBackendName("_native_math")}
 
 
 def test_compiled_code_is_made_at_the_start_for_two_sizes(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes = set()
-    block_call = compilation.denoise.run_block
 
-    def compile_block(_cache: object) -> Any:
+    def compile_block(run_block: Any) -> Any:
         def run(block: Any, image: Any, *rest: Any) -> Any:
             sizes.add(image.shape[1])
-            return block_call(block, image, *rest)
+            return run_block(block, image, *rest)
 
         return run
 

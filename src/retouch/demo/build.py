@@ -23,10 +23,9 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Q
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from retouch.demo import phrases
+from retouch.demo.processor import StillProcessor, save_checkpoint
 from retouch.engine import preset
-from retouch.engine.checkpoint import load
 from retouch.engine.checkpoint.files import WEIGHTED
-from retouch.engine.tokenizer import StillProcessor
 
 SPECIALS = (
     *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>"),
@@ -214,4 +213,4 @@ def save(components: Components, folder: Path) -> None:
         tokenizer=components.tokenizer,
         processor=StillProcessor(Qwen2VLImageProcessorPil(size=edges), components.tokenizer),
     )
-    load.save(pipe, folder, preset=PRESET)
+    save_checkpoint(pipe, folder, preset=PRESET)

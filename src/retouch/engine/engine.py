@@ -1,19 +1,18 @@
-"""The `Engine` over the parts of a Qwen-Image-Edit checkpoint: an edit loop of our own.
+"""The `Engine` port over a Qwen-Image-Edit checkpoint: an edit loop of our own, in named steps.
 
 It equals the stock pipelines with their positions set right (1e-5 in float32, every scheduler).
 """
 
 import logging
-import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers.image_processor import VaeImageProcessor
-from PIL.Image import Image
+from PIL import Image
 
 from retouch.editing.ports import (
     EditParams,
@@ -22,29 +21,50 @@ from retouch.editing.ports import (
     GenerationDefaults,
     PreparedEdit,
 )
-from retouch.engine import text_encoder, tokenizer, transformer, vae
+from retouch.engine.hooks import EditTimer, StepHook, StepState, run_hooks
 from retouch.engine.memory.weights import Weights
 from retouch.engine.modulation import ModulationCache
 from retouch.engine.precision import Fp16Overflow
 from retouch.engine.preset import PresetFile
 from retouch.engine.schedulers import build_scheduler, start_schedule
+from retouch.engine.text_encoder import TextEncoder, TextInputs, describe_template
+from retouch.engine.transformer import (
+    BlockCall,
+    Grid,
+    Transformer,
+    classifier_free_guidance,
+    run_block,
+)
+from retouch.engine.vae import SingleFrameVae, draw_noise
 from retouch.errors import EditError, ModelError, NonFiniteResult, OutOfMemory
 from retouch.logs import event
 
 MIN_SIDE_PX = 32
-"""Conditioning sizes are multiples of it; a very narrow image would round to none."""
+"""Conditioning sizes are multiples of it; the side of a very narrow image would round to zero."""
 CONDITION_AREA_PX = 1024 * 1024
-"""What the autoencoder sees of the image in the stock pipelines."""
+"""Area at which the stock pipelines encode a condition image."""
 
 _log = logging.getLogger(__name__)
 
 
-class QwenEngine:
-    """`Engine` over `weights`, which it then owns; it is named by its preset, or else `model`.
+@dataclass(frozen=True, slots=True)
+class EditInputs:
+    """`PreparedEdit.inputs`: everything the model needs, on the host.
 
-    `processor` is that of `conditioning.load_processor`, `scheduler` the checkpoint's scheduler
-    configuration, `pipeline` the class its index names, and `run_block` what runs a block: compiled
-    or as it stands in `denoise`.
+    `pixels` has each condition image (1, 3, h, w; -1 to 1). `grids` has rows and columns of tokens:
+    of the result, then of each condition image.
+    """
+
+    text: TextInputs
+    pixels: tuple[torch.Tensor, ...]
+    grids: tuple[Grid, ...]
+
+
+class QwenEngine:
+    """`Engine` over `weights`, which it then owns; named by its preset, or else `model`.
+
+    `processor` has the checkpoint's `tokenizer` and `image_processor`, `scheduler` is its scheduler
+    configuration, `pipeline` the class that its index names, and `run_block` runs a block.
 
     Raises:
         ModelError: the tokenizer is not this family's.
@@ -60,7 +80,7 @@ class QwenEngine:
         preset: PresetFile,
         model: str,
         revision: str,
-        run_block: transformer.BlockCall = transformer.run_block,
+        run_block: BlockCall = run_block,
     ) -> None:
         self.info = EngineInfo(
             model=preset.name or model,
@@ -76,209 +96,169 @@ class QwenEngine:
             notes=preset.notes,
         )
         self.weights = weights
-        self._family = text_encoder.describe_template(pipeline)
-        text_encoder.require_template(self._family, processor.tokenizer)
-        self._processor = processor
         self._scheduler = scheduler
-        self._condition_area_px = preset.condition_area_px
-        self._condition_as_result = preset.condition_as_result
-        self._run_block = run_block
-        self._tokens = tokenizer.Tokens(processor.tokenizer)
+        self._preset = preset
+        self._text_encoder = TextEncoder(
+            weights.text_encoder, processor=processor, template=describe_template(pipeline)
+        )
+        self._vae = SingleFrameVae(weights.vae)
+        self._transformer = Transformer(weights, run_block)
         self._modulation = ModulationCache(weights)
-        self._token_px = vae.side_px(weights.vae)
-        self._images = VaeImageProcessor(vae_scale_factor=self._token_px)
+        self._resizer = VaeImageProcessor(vae_scale_factor=self._vae.token_px)
 
     def count_tokens(self, text: str) -> int:
         """Count the tokenizer's tokens in `text`."""
-        return self._tokens.count(text)
+        return len(self._text_encoder.tokenizer.encode(text))
 
-    def prepare(self, images: Sequence[Image], params: EditParams) -> PreparedEdit:
-        """Return the edit as it is: `edit` does the host's part still."""
-        return PreparedEdit(params, list(images))
-
-    def finish(self, output: EngineOutput) -> Image:
-        """Return the edited image."""
-        image: Image = output.pixels
-        return image
+    def prepare(self, images: Sequence[Image.Image], params: EditParams) -> PreparedEdit:
+        """Resize, preprocess and tokenize. A guidance scale over 1 adds the negative prompt's branch."""
+        prompts = [params.prompt, *([params.negative_prompt] if params.guidance_scale > 1 else [])]
+        area_px = min(CONDITION_AREA_PX, self._preset.condition_area_px)
+        vision_area_px = min(self._text_encoder.template.vision_area_px, area_px)
+        seen, pixels, sizes = [], [], [(params.width_px, params.height_px)]
+        for image in images:
+            ratio = image.width / image.height
+            width_px, height_px = fit(vision_area_px, ratio)
+            seen.append(self._resizer.resize(image, height_px, width_px))
+            width_px, height_px = fit(area_px, ratio)
+            if self._preset.condition_as_result:
+                width_px, height_px = params.width_px, params.height_px
+            sizes.append((width_px, height_px))
+            pixels.append(self._resizer.preprocess(image, height_px, width_px))
+        token_px = self._vae.token_px
+        grids = tuple(
+            (height_px // token_px, width_px // token_px) for width_px, height_px in sizes
+        )
+        text = self._text_encoder.prepare(seen, prompts)
+        return PreparedEdit(params, EditInputs(text, tuple(pixels), grids))
 
     def edit(self, prepared: PreparedEdit, *, on_step: Callable[[int, int], None]) -> EngineOutput:
-        """Edit `image`; 1.0 is the one guidance scale that runs without the negative prompt.
+        """Run the model.
 
         Where float16 overflows, the weights become bfloat16 for good and the edit starts again, so
-        that `on_step` is told its steps anew.
+        that `on_step` begins again too.
         """
-        [image], work = prepared.inputs, prepared.params
-        self._tokens.require_plain(prompt=work.prompt, negative_prompt=work.negative_prompt)
-        watch = _EditTimer(on_step, steps=work.steps, device=self.weights.device)
+        timer = EditTimer(on_step, device=self.weights.device)
         try:
             with torch.no_grad():
-                return self._run_safely(image, work, watch)
+                output = self._edit_in_range(prepared, timer)
+            self.weights.release()
         except Exception as error:
             traceback.clear_frames(error.__traceback__)  # they hold this edit's tensors
-            if error is watch.raised or isinstance(error, EditError):
+            with suppress(Exception):  # on a broken GPU this fails too; the first error says more
+                self.weights.release()
+            if error is timer.raised or isinstance(error, EditError):
                 raise
             if isinstance(error, torch.OutOfMemoryError):
                 raise OutOfMemory("the GPU ran out of memory; a smaller image may fit") from error
             raise ModelError("the model failed on this edit") from error
-        finally:
-            self.weights.release()
+        return output
 
-    def _run_safely(self, image: Image, work: EditParams, watch: "_EditTimer") -> EngineOutput:
+    def finish(self, output: EngineOutput) -> Image.Image:
+        """Return the edited image."""
+        return Image.fromarray(output.pixels.numpy())
+
+    def _edit_in_range(self, prepared: PreparedEdit, timer: EditTimer) -> EngineOutput:
         notes: tuple[str, ...] = ()
         while True:
             try:
-                return replace(self._run(image, work, watch), notes=notes)
+                return replace(self._edit(prepared, timer), notes=notes)
             except Fp16Overflow as error:
                 traceback.clear_frames(error.__traceback__)
                 if self.weights.transformer.dtype != torch.float16:
                     raise NonFiniteResult(
-                        "the model produced values that are no numbers"
+                        "the model produced non-finite values (NaN or infinity)"
                     ) from error
-            self._widen()
+            self._fall_back_to_bf16()
             notes = ("float16 overflowed: the edit was made in bfloat16",)
 
-    def _widen(self) -> None:
-        """Go on in bfloat16, which ends at 3e38 and takes the same memory."""
+    def _fall_back_to_bf16(self) -> None:
+        """Continue in bfloat16, which reaches 3e38 and takes the same memory."""
         self.weights.cast(torch.bfloat16)
         self.info = replace(self.info, dtype=_name(torch.bfloat16))
         event(_log, "precision.widened", level=logging.WARNING, dtype=self.info.dtype)
 
-    def _run(self, image: Image, work: EditParams, watch: "_EditTimer") -> EngineOutput:
-        watch.start()
-        generator = torch.Generator("cpu").manual_seed(work.seed)
-        condition = self._condition(image, work)
-        watch.mark()
-        tokens = self._denoise(condition, work, generator, watch)
-        watch.mark()
-        watch.tell(work.steps)
-        with self.weights.borrow("vae") as model:
-            rows = work.height_px // self._token_px
-            pixels = vae.decode(model, tokens, rows=rows)
-        values = self._images.postprocess(pixels, output_type="np")
-        watch.mark()
-        if not np.isfinite(values).all():
-            raise NonFiniteResult("the decoder produced values that are no numbers")
-        condition_ms, denoise_ms, vae_decode_ms = watch.phases_ms()
+    def _edit(self, prepared: PreparedEdit, timer: EditTimer) -> EngineOutput:
+        timer.start()
+        texts = self.encode_prompts(prepared.inputs)
+        images = self.encode_images(prepared.inputs)
+        timer.end_phase()
+        latents = self.denoise(prepared, texts, images, hooks=[timer.report_step])
+        timer.end_phase()
+        pixels = self.decode(latents, rows=prepared.inputs.grids[0][0])
+        timer.end_phase()
+        condition_ms, denoise_ms, vae_decode_ms = timer.phases_ms()
         return EngineOutput(
-            pixels=self._images.numpy_to_pil(values)[0],
+            pixels=pixels,
             condition_ms=condition_ms,
             denoise_ms=denoise_ms,
             vae_decode_ms=vae_decode_ms,
         )
 
-    def _condition(self, image: Image, work: EditParams) -> "_Condition":
-        """Encode the image and the prompts of the branches."""
-        ratio = image.width / image.height
-        area_px = min(CONDITION_AREA_PX, self._condition_area_px)
-        width_px, height_px = fit(area_px, ratio)
-        if self._condition_as_result:
-            width_px, height_px = work.width_px, work.height_px
-        vision_px = fit(min(self._family.vision_area_px, area_px), ratio)
-        seen = self._images.resize(image, *reversed(vision_px))
-        prompts = [work.prompt, *([work.negative_prompt] if work.guidance_scale > 1 else [])]
-        with self.weights.borrow("text_encoder") as model:
-            texts = text_encoder.encode(
-                model,
-                self._processor,
-                self._family,
-                image=seen,
-                prompts=prompts,
-                device=self.weights.device,
-            )
-        with self.weights.borrow("vae") as model:
-            pixels = self._images.preprocess(image, height_px, width_px)
-            tokens = vae.encode(model, pixels, device=self.weights.device)
-        return _Condition(texts, tokens, (height_px // self._token_px, width_px // self._token_px))
+    def encode_prompts(self, inputs: EditInputs) -> list[torch.Tensor]:
+        """Return hidden states (1, text token, width): of the prompt, then of the negative prompt."""
+        return self._text_encoder.encode(inputs.text, self.weights.device)
 
-    def _denoise(
+    def encode_images(self, inputs: EditInputs) -> list[torch.Tensor]:
+        """Return the float32 latents of each condition image: (1, rows x columns, 4 c)."""
+        return [self._vae.encode(pixels, self.weights.device) for pixels in inputs.pixels]
+
+    def denoise(
         self,
-        condition: "_Condition",
-        work: EditParams,
-        generator: torch.Generator,
-        watch: "_EditTimer",
+        prepared: PreparedEdit,
+        texts: Sequence[torch.Tensor],
+        images: Sequence[torch.Tensor],
+        *,
+        hooks: Sequence[StepHook] = (),
     ) -> torch.Tensor:
-        """Take every step in float32, whatever the model computes in, and return the latents."""
-        rows, columns = work.height_px // self._token_px, work.width_px // self._token_px
+        """Denoise from the seed's noise to the result's latents: (1, rows x columns, 4 c).
+
+        `texts` are of `encode_prompts`, `images` of `encode_images`. The scheduler computes in
+        float32, whatever the model's precision. `hooks` run in order before the first step and after
+        each; what they raise passes through.
+
+        Raises:
+            Fp16Overflow: a step produced non-finite values.
+        """
+        params, grids = prepared.params, prepared.inputs.grids
+        rows, columns = grids[0]
+        generator = torch.Generator("cpu").manual_seed(params.seed)
         scheduler = build_scheduler(
-            work.scheduler, self._scheduler, steps=work.steps, generator=generator
+            params.scheduler, self._scheduler, steps=params.steps, generator=generator
         )
-        timesteps = start_schedule(scheduler, steps=work.steps, image_tokens=rows * columns)
-        channels = self.weights.vae.config.z_dim
-        sample = vae.draw(channels, rows=rows, columns=columns, generator=generator)
-        sample = sample.to(self.weights.device)
-        with self.weights.borrow("transformer") as model:
-            table = self._modulation.look_up(timesteps, model)
-            sight = transformer.prepare_conditioning(
-                model,
-                condition=condition.tokens,
-                texts=condition.texts,
-                grids=((rows, columns), condition.grid),
-            )
-            for step, timestep in enumerate(timesteps):
-                watch.tell(step)
-                velocities = transformer.forward(
-                    self.weights,
-                    model,
-                    sample,
-                    sight,
-                    (table, step),
-                    run_block=self._run_block,
-                )
-                velocity = transformer.classifier_free_guidance(velocities, work.guidance_scale)
-                sample = scheduler.step(velocity, timestep, sample, return_dict=False)[0]
-                # Waits for the step, so that `on_step` is told when the GPU is there.
-                if not torch.isfinite(sample).all():
-                    raise Fp16Overflow
-        return sample
+        timesteps = start_schedule(scheduler, steps=params.steps, image_tokens=rows * columns)
+        noise = draw_noise(self._vae.channels, rows=rows, columns=columns, generator=generator)
+        latents = noise.to(self.weights.device)
+        modulation = self._modulation.get(timesteps)
+        conditioning = self._transformer.prepare_conditioning(
+            conditions=images, texts=texts, grids=grids
+        )
+        latents = run_hooks(hooks, StepState(0, params.steps, latents))
+        for step, timestep in enumerate(timesteps):
+            velocities = self._transformer.forward(latents, conditioning, modulation, step)
+            velocity = classifier_free_guidance(velocities, params.guidance_scale)
+            latents = scheduler.step(velocity, timestep, latents, return_dict=False)[0]
+            # Waits for the GPU, so that the hooks run when the step has really ended.
+            if not torch.isfinite(latents).all():
+                raise Fp16Overflow
+            latents = run_hooks(hooks, StepState(step + 1, params.steps, latents))
+        return latents
 
+    def decode(self, latents: torch.Tensor, *, rows: int) -> torch.Tensor:
+        """Decode latents (1, rows x columns, 4 c) to 8-bit RGB on the host: (h, w, 3).
 
-@dataclass(frozen=True)
-class _Condition:
-    """Each branch's text, and the image's tokens with their rows and columns."""
-
-    texts: list[torch.Tensor]
-    tokens: torch.Tensor
-    grid: transformer.Grid
-
-
-class _EditTimer:
-    """Tells the caller of an edit each step, and keeps the time of its phases."""
-
-    def __init__(
-        self, on_step: Callable[[int, int], None], *, steps: int, device: torch.device
-    ) -> None:
-        self.raised: Exception | None = None
-        self._on_step = on_step
-        self._steps = steps
-        self._device = device
-        self._marks_s: list[float] = []
-
-    def start(self) -> None:
-        """Begin the first phase; of an edit that is run again only the phases of this run count."""
-        self._marks_s = [time.perf_counter()]
-
-    def mark(self) -> None:
-        """End a phase."""
-        if self._device.type == "cuda":  # pragma: no cover - only a GPU works ahead of its caller
-            torch.cuda.synchronize(self._device)
-        self._marks_s.append(time.perf_counter())
-
-    def phases_ms(self) -> tuple[float, ...]:
-        """Return the milliseconds of each phase."""
-        pairs = zip(self._marks_s, self._marks_s[1:], strict=False)
-        return tuple((end - start) * 1000 for start, end in pairs)
-
-    def tell(self, step: int) -> None:
-        """Call `on_step`, and remember what it raises as the caller's own."""
-        try:
-            self._on_step(step, self._steps)
-        except Exception as error:
-            self.raised = error
-            raise
+        Raises:
+            NonFiniteResult: the decoder produced non-finite values.
+        """
+        pixels = self._vae.decode(latents, rows=rows)[0]  # (3, h, w)
+        if not torch.isfinite(pixels).all():
+            raise NonFiniteResult("the decoder produced non-finite values (NaN or infinity)")
+        values = (pixels * 0.5 + 0.5).clamp(0, 1).permute(1, 2, 0)  # (3, h, w) -> (h, w, 3)
+        return (values * 255).round().to(torch.uint8).cpu()
 
 
 def fit(area_px: int, ratio: float) -> tuple[int, int]:
-    """Return width and height of about `area_px` in this `ratio`, in the stock pipelines' rounding.
+    """Return width and height of about `area_px` in this `ratio`, rounded as in the stock pipelines.
 
     >>> fit(1024 * 1024, 3 / 2), fit(128 * 128, 200.0)
     ((1248, 832), (1824, 32))

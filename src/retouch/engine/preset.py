@@ -10,10 +10,10 @@ PRESET_FILE = "retouch_preset.json"
 
 
 class PresetFile(BaseModel):
-    """`retouch_preset.json`: what a checkpoint wants that differs from the full model.
+    """`retouch_preset.json`: generation defaults where they differ from the full model's.
 
-    `condition_as_result` gives the condition the size of the result in place of `condition_area_px`,
-    for weights that compare the two place by place.
+    With `condition_as_result` the condition image has the size of the result instead of
+    `condition_area_px`, for weights that compare the two pixel by pixel.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

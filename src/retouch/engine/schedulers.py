@@ -1,7 +1,7 @@
-"""The schedulers a request may name: one model call a step, repeatable by seed.
+"""Schedulers that a request may name: one model call a step, deterministic by seed.
 
-What the pipelines cannot run is not here: they pass `sigmas` and `mu`, which Heun, DPM-Solver, DDIM
-and the others refuse, and they pass no generator, so diffusers' own stochastic ones ignore the seed.
+Left out is what the pipelines cannot run: they pass `sigmas` and `mu`, which Heun, DPM-Solver, DDIM
+and others refuse, and no generator, so diffusers' own stochastic schedulers ignore the seed.
 """
 
 from collections.abc import Mapping
@@ -17,17 +17,17 @@ from diffusers.utils.torch_utils import randn_tensor
 
 
 class EulerAncestral(FlowMatchEulerDiscreteScheduler):
-    """Euler that steps below the next noise level and makes up for it with fresh noise.
+    """Euler that steps below the next noise level and returns to it with fresh noise.
 
     In rectified flow a sample is (1 - sigma) data + sigma noise: the lower sample is scaled to the
-    next level's share of data, and noise is added up to its share. The rule is that of
+    next level's share of data, and noise is added up to its share. The formula is that of
     `sample_euler_ancestral_RF` in comfyanonymous/ComfyUI, `comfy/k_diffusion/sampling.py`.
     """
 
     eta = 1.0
-    """0 is plain Euler, 1 renews the most noise."""
+    """0 is plain Euler, 1 replaces the most noise."""
     generator: torch.Generator | None = None
-    """The request's own: the noise goes on where its first latents ended, so the seed decides all."""
+    """The request's own, which has drawn the initial latents: the seed determines all noise."""
 
     _step_index: Any  # the base class is untyped
 
@@ -47,7 +47,7 @@ class EulerAncestral(FlowMatchEulerDiscreteScheduler):
         data = noisy - sigma * model_output.float()
         if (
             self.step_index == len(self.sigmas) - 1
-        ):  # asked of the index: a tensor would wait for the GPU
+        ):  # not by sigma: a GPU tensor would be waited for
             return (data.to(model_output.dtype),)
         sigma_down = sigma_next * (1 + (sigma_next / sigma - 1) * self.eta)
         ratio = sigma_down / sigma
@@ -70,19 +70,19 @@ SCHEDULERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "EulerKarras": (FlowMatchEulerDiscreteScheduler, {"use_karras_sigmas": True}),
     "EulerExponential": (FlowMatchEulerDiscreteScheduler, {"use_exponential_sigmas": True}),
 }
-"""Class and settings by the names of `retouch.contract.SCHEDULERS`."""
+"""Class and configuration by the names in `retouch.schema.SCHEDULERS`."""
 
 
 def build_scheduler(
     name: str, config: Mapping[str, Any], *, steps: int, generator: torch.Generator
 ) -> Any:
-    """Build the scheduler `name` for one edit, shifted as the checkpoint's `config` says.
+    """Build the scheduler `name` for one edit, with the shift of the checkpoint's `config`.
 
     A scheduler keeps state between steps, so every edit gets its own.
     """
     scheduler_class, changes = SCHEDULERS[name]
-    # Named as what it is, diffusers carries over what only the pipeline reads (`base_shift`, ...);
-    # with its list of defaults it would drop them, and changes to them, without a word.
+    # With the class name diffusers keeps values that only the pipeline reads (`base_shift`, ...); with
+    # the private keys, its list of defaults, it would silently drop them and changes to them.
     settings = {key: value for key, value in config.items() if not key.startswith("_")}
     settings |= {"_class_name": "FlowMatchEulerDiscreteScheduler", "stochastic_sampling": False}
     settings |= changes
@@ -90,17 +90,17 @@ def build_scheduler(
         # Stretching to the terminal divides by 1 - the last sigma, here 0: NaN, a black image.
         settings["shift_terminal"] = None
     if scheduler_class is UniPCMultistepScheduler:
-        settings["flow_shift"] = config["shift"]  # its name for the same thing
+        settings["flow_shift"] = config["shift"]  # the same value under its own name
     scheduler = scheduler_class.from_config(settings)
     scheduler.generator = generator  # read by the ancestral one only
     return scheduler
 
 
 def start_schedule(scheduler: Any, *, steps: int, image_tokens: int) -> torch.Tensor:
-    """Set `scheduler` to its beginning for an image of so many tokens, and return its timesteps.
+    """Start `scheduler` for a result of `image_tokens`; return its timesteps (step,), 1000 to 0.
 
-    The shift grows with the image's size along the line that the checkpoint's config draws. All stays
-    on the CPU: numbers from there cost a GPU's queue nothing, while numbers on the GPU must be waited for.
+    The shift grows linearly with the image's size, as the checkpoint's config says. All values stay
+    on the CPU: a GPU's queue takes them from there, while values on the GPU would be waited for.
     """
     config = scheduler.config
     least, most = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)

@@ -1,4 +1,4 @@
-"""What makes conditions of an instruction and an image: tokens, the processor, correct positions."""
+"""Encode prompts over images with Qwen2.5-VL: template, tokens, positions, hidden states."""
 
 import re
 from collections.abc import Sequence
@@ -9,95 +9,139 @@ import torch
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus
 from PIL.Image import Image
 
+from retouch.engine.tokenizer import Tokenizer
 from retouch.errors import ModelError
 
-_IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
+_IMAGE_PAD = "<|image_pad|>"
+_PICTURE = f"Picture {{}}: <|vision_start|>{_IMAGE_PAD}<|vision_end|>"
 
 
 @dataclass(frozen=True, slots=True)
 class PromptTemplate:
-    """How one pipeline of the family asks its text encoder.
+    """The chat template that one pipeline of the family puts around a prompt.
 
-    `template` holds `{}` for the instruction; the first `hidden_tokens` of it the transformer never
-    sees. The text encoder sees the image at no more than `vision_area_px`.
+    `text` holds `{}` for the prompt. The transformer does not see the first `prefix_tokens`. The
+    text encoder sees each image at no more than `vision_area_px`. With `numbers_images` every image
+    is introduced as `Picture n: `; without, the template itself has the place of one image.
     """
 
-    template: str
-    hidden_tokens: int
+    text: str
+    prefix_tokens: int
     vision_area_px: int
+    numbers_images: bool
+
+    def fill(self, prompt: str, image_tokens: Sequence[int]) -> str:
+        """Return the template with the prompt and with as many image tokens as each image has.
+
+        >>> PromptTemplate("a {} b", 0, 0, numbers_images=True).fill("go", [2])
+        'a Picture 1: <|vision_start|><|image_pad|><|image_pad|><|vision_end|>go b'
+        """
+        pictures = ""
+        if self.numbers_images:
+            pictures = "".join(_PICTURE.format(n + 1) for n in range(len(image_tokens)))
+        first, *rest = self.text.replace("{}", f"{pictures}{{}}").split(_IMAGE_PAD)
+        filled = zip(image_tokens, rest, strict=True)
+        text = first + "".join(_IMAGE_PAD * count + after for count, after in filled)
+        return text.format(prompt)
 
 
 def describe_template(pipeline: str) -> PromptTemplate:
-    """Describe the pipeline that a checkpoint's index names, in the words of diffusers."""
-    module: Any = pipeline_qwenimage_edit
-    picture, area_px = "", 1024 * 1024
-    if pipeline == "QwenImageEditPlusPipeline":
-        module = pipeline_qwenimage_edit_plus
-        picture, area_px = f"Picture 1: {_IMAGE}", module.CONDITION_IMAGE_SIZE
-    stock = getattr(module, pipeline)(*[None] * 6)  # its parts play no role in its template
-    template = stock.prompt_template_encode.format(f"{picture}{{}}")
-    return PromptTemplate(template, stock.prompt_template_encode_start_idx, area_px)
+    """Return the template of the pipeline class that a checkpoint's index names, as in diffusers."""
+    plus = pipeline == "QwenImageEditPlusPipeline"
+    module: Any = pipeline_qwenimage_edit_plus if plus else pipeline_qwenimage_edit
+    stock = getattr(module, pipeline)(*[None] * 6)  # the template does not depend on its parts
+    return PromptTemplate(
+        text=stock.prompt_template_encode,
+        prefix_tokens=stock.prompt_template_encode_start_idx,
+        vision_area_px=module.CONDITION_IMAGE_SIZE if plus else 1024 * 1024,
+        numbers_images=plus,
+    )
 
 
-def require_template(family: PromptTemplate, tokenizer: Any) -> None:
-    """Check that the template's prefix has as many tokens as are cut off.
+@dataclass(frozen=True, slots=True)
+class TextInputs:
+    """Inputs of the text encoder, on the host, for all guidance branches of one edit.
 
-    From a folder without its vocabulary transformers makes an empty tokenizer, and says nothing.
+    `ids` is (branch, token), padded on the right; `lengths` has each branch's tokens without
+    padding; `positions` is (3, branch, token): time, row, column. `patches` is (patch, value) of all
+    images together, `grids` is (image, 3): frames, rows and columns of patches.
+    """
+
+    ids: torch.Tensor
+    lengths: tuple[int, ...]
+    positions: torch.Tensor
+    patches: torch.Tensor
+    grids: torch.Tensor
+
+
+class TextEncoder:
+    """Qwen2.5-VL (`module`) as the pipelines of this family use it.
 
     Raises:
-        ModelError: it has not, so the tokenizer is not this family's.
+        ModelError: the tokenizer is not this family's.
     """
-    prefix = re.split(r"Picture 1: |<\|vision_start\|>|{}", family.template)[0]
-    found, wanted = len(tokenizer(prefix)["input_ids"]), family.hidden_tokens
-    if found != wanted:
-        raise ModelError(f"the processor makes {found} tokens of the template's {wanted}")
 
+    def __init__(self, module: Any, *, processor: Any, template: PromptTemplate) -> None:
+        self._module = module
+        self._images = processor.image_processor
+        self.tokenizer = Tokenizer(processor.tokenizer)
+        self.template = template
+        self._require_template()
 
-def encode(
-    text_encoder: Any,
-    processor: Any,
-    family: PromptTemplate,
-    *,
-    image: Image,
-    prompts: Sequence[str],
-    device: torch.device,
-) -> list[torch.Tensor]:
-    """Encode `image` once and all `prompts` over it in one pass: (1, token, dim) for each.
+    def _require_template(self) -> None:
+        """Check that the template's prefix has as many tokens as are cut off.
 
-    Texts are padded behind their end, where nothing looks in a causal model, so none needs a mask.
-    Image tokens are placed in three dimensions, as the model was trained: transformers >= 5.3 does
-    so only if told which they are, which diffusers 0.42.1 does not (huggingface/diffusers#14194).
-    """
-    model = text_encoder.model
-    seen = processor.image_processor(images=[image], return_tensors="pt")
-    grid = seen["image_grid_thw"]
-    count = int(grid.prod()) // processor.image_processor.merge_size**2
-    tokens = processor.tokenizer(
-        [_fill(family.template, prompt, image_tokens=count) for prompt in prompts],
-        padding=True,
-        padding_side="right",
-        return_tensors="pt",
-    )
-    is_image = tokens["input_ids"] == text_encoder.config.image_token_id
-    positions, _ = model.get_rope_index(
-        tokens["input_ids"],
-        mm_token_type_ids=is_image.int(),
-        image_grid_thw=grid.repeat(len(prompts), 1),
-        attention_mask=tokens["attention_mask"],
-    )
-    vision = model.get_image_features(seen["pixel_values"].to(device), grid.to(device))
-    table = model.language_model.embed_tokens  # it may stay on the host: a few of its rows are read
-    words = table(tokens["input_ids"].to(table.weight.device)).to(device)
-    pictures = vision.pooler_output[0].to(words.dtype).repeat(len(prompts), 1)
-    hidden = model.language_model(
-        inputs_embeds=words.masked_scatter(is_image[..., None].to(device), pictures),
-        position_ids=positions.to(device),
-        use_cache=False,
-    ).last_hidden_state
-    ends = tokens["attention_mask"].sum(1).tolist()
-    return [row[None, family.hidden_tokens : end] for row, end in zip(hidden, ends, strict=True)]
+        From a folder without its vocabulary transformers builds an empty tokenizer without a word.
+        """
+        prefix = re.split(r"<\|vision_start\|>|{}", self.template.text)[0]
+        found, expected = len(self.tokenizer.encode(prefix)), self.template.prefix_tokens
+        if found != expected:
+            raise ModelError(
+                f"the tokenizer makes {found} tokens of the template's prefix, not {expected}"
+            )
 
+    def prepare(self, images: Sequence[Image], prompts: Sequence[str]) -> TextInputs:
+        """Build the inputs for all prompts over all images. Host only, any thread.
 
-def _fill(template: str, prompt: str, *, image_tokens: int) -> str:
-    """Put the prompt into the template, and as many image tokens as the image has."""
-    return template.replace("<|image_pad|>", "<|image_pad|>" * image_tokens).format(prompt)
+        Texts are padded on the right: in a causal model no token looks there, so none needs a mask.
+        Image tokens get positions in three dimensions, as the model was trained: transformers >= 5.3
+        does so only if told which tokens they are, which diffusers 0.42.1 does not
+        (huggingface/diffusers#14194).
+        """
+        patches = self._images(images=list(images), return_tensors="pt")
+        grids = patches["image_grid_thw"]
+        counts = (grids.prod(-1) // self._images.merge_size**2).tolist()
+        rows = [self.tokenizer.encode(self.template.fill(text, counts)) for text in prompts]
+        lengths = tuple(len(row) for row in rows)
+        ids = torch.full((len(rows), max(lengths)), self.tokenizer.pad_id)
+        mask = torch.zeros_like(ids)
+        for branch, row in enumerate(rows):
+            ids[branch, : len(row)] = torch.tensor(row)
+            mask[branch, : len(row)] = 1
+        positions, _ = self._module.model.get_rope_index(
+            ids,
+            mm_token_type_ids=(ids == self._module.config.image_token_id).int(),
+            image_grid_thw=grids.repeat(len(rows), 1),
+            attention_mask=mask,
+        )
+        return TextInputs(ids, lengths, positions, patches["pixel_values"], grids)
+
+    def encode(self, inputs: TextInputs, device: torch.device) -> list[torch.Tensor]:
+        """Return each branch's hidden states without the template's prefix: (1, token, dim).
+
+        The vision tower sees each image once; all branches run in one pass.
+        """
+        model = self._module.model
+        vision = model.get_image_features(inputs.patches.to(device), inputs.grids.to(device))
+        embedding = model.language_model.embed_tokens  # may stay on the host: few rows are read
+        embedded = embedding(inputs.ids.to(embedding.weight.device)).to(device)
+        is_image = (inputs.ids == self._module.config.image_token_id)[..., None].to(device)
+        # (image token, dim) -> (branch x image token, dim): scattered in the order of the rows
+        pictures = torch.cat(vision.pooler_output).to(embedded.dtype).repeat(len(inputs.ids), 1)
+        hidden = model.language_model(
+            inputs_embeds=embedded.masked_scatter(is_image, pictures),
+            position_ids=inputs.positions.to(device),
+            use_cache=False,
+        ).last_hidden_state
+        first = self.template.prefix_tokens
+        return [row[None, first:end] for row, end in zip(hidden, inputs.lengths, strict=True)]

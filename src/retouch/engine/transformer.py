@@ -1,8 +1,11 @@
-"""The transformer's forward pass: every guidance branch through a block before the next block is touched.
+"""The transformer's forward pass: every guidance branch goes through a block before the next block.
 
-The same sums as diffusers' `transformer_qwenimage.py` over the same modules, without what it spends on
-masks of ones, on clipping, on working out again at each step what an edit does not change, and on the
-modulation, which comes in tabulated.
+The same arithmetic as diffusers' `transformer_qwenimage.py` over the same modules, without masks of
+ones, without clipping, without recomputing at each step what is constant within an edit, and with
+the modulation read from a table.
+
+Shapes: b = 1, t = text tokens, i = image tokens (of the result, then of each condition image),
+h = heads, c = channels of a head, dim = h c.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 from torch.nn import functional
 
 from retouch.engine.memory.weights import Weights
@@ -19,12 +22,12 @@ from retouch.engine.modulation import ModulationTable
 Grid = tuple[int, int]
 """Rows and columns of an image's tokens."""
 BlockCall = Callable[..., tuple[torch.Tensor, torch.Tensor]]
-"""`run_block`, or what a compiler makes of it."""
+"""`run_block`, or its compiled form."""
 
 
 @dataclass(frozen=True)
 class GuidanceBranch:
-    """What one guidance branch has of its own: its embedded text, and the angles of all its tokens."""
+    """Embedded text (1, t, dim) of a branch, and cosine and sine of its tokens (t + i, 1, c/2, 2)."""
 
     text: torch.Tensor
     angles: torch.Tensor
@@ -32,94 +35,108 @@ class GuidanceBranch:
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What all steps of an edit see: the condition's tokens and the branches over them."""
+    """Step-independent inputs of the transformer.
+
+    `condition` has the tokens of all condition images (1, token, 4 latent channels). `is_condition`
+    (i, 1) marks them among the image tokens, for models that modulate them as at time zero.
+    """
 
     condition: torch.Tensor
     branches: Sequence[GuidanceBranch]
     is_condition: torch.Tensor | None
 
 
-def prepare_conditioning(
-    transformer: Any,
-    *,
-    condition: torch.Tensor,
-    texts: Sequence[torch.Tensor],
-    grids: tuple[Grid, Grid],
-) -> Conditioning:
-    """Embed what the steps share: `texts` a branch, and `grids` of the result and the condition."""
-    weight = transformer.txt_in.weight
-    branches = [
-        GuidanceBranch(
-            text=transformer.txt_in(transformer.txt_norm(text.to(weight.device, weight.dtype))),
-            angles=rotary_embedding(transformer.pos_embed, grids, text.shape[1]).to(weight.device),
-        )
-        for text in texts
-    ]
-    (rows, columns), (condition_rows, condition_columns) = grids
-    is_condition = None
-    if transformer.config.zero_cond_t:
-        sizes = torch.tensor([rows * columns, condition_rows * condition_columns])
-        marks = torch.tensor([False, True]).repeat_interleave(sizes)
-        is_condition = marks[:, None].to(weight.device)
-    return Conditioning(condition.to(weight.device, weight.dtype), branches, is_condition)
+class Transformer:
+    """The denoiser over `weights`; `run_block` runs each of its blocks."""
+
+    def __init__(self, weights: Weights, run_block: BlockCall) -> None:
+        self._weights = weights
+        self._module = weights.transformer
+        self._run_block = run_block
+
+    def prepare_conditioning(
+        self,
+        *,
+        conditions: Sequence[torch.Tensor],
+        texts: Sequence[torch.Tensor],
+        grids: Sequence[Grid],
+    ) -> Conditioning:
+        """Embed the texts (1, t, width), one a branch, and compute the angles of all tokens.
+
+        `grids` are the result's and then those of the `conditions` (1, token, 4 latent channels).
+        """
+        module, weight = self._module, self._module.txt_in.weight
+        branches = [
+            GuidanceBranch(
+                text=module.txt_in(module.txt_norm(text.to(weight.device, weight.dtype))),
+                angles=rotary_embedding(module.pos_embed, grids, text.shape[1]).to(weight.device),
+            )
+            for text in texts
+        ]
+        is_condition = None
+        if module.config.zero_cond_t:
+            (rows, columns), *rest = grids
+            counts = torch.tensor([rows * columns, sum(r * c for r, c in rest)])
+            marks = torch.tensor([False, True]).repeat_interleave(counts)
+            is_condition = marks[:, None].to(weight.device)  # (i,) -> (i, 1)
+        condition = torch.cat(list(conditions), dim=1).to(weight.device, weight.dtype)
+        return Conditioning(condition, branches, is_condition)
+
+    def forward(
+        self,
+        latents: torch.Tensor,
+        conditioning: Conditioning,
+        modulation: ModulationTable,
+        step: int,
+    ) -> list[torch.Tensor]:
+        """Return each branch's velocity in float32 for `latents`, both (1, token, 4 channels)."""
+        module = self._module
+        tokens = torch.cat([latents.to(conditioning.condition.dtype), conditioning.condition], 1)
+        image = module.img_in(tokens)  # (1, i, dim)
+        streams = [(image, branch.text) for branch in conditioning.branches]
+        last = len(module.transformer_blocks) - 1
+        for index, block in enumerate(self._weights.blocks()):
+            for at, branch in enumerate(conditioning.branches):
+                streams[at] = self._run_block(
+                    block,
+                    *streams[at],
+                    (modulation.image[step, index], modulation.text[step, index]),
+                    branch.angles,
+                    conditioning.is_condition,
+                    latents.shape[1] if index == last else None,
+                )
+        scale, shift = modulation.last[step]
+        norm = module.norm_out.norm
+        return [
+            module.proj_out(_modulate(image, norm, shift, scale)).float() for image, _ in streams
+        ]
 
 
-def rotary_embedding(pos_embed: Any, grids: tuple[Grid, Grid], text_tokens: int) -> torch.Tensor:
-    """Return cosine and sine for text and images: (token, 1, half of a head, 2).
+def rotary_embedding(pos_embed: Any, grids: Sequence[Grid], text_tokens: int) -> torch.Tensor:
+    """Return cosine and sine for text and images: (t + i, 1, c/2, 2).
 
-    Where the model's own table is: asked for another device it keeps a copy of each size there.
+    On the device of the model's own table: asked for another one, it keeps a copy of each size there.
     """
     sizes = [(1, *grid) for grid in grids]
     device = pos_embed.pos_freqs.device
     images, text = pos_embed([sizes], max_txt_seq_len=text_tokens, device=device)
-    return torch.view_as_real(torch.cat([text, images]))[:, None]
-
-
-def forward(
-    weights: Weights,
-    transformer: Any,
-    latents: torch.Tensor,
-    sight: Conditioning,
-    moment: tuple[ModulationTable, int],
-    *,
-    run_block: BlockCall,
-) -> list[torch.Tensor]:
-    """Return each branch's velocity in float32 for `latents` at the step that `moment` names."""
-    table, step = moment
-    tokens = torch.cat([latents.to(sight.condition.dtype), sight.condition], dim=1)
-    image = transformer.img_in(tokens)
-    streams = [(image, branch.text) for branch in sight.branches]
-    last = len(transformer.transformer_blocks) - 1
-    for index, block in enumerate(weights.blocks()):
-        image_table, text_table = table.image[step, index], table.text[step, index]
-        wanted = latents.shape[1] if index == last else None
-        for at, branch in enumerate(sight.branches):
-            streams[at] = run_block(
-                block,
-                *streams[at],
-                image_table,
-                text_table,
-                branch.angles,
-                sight.is_condition,
-                wanted,
-            )
-    scale, shift = table.last[step]
-    norm = transformer.norm_out.norm
-    return [
-        transformer.proj_out(_modulate(image, norm, shift, scale)).float() for image, _ in streams
-    ]
+    return torch.view_as_real(torch.cat([text, images]))[:, None]  # (t + i, c/2) complex
 
 
 def classifier_free_guidance(velocities: Sequence[torch.Tensor], scale: float) -> torch.Tensor:
-    """Join the branches (with the prompt, and without), at the length of the one with the prompt."""
+    """Combine the branches (with the prompt, with the negative prompt), each (1, token, channel).
+
+    The result is rescaled to the norm of the first branch, as in the stock pipelines.
+    """
     if len(velocities) == 1:
         return velocities[0]
-    wanted, unwanted = velocities
-    joined = unwanted + scale * (wanted - unwanted)
-    length, joined_length = (
-        torch.linalg.vector_norm(velocity, dim=-1, keepdim=True) for velocity in (wanted, joined)
+    positive, negative = velocities
+    combined = negative + scale * (positive - negative)
+    norm, combined_norm = (
+        torch.linalg.vector_norm(velocity, dim=-1, keepdim=True)
+        for velocity in (positive, combined)
     )
-    guided: torch.Tensor = joined * (length / joined_length)
+    guided: torch.Tensor = combined * (norm / combined_norm)
     return guided
 
 
@@ -127,46 +144,46 @@ def run_block(
     block: Any,
     image: torch.Tensor,
     text: torch.Tensor,
-    image_table: torch.Tensor,
-    text_table: torch.Tensor,
+    modulation: tuple[torch.Tensor, torch.Tensor],
     angles: torch.Tensor,
     is_condition: torch.Tensor | None,
-    wanted: int | None = None,
+    num_output_tokens: int | None = None,
+    attention: AttentionBackendName = AttentionBackendName.NATIVE,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Run one block over both streams, (1, token, dim); of the tables each row is (row, dim).
+    """Run one block over both streams, (1, i, dim) and (1, t, dim).
 
-    For the last block `wanted` is how many of the image's tokens, the first, are used: it returns
-    those alone, and the text as it came. A function of tensors, so that it compiles once for all
-    blocks. Float16 is not clipped as upstream does it: an overflow shall be seen in the latents, and
-    not become a wrong picture.
+    `modulation` is (6, row, dim) for the image and for the text. In the last block only the first
+    `num_output_tokens` of the image tokens are used: it returns those, and the text unchanged. A
+    function of tensors, so that it compiles once for all blocks. Float16 is not clipped as upstream
+    does: an overflow must show in the latents instead of giving a wrong image.
     """
-    image_rows = image_table.unbind()
-    text_rows = text_table.unbind()
-    before = [select_modulation(row, is_condition) for row in image_rows[:2]]
+    image_parts, text_parts = (parts.unbind() for parts in modulation)  # each 6 x (row, dim)
+    before = [select_modulation(part, is_condition) for part in image_parts[:2]]
     image_out, text_out = _attend(
         block.attn,
         _modulate(image, block.img_norm1, *before),
-        _modulate(text, block.txt_norm1, *text_rows[:2]),
+        _modulate(text, block.txt_norm1, *text_parts[:2]),
         angles,
-        wanted,
+        num_output_tokens,
+        attention,
     )
     if is_condition is not None:
-        is_condition = is_condition[:wanted]
+        is_condition = is_condition[:num_output_tokens]
     gate, *shift_and_scale, last_gate = (
-        select_modulation(row, is_condition) for row in image_rows[2:]
+        select_modulation(part, is_condition) for part in image_parts[2:]
     )
-    image = torch.addcmul(image[:, :wanted], gate, image_out)
+    image = torch.addcmul(image[:, :num_output_tokens], gate, image_out)
     image_out = feed_forward(block.img_mlp, _modulate(image, block.img_norm2, *shift_and_scale))
     image = torch.addcmul(image, last_gate, image_out)
-    if wanted is None:
-        text = torch.addcmul(text, text_rows[2], text_out)
-        text_out = feed_forward(block.txt_mlp, _modulate(text, block.txt_norm2, *text_rows[3:5]))
-        text = torch.addcmul(text, text_rows[5], text_out)
+    if num_output_tokens is None:
+        text = torch.addcmul(text, text_parts[2], text_out)
+        text_out = feed_forward(block.txt_mlp, _modulate(text, block.txt_norm2, *text_parts[3:5]))
+        text = torch.addcmul(text, text_parts[5], text_out)
     return image, text
 
 
 def feed_forward(layers: Any, stream: torch.Tensor) -> torch.Tensor:
-    """Apply a block's two linear layers; on a GPU the GELU between them costs no pass of its own."""
+    """Apply a block's two linear layers; on a GPU the GELU between them is fused into the first."""
     if not stream.is_cuda:
         return layers(stream)  # type: ignore[no-any-return]
     # On a CPU this operator has the exact GELU, not the model's approximation by tanh.
@@ -176,14 +193,15 @@ def feed_forward(layers: Any, stream: torch.Tensor) -> torch.Tensor:
     )
 
 
-def select_modulation(row: torch.Tensor, is_condition: torch.Tensor | None) -> torch.Tensor:
-    """Give the condition's tokens the second row where there are two."""
-    return row if is_condition is None else torch.where(is_condition, row[1:], row[:1])
+def select_modulation(part: torch.Tensor, is_condition: torch.Tensor | None) -> torch.Tensor:
+    """Give condition tokens the second row where there are two: (row, dim) -> (1 or i, dim)."""
+    return part if is_condition is None else torch.where(is_condition, part[1:], part[:1])
 
 
 def _modulate(
     stream: torch.Tensor, norm: Any, shift: torch.Tensor, scale: torch.Tensor
 ) -> torch.Tensor:
+    """Normalise the channels, then scale and shift them; `scale` has its 1 added already."""
     normed = functional.layer_norm(stream, stream.shape[-1:], eps=norm.eps)
     return torch.addcmul(shift, normed, scale)
 
@@ -193,42 +211,45 @@ def _attend(
     image: torch.Tensor,
     text: torch.Tensor,
     angles: torch.Tensor,
-    wanted: int | None,
+    num_output_tokens: int | None,
+    attention: AttentionBackendName,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Let text and image attend to each other, in this order as upstream has them.
+    """Joint attention over text and image tokens, in upstream's order: (1, i, dim), (1, t, dim).
 
-    With `wanted` only so many of the image's tokens attend, and the text's outcome is empty.
+    With `num_output_tokens` only that many image tokens are queries, and the text's output is empty.
     """
-    count, head = text.shape[1], attn.inner_dim // attn.heads
+    count, channels = text.shape[1], attn.inner_dim // attn.heads
 
     def project(text_linear: Any, image_linear: Any) -> torch.Tensor:
         weights = text_linear.weight, text_linear.bias, image_linear.weight, image_linear.bias
         joined: torch.Tensor = project_joined(text, image, *weights)
-        return joined.view(1, joined.shape[1], -1, head)
+        return joined.view(1, joined.shape[1], -1, channels)  # (1, t + i, dim) -> (1, t + i, h, c)
 
     key = qk_norm(project(attn.add_k_proj, attn.to_k), attn.norm_added_k, attn.norm_k, count)
-    if wanted is None:
+    if num_output_tokens is None:
         query = project(attn.add_q_proj, attn.to_q)
-        attending = angles
+        query_angles = angles
     else:
-        query = attn.to_q(image[:, :wanted]).unflatten(-1, (-1, head))
-        attending, count = angles[count:][:wanted], 0
+        # (1, token, dim) -> (1, token, h, c)
+        query = attn.to_q(image[:, :num_output_tokens]).unflatten(-1, (-1, channels))
+        query_angles, count = angles[count:][:num_output_tokens], 0
     query = qk_norm(query, attn.norm_added_q, attn.norm_q, count)
     joint: torch.Tensor = dispatch_attention_fn(
-        apply_rotary(query, attending).to(image.dtype),
+        apply_rotary(query, query_angles).to(image.dtype),
         apply_rotary(key, angles).to(image.dtype),
         project(attn.add_v_proj, attn.to_v),
-        backend=attn.processor._attention_backend,  # noqa: SLF001 - where `set_attention_backend` puts it
-    ).flatten(2)
+        backend=attention,
+    ).flatten(2)  # (1, t + i, h, c) -> (1, t + i, dim)
     return attn.to_out[0](joint[:, count:]), attn.to_add_out(joint[:, :count])
 
 
 def qk_norm(heads: torch.Tensor, text_norm: Any, image_norm: Any, text_tokens: int) -> torch.Tensor:
-    """Norm (1, token, head, channel), the first tokens by the text's weights, and return float32.
+    """Normalise (1, token, h, c) by RMS, the first tokens with the text's weights, into float32.
 
-    Compiled, norm and turn of both streams are one pass then, and nothing joins them afterwards.
+    Compiled, norm and rotation of both streams are one pass, and nothing concatenates them later.
     """
     is_text = torch.arange(heads.shape[1], device=heads.device) < text_tokens
+    # (token,) -> (token, 1, 1) against (c,): one weight a token and channel
     weight = torch.where(is_text[:, None, None], text_norm.weight, image_norm.weight)
     normed = functional.rms_norm(heads, heads.shape[-1:], eps=image_norm.eps)
     return normed * weight.float()
@@ -243,10 +264,10 @@ def project_joined(
     image_weight: torch.Tensor,
     image_bias: torch.Tensor,
 ) -> torch.Tensor:
-    """Apply a linear layer to each stream, (1, token, dim), and return both as one, the text first.
+    """Apply a linear layer to each stream, (1, t, dim) and (1, i, dim), into one (1, t + i, dim).
 
-    Each product is written to its place: `torch.cat` would copy both, which for queries, keys and values
-    takes as long as a thirtieth of a block.
+    Each product is written to its place: `torch.cat` would copy both, which for queries, keys and
+    values takes a thirtieth of a block's time.
     """
     count = text.shape[1]
     joined = text.new_empty(1, count + image.shape[1], len(text_bias))
@@ -257,22 +278,17 @@ def project_joined(
 
 @project_joined.register_fake
 def _(
-    text: torch.Tensor,
-    image: torch.Tensor,
-    text_weight: torch.Tensor,  # noqa: ARG001 - as above
-    text_bias: torch.Tensor,
-    image_weight: torch.Tensor,  # noqa: ARG001
-    image_bias: torch.Tensor,  # noqa: ARG001
+    text: torch.Tensor, image: torch.Tensor, _weight: torch.Tensor, bias: torch.Tensor, *_: object
 ) -> torch.Tensor:
-    return text.new_empty(1, text.shape[1] + image.shape[1], len(text_bias))
+    return text.new_empty(1, text.shape[1] + image.shape[1], len(bias))
 
 
 def apply_rotary(heads: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
-    """Turn each pair of channels, in float32, by its token's angle."""
-    pairs = heads.view(*heads.shape[:-1], -1, 2)
-    if torch.compiler.is_compiling():  # the compiler has no code for complex numbers to fuse
+    """Rotate each pair of channels of (1, token, h, c) by its token's angle, in float32."""
+    pairs = heads.view(*heads.shape[:-1], -1, 2)  # (1, token, h, c) -> (1, token, h, c/2, 2)
+    if torch.compiler.is_compiling():  # the compiler cannot fuse complex numbers
         cosine, sine = angles[..., :1], angles[..., 1:]
         turned = pairs * cosine + pairs.flip(-1) * torch.cat([-sine, sine], dim=-1)
     else:
         turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(angles))
-    return turned.flatten(-2)
+    return turned.flatten(-2)  # (1, token, h, c/2, 2) -> (1, token, h, c)

@@ -1,55 +1,107 @@
-"""Between pixels and the transformer's tokens: the autoencoder, and latents in patches of 2 x 2."""
+"""The video autoencoder used on single frames, and latents packed into the transformer's tokens.
+
+Upstream pads each image with two empty frames, convolves over all three and keeps a copy of every
+layer's input for the next frame (diffusers `autoencoder_kl_qwenimage.py`). For one frame only the
+last slice of each kernel meets the image, so a 2-D convolution gives the same result with a third
+of the memory.
+"""
 
 from typing import Any
 
 import torch
+from diffusers.models.autoencoders.autoencoder_kl_qwenimage import (
+    QwenImageCausalConv3d,
+    QwenImageUpsample,
+)
+from torch import nn
+from torch.nn import functional
 
 
-def side_px(vae: Any) -> int:
-    """Return the pixels along a side of one token: two latents, each a block of the autoencoder's."""
-    halvings = len(vae.temperal_downsample)
-    return 2 << halvings
+class SingleFrameVae:
+    """`AutoencoderKLQwenImage` (`module`) for single images, from pixels to tokens and back.
+
+    The module's causal convolutions and upsamplings are replaced in place by plain ones over the
+    same weights.
+    """
+
+    def __init__(self, module: Any) -> None:
+        self._module = module
+        self.token_px: int = 2 << len(module.temperal_downsample)
+        """Pixels along a side of one token: 2 latents, each a square of pixels."""
+        self.channels: int = module.config.z_dim
+        """Channels of a latent."""
+        for part in module.modules():
+            if isinstance(part, QwenImageCausalConv3d):
+                part.__class__ = _SingleFrameConv
+            elif isinstance(part, QwenImageUpsample):
+                # Repeating pixels rounds nothing: upstream's detour through float32 is not needed.
+                part.__class__ = nn.Upsample  # type: ignore[assignment]
+
+    def encode(self, pixels: torch.Tensor, device: torch.device) -> torch.Tensor:
+        """Encode pixels (1, 3, h, w; -1 to 1) to float32 tokens (1, token, 4 c).
+
+        Uses the posterior mode, without sampling.
+        """
+        frame = pixels.to(device, self._module.dtype)[:, :, None]  # (b, 3, h, w) -> (b, 3, 1, h, w)
+        moments = self._module.quant_conv(self._module.encoder(frame))
+        mode = moments.chunk(2, dim=1)[0].float()  # (b, 2 c, 1, h/8, w/8) -> (b, c, 1, h/8, w/8)
+        mean, std = self._latent_scale(device)
+        return pack(((mode - mean) / std)[:, :, 0])
+
+    def decode(self, tokens: torch.Tensor, *, rows: int) -> torch.Tensor:
+        """Decode tokens (1, token, 4 c) in `rows` rows to float32 pixels (1, 3, h, w; -1 to 1)."""
+        mean, std = self._latent_scale(tokens.device)
+        latents = unpack(tokens, rows=rows)[:, :, None] * std + mean  # (b, c, 1, h/8, w/8)
+        frame = self._module.post_quant_conv(latents.to(self._module.dtype))
+        pixels: torch.Tensor = self._module.decoder(frame)
+        return pixels[:, :, 0].clamp_(-1.0, 1.0).float()  # (b, 3, 1, h, w) -> (b, 3, h, w)
+
+    def _latent_scale(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return mean and standard deviation of the latents: (1, c, 1, 1, 1)."""
+        config = self._module.config
+        mean, std = (
+            torch.tensor(values, device=device).view(1, -1, 1, 1, 1)
+            for values in (config.latents_mean, config.latents_std)
+        )
+        return mean, std
 
 
-def encode(vae: Any, pixels: torch.Tensor, *, device: torch.device) -> torch.Tensor:
-    """Encode `pixels` (1, 3, height, width; -1 to 1) to tokens in float32, without drawing lots."""
-    still = pixels.to(device, vae.dtype)[:, :, None]
-    latents = vae.encode(still).latent_dist.mode().float()
-    mean, std = _scale(vae, device)
-    return pack(((latents - mean) / std)[:, :, 0])
+class _SingleFrameConv(QwenImageCausalConv3d):
+    """A causal 3-D convolution applied to one frame."""
+
+    def forward(self, x: torch.Tensor, cache_x: Any = None) -> torch.Tensor:  # noqa: ARG002 - upstream's signature
+        left, _, top, *_ = self._padding  # upstream moves its padding there
+        convolved = functional.conv2d(
+            x[:, :, 0],  # (b, c, 1, h, w) -> (b, c, h, w)
+            self.weight[:, :, -1],  # (out, in, frame, kh, kw): the present frame's slice
+            self.bias,
+            stride=self.stride[1:],
+            padding=(int(top), int(left)),
+        )
+        return convolved[:, :, None]
 
 
-def decode(vae: Any, tokens: torch.Tensor, *, rows: int) -> torch.Tensor:
-    """Decode tokens in `rows` to pixels (1, 3, height, width), about -1 to 1."""
-    mean, std = _scale(vae, tokens.device)
-    latents = unpack(tokens, rows=rows)[:, :, None] * std + mean
-    pixels: torch.Tensor = vae.decode(latents.to(vae.dtype), return_dict=False)[0]
-    return pixels[:, :, 0].float()
+def draw_noise(
+    channels: int, *, rows: int, columns: int, generator: torch.Generator
+) -> torch.Tensor:
+    """Draw the initial noise as float32 tokens (1, rows x columns, 4 c).
 
-
-def draw(channels: int, *, rows: int, columns: int, generator: torch.Generator) -> torch.Tensor:
-    """Draw the first noise in float32, the same for a seed whatever the model computes in."""
+    Equal for equal seeds, whatever precision the model computes in.
+    """
     return pack(torch.randn((1, channels, 2 * rows, 2 * columns), generator=generator))
 
 
 def pack(latents: torch.Tensor) -> torch.Tensor:
-    """Make a token of each 2 x 2 latents."""
+    """Pack latents (b, c, h, w) into tokens of 2 x 2 each: (b, h/2 w/2, 4 c)."""
     batch, channels, height, width = latents.shape
     patches = latents.view(batch, channels, height // 2, 2, width // 2, 2)
-    return patches.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, 4 * channels)  # (b, h/2 w/2, c 2 2)
+    # (b, c, h/2, 2, w/2, 2) -> (b, h/2, w/2, c, 2, 2) -> (b, h/2 w/2, 4 c)
+    return patches.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, 4 * channels)
 
 
 def unpack(tokens: torch.Tensor, *, rows: int) -> torch.Tensor:
-    """Undo `pack`."""
+    """Undo `pack`: (b, rows x columns, 4 c) -> (b, c, 2 rows, 2 columns)."""
     batch, count, width = tokens.shape
     patches = tokens.view(batch, rows, count // rows, width // 4, 2, 2)
-    latents = patches.permute(0, 3, 1, 4, 2, 5)  # (b, c, h/2, 2, w/2, 2)
-    return latents.reshape(batch, width // 4, 2 * rows, -1)
-
-
-def _scale(vae: Any, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    shape = (1, -1, 1, 1, 1)
-    mean, std = vae.config.latents_mean, vae.config.latents_std
-    return torch.tensor(mean, device=device).view(shape), torch.tensor(std, device=device).view(
-        shape
-    )
+    # (b, h/2, w/2, c, 2, 2) -> (b, c, h/2, 2, w/2, 2) -> (b, c, h, w)
+    return patches.permute(0, 3, 1, 4, 2, 5).reshape(batch, width // 4, 2 * rows, -1)

@@ -14,6 +14,7 @@ from pathlib import Path
 from retouch import logs, wiring
 from retouch.editing.editor import Editor
 from retouch.editing.ports import Engine
+from retouch.engine.checkpoint.find import find_runpod_cache
 from retouch.errors import EditError
 from retouch.logs import event
 from retouch.settings import InvalidSettings, Settings, load_settings
@@ -134,7 +135,7 @@ class StartupChecks:
             return
         from huggingface_hub.constants import HF_HUB_CACHE
 
-        cache = wiring.find_cache(settings) or Path(HF_HUB_CACHE)
+        cache = find_runpod_cache(settings.model_id) or Path(HF_HUB_CACHE)
         repository = cache / f"models--{settings.model_id.replace('/', '--')}"
         if (repository / "snapshots").is_dir():
             return

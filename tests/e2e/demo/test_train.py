@@ -97,7 +97,7 @@ def test_an_interrupted_run_resumes_and_writes_a_checkpoint_that_edits(
     assert logged_steps(output.err, "editor") == [4, 4, 5]  # loss, validation, result
     require_averages_of_white_latents(tmp_path)
 
-    settings = find.CheckpointSettings(model_id=str(tmp_path / "out"), device="cpu")
+    settings = find.CheckpointSettings(model_id=str(tmp_path / "out"))
     engine = load.load(settings)
     assert engine.info.preset.steps == build.PRESET.steps
     params = EditParams("make it warmer", " ", 1, 2, 1.0, "Euler", 96, 64)

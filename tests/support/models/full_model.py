@@ -11,7 +11,7 @@ from transformers import Qwen2_5_VLConfig
 
 from retouch.engine.memory.flat_params import FlatParams
 from retouch.engine.memory.weights import Weights
-from retouch.engine.precision import find_factor
+from retouch.engine.precision import residual_scale
 from support.models.tiny import build_tiny_pipeline
 
 TRANSFORMER = {"guidance_embeds": False}  # the other values are the class's defaults
@@ -75,7 +75,7 @@ def fill(weights: Weights) -> None:
     patterns: dict[tuple[torch.dtype, str, float], torch.Tensor] = {}
 
     def kind(path: str, tensor: torch.Tensor) -> tuple[torch.dtype, str, float]:
-        return tensor.dtype, tensor.device.type, find_factor(path, tensor.dtype)
+        return tensor.dtype, tensor.device.type, residual_scale(path, tensor.dtype)
 
     def fill_unit(unit: FlatParams) -> None:
         for path, tensor in unit.tensors.items():
@@ -86,13 +86,13 @@ def fill(weights: Weights) -> None:
                 for piece in tensor.view(-1).split(PATTERN):
                     piece.copy_(pattern[: piece.numel()])
 
-    for unit in weights.parts:
+    for unit in weights.params:
         for path, tensor in unit.tensors.items():
             key = dtype, device, factor = kind(path, tensor)
             if key not in patterns:
                 patterns[key] = make_pattern(dtype, weights.device, factor=factor).to(device)
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        list(pool.map(fill_unit, weights.parts))
+        list(pool.map(fill_unit, weights.params))
     if weights.device.type == "cuda":
         torch.cuda.synchronize()
 
@@ -129,7 +129,7 @@ def count_wrong(weights: Weights) -> int:
     pattern = make_pattern(torch.float32, torch.device("cpu")).to(weights.device)
     wrong = 0
     for path, tensor in weights.tensors().items():
-        written = (pattern * find_factor(path, tensor.dtype)).to(tensor.dtype)
+        written = (pattern * residual_scale(path, tensor.dtype)).to(tensor.dtype)
         pieces = tensor.view(-1).split(PATTERN)
         wrong += any(not torch.equal(p.to(written.device), written[: len(p)]) for p in pieces)
     return wrong

@@ -5,11 +5,13 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from diffusers.models.attention_dispatch import AttentionBackendName
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit
 from PIL import Image
 
@@ -18,8 +20,8 @@ from retouch.engine import attention, compilation, precision, transformer
 from retouch.engine.checkpoint import build
 from retouch.engine.engine import QwenEngine
 from retouch.engine.memory.flat_params import flatten_pipeline
-from retouch.engine.memory.plan import EditShape, Plan, evenly_spaced, make_plan
-from retouch.engine.memory.probe import GIB, FreeMemory, measure_host
+from retouch.engine.memory.plan import GIB, EditShape, FreeMemory, Plan, evenly_spaced, make_plan
+from retouch.engine.memory.probe import measure_host
 from retouch.engine.memory.weights import Weights
 from retouch.engine.preset import PresetFile
 from support.models import full_model
@@ -69,7 +71,7 @@ class Rig:
         if self.tiny:
             pipe = build_tiny_pipeline()
             return {name: getattr(pipe, name) for name in NAMES}
-        dtypes = build.choose_dtypes(dtype, self.device)
+        dtypes = precision.choose_dtypes(dtype, self.device)
         return build.build_modules(full_model.make_configs(), dtypes)
 
     def take(self, cap: str, *, compiled: bool | None = None) -> QwenEngine:
@@ -82,11 +84,11 @@ class Rig:
             modules = self.build_modules(self.dtype)
             modules["transformer"].to(self.dtype)
             weights = Weights(**modules, plan=self.plan(modules, cap), device=self.device)
-            weights.settle()
+            weights.allocate()
             if not self.tiny:
                 full_model.fill(weights)
                 if self.dtype == torch.float16:
-                    precision.fold_norms(weights.transformer)
+                    precision.scale_norms(weights.transformer)
             self.notes = {"fill_s": since(began)}
             began = time.perf_counter()
             weights.pin()
@@ -100,7 +102,9 @@ class Rig:
         toy = build_tiny_pipeline()
         if self.attention != "native":
             attention.require_backend(self.attention, self.device)
-            weights.transformer.set_attention_backend(self.attention)
+        run_block: transformer.BlockCall = partial(
+            transformer.run_block, attention=AttentionBackendName(self.attention)
+        )
         side = AREA_PX if self.tiny else 1024 * 1024
         return QwenEngine(
             weights,
@@ -110,7 +114,7 @@ class Rig:
             preset=PresetFile(area_px=side, condition_area_px=side),
             model="random",
             revision="",
-            run_block=compilation.compile_block() if compiled else transformer.run_block,
+            run_block=compilation.compile_block(run_block) if compiled else run_block,
         )
 
     def plan(self, modules: dict[str, Any], cap: str) -> Plan:

@@ -11,10 +11,9 @@ from PIL import Image
 
 from retouch.editing.ports import EditParams, run_edit
 from retouch.engine.engine import QwenEngine
-from retouch.engine.memory.weights import Weights
-from retouch.engine.precision import fold_factor, fold_norms, recast
+from retouch.engine.precision import recast, residual_scale, scale_norms
 from retouch.engine.schedulers import build_scheduler
-from support.models.tiny import PRESET, build_tiny_pipeline
+from support.models.tiny import PRESET, build_engine, build_tiny_pipeline
 
 torch.set_num_threads(
     1
@@ -51,17 +50,7 @@ def edit(engine: QwenEngine, work: EditParams = WORK, image: Image.Image = IMAGE
 
 def engine_over(pipe: Any, **changes: Any) -> QwenEngine:
     """Build an engine over the parts of a stock pipeline, with these changes to the tiny preset."""
-    return QwenEngine(
-        Weights.resident(
-            transformer=pipe.transformer, vae=pipe.vae, text_encoder=pipe.text_encoder
-        ),
-        processor=pipe.processor,
-        scheduler=pipe.scheduler.config,
-        pipeline=type(pipe).__name__,
-        preset=PRESET.model_copy(update=changes),
-        model="tiny",
-        revision="",
-    )
+    return build_engine(pipe, preset=PRESET.model_copy(update=changes))
 
 
 def build_stock(*, plus: bool = False, zero_cond_t: bool = False) -> Any:
@@ -88,8 +77,10 @@ def correct_positions(text_encoder: torch.nn.Module) -> Any:
 def fold(transformer: Any) -> None:
     """Scale a transformer for float16, as the loader does."""
     for name, weights in transformer.named_parameters():
-        weights.data = recast(weights.data, torch.float16, factor=fold_factor(name))
-    fold_norms(transformer)
+        weights.data = recast(
+            weights.data, torch.float16, factor=residual_scale(f"transformer.{name}", torch.float16)
+        )
+    scale_norms(transformer)
 
 
 def decode_of(vae: torch.nn.Module, run: Callable[[], object]) -> torch.Tensor:

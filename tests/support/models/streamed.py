@@ -24,5 +24,5 @@ def stream_everything(pipe: Any, *, slots: int = 2) -> Weights:
         slots=slots,
     )
     weights = Weights(**modules, plan=plan, device=torch.device("cpu"))
-    weights.settle()
+    weights.allocate()
     return weights

@@ -13,10 +13,11 @@ from diffusers import (
 )
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
 
+from retouch.demo.processor import build_processor
 from retouch.engine.engine import QwenEngine
 from retouch.engine.memory.weights import Weights
 from retouch.engine.preset import PresetFile
-from retouch.engine.tokenizer import build_processor
+from retouch.engine.transformer import BlockCall, run_block
 
 AREA_PX = 128 * 128
 WIDTH = 32
@@ -39,20 +40,33 @@ PRESET = PresetFile(
 )
 
 
-def build_tiny(*, plus: bool = False, seed: int = 0) -> QwenEngine:
-    """Build the engine over `build_tiny_pipeline`."""
+def build_tiny(*, plus: bool = False, seed: int = 0, **changes: Any) -> QwenEngine:
+    """Build the engine over `build_tiny_pipeline`; `changes` go to `build_engine`."""
     pipe = build_tiny_pipeline(plus=plus, seed=seed)
-    weights = Weights.resident(
-        transformer=pipe.transformer, vae=pipe.vae, text_encoder=pipe.text_encoder
-    )
+    return build_engine(pipe, revision=f"seed-{seed}", **changes)
+
+
+def build_engine(
+    pipe: Any,
+    weights: Weights | None = None,
+    *,
+    preset: PresetFile = PRESET,
+    revision: str = "",
+    run_block: BlockCall = run_block,
+) -> QwenEngine:
+    """Build an engine over the parts of a stock pipeline, which stay where they are by default."""
     return QwenEngine(
-        weights,
+        weights
+        or Weights.resident(
+            transformer=pipe.transformer, vae=pipe.vae, text_encoder=pipe.text_encoder
+        ),
         processor=pipe.processor,
         scheduler=pipe.scheduler.config,
         pipeline=type(pipe).__name__,
-        preset=PRESET,
-        model=PRESET.name,
-        revision=f"seed-{seed}",
+        preset=preset,
+        model="tiny",
+        revision=revision,
+        run_block=run_block,
     )
 
 

@@ -6,7 +6,7 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-from retouch.engine.checkpoint import load
+from retouch.demo.processor import save_checkpoint
 
 
 @cache
@@ -16,5 +16,5 @@ def tiny_folder() -> Path:
 
     folder = Path(tempfile.mkdtemp(prefix="tiny-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    load.save(build_tiny_pipeline(), folder, preset=PRESET)
+    save_checkpoint(build_tiny_pipeline(), folder, preset=PRESET)
     return folder

@@ -18,9 +18,9 @@ def weights() -> Weights:
     return Weights.resident(**parts)
 
 
-def look_up(weights: Weights, timesteps: torch.Tensor = TIMESTEPS) -> ModulationTable:
+def compute(weights: Weights, timesteps: torch.Tensor = TIMESTEPS) -> ModulationTable:
     with torch.no_grad():
-        return ModulationCache(weights).look_up(timesteps, weights.transformer)
+        return ModulationCache(weights).get(timesteps)
 
 
 def embed(transformer: Any, timestep: torch.Tensor) -> torch.Tensor:
@@ -38,7 +38,7 @@ def test_the_table_is_what_the_model_computes_bit_for_bit(
 ) -> None:
     transformer = weights.transformer.to(dtype)
     transformer.register_to_config(zero_cond_t=zero_cond_t)
-    table = look_up(weights)
+    table = compute(weights)
     for step, timestep in enumerate(TIMESTEPS):
         moment = embed(transformer, timestep)
         for index, block in enumerate(transformer.transformer_blocks):
@@ -67,7 +67,7 @@ def test_a_schedule_is_computed_once_and_the_oldest_is_dropped(
     def count(steps: int) -> int:
         passed.clear()
         with torch.no_grad():
-            tables.look_up(TIMESTEPS[:steps], weights.transformer)
+            tables.get(TIMESTEPS[:steps])
         return len(passed)
 
     assert [count(n) for n in (1, 2, 1, 3, 1, 2)] == [1, 1, 0, 1, 0, 1]
@@ -76,8 +76,9 @@ def test_a_schedule_is_computed_once_and_the_oldest_is_dropped(
 def test_weights_of_another_precision_have_another_table(weights: Weights) -> None:
     tables = ModulationCache(weights)
     with torch.no_grad():
-        wide = tables.look_up(TIMESTEPS, weights.transformer)
-        narrow = tables.look_up(TIMESTEPS, weights.transformer.to(torch.bfloat16))
+        wide = tables.get(TIMESTEPS)
+        weights.transformer.to(torch.bfloat16)
+        narrow = tables.get(TIMESTEPS)
     assert (wide.image.dtype, narrow.image.dtype) == (torch.float32, torch.bfloat16)
 
 
@@ -86,22 +87,21 @@ def test_weights_of_the_files_precision_give_the_table_of_the_models(weights: We
     blocks = weights.transformer.transformer_blocks
     for stored, dtype in ((torch.bfloat16, torch.float32), (torch.bfloat16, torch.float16)):
         weights.transformer.to(dtype)
-        converted = look_up(weights)
+        converted = compute(weights)
         for block in blocks:
             block.img_mod.to(stored)
             block.txt_mod.to(stored)
-        kept = look_up(weights)
+        kept = compute(weights)
         assert torch.equal(kept.image, converted.image)
         assert torch.equal(kept.text, converted.text)
         assert kept.image.dtype == dtype
 
 
-def test_weights_that_live_elsewhere_are_brought(weights: Weights) -> None:
+def test_weights_on_another_device_are_copied_there(weights: Weights) -> None:
     """`meta` stands for a device that is not where the weights are."""
-    linear = weights.transformer.transformer_blocks[0].img_mod
-    meta = torch.device("meta")
-    brought = modulation._bring(linear, meta, torch.float16)  # noqa: SLF001 - no second device here
-    assert brought.weight.device.type == brought.bias.device.type == "meta"
-    assert brought.weight.dtype == torch.float16
-    assert brought.weight.shape == linear[1].weight.shape
-    assert linear[1].weight.device.type == "cpu"
+    linear = weights.transformer.transformer_blocks[0].img_mod[-1]
+    copied = modulation.linear_on(linear, torch.device("meta"), torch.float16)
+    assert copied.weight.device.type == copied.bias.device.type == "meta"
+    assert copied.weight.dtype == torch.float16
+    assert copied.weight.shape == linear.weight.shape
+    assert linear.weight.device.type == "cpu"

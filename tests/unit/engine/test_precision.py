@@ -3,7 +3,7 @@ import torch
 from support.models.tiny import build_tiny_pipeline
 
 from retouch.engine import precision
-from retouch.engine.precision import RESIDUAL_SCALE, fold_factor, recast
+from retouch.engine.precision import RESIDUAL_SCALE, recast, residual_scale
 
 WRITERS = {
     "attn.to_out.0",
@@ -15,11 +15,13 @@ WRITERS = {
 
 def test_exactly_what_writes_to_a_stream_is_folded() -> None:
     names = dict(build_tiny_pipeline().transformer.named_parameters())
-    folded = {name for name in names if fold_factor(name) != 1}
+    folded = {name for name in names if residual_scale(f"transformer.{name}", torch.float16) != 1}
     block = {f"transformer_blocks.{i}.{writer}" for i in (0, 1) for writer in WRITERS}
     owners = {"img_in", "txt_in", *block}
     assert folded == {f"{owner}.{kind}" for owner in owners for kind in ("weight", "bias")}
-    assert {fold_factor(name) for name in folded} == {1 / RESIDUAL_SCALE}
+    assert {residual_scale(f"transformer.{name}", torch.float16) for name in folded} == {
+        1 / RESIDUAL_SCALE
+    }
 
 
 def test_the_fold_is_a_power_of_two_with_room_for_what_the_model_reaches() -> None:
@@ -62,7 +64,8 @@ def test_a_scalar_can_be_recast() -> None:
     ],
 )
 def test_only_the_transformer_runs_in_float16(
-    dtype: torch.dtype, has_bfloat16: bool, others: torch.dtype
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, has_bfloat16: bool, others: torch.dtype
 ) -> None:
-    chosen = precision.choose_dtypes(dtype, has_bfloat16=has_bfloat16)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: has_bfloat16)
+    chosen = precision.choose_dtypes(dtype, torch.device("cuda"))
     assert chosen == {"transformer": dtype, "text_encoder": others, "vae": others}

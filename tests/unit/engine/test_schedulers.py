@@ -127,7 +127,7 @@ def test_the_ancestral_step_finds_its_place_without_a_begin_index() -> None:
     assert torch.equal(run(scheduler), run(start("EulerAncestral", 8)))
 
 
-def test_the_stock_schedule_of_one_step_is_no_number() -> None:
+def test_the_stock_schedule_of_one_step_is_nan() -> None:
     """The upstream fault that `build_scheduler` works round; when this fails, it can go."""
     stock = FlowMatchEulerDiscreteScheduler.from_config(CONFIG)
     with np.errstate(invalid="ignore"):

@@ -30,24 +30,21 @@ class Case:
         self.condition = torch.randn(1, 10, 16, generator=draw)
         self.text = torch.randn(1, TEXT_TOKENS, 32, generator=draw)
 
-    def look(self) -> transformer.Conditioning:
-        return transformer.prepare_conditioning(
-            self.transformer, condition=self.condition, texts=[self.text], grids=GRIDS
+    def prepare_conditioning(self) -> transformer.Conditioning:
+        return self.over(transformer.run_block).prepare_conditioning(
+            conditions=[self.condition], texts=[self.text], grids=GRIDS
         )
 
+    def over(self, run_block: transformer.BlockCall) -> transformer.Transformer:
+        return transformer.Transformer(self.weights, run_block)
+
     def table(self) -> ModulationTable:
-        return ModulationCache(self.weights).look_up(TIMESTEP, self.transformer)
+        return ModulationCache(self.weights).get(TIMESTEP)
 
     def predict(self, run_block: transformer.BlockCall = transformer.run_block) -> torch.Tensor:
         with torch.no_grad():
-            moment = (self.table(), 0)
-            (velocity,) = transformer.forward(
-                self.weights,
-                self.transformer,
-                self.sample,
-                self.look(),
-                moment,
-                run_block=run_block,
+            (velocity,) = self.over(run_block).forward(
+                self.sample, self.prepare_conditioning(), self.table(), 0
             )
         return velocity
 
@@ -71,7 +68,7 @@ def test_a_forward_pass_is_the_stock_transformers(zero_cond_t: bool) -> None:
 
 
 @pytest.mark.parametrize("zero_cond_t", [False, True])
-def test_a_block_compiles_whole_and_once_for_all_blocks_and_once_for_the_last(
+def test_a_block_compiles_without_breaks_once_for_all_blocks_and_once_for_the_last(
     zero_cond_t: bool,
 ) -> None:
     case, graphs = Case(zero_cond_t=zero_cond_t), []
@@ -92,7 +89,7 @@ def test_a_block_compiles_whole_and_once_for_all_blocks_and_once_for_the_last(
 def test_a_block_leaves_its_inputs_as_they_are() -> None:
     """Branches share the image's first tokens."""
     case = Case()
-    table, sight = case.table(), case.look()
+    table, conditioning = case.table(), case.prepare_conditioning()
     image, text = torch.randn(1, 22, 32), torch.randn(1, TEXT_TOKENS, 32)
     before = image.clone(), text.clone()
     with torch.no_grad():
@@ -100,16 +97,15 @@ def test_a_block_leaves_its_inputs_as_they_are() -> None:
             case.transformer.transformer_blocks[0],
             image,
             text,
-            table.image[0, 0],
-            table.text[0, 0],
-            sight.branches[0].angles,
+            (table.image[0, 0], table.text[0, 0]),
+            conditioning.branches[0].angles,
             None,
         )
     assert torch.equal(image, before[0])
     assert torch.equal(text, before[1])
 
 
-def test_an_overflow_in_float16_is_no_number_rather_than_clipped() -> None:
+def test_an_overflow_in_float16_is_not_clipped() -> None:
     case = Case()
     case.transformer.to(torch.float16)
     case.transformer.transformer_blocks[0].img_mlp.net[2].bias.data[3] = 65504
@@ -120,7 +116,7 @@ def test_an_overflow_in_float16_is_no_number_rather_than_clipped() -> None:
 
 def test_angles_are_kept_where_the_models_table_is() -> None:
     case = Case()
-    assert case.look().branches[0].angles.shape == (TEXT_TOKENS + 22, 1, 8, 2)
+    assert case.prepare_conditioning().branches[0].angles.shape == (TEXT_TOKENS + 22, 1, 8, 2)
 
 
 def test_without_a_second_branch_there_is_nothing_to_guide() -> None:

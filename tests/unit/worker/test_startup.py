@@ -11,6 +11,7 @@ from support.fakes import FakeEngine, FakeStore, House
 from support.models.checkpoints import make_cache
 
 from retouch import wiring
+from retouch.engine.checkpoint import find
 from retouch.errors import ModelError, StoreDenied
 from retouch.settings import Settings
 from retouch.worker import startup
@@ -33,7 +34,7 @@ def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.Monke
         monkeypatch.delenv(name.upper(), raising=False)
     for name, value in S3.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(wiring, "RUNPOD_MODELS", tmp_path / "models")
+    monkeypatch.setattr(find, "RUNPOD_MODELS", tmp_path / "models")
     return monkeypatch
 
 
@@ -227,14 +228,6 @@ def test_weights_that_are_there_need_none(free_gb: Callable[[int], None], tmp_pa
     start(model_id=str(tmp_path)).disk()
     make_cache(tmp_path / "models")
     start(model_id="org/name").disk()
-
-
-def test_cached_models_of_the_platform_come_first(tmp_path: Path) -> None:
-    settings = Settings(_env_file=None, model_id="org/name")
-    assert wiring.find_cache(settings) is None
-    make_cache(tmp_path / "models")
-    assert wiring.find_cache(settings) == tmp_path / "models"
-    assert wiring.find_cache(Settings(_env_file=None)) is None
 
 
 def test_the_engine_is_loaded_from_the_cached_models(

@@ -1,4 +1,4 @@
-"""From a whole checkpoint folder to `Weights` in place: modules without weights, a plan, then the bytes."""
+"""Build a checkpoint's modules without weights, plan their memory, and read the weights into place."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -19,8 +19,7 @@ from transformers.initialization import no_init_weights
 from retouch.engine import precision
 from retouch.engine.checkpoint.safetensors_reader import TensorEntry, read_headers, read_weights
 from retouch.engine.memory.flat_params import MODULATION
-from retouch.engine.memory.plan import RESIDENT, EditShape, make_plan
-from retouch.engine.memory.probe import FreeMemory
+from retouch.engine.memory.plan import RESIDENT, EditShape, FreeMemory, make_plan
 from retouch.engine.memory.weights import Weights
 
 Dtypes = dict[str, torch.dtype]
@@ -31,28 +30,28 @@ def load_weights(
     *,
     dtype: torch.dtype,
     device: torch.device,
-    picture: EditShape,
+    shape: EditShape,
     memory: FreeMemory,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Weights:
-    """Load a checkpoint's weights to where the plan for `memory` has them.
+    """Load a checkpoint's weights to where the plan for `memory` and edits of `shape` puts them.
 
     Raises:
-        ModelError: a weight is missing, a file is damaged, or there is too little memory.
+        ModelError: a weight is missing, a file is damaged, or memory is short.
     """
-    modules = build_modules(read_configs(folder), choose_dtypes(dtype, device))
+    modules = build_modules(read_configs(folder), precision.choose_dtypes(dtype, device))
     stored = read_headers(folder)
     keep_modulation(modules["transformer"], stored)
     weights = Weights(**modules, plan=RESIDENT, device=device)
     if device.type == "cuda":  # pragma: no cover - needs a GPU
-        weights.plan = make_plan(weights.parts.sizes, picture, memory)
-    weights.settle()
+        weights.plan = make_plan(weights.params.sizes, shape, memory)
+    weights.allocate()
     progress("weights")
     try:
         read_weights(
             stored,
             weights.tensors(),
-            scale=partial(precision.find_factor, dtype=dtype),
+            scale=partial(precision.residual_scale, dtype=dtype),
             progress=progress,
         )
         weights.pin()
@@ -60,19 +59,13 @@ def load_weights(
         weights.close()
         raise
     if dtype == torch.float16:  # pragma: no cover - a CPU runs float32
-        precision.fold_norms(weights.transformer)
-    weights.release()  # what each thread converted in
+        precision.scale_norms(weights.transformer)
+    weights.release()  # the memory that the readers converted in
     return weights
 
 
-def choose_dtypes(dtype: torch.dtype, device: torch.device) -> Dtypes:
-    """Return the type of each part on this device."""
-    has_bfloat16 = device.type == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False)
-    return precision.choose_dtypes(dtype, has_bfloat16=has_bfloat16)
-
-
 def read_configs(folder: Path) -> dict[str, Any]:
-    """Read what the three parts with weights are made from."""
+    """Read the configurations of the three parts with weights."""
     transformer: Any = QwenImageTransformer2DModel
     vae: Any = AutoencoderKLQwenImage
     return {
@@ -85,9 +78,9 @@ def read_configs(folder: Path) -> dict[str, Any]:
 
 
 def build_modules(configs: dict[str, Any], dtypes: Dtypes) -> dict[str, Any]:
-    """Build the three parts with weights on `meta`: of their type, without a byte.
+    """Build the three parts with weights on `meta`: of their dtype, without memory.
 
-    The text encoder comes without its output layer, 1 GiB of weights that nothing here asks.
+    The text encoder has no output layer: its 1 GiB of weights is not used here.
     """
     transformer: Any = QwenImageTransformer2DModel
     vae: Any = AutoencoderKLQwenImage
@@ -100,16 +93,16 @@ def build_modules(configs: dict[str, Any], dtypes: Dtypes) -> dict[str, Any]:
     modules["text_encoder"].lm_head = nn.Identity()
     for name, module in modules.items():
         module.eval()
-        for parameter in module.parameters():  # buffers keep theirs: angles need float32
+        for parameter in module.parameters():  # not buffers: rotary frequencies need float32
             parameter.data = parameter.data.to(dtypes[name])
             parameter.requires_grad_(False)
     return modules
 
 
 def keep_modulation(transformer: Any, stored: Mapping[str, TensorEntry]) -> None:
-    """Let the modulation have the type that is `stored`, where that is no larger: it is converted when used.
+    """Give the modulation the dtype that is `stored`, unless that is larger: it is converted in use.
 
-    The host reads it straight then, and the GPU converts it as fast as it comes.
+    The host then reads it without converting, and the GPU converts it as fast as it arrives.
     """
     for number, block in enumerate(transformer.transformer_blocks):
         for head in MODULATION:
@@ -120,7 +113,7 @@ def keep_modulation(transformer: Any, stored: Mapping[str, TensorEntry]) -> None
 
 
 def read_scheduler(folder: Path) -> dict[str, Any]:
-    """Read the scheduler's settings."""
+    """Read the scheduler's configuration."""
     scheduler: Any = FlowMatchEulerDiscreteScheduler
     config: dict[str, Any] = dict(scheduler.from_pretrained(folder).config)
     return config

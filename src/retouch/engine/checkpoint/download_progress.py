@@ -1,4 +1,4 @@
-"""A download's progress as a line now and then, in place of a bar: logs have no room for bars."""
+"""Report the progress of a hub download in log lines instead of a progress bar."""
 
 import io
 import time
@@ -7,15 +7,15 @@ from typing import Any
 
 EVERY_S = 10.0
 _MEASURED = "Reconstruct"
-"""The hub library has a bar for the bytes on the network too; this one's are those on the disk."""
+"""The hub library has a bar for bytes received too; this one counts bytes written to disk."""
 
 
 def make_line_bar(progress: Callable[[str], None]) -> type:
-    """Make what `snapshot_download` takes as `tqdm_class`; it tells `progress` how far it is."""
+    """Return a `tqdm_class` for `snapshot_download` that reports to `progress` every `EVERY_S`."""
     from tqdm import tqdm
 
     class Lines(tqdm):  # type: ignore[type-arg]
-        told_s = float("-inf")
+        reported_s = float("-inf")
 
         def __init__(self, *args: Any, **options: Any) -> None:
             super().__init__(*args, **{**options, "file": io.StringIO(), "mininterval": EVERY_S})
@@ -23,8 +23,8 @@ def make_line_bar(progress: Callable[[str], None]) -> type:
         def display(self, *_args: Any, **_options: Any) -> None:
             now_s = time.monotonic()
             total = int(self.total or 0) if str(self.desc).startswith(_MEASURED) else 0
-            if total and self.n and now_s - self.told_s >= EVERY_S:
-                self.told_s = now_s
+            if total and self.n and now_s - self.reported_s >= EVERY_S:
+                self.reported_s = now_s
                 progress(f"download: {int(self.n) >> 20} of {total >> 20} MiB")
 
     return Lines

@@ -1,4 +1,4 @@
-"""A checkpoint folder's files: whether they are all there and whole, and what identifies them."""
+"""The files of a checkpoint folder: check that they are complete, list and identify them."""
 
 import hashlib
 import json
@@ -17,11 +17,11 @@ MAX_HASHED_BYTES = 64 << 20
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-def require_whole(folder: Path) -> None:
-    """Check that `folder` has every part of a known pipeline and no weights file cut short.
+def require_complete(folder: Path) -> None:
+    """Check that `folder` has every part of a known pipeline and no truncated weights file.
 
     Raises:
-        ModelError: with the first fault.
+        ModelError: names the first fault.
     """
     kind = read_json(folder / INDEX_FILE).get("_class_name")
     if kind not in PIPELINES:
@@ -34,21 +34,21 @@ def require_whole(folder: Path) -> None:
     for part in WEIGHTED:
         read_json(folder / part / "config.json")
         for path in list_weights(folder / part):
-            _require_whole_weights(path)
+            _require_complete_weights(path)
 
 
 def list_weights(folder: Path) -> Iterator[Path]:
-    """Yield the weights files of one part: the shards its index names, else the one there is.
+    """Yield the weights files of one part: the shards that its index names, else the only file.
 
-    Variants in another precision, whose names have it after a dot (`model.fp16.safetensors`), are
-    left out, as the stock libraries do unless told otherwise.
+    Variants in another precision (`model.fp16.safetensors`) are left out where there is a plain
+    file, as the stock libraries do by default.
     """
     indexes = sorted(folder.glob("*.safetensors.index.json"), key=_is_variant)
     if indexes:
         shards = read_json(indexes[0]).get("weight_map")
         names = list(shards.values()) if isinstance(shards, dict) else []
         if not names or not all(isinstance(name, str) for name in names):
-            raise ModelError(f"{folder.name}/{indexes[0].name} names no weights files")
+            raise ModelError(f"{folder.name}/{indexes[0].name} lists no weights files")
         yield from (folder / name for name in sorted(set(names)))
         return
     found = list(folder.glob("*.safetensors"))
@@ -62,7 +62,7 @@ def _is_variant(path: Path) -> bool:
     return "." in path.name.partition(".safetensors")[0]
 
 
-def _require_whole_weights(path: Path) -> None:
+def _require_complete_weights(path: Path) -> None:
     from safetensors import SafetensorError, safe_open
 
     name = f"{path.parent.name}/{path.name}"
@@ -72,14 +72,14 @@ def _require_whole_weights(path: Path) -> None:
     except FileNotFoundError:
         raise ModelError(f"{name} is missing") from None
     except (SafetensorError, OSError) as error:
-        raise ModelError(f"{name} is damaged or cut short") from error
+        raise ModelError(f"{name} is damaged or truncated") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object of a checkpoint.
 
     Raises:
-        ModelError: it is missing or holds no JSON object.
+        ModelError: it is missing or is not a JSON object.
     """
     name = path.name if path.name == INDEX_FILE else f"{path.parent.name}/{path.name}"
     try:
@@ -87,16 +87,16 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise ModelError(f"{name} is missing") from None
     except ValueError:
-        raise ModelError(f"{name} is not JSON") from None
+        raise ModelError(f"{name} is not valid JSON") from None
     if not isinstance(data, dict):
-        raise ModelError(f"{name} holds no JSON object")
+        raise ModelError(f"{name} is not a JSON object")
     return data
 
 
 def compute_revision(folder: Path) -> str:
-    """Return the commit of a hub snapshot, else 12 digits that change when the folder's content does.
+    """Return the commit of a hub snapshot, else 12 hex digits of a hash of the folder's content.
 
-    Of files over 64 MiB only name and size count: hashing 54 GiB would take minutes.
+    Files over 64 MiB count by name and size only: hashing 54 GiB would take minutes.
     """
     if folder.parent.name == "snapshots" and _COMMIT.fullmatch(folder.name):
         return folder.name

@@ -1,4 +1,9 @@
-"""Reads safetensors files on many threads, each weight straight to where it will live."""
+"""Read safetensors files on many threads, each weight directly to where it will live.
+
+Invariants: each job (one weight) is taken by one thread, which alone writes its tensor. A thread has
+its own open files, staging memory and CUDA stream, and waits for that stream before it reuses the
+staging memory, so only the queue, the list of faults and the meter are shared.
+"""
 
 import json
 import os
@@ -19,9 +24,9 @@ from retouch.engine.memory.probe import measure_cpus
 from retouch.errors import ModelError
 
 CHUNK_BYTES = 16 << 20
-"""Read and converted at a time: little enough for a cache, and for many threads' staging memory."""
+"""Read and converted at a time: fits a cache, and keeps the staging memory of all threads small."""
 MIN_THREADS, MAX_THREADS = 8, 16
-"""A disk far away answers many at once, however few CPUs wait for it."""
+"""A network disk answers many requests at once, however few CPUs wait for it."""
 REPORT_EVERY_S = 5.0
 _DTYPES = {
     "F64": torch.float64,
@@ -33,12 +38,12 @@ _OLD_NAMES = (
     (re.compile(r"^visual\."), "model.visual."),
     (re.compile(r"^model\.(?!language_model\.|visual\.)"), "model.language_model."),
 )
-"""Qwen2.5-VL's checkpoints keep the names of transformers before 4.52; as its conversion_mapping.py."""
+"""Qwen2.5-VL's checkpoints keep the names of transformers before 4.52 (see its conversion_mapping.py)."""
 
 
 @dataclass(frozen=True, slots=True)
 class TensorEntry:
-    """A weight in a file; `kind` is safetensors' name of its type."""
+    """A weight in a file; `kind` is safetensors' name of its dtype."""
 
     path: Path
     offset: int
@@ -48,10 +53,10 @@ class TensorEntry:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Its type.
+        """The weight's dtype.
 
         Raises:
-            ModelError: none that a weight of this family has.
+            ModelError: not a dtype of this family's weights.
         """
         if self.kind not in _DTYPES:
             raise ModelError(f"{self.path.parent.name}/{self.path.name} holds {self.kind} weights")
@@ -59,11 +64,11 @@ class TensorEntry:
 
 
 Job = tuple[TensorEntry, torch.Tensor, float]
-"""A weight, where it will live, and what it is multiplied by on the way."""
+"""A weight, its destination, and the factor it is multiplied by."""
 
 
 def read_headers(folder: Path) -> dict[str, TensorEntry]:
-    """Return every weight in a checkpoint's files by its path, `vae.encoder.conv_in.weight`.
+    """Return every weight in a checkpoint's files by its path, such as `vae.encoder.conv_in.weight`.
 
     Raises:
         ModelError: a file is missing or damaged.
@@ -76,7 +81,7 @@ def read_headers(folder: Path) -> dict[str, TensorEntry]:
 
 
 def read_part(folder: Path) -> dict[str, TensorEntry]:
-    """Return every weight in the files of one part by its present name.
+    """Return every weight in the files of one part by its current name.
 
     Raises:
         ModelError: a file is missing or damaged.
@@ -107,31 +112,30 @@ def read_weights(
     scale: Callable[[str], float] = lambda _: 1.0,
     progress: Callable[[str], None] = lambda _: None,
 ) -> None:
-    """Fill the tensors `wanted` from what is `stored`, each times `scale` of its path, a power of two.
+    """Fill the tensors `wanted` from `stored`, each times `scale(path)`, a power of two.
 
-    Conversion to a tensor's own type is done on the way. What is stored beside is left out.
+    Weights are converted to the tensor's dtype. Stored weights that are not wanted are skipped.
 
     Raises:
-        ModelError: a weight is missing, of another shape or of a type that none has, or a file cannot
-            be read.
+        ModelError: a weight is missing or has a wrong shape or dtype, or a file cannot be read.
     """
-    lacking = [
+    missing = [
         path
         for path, into in wanted.items()
         if path not in stored or stored[path].shape != tuple(into.shape)
     ]
-    if lacking:
-        count, first = len(lacking), min(lacking)
-        raise ModelError(f"{count} weights are missing or of another shape, such as {first}")
+    if missing:
+        count, first = len(missing), min(missing)
+        raise ModelError(f"{count} weights are missing or have the wrong shape, such as {first}")
     jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
     for path in sorted(wanted, key=lambda path: (stored[path].path, stored[path].offset)):
-        jobs.put((stored[path], wanted[path], scale(path)))  # in the order of the files
+        jobs.put((stored[path], wanted[path], scale(path)))  # in file order
     meter = _ProgressMeter(sum(stored[path].size_bytes for path in wanted), progress)
     devices = {into.device for into in wanted.values()}
     count = min(MAX_THREADS, max(MIN_THREADS, measure_cpus()), jobs.qsize())
     readers = [_Reader(devices, meter) for _ in range(count)]
     faults: list[BaseException] = []
-    # Daemons: a process that shall end while it loads ends.
+    # Daemons, so that the process can end while it loads.
     threads = [
         threading.Thread(target=reader.run, args=(jobs, faults), name="reader", daemon=True)
         for reader in readers
@@ -144,7 +148,7 @@ def read_weights(
             thread.join()
     finally:
         _empty(jobs)
-        torch.set_num_threads(before)  # which the readers' own number is, for threads to come
+        torch.set_num_threads(before)  # the readers' own number applies to new threads too
     if faults:
         raise faults[0]
 
@@ -156,24 +160,24 @@ def _empty(jobs: "queue.SimpleQueue[Job]") -> None:
 
 
 class _ProgressMeter:
-    """Tells how far the reading is, every few seconds."""
+    """Reports the bytes read every few seconds. `_lock` guards its fields: all readers add to it."""
 
     def __init__(self, total: int, progress: Callable[[str], None]) -> None:
         self._total, self._progress = total, progress
-        self._done, self._told_s = 0, time.monotonic()
+        self._done, self._reported_s = 0, time.monotonic()
         self._lock = threading.Lock()
 
     def add(self, count: int) -> None:
         with self._lock:
             self._done += count
             now_s = time.monotonic()
-            if now_s - self._told_s >= REPORT_EVERY_S:
-                self._told_s = now_s
+            if now_s - self._reported_s >= REPORT_EVERY_S:
+                self._reported_s = now_s
                 self._progress(f"weights: {self._done >> 20} of {self._total >> 20} MiB read")
 
 
 class _Reader:
-    """One thread's share: its open files, its staging memory and on a GPU its stream."""
+    """One thread's state: open files, staging memory and, with a GPU, a stream."""
 
     def __init__(self, devices: set[torch.device], meter: _ProgressMeter) -> None:
         self._meter = meter
@@ -187,13 +191,13 @@ class _Reader:
         self._staging = torch.empty(0, dtype=torch.uint8)
 
     def run(self, jobs: "queue.SimpleQueue[Job]", faults: list[BaseException]) -> None:
-        """Read until nothing is left; after a fault, leave nothing for the others to do."""
-        torch.set_num_threads(1)  # of this thread: each of them converts on its own core
+        """Read until the queue is empty; after a fault, empty it so that the others stop too."""
+        torch.set_num_threads(1)  # for this thread: each converts on its own core
         try:
             with suppress(queue.Empty):
                 while True:
                     self._read(*jobs.get_nowait())
-        except BaseException as error:  # noqa: BLE001 - raised where the threads are waited for
+        except BaseException as error:  # noqa: BLE001 - raised by the thread that joins them
             faults.append(error)
             _empty(jobs)
         finally:
@@ -205,13 +209,13 @@ class _Reader:
             self._files[source.path] = source.path.open("rb", buffering=0)
         file = self._files[source.path]
         flat = into.view(-1)
-        straight = flat.dtype == source.dtype and factor == 1.0
+        direct = flat.dtype == source.dtype and factor == 1.0
         step = CHUNK_BYTES // max(source.dtype.itemsize, flat.dtype.itemsize)
         for start in range(0, flat.numel(), step):
             part = flat[start : start + step]
             size_bytes = part.numel() * source.dtype.itemsize
             offset = source.offset + start * source.dtype.itemsize
-            if straight and not part.is_cuda:
+            if direct and not part.is_cuda:
                 _fill(file, source, part.view(torch.uint8), offset)
             else:
                 stage = self._stage(size_bytes)
@@ -220,20 +224,20 @@ class _Reader:
             self._meter.add(size_bytes)
 
     def _convert(self, stage: torch.Tensor, part: torch.Tensor, factor: float) -> None:
-        """Convert on the GPU if there is one, also what will live on the host: that is slower at it."""
-        home = part
+        """Convert on the GPU if there is one, also weights for the host, which converts slower."""
+        target = part
         with torch.cuda.stream(self._stream) if self._stream else nullcontext():
             if factor == 1.0 and stage.dtype == part.dtype:
                 part.copy_(stage, non_blocking=True)
             else:
                 there = stage.to(self._device, non_blocking=True).mul_(factor).to(part.dtype)
                 if there.device != part.device:  # pragma: no cover - needs a GPU
-                    home = self._staging.view(part.dtype)[: part.numel()]
-                home.copy_(there, non_blocking=True)
+                    target = self._staging.view(part.dtype)[: part.numel()]
+                target.copy_(there, non_blocking=True)
             if self._stream:  # pragma: no cover - needs a GPU
                 self._stream.synchronize()
-        if home is not part:  # pragma: no cover - needs a GPU
-            part.copy_(home)
+        if target is not part:  # pragma: no cover - needs a GPU
+            part.copy_(target)
 
     def _stage(self, size_bytes: int) -> torch.Tensor:
         if not self._staging.numel():
@@ -243,10 +247,10 @@ class _Reader:
 
 
 def _fill(file: Any, source: TensorEntry, into: torch.Tensor, offset: int) -> None:
-    """Read bytes of a file straight into a tensor of the host.
+    """Read bytes of a file directly into a tensor on the host.
 
     Raises:
-        ModelError: the file ends too early, or the disk fails.
+        ModelError: the file is truncated, or the disk fails.
     """
     array: Any = into.numpy()
     view = memoryview(array)
@@ -258,7 +262,7 @@ def _fill(file: Any, source: TensorEntry, into: torch.Tensor, offset: int) -> No
         except OSError as error:
             raise ModelError(f"{name} cannot be read") from error
         if not count:
-            raise ModelError(f"{name} is damaged or cut short")
+            raise ModelError(f"{name} is damaged or truncated")
         done += count
 
 

@@ -1,8 +1,9 @@
-"""Weights in units that move as one: all parameters of a block in one flat buffer, one copy to bring it."""
+"""Parameters packed in one flat buffer per block, so that one copy moves them all."""
 
 import mmap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 import torch
@@ -12,14 +13,14 @@ from retouch.engine.memory.plan import Sizes
 from retouch.engine.precision import recast
 
 ALIGNMENT = 256
-"""Bytes: what CUDA's own allocations have, and enough for every kernel's vector loads."""
+"""Bytes: that of CUDA's own allocations, and enough for every kernel's vector loads."""
 MODULATION = ("img_mod", "txt_mod")
 Layout = tuple[tuple[int, tuple[int, ...], torch.dtype], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class ParamView:
-    """One parameter: where its module keeps it, and where it lies in its unit's buffer."""
+    """One parameter: where its module keeps it (`owner[name]`), and its place in the flat buffer."""
 
     path: str
     owner: dict[str, nn.Parameter | None]
@@ -30,96 +31,99 @@ class ParamView:
 
 
 class FlatParams:
-    """Parameters that come and go together, with one buffer as their home once they are settled."""
+    """Parameters that move together. Once allocated, all of them lie in the buffer `storage`."""
 
-    def __init__(self, name: str, places: list[ParamView]) -> None:
+    def __init__(self, name: str, views: list[ParamView], parameters: list[nn.Parameter]) -> None:
         self.name = name
-        self.places = places
-        self.home: torch.Tensor | None = None
-        self._own = [_parameter(place) for place in places]
+        self.views = views
+        self.storage: torch.Tensor | None = None
+        self._parameters = parameters
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of the buffer, gaps included."""
-        last = self.places[-1]
+        """Bytes of the buffer, alignment included."""
+        last = self.views[-1]
         return _round_up(last.offset + count_bytes(last.shape, last.dtype))
 
     @property
     def layout(self) -> Layout:
         """Offset, shape and type of each parameter: equal for the blocks of a stack."""
-        return tuple((place.offset, place.shape, place.dtype) for place in self.places)
+        return tuple((view.offset, view.shape, view.dtype) for view in self.views)
 
     @property
     def tensors(self) -> dict[str, torch.Tensor]:
-        """The weights at home, by path."""
-        return {place.path: own.data for place, own in zip(self.places, self._own, strict=True)}
+        """The weights in storage, by path."""
+        pairs = zip(self.views, self._parameters, strict=True)
+        return {view.path: parameter.data for view, parameter in pairs}
 
-    def settle(self, home: torch.Tensor) -> None:
-        """Make the bytes `home` the weights' home, and move what weights there are into it."""
-        new = self.views(home)
-        for old, there in zip(self._own, new, strict=True):
+    def allocate(self, storage: torch.Tensor) -> None:
+        """Make the bytes `storage` (size_bytes,) the weights' storage; copy what weights there are."""
+        new = self.view_in(storage)
+        for old, there in zip(self._parameters, new, strict=True):
             if old.device.type != "meta":
                 there.data.copy_(old.data)
-        self.home, self._own = home, new
-        self.go_home()
+        self.storage, self._parameters = storage, new
+        self.offload()
 
-    def views(self, buffer: torch.Tensor) -> list[nn.Parameter]:
-        """Make the parameters as they lie in `buffer`.
+    def view_in(self, buffer: torch.Tensor) -> list[nn.Parameter]:
+        """Return the parameters as they lie in `buffer` (size_bytes,).
 
-        Never as inference tensors: compiled code would be made a second time for those.
+        Never as inference tensors, for which the compiler would compile a second time.
         """
         with torch.inference_mode(mode=False):
             return [
                 nn.Parameter(
+                    # bytes -> elements -> the parameter's shape
                     buffer[offset : offset + count_bytes(shape, dtype)].view(dtype).view(shape),
                     requires_grad=False,
                 )
                 for offset, shape, dtype in self.layout
             ]
 
-    def install(self, parameters: list[nn.Parameter]) -> None:
+    def bind(self, parameters: list[nn.Parameter]) -> None:
         """Let the modules use `parameters`. No data moves."""
-        for place, parameter in zip(self.places, parameters, strict=True):
-            place.owner[place.name] = parameter
+        for view, parameter in zip(self.views, parameters, strict=True):
+            view.owner[view.name] = parameter
 
-    def go_home(self) -> None:
-        """Let the modules use the weights at home: for a streamed unit, away from the device."""
-        self.install(self._own)
+    def offload(self) -> None:
+        """Let the modules use the weights in storage, which for streamed ones is on the host."""
+        self.bind(self._parameters)
 
     def cast(self, dtype: torch.dtype) -> None:
-        """Make the weights `dtype`, in the bytes they have if they are settled.
+        """Convert the weights to `dtype`, within the same bytes once they are allocated.
 
-        Broken off, it can be called again.
+        An interrupted call can be repeated.
         """
-        if self.home is not None and any(
-            place.dtype.itemsize != dtype.itemsize for place in self.places
+        if self.storage is not None and any(
+            view.dtype.itemsize != dtype.itemsize for view in self.views
         ):
             raise ValueError(f"{self.name} has no room for {dtype}")
-        for at, own in enumerate(self._own):
-            self._own[at] = nn.Parameter(recast(own.data, dtype), requires_grad=False)
-            self.places[at] = replace(self.places[at], dtype=dtype)
-        self.go_home()
+        for at, parameter in enumerate(self._parameters):
+            self._parameters[at] = nn.Parameter(recast(parameter.data, dtype), requires_grad=False)
+            self.views[at] = replace(self.views[at], dtype=dtype)
+        self.offload()
 
 
-def flatten(path: str, module: nn.Module, *, wants: Callable[[str], bool]) -> FlatParams | None:
-    """Make a unit of the parameters of `module` whose path it `wants`; None if there are none."""
-    places, offset = [], 0
+def flatten(path: str, module: nn.Module, *, wants: Callable[[str], bool]) -> list[FlatParams]:
+    """Pack the parameters of `module` whose path it `wants`: one `FlatParams`, or none."""
+    views, parameters, offset = [], [], 0
     for prefix, part in module.named_modules(prefix=path):
-        # Assigned there, a parameter changes hands in no time; `setattr` checks it again each time.
-        owner = part._parameters  # noqa: SLF001 - the one way to a parameter that is not there
+        # Assigning to this dict binds a parameter at no cost; `setattr` checks it again each time.
+        owner = part._parameters  # noqa: SLF001 - the public way does not reach unset parameters
         for name, parameter in owner.items():
             full = f"{prefix}.{name}"
             if parameter is None or not wants(full):
                 continue
             shape = tuple(parameter.shape)
-            places.append(ParamView(full, owner, name, shape, parameter.dtype, offset))
+            views.append(ParamView(full, owner, name, shape, parameter.dtype, offset))
+            parameters.append(parameter)
             offset = _round_up(offset + count_bytes(shape, parameter.dtype))
-    return FlatParams(path, places) if places else None
+    return [FlatParams(path, views, parameters)] if views else []
 
 
 @dataclass(frozen=True)
 class ModelParams:
-    """A pipeline's weights, cut into units; see `Sizes` for what each may do."""
+    """A pipeline's weights in `FlatParams`; `Sizes` says what may be done with each kind."""
 
     blocks: list[FlatParams]
     modulation: list[FlatParams]
@@ -128,38 +132,36 @@ class ModelParams:
     host: list[FlatParams]
 
     def __iter__(self) -> Iterator[FlatParams]:
-        for units in (self.blocks, self.modulation, self.layers, self.fixed, self.host):
-            yield from units
+        for kind in (self.blocks, self.modulation, self.layers, self.fixed, self.host):
+            yield from kind
 
     @property
     def sizes(self) -> Sizes:
         """Bytes of each."""
         return Sizes(
-            blocks=tuple(unit.size_bytes for unit in self.blocks),
-            layers=tuple(unit.size_bytes for unit in self.layers),
-            modulation=tuple(unit.size_bytes for unit in self.modulation),
-            fixed=sum(unit.size_bytes for unit in self.fixed),
-            host=sum(unit.size_bytes for unit in self.host),
+            blocks=tuple(params.size_bytes for params in self.blocks),
+            layers=tuple(params.size_bytes for params in self.layers),
+            modulation=tuple(params.size_bytes for params in self.modulation),
+            fixed=sum(params.size_bytes for params in self.fixed),
+            host=sum(params.size_bytes for params in self.host),
         )
 
 
 def flatten_pipeline(*, transformer: Any, vae: Any, text_encoder: Any) -> ModelParams:
-    """Cut a pipeline's modules into units, named by component and path."""
-    blocks, modulation, taken = [], [], set[str]()
+    """Pack a pipeline's modules, named by component and path."""
+    taken: set[str] = set()
 
     def take(path: str, module: nn.Module, *, under: tuple[str, ...] = ("",)) -> list[FlatParams]:
-        unit = flatten(
+        found = flatten(
             path, module, wants=lambda name: name not in taken and name.startswith(under)
         )
-        if unit is None:
-            return []
-        taken.update(place.path for place in unit.places)
-        return [unit]
+        taken.update(view.path for params in found for view in params.views)
+        return found
 
+    blocks, modulation = [], []
     for number, block in enumerate(transformer.transformer_blocks):
         path = f"transformer.transformer_blocks.{number}"
-        heads = tuple(f"{path}.{name}." for name in MODULATION)
-        modulation += take(path, block, under=heads)
+        modulation += take(path, block, under=tuple(f"{path}.{name}." for name in MODULATION))
         blocks += take(path, block)
     model = text_encoder.model
     stacks = {
@@ -167,58 +169,52 @@ def flatten_pipeline(*, transformer: Any, vae: Any, text_encoder: Any) -> ModelP
         "language_model.layers": model.language_model.layers,
     }
     layers = [
-        unit
+        params
         for name, stack in stacks.items()
         for number, layer in enumerate(stack)
-        for unit in take(f"text_encoder.model.{name}.{number}", layer)
+        for params in take(f"text_encoder.model.{name}.{number}", layer)
     ]
-    words = "text_encoder.model.language_model.embed_tokens"
-    host = take(words, model.language_model.embed_tokens)
+    embedding = "text_encoder.model.language_model.embed_tokens"
+    host = take(embedding, model.language_model.embed_tokens)
     fixed = take("transformer", transformer) + take("vae", vae) + take("text_encoder", text_encoder)
     return ModelParams(blocks=blocks, modulation=modulation, layers=layers, fixed=fixed, host=host)
 
 
 def map_host(size_bytes: int) -> torch.Tensor:
-    """Map private memory of exactly this size, in huge pages where the kernel gives them.
+    """Map private host memory of exactly this size, in huge pages where the kernel gives them.
 
-    torch's own pinned allocations are rounded up to a power of two, and their pages come one by one
-    from one thread; here whoever reads the weights brings them, on many threads, before `pin`.
+    torch rounds its own pinned allocations up to a power of two and faults their pages in from one
+    thread; here the reader's threads do that before `pin`.
     """
     memory = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)
-        memory.madvise(mmap.MADV_DONTFORK)  # what is pinned, a fork would copy at once
+        memory.madvise(mmap.MADV_DONTFORK)  # a fork would copy pinned pages at once
     return torch.frombuffer(memory, dtype=torch.uint8)
 
 
-def pin(unit: FlatParams) -> bool:  # pragma: no cover - needs a GPU
-    """Let the GPU read a unit's home on the host directly. False if the system does not allow it."""
+def pin(params: FlatParams) -> bool:  # pragma: no cover - needs a GPU
+    """Let the GPU read the storage on the host directly. False if the system does not allow it."""
     runtime: Any = torch.cuda
-    home: Any = unit.home
-    return int(runtime.cudart().cudaHostRegister(home.data_ptr(), home.numel(), 0)) == 0
+    storage: Any = params.storage
+    return int(runtime.cudart().cudaHostRegister(storage.data_ptr(), storage.numel(), 0)) == 0
 
 
-def unpin(unit: FlatParams) -> None:  # pragma: no cover - needs a GPU
-    """Undo `pin`, before the memory is given back."""
+def unpin(params: FlatParams) -> None:  # pragma: no cover - needs a GPU
+    """Undo `pin`, before the memory is freed."""
     runtime: Any = torch.cuda
-    runtime.synchronize()  # a copy ahead may still be on its way
-    home: Any = unit.home
-    runtime.cudart().cudaHostUnregister(home.data_ptr())
-
-
-def _parameter(place: ParamView) -> nn.Parameter:
-    parameter = place.owner[place.name]
-    if parameter is None:
-        raise LookupError(place.path)
-    return parameter
+    runtime.synchronize()  # a prefetch may still be running
+    storage: Any = params.storage
+    runtime.cudart().cudaHostUnregister(storage.data_ptr())
 
 
 def count_bytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:
-    """Count the bytes of a tensor."""
-    count = dtype.itemsize
-    for side in shape:
-        count *= side
-    return count
+    """Count the bytes of a tensor.
+
+    >>> count_bytes((3, 5), torch.float16)
+    30
+    """
+    return dtype.itemsize * prod(shape)
 
 
 def _round_up(count: int) -> int:

@@ -1,30 +1,39 @@
-"""From the sizes of weights and memories to a plan: what stays on the GPU, what passes through it.
+"""Plan from the sizes of weights and memories what stays on the GPU and what streams through it.
 
-Pure arithmetic on bytes: it also answers for a card that is not there.
+Pure arithmetic on bytes, so it also answers for a GPU that is not there.
 """
 
 from dataclasses import dataclass
 
-from retouch.engine.memory.probe import GIB, MIB, FreeMemory
 from retouch.errors import ModelError
 
+GIB = 1 << 30
+MIB = 1 << 20
 RING_SLOTS = 3
-"""One in use and two on their way; two are enough where the copy is faster than the computing."""
+"""One in use and two being copied; two are enough where copying is faster than computing."""
 RESERVE_BYTES = 1024 * MIB
-"""What the allocator loses to rounding and gaps, and libraries take for their own."""
+"""Lost by the allocator to rounding and fragmentation, or taken by libraries."""
 HOST_RESERVE_BYTES = 3 * GIB
-"""What the process takes beside the weights."""
+"""Taken by the process beside the weights."""
 BUS_GIB_PER_S = 20.0
-"""What a PCIe 4 x16 slot moves from pinned memory; only the forecast reads it."""
+"""Bandwidth of a PCIe 4 x16 slot from pinned memory; used in reports only."""
+
+
+@dataclass(frozen=True)
+class FreeMemory:
+    """Free bytes of the GPU and of the host."""
+
+    gpu_bytes: int
+    host_bytes: int
 
 
 @dataclass(frozen=True)
 class Sizes:
     """Bytes of a model's weights, by what may be done with them.
 
-    `blocks` and `layers` are the parts that can stream, in order: the transformer's blocks without
-    their modulation, and the text encoder's vision and language layers. `fixed` is always on the
-    GPU, `modulation` (of each block) and `host` (the table of words) never stay there.
+    `blocks` and `layers` can stream, in order: the transformer's blocks without their modulation,
+    and the text encoder's vision and language layers. `fixed` is always on the GPU; `modulation`
+    (of each block) and `host` (the token embedding) never stay there.
     """
 
     blocks: tuple[int, ...]
@@ -35,7 +44,7 @@ class Sizes:
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """Bytes of all weights."""
         return sum((*self.blocks, *self.layers, *self.modulation, self.fixed, self.host))
 
 
@@ -46,19 +55,19 @@ FULL = Sizes(
     fixed=427_004_416,
     host=1_089_994_752,
 )
-"""Of the full model in 16 bits, without the output layer of its text encoder, which nobody reads."""
+"""The full model in 16 bits, without the text encoder's output layer, which is not used."""
 
 
 @dataclass(frozen=True)
 class EditShape:
-    """The largest edit to make room for: pixels of the result and of the condition, text tokens."""
+    """The largest edit to plan for: pixels of the result, pixels of the conditions, text tokens."""
 
     area_px: int = 1024 * 1024
     condition_area_px: int = 1024 * 1024
     text_tokens: int = 1440 + 512
 
     def activation_bytes(self) -> int:
-        """Estimate the most that an edit takes beside the weights, at the real model's widths.
+        """Estimate the peak that an edit takes beside the weights, at the full model's widths.
 
         A block holds about 24 tensors of 3072 half-precision values a token at its widest (the
         feed-forward alone 8), the autoencoder about 1700 bytes a pixel in its last layers.
@@ -69,7 +78,7 @@ class EditShape:
         return max(denoise, decode)
 
     def forward_tflop(self) -> float:
-        """Count one pass of the real transformer: 60 blocks of 226.5 M weights, and attention."""
+        """Count one pass of the full transformer: 60 blocks of 226.5 M weights, and attention."""
         image = (self.area_px + self.condition_area_px) // 256
         tokens = image + self.text_tokens
         return (2 * 113.25e6 * 60 * tokens + 4 * tokens**2 * 3072 * 60) / 1e12
@@ -77,11 +86,11 @@ class EditShape:
 
 @dataclass(frozen=True)
 class Plan:
-    """What stays and what streams. `streamed_blocks` and `streamed_layers` are indices.
+    """What stays on the GPU and what streams. `streamed_blocks` and `streamed_layers` are indices.
 
-    `pinned_bytes` and `host_bytes` are the host memory that stays taken: pinned for what streams,
-    and all in all. `peak_bytes` is the most GPU memory that an edit is expected to take. Without
-    slots nothing streams at all, not even the modulation.
+    `pinned_bytes` is pinned host memory, for what streams; `host_bytes` is all host memory that the
+    weights keep. `peak_bytes` is the most GPU memory that an edit is expected to take. Without slots
+    nothing streams, not even the modulation.
     """
 
     name: str
@@ -96,18 +105,18 @@ class Plan:
 
 
 RESIDENT = Plan("resident")
-"""Everything where it is: on a CPU, or placed by somebody else."""
+"""All weights where they are: on a CPU, or placed by the caller."""
 
 
-def make_plan(sizes: Sizes, picture: EditShape, memory: FreeMemory) -> Plan:
+def make_plan(sizes: Sizes, shape: EditShape, memory: FreeMemory) -> Plan:
     """Keep as much on the GPU as fits, and stream the rest.
 
-    The text encoder's layers go first: they are needed once an edit, a block in every step.
+    The text encoder's layers stream first: they are needed once an edit, a block in every step.
 
     Raises:
-        ModelError: it does not fit; the message says how much of which memory is missing.
+        ModelError: it does not fit; the message says which memory is short by how much.
     """
-    over = picture.activation_bytes() + RESERVE_BYTES
+    over = shape.activation_bytes() + RESERVE_BYTES
     candidates = [_plan_keeping(sizes, over, kept=len(sizes.blocks), keeps_layers=True)]
     for slots in (RING_SLOTS, 2):
         bare = _plan_keeping(sizes, over, kept=0, keeps_layers=False, slots=slots)
@@ -115,29 +124,29 @@ def make_plan(sizes: Sizes, picture: EditShape, memory: FreeMemory) -> Plan:
         kept = min(len(sizes.blocks), max(0, room) // max(sizes.blocks))
         candidates.append(_plan_keeping(sizes, over, kept=kept, keeps_layers=False, slots=slots))
     plan = next((one for one in candidates if one.peak_bytes <= memory.gpu_bytes), None)
-    lacking = []
+    shortfalls = []
     if plan is None:
         plan = candidates[-1]
-        lacking.append(_shortfall("GPU", need=plan.peak_bytes, free=memory.gpu_bytes))
+        shortfalls.append(_shortfall("GPU", need=plan.peak_bytes, free=memory.gpu_bytes))
     if plan.host_bytes + HOST_RESERVE_BYTES > memory.host_bytes:
-        lacking.append(
+        shortfalls.append(
             _shortfall("host", need=plan.host_bytes + HOST_RESERVE_BYTES, free=memory.host_bytes)
         )
-    if lacking:
-        raise ModelError("not enough memory: " + ", and ".join(lacking))
+    if shortfalls:
+        raise ModelError("not enough memory: " + ", and ".join(shortfalls))
     return plan
 
 
 def _plan_keeping(
     sizes: Sizes, over: int, *, kept: int, keeps_layers: bool, slots: int = 2
 ) -> Plan:
-    """Lay out a plan that keeps `kept` blocks, and the text encoder's layers or none of them."""
+    """Plan to keep `kept` blocks, and all of the text encoder's layers or none of them."""
     count = len(sizes.blocks)
     streamed = evenly_spaced(count - kept, of=count)
     layers = frozenset[int]() if keeps_layers else frozenset(range(len(sizes.layers)))
-    moving = [sizes.blocks[i] for i in streamed] + [sizes.layers[i] for i in layers]
-    hosted = sum(moving) + sum(sizes.modulation) + sizes.host
-    slot_bytes = max([*moving, *sizes.modulation])
+    streaming = [sizes.blocks[i] for i in streamed] + [sizes.layers[i] for i in layers]
+    hosted = sum(streaming) + sum(sizes.modulation) + sizes.host
+    slot_bytes = max([*streaming, *sizes.modulation])
     resident = sizes.total - hosted
     if streamed:
         name = f"{len(streamed)} of {count} blocks streamed"
@@ -150,16 +159,16 @@ def _plan_keeping(
         slot_bytes=slot_bytes,
         slots=slots,
         resident_bytes=resident,
-        pinned_bytes=sum(moving),
+        pinned_bytes=sum(streaming),
         host_bytes=hosted,
         peak_bytes=resident + slots * slot_bytes + over,
     )
 
 
 def evenly_spaced(count: int, *, of: int) -> frozenset[int]:
-    """Choose `count` of `of` places, as evenly as can be: each copy hides behind its neighbours.
+    """Choose `count` of `of` places evenly, so that each copy hides behind its neighbours' computing.
 
-    >>> sorted(spread(3, of=9)), sorted(spread(2, of=2)), sorted(spread(0, of=5))
+    >>> sorted(evenly_spaced(3, of=9)), sorted(evenly_spaced(2, of=2)), sorted(evenly_spaced(0, of=5))
     ([1, 4, 7], [0, 1], [])
     """
     return frozenset((2 * k + 1) * of // (2 * count) for k in range(count))
@@ -167,6 +176,6 @@ def evenly_spaced(count: int, *, of: int) -> frozenset[int]:
 
 def _shortfall(which: str, *, need: int, free: int) -> str:
     return (
-        f"{(need - free) / GIB:.1f} GiB of {which} memory are missing "
+        f"short of {which} memory by {(need - free) / GIB:.1f} GiB "
         f"({need / GIB:.1f} needed, {free / GIB:.1f} free)"
     )

@@ -1,4 +1,16 @@
-"""Slots on the device through which weights stream: copied ahead on a second CUDA stream."""
+"""Slots on the device through which weights stream, copied ahead on a second CUDA stream.
+
+Invariants:
+- A slot's buffer holds the weights of `slot.params` or, while that is None, nothing of use. `params`
+  is cleared before a copy is queued and set after, so an interrupted copy is made again.
+- A copy into a slot waits on the copy stream for `slot.used`, recorded on the compute stream after
+  the last kernel that reads the slot: weights in use are never overwritten.
+- The compute stream waits for `slot.copied`, recorded on the copy stream after the copy: weights are
+  never read before they are there.
+- The host rewrites a staging buffer only after `stage.copied`, the event of the last copy out of it.
+- At most one slot is acquired. It is in the window of the order that is prefetched, so `_fetch` does
+  not choose it.
+"""
 
 import itertools
 from collections.abc import Sequence
@@ -13,12 +25,12 @@ from retouch.engine.memory.flat_params import FlatParams, Layout
 
 STAGES = 4
 STAGE_BYTES = 32 << 20
-"""Of pinned memory, for what is not pinned itself."""
+"""Of pinned memory, for weights that are not pinned themselves."""
 
 
 @dataclass
 class _StagingBuffer:
-    """Pinned memory that pageable memory is copied through. `copied` is the event of its last copy on."""
+    """Pinned memory through which pageable memory is copied."""
 
     buffer: torch.Tensor
     copied: Any = None
@@ -26,20 +38,20 @@ class _StagingBuffer:
 
 @dataclass(eq=False)
 class _Slot:
-    """A buffer on the device. `copied` and `used` are the events of its last copy and last use."""
+    """A buffer on the device, and its weights as views by layout."""
 
     buffer: torch.Tensor
-    unit: FlatParams | None = None
+    params: FlatParams | None = None
     copied: Any = None
     used: Any = None
     views: dict[Layout, list[nn.Parameter]] = field(default_factory=dict)
 
 
 class PrefetchRing:
-    """Brings units to the device in an order known ahead.
+    """Brings weights to the device in an order known ahead.
 
-    The slots are taken once and kept, so streaming never asks the allocator for anything. On a CPU
-    the copies are real and there is nothing to wait for.
+    The slots are allocated once, so streaming never calls the allocator. On a CPU the copies are real
+    and there is nothing to wait for.
     """
 
     def __init__(self, device: torch.device, *, slots: int, slot_bytes: int) -> None:
@@ -50,68 +62,69 @@ class PrefetchRing:
             _Slot(torch.empty(slot_bytes, dtype=torch.uint8, device=device)) for _ in range(slots)
         ]
         if self._copies:  # pragma: no cover - needs a GPU
+            # The allocator may hand out memory that queued kernels still read.
             self._copies.wait_stream(torch.cuda.current_stream())
         stages = torch.empty(STAGES * STAGE_BYTES, dtype=torch.uint8, pin_memory=self._on_gpu)
         self._stages = itertools.cycle(
             [_StagingBuffer(buffer) for buffer in torch.split(stages, STAGE_BYTES)]
         )
-        self._entered: _Slot | None = None
+        self._acquired: _Slot | None = None
         self.copied_bytes = 0
 
-    def enter(self, order: Sequence[FlatParams], at: int) -> None:
-        """Put the weights of `order[at]` on the device, and begin with the units that follow.
+    def acquire(self, order: Sequence[FlatParams], at: int) -> None:
+        """Bind the weights of `order[at]` on the device, and start copying those that follow.
 
-        The unit entered before is left.
+        Releases what was acquired before.
         """
-        self.leave()
-        wanted = order[at : at + len(self._slots)]
-        for unit in wanted:
-            self._fetch(unit, keep=wanted)
-        slot = next(slot for slot in self._slots if slot.unit is wanted[0])
+        self.release()
+        window = order[at : at + len(self._slots)]
+        for params in window:
+            self._fetch(params, keep=window)
+        slot = next(slot for slot in self._slots if slot.params is window[0])
         if self._on_gpu:  # pragma: no cover - needs a GPU
             torch.cuda.current_stream().wait_event(slot.copied)
-        wanted[0].install(self._views(slot, wanted[0]))
-        self._entered = slot
+        window[0].bind(self._views(slot, window[0]))
+        self._acquired = slot
 
-    def leave(self) -> None:
-        """Let go of the unit that was entered last, once the work queued so far is done with it."""
-        slot, self._entered = self._entered, None
-        if slot is None or slot.unit is None:
+    def release(self) -> None:
+        """Offload what was acquired; its slot is reused after the work queued so far."""
+        slot, self._acquired = self._acquired, None
+        if slot is None or slot.params is None:
             return
-        slot.unit.go_home()
+        slot.params.offload()
         if self._on_gpu:  # pragma: no cover - needs a GPU
             slot.used = torch.cuda.current_stream().record_event()
 
-    def forget(self) -> None:
-        """Treat every slot as empty: the weights at home were changed, or another order begins."""
-        self.leave()
+    def invalidate(self) -> None:
+        """Treat every slot as empty, because the weights in storage have changed."""
+        self.release()
         for slot in self._slots:
-            slot.unit = None
+            slot.params = None
 
-    def _fetch(self, unit: FlatParams, *, keep: Sequence[FlatParams]) -> None:
-        if any(slot.unit is unit for slot in self._slots):
+    def _fetch(self, params: FlatParams, *, keep: Sequence[FlatParams]) -> None:
+        if any(slot.params is params for slot in self._slots):
             return
-        slot = next(slot for slot in self._slots if slot.unit is None or slot.unit not in keep)
-        home = unit.home
-        if home is None:
-            raise LookupError(f"{unit.name} has no weights")
-        slot.unit = None
+        slot = next(slot for slot in self._slots if slot.params is None or slot.params not in keep)
+        storage = params.storage
+        if storage is None:
+            raise LookupError(f"{params.name} is not allocated")
+        slot.params = None
         with torch.cuda.stream(self._copies) if self._on_gpu else nullcontext():
             if self._on_gpu and slot.used is not None:  # pragma: no cover - needs a GPU
                 self._copies.wait_event(slot.used)
-            self._copy(home, slot.buffer[: unit.size_bytes])
+            self._copy(storage, slot.buffer[: params.size_bytes])
             if self._on_gpu:  # pragma: no cover - needs a GPU
                 slot.copied = self._copies.record_event()
-        slot.unit = unit
-        self.copied_bytes += unit.size_bytes
+        slot.params = params
+        self.copied_bytes += params.size_bytes
 
-    def _copy(self, home: torch.Tensor, there: torch.Tensor) -> None:
-        """Copy memory that is not pinned piece by piece through some that is: one on its way, one made."""
-        if home.is_pinned():  # pragma: no cover - needs a GPU
-            there.copy_(home, non_blocking=True)
+    def _copy(self, storage: torch.Tensor, there: torch.Tensor) -> None:
+        """Queue a copy; of pageable memory in pieces, one being staged while another is copied."""
+        if storage.is_pinned():  # pragma: no cover - needs a GPU
+            there.copy_(storage, non_blocking=True)
             return
         for part, into in zip(
-            torch.split(home, STAGE_BYTES), torch.split(there, STAGE_BYTES), strict=True
+            torch.split(storage, STAGE_BYTES), torch.split(there, STAGE_BYTES), strict=True
         ):
             stage = next(self._stages)
             if stage.copied is not None:  # pragma: no cover - needs a GPU
@@ -122,8 +135,8 @@ class PrefetchRing:
             if self._on_gpu:  # pragma: no cover - needs a GPU
                 stage.copied = self._copies.record_event()
 
-    def _views(self, slot: _Slot, unit: FlatParams) -> list[nn.Parameter]:
-        views = slot.views.get(unit.layout)
+    def _views(self, slot: _Slot, params: FlatParams) -> list[nn.Parameter]:
+        views = slot.views.get(params.layout)
         if views is None:
-            views = slot.views[unit.layout] = unit.views(slot.buffer)
+            views = slot.views[params.layout] = params.view_in(slot.buffer)
         return views

@@ -2,12 +2,11 @@
 
 import os
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-GIB = 1 << 30
-MIB = 1 << 20
+from retouch.engine.memory.plan import GIB, FreeMemory
+
 _CGROUPS = (
     ("sys/fs/cgroup/memory.max", "sys/fs/cgroup/memory.current", "sys/fs/cgroup/memory.stat"),
     (
@@ -16,34 +15,32 @@ _CGROUPS = (
         "sys/fs/cgroup/memory/memory.stat",
     ),
 )
-"""Limit, use and detail of the two kinds of control groups."""
+"""Files of limit, usage and detail in control groups of version 2 and 1."""
 _CPU_CGROUPS = (
     ("sys/fs/cgroup/cpu.max",),
     ("sys/fs/cgroup/cpu/cpu.cfs_quota_us", "sys/fs/cgroup/cpu/cpu.cfs_period_us"),
 )
-"""Microseconds of computing in so many: "200000 100000" are two CPUs."""
+"""Quota and period in microseconds: "200000 100000" are two CPUs."""
 
 
-@dataclass(frozen=True)
-class FreeMemory:
-    """Free bytes of the GPU and of the host."""
+def find_device() -> Any:
+    """Return the torch device to run on: the GPU if there is one, else the CPU."""
+    import torch  # takes seconds
 
-    gpu_bytes: int
-    host_bytes: int
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def measure_memory(device: Any, gpu_memory_gib: float = 0.0) -> FreeMemory:
-    """Measure what is free, on the GPU at most `gpu_memory_gib` unless that is 0.
+def measure_free(gpu_memory_gib: float = 0.0) -> FreeMemory:
+    """Measure free memory; on the GPU at most `gpu_memory_gib` unless that is 0.
 
-    Nor more than the process may take there, where `torch.cuda.set_per_process_memory_fraction` was
-    called.
+    Also at most what `torch.cuda.set_per_process_memory_fraction` allows the process.
     """
-    gpu_bytes = 0
+    device, gpu_bytes = find_device(), 0
     if device.type == "cuda":
         from torch import cuda
 
         free_bytes, total_bytes = cuda.mem_get_info(device)
-        # Unlike the others it takes no device without an index.
+        # Unlike the others this does not take a device without an index.
         allowed_bytes = int(total_bytes * cuda.get_per_process_memory_fraction(device.index))
         gpu_bytes = min(free_bytes, allowed_bytes - cuda.memory_reserved(device))
         if gpu_memory_gib:
@@ -52,12 +49,12 @@ def measure_memory(device: Any, gpu_memory_gib: float = 0.0) -> FreeMemory:
 
 
 def measure_host(root: Path = Path("/")) -> int:
-    """Return the bytes of host memory that this process may still take, its container's limit included."""
+    """Return the host memory in bytes that this process may still take, within its container's limit."""
     lines = (root / "proc/meminfo").read_text().splitlines()
     free = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
     for limit, used, stat in _CGROUPS:
         try:
-            limited = int((root / limit).read_text())  # "max" where there is none
+            limited = int((root / limit).read_text())  # "max" means no limit
             cached = re.search(
                 r"^(?:total_)?inactive_file (\d+)$", (root / stat).read_text(), re.MULTILINE
             )
@@ -70,14 +67,14 @@ def measure_host(root: Path = Path("/")) -> int:
 
 
 def measure_cpus(root: Path = Path("/")) -> int:
-    """Return how many CPUs this process can keep busy, by its container's quota."""
+    """Return how many CPUs this process can keep busy within its container's quota."""
     count = os.cpu_count() or 1
     for limit in _CPU_CGROUPS:
         try:
             quota, period = (
                 int(part) for path in limit for part in (root / path).read_text().split()
             )
-        except (OSError, ValueError):  # "max" where there is none
+        except (OSError, ValueError):  # "max" means no limit
             continue
         if quota > 0:
             count = min(count, -(-quota // period))

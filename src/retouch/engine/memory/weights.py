@@ -1,7 +1,6 @@
-"""Where a pipeline's weights live: `Weights` brings them to the device and takes them away again."""
+"""Own a pipeline's weights: resident on the device, or streamed to it while in use."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any, Self
 
 import torch
@@ -15,64 +14,60 @@ from retouch.engine.memory.flat_params import (
     pin,
     unpin,
 )
-from retouch.engine.memory.plan import RESIDENT, Plan
+from retouch.engine.memory.plan import GIB, RESIDENT, Plan
 from retouch.engine.memory.prefetch import PrefetchRing
-from retouch.engine.memory.probe import GIB
-from retouch.engine.single_frame import make_still
 from retouch.errors import ModelError
 
 
 class Weights:
-    """Owns the modules of a pipeline, and has each part's weights on `device` while it is in use.
+    """Owns the weights of a pipeline's modules, and has those in use on `device`.
 
-    A module is used only while it is yielded or borrowed. `transformer`, `vae` and `text_encoder`
-    may be read for their configuration at any time.
+    The transformer's blocks and modulation are on the device only while `blocks` and `modulations`
+    yield them; the text encoder's layers come while they run. Everything else stays there.
     """
 
     def __init__(
         self, *, transformer: Any, vae: Any, text_encoder: Any, plan: Plan, device: torch.device
     ) -> None:
         self.transformer, self.vae, self.text_encoder = transformer, vae, text_encoder
-        make_still(vae)
         self.plan = plan
         self.device = device
-        self.parts: ModelParams = flatten_pipeline(
+        self.params: ModelParams = flatten_pipeline(
             transformer=transformer, vae=vae, text_encoder=text_encoder
         )
         for module in (transformer, vae, text_encoder):
             module.requires_grad_(False)
-        self._moving_blocks: list[FlatParams] = []
-        self._moving_layers: list[FlatParams] = []
+        self._streamed_blocks: list[FlatParams] = []
+        self._streamed_layers: list[FlatParams] = []
         self._pinned: list[FlatParams] = []
         self._ring: PrefetchRing | None = None
 
     @classmethod
     def resident(cls, *, transformer: Any, vae: Any, text_encoder: Any) -> Self:
-        """Take modules that stay where they are."""
-        device = next(transformer.parameters()).device
+        """Take modules whose weights stay where they are."""
         return cls(
             transformer=transformer,
             vae=vae,
             text_encoder=text_encoder,
             plan=RESIDENT,
-            device=device,
+            device=next(transformer.parameters()).device,
         )
 
-    def settle(self) -> None:
-        """Give every unit the home that the plan says, with the weights it has, if it has any.
+    def allocate(self) -> None:
+        """Allocate storage where the plan says, and copy the weights there if they have values.
 
-        Weights that are on `meta` are to be read into `tensors` after this, and then `pin` be called.
+        Weights on `meta` are to be read into `tensors` after this, and then `pin` be called.
         """
-        self._moving_blocks = [self.parts.blocks[i] for i in sorted(self.plan.streamed_blocks)]
-        self._moving_layers = [self.parts.layers[i] for i in sorted(self.plan.streamed_layers)]
-        on_host = {*self._moving_blocks, *self._moving_layers}
+        self._streamed_blocks = [self.params.blocks[i] for i in sorted(self.plan.streamed_blocks)]
+        self._streamed_layers = [self.params.layers[i] for i in sorted(self.plan.streamed_layers)]
+        on_host = {*self._streamed_blocks, *self._streamed_layers}
         if self.plan.slots:
-            on_host.update(self.parts.modulation, self.parts.host)
-        for unit in self.parts:
-            unit.settle(
-                map_host(unit.size_bytes)
-                if unit in on_host
-                else torch.empty(unit.size_bytes, dtype=torch.uint8, device=self.device)
+            on_host.update(self.params.modulation, self.params.host)
+        for params in self.params:
+            params.allocate(
+                map_host(params.size_bytes)
+                if params in on_host
+                else torch.empty(params.size_bytes, dtype=torch.uint8, device=self.device)
             )
         for module in (self.transformer, self.vae, self.text_encoder):
             for buffer in module.buffers():
@@ -84,95 +79,90 @@ class Weights:
             self._hook_text_encoder()
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Return all weights at home, by path: `vae.encoder.conv_in.weight`."""
-        return {path: tensor for unit in self.parts for path, tensor in unit.tensors.items()}
+        """Return all weights in storage by path, such as `vae.encoder.conv_in.weight`."""
+        return {path: tensor for params in self.params for path, tensor in params.tensors.items()}
 
     def pin(self) -> None:
-        """Pin what streams in every edit, so that the GPU fetches it by itself.
+        """Pin what streams in every edit, so that the GPU copies it without the CPU.
 
-        One after the other: the driver does no two at once, nor a copy meanwhile.
+        One after the other: the driver runs no two at once, nor a copy meanwhile.
 
         Raises:
             ModelError: the system does not allow it.
         """
         if self.device.type != "cuda":
             return
-        moving = [*self._moving_blocks, *self._moving_layers]
-        for at, unit in enumerate(moving):
-            if not pin(unit):
-                lacking = sum(unit.size_bytes for unit in moving[at:])
-                raise ModelError(f"{lacking / GIB:.1f} GiB of host memory could not be pinned")
-            self._pinned.append(unit)
+        streamed = [*self._streamed_blocks, *self._streamed_layers]
+        for at, params in enumerate(streamed):
+            if not pin(params):
+                missing = sum(params.size_bytes for params in streamed[at:])
+                raise ModelError(f"{missing / GIB:.1f} GiB of host memory could not be pinned")
+            self._pinned.append(params)
 
     @property
     def copied_bytes(self) -> int:
-        """Count what has streamed to the device so far."""
+        """Bytes streamed to the device so far."""
         return self._ring.copied_bytes if self._ring else 0
 
     def blocks(self) -> Iterator[nn.Module]:
-        """Yield the transformer's blocks in order, each there (without modulation) while yielded."""
-        order = self._moving_blocks * 2
+        """Yield the transformer's blocks in order, each on the device (without modulation) while yielded."""
+        order = self._streamed_blocks * 2
         at = 0  # never in the second half, which stands for the next step
         for number, block in enumerate(self.transformer.transformer_blocks):
             streamed = number in self.plan.streamed_blocks
             if streamed:
-                self._enter(order, at)
+                self._acquire(order, at)
                 at += 1
             try:
                 yield block
             finally:
                 if streamed:
-                    self._leave()
+                    self._release()
 
-    def modulations(self) -> Iterator[tuple[nn.Module, nn.Module]]:
-        """Yield each block's `img_mod` and `txt_mod` in order, each pair there while yielded."""
+    def modulations(self) -> Iterator[tuple[Any, Any]]:
+        """Yield each block's `img_mod` and `txt_mod` in order, each pair on the device while yielded."""
         for number, block in enumerate(self.transformer.transformer_blocks):
             if self._ring:
-                self._enter(self.parts.modulation, number)
+                self._acquire(self.params.modulation, number)
             try:
                 yield block.img_mod, block.txt_mod
             finally:
-                self._leave()
-
-    @contextmanager
-    def borrow(self, name: str) -> Iterator[Any]:
-        """Have `text_encoder`, `vae` or `transformer` (all but its blocks) ready for use."""
-        try:
-            yield getattr(self, name)
-        finally:
-            self._leave()
+                self._release()
 
     def cast(self, dtype: torch.dtype) -> None:
-        """Make the transformer's weights `dtype` where they live. Nothing is loaded again.
+        """Convert the transformer's weights to `dtype` in their storage. Nothing is read again.
 
-        The modulation stays as it is: it is converted each time a table is made of it.
+        The modulation keeps its type: it is converted each time a table is made of it.
         """
         if self._ring:
-            self._ring.forget()
-        for unit in self.parts:
-            if unit.name.partition(".")[0] == "transformer" and unit not in self.parts.modulation:
-                unit.cast(dtype)
+            self._ring.invalidate()
+        for params in self.params:
+            if (
+                params.name.partition(".")[0] == "transformer"
+                and params not in self.params.modulation
+            ):
+                params.cast(dtype)
 
     def release(self) -> None:
-        """Give the memory of an edit back; to be called after each, also a failed one."""
-        self._leave()
+        """Return an edit's memory to the system; call it after each edit, also a failed one."""
+        self._release()
         if self.device.type == "cuda":  # pragma: no cover - needs a GPU
             torch.cuda.empty_cache()
 
     def close(self) -> None:
-        """Unpin the host's memory; the weights are not used after this."""
-        for unit in self._pinned:
-            unpin(unit)
+        """Unpin the host's memory. The weights must not be used afterwards."""
+        for params in self._pinned:
+            unpin(params)
         self._pinned, self._ring = [], None
 
-    def _enter(self, order: Sequence[FlatParams], at: int) -> None:
+    def _acquire(self, order: Sequence[FlatParams], at: int) -> None:
         if self._ring is None:
-            raise LookupError("the weights have not settled")
-        self._ring.enter(order, at)
+            raise LookupError("the weights are not allocated")
+        self._ring.acquire(order, at)
 
-    def _leave(self) -> None:
+    def _release(self) -> None:
         if self._ring:
-            self._ring.leave()
+            self._ring.release()
 
     def _hook_text_encoder(self) -> None:
         """Bring each streamed layer just before it runs."""
@@ -180,6 +170,6 @@ class Weights:
         layers = [*model.visual.blocks, *model.language_model.layers]
         for at, number in enumerate(sorted(self.plan.streamed_layers)):
             layers[number].register_forward_pre_hook(
-                lambda *_, at=at: self._enter(self._moving_layers, at)
+                lambda *_, at=at: self._acquire(self._streamed_layers, at)
             )
-            layers[number].register_forward_hook(lambda *_: self._leave())
+            layers[number].register_forward_hook(lambda *_: self._release())

@@ -10,16 +10,16 @@ from retouch.engine.checkpoint import files
 from retouch.errors import ModelError
 
 
-def test_a_whole_folder_passes(tmp_path: Path) -> None:
-    files.require_whole(make_folder(tmp_path))
+def test_a_complete_folder_passes(tmp_path: Path) -> None:
+    files.require_complete(make_folder(tmp_path))
 
 
 @pytest.mark.parametrize(
-    ("spoil", "fault"),
+    ("damage", "fault"),
     [
         (lambda f: (f / "model_index.json").unlink(), "model_index.json is missing"),
-        (lambda f: (f / "model_index.json").write_text("{"), "model_index.json is not JSON"),
-        (lambda f: (f / "model_index.json").write_text("[]"), "holds no JSON object"),
+        (lambda f: (f / "model_index.json").write_text("{"), "model_index.json is not valid JSON"),
+        (lambda f: (f / "model_index.json").write_text("[]"), "is not a JSON object"),
         (lambda f: (f / "model_index.json").write_text("{}"), "names the pipeline None"),
         (
             lambda f: (f / "model_index.json").write_text('{"_class_name": "FluxPipeline"}'),
@@ -27,7 +27,10 @@ def test_a_whole_folder_passes(tmp_path: Path) -> None:
         ),
         (lambda f: (f / "processor").rename(f / "p"), "the folder processor is missing"),
         (lambda f: (f / "vae" / "config.json").unlink(), "vae/config.json is missing"),
-        (lambda f: (f / "vae" / "config.json").write_bytes(b"\xff"), "vae/config.json is not JSON"),
+        (
+            lambda f: (f / "vae" / "config.json").write_bytes(b"\xff"),
+            "vae/config.json is not valid JSON",
+        ),
         (lambda f: (f / "vae" / "model.safetensors").unlink(), "vae has 0 weights files"),
         (
             lambda f: (f / "vae" / "b.safetensors").write_bytes(b""),
@@ -39,18 +42,18 @@ def test_a_whole_folder_passes(tmp_path: Path) -> None:
         ),
         (
             lambda f: cut_short(f / "transformer" / "2.safetensors"),
-            "transformer/2.safetensors is damaged or cut short",
+            "transformer/2.safetensors is damaged or truncated",
         ),
         (
             lambda f: (f / "text_encoder" / "model.safetensors").write_bytes(b""),
-            "text_encoder/model.safetensors is damaged or cut short",
+            "text_encoder/model.safetensors is damaged or truncated",
         ),
         *(
             (
                 lambda f, text=text: next((f / "transformer").glob("*.index.json")).write_text(
                     text
                 ),
-                r"transformer/.*\.index\.json names no weights files",
+                r"transformer/.*\.index\.json lists no weights files",
             )
             for text in (
                 "{}",
@@ -61,12 +64,12 @@ def test_a_whole_folder_passes(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_spoilt_folder_is_refused_with_its_fault(
-    tmp_path: Path, spoil: Callable[[Path], object], fault: str
+def test_a_damaged_folder_is_refused_with_its_fault(
+    tmp_path: Path, damage: Callable[[Path], object], fault: str
 ) -> None:
-    spoil(make_folder(tmp_path))
+    damage(make_folder(tmp_path))
     with pytest.raises(ModelError, match=fault):
-        files.require_whole(tmp_path)
+        files.require_complete(tmp_path)
 
 
 def test_variants_in_another_precision_are_left_out(tmp_path: Path) -> None:
@@ -77,7 +80,7 @@ def test_variants_in_another_precision_are_left_out(tmp_path: Path) -> None:
     before = [files.list_weights(tmp_path / part) for part in files.WEIGHTED]
     names = [path.name for part in before for path in part]
     assert "model.fp16.safetensors" not in names
-    files.require_whole(tmp_path)
+    files.require_complete(tmp_path)
 
 
 def test_a_variant_alone_is_taken(tmp_path: Path) -> None:

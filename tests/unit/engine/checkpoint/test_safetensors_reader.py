@@ -66,7 +66,7 @@ def test_weights_are_scaled_and_converted_on_the_way(
         assert torch.equal(wanted[path], (old.float() * factor).to(dtype))
 
 
-def test_what_nobody_wants_is_left_out(folder: Path) -> None:
+def test_weights_that_are_not_wanted_are_skipped(folder: Path) -> None:
     wanted = {"transformer.a.bias": torch.zeros(3)}
     safetensors_reader.read_weights(safetensors_reader.read_headers(folder), wanted)
     assert torch.equal(wanted["transformer.a.bias"], WEIGHTS["a.bias"])
@@ -93,13 +93,15 @@ def reshape(wanted: dict[str, torch.Tensor]) -> None:
     wanted["vae.a.weight"] = torch.zeros(4, 3)
 
 
-@pytest.mark.parametrize(("spoil", "name"), [(lengthen, "vae.c.weight"), (reshape, "vae.a.weight")])
+@pytest.mark.parametrize(
+    ("damage", "name"), [(lengthen, "vae.c.weight"), (reshape, "vae.a.weight")]
+)
 def test_a_weight_that_is_not_there_is_named(
-    folder: Path, spoil: Callable[[dict[str, torch.Tensor]], None], name: str
+    folder: Path, damage: Callable[[dict[str, torch.Tensor]], None], name: str
 ) -> None:
-    spoil(wanted := empty())
+    damage(wanted := empty())
     with pytest.raises(
-        ModelError, match=f"1 weights are missing or of another shape, such as {name}"
+        ModelError, match=f"1 weights are missing or have the wrong shape, such as {name}"
     ):
         safetensors_reader.read_weights(safetensors_reader.read_headers(folder), wanted)
 
@@ -107,7 +109,7 @@ def test_a_weight_that_is_not_there_is_named(
 def test_a_file_that_ends_too_early_is_named(folder: Path) -> None:
     path = file_of(folder)
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(ModelError, match=r"transformer/model\.safetensors is damaged or cut short"):
+    with pytest.raises(ModelError, match=r"transformer/model\.safetensors is damaged or truncated"):
         safetensors_reader.read_weights(safetensors_reader.read_headers(folder), empty())
 
 
@@ -121,14 +123,14 @@ def test_a_disk_that_fails_is_named(folder: Path, monkeypatch: pytest.MonkeyPatc
         safetensors_reader.read_weights(safetensors_reader.read_headers(folder), wanted)
 
 
-def test_weights_of_a_kind_nobody_expects_are_refused(folder: Path) -> None:
+def test_weights_of_an_unknown_dtype_are_refused(folder: Path) -> None:
     strange = torch.zeros(3, 4, dtype=torch.int8)
     save_file({**WEIGHTS, "a.weight": strange}, file_of(folder))
     with pytest.raises(ModelError, match=r"transformer/model\.safetensors holds I8 weights"):
         safetensors_reader.read_weights(safetensors_reader.read_headers(folder), empty())
 
 
-def test_what_nobody_wants_may_be_of_any_kind(folder: Path) -> None:
+def test_weights_that_are_not_wanted_may_have_any_dtype(folder: Path) -> None:
     save_file({**WEIGHTS, "position_ids": torch.arange(9)}, file_of(folder))
     safetensors_reader.read_weights(safetensors_reader.read_headers(folder), wanted := empty())
     assert torch.equal(wanted["transformer.a.bias"], WEIGHTS["a.bias"])
@@ -158,9 +160,7 @@ def many(folder: Path) -> dict[str, torch.Tensor]:
     return {f"transformer.{n:03}": torch.zeros(8) for n in range(500)}
 
 
-def test_a_fault_leaves_the_other_threads_nothing_to_do(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_fault_stops_the_other_threads(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = many(folder)
     disk = SlowDisk(monkeypatch, OSError(5, "Input/output error"))
     disk.go.set()
@@ -169,7 +169,7 @@ def test_a_fault_leaves_the_other_threads_nothing_to_do(
     assert disk.reads == 2
 
 
-def test_who_stops_waiting_stops_the_reading(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_stops_the_reading(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     disk, wanted = SlowDisk(monkeypatch), many(folder)
     join = threading.Thread.join
 
@@ -188,16 +188,16 @@ def test_who_stops_waiting_stops_the_reading(folder: Path, monkeypatch: pytest.M
 
 
 def test_progress_is_told_now_and_then(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[str] = []
+    reported: list[str] = []
     safetensors_reader.read_weights(
-        safetensors_reader.read_headers(folder), empty(), progress=told.append
+        safetensors_reader.read_headers(folder), empty(), progress=reported.append
     )
-    assert told == []
+    assert reported == []
     monkeypatch.setattr(safetensors_reader, "REPORT_EVERY_S", 0.0)
     safetensors_reader.read_weights(
-        safetensors_reader.read_headers(folder), empty(), progress=told.append
+        safetensors_reader.read_headers(folder), empty(), progress=reported.append
     )
-    assert told[-1].startswith("weights: 0 of 0 MiB")
+    assert reported[-1].startswith("weights: 0 of 0 MiB")
 
 
 def test_old_names_of_the_text_encoder_are_read(folder: Path) -> None:

@@ -6,14 +6,16 @@ import torch
 
 from retouch.engine.memory.plan import (
     FULL,
+    GIB,
     HOST_RESERVE_BYTES,
     EditShape,
+    FreeMemory,
     Plan,
     Sizes,
     evenly_spaced,
     make_plan,
 )
-from retouch.engine.memory.probe import GIB, FreeMemory, measure_cpus, measure_host, measure_memory
+from retouch.engine.memory.probe import measure_cpus, measure_free, measure_host
 from retouch.engine.memory.report import explain
 from retouch.errors import ModelError
 
@@ -67,22 +69,20 @@ def test_a_slot_holds_the_largest_part_that_streams() -> None:
     assert plan_for(16).slot_bytes == max(*FULL.blocks, *FULL.layers)
 
 
-def test_too_little_gpu_memory_is_refused_with_what_is_missing() -> None:
-    with pytest.raises(
-        ModelError, match=r"0\.\d GiB of GPU memory are missing \(\d\.\d needed, 3\.0"
-    ):
+def test_too_little_gpu_memory_is_refused_with_the_shortfall() -> None:
+    with pytest.raises(ModelError, match=r"short of GPU memory by 0\.\d GiB \(\d\.\d needed, 3\.0"):
         plan_for(3)
 
 
-def test_too_little_host_memory_is_refused_with_what_is_missing() -> None:
+def test_too_little_host_memory_is_refused_with_the_shortfall() -> None:
     need = plan_for(16).host_bytes + HOST_RESERVE_BYTES
     plan_for(16, host_gib=need / GIB)
-    with pytest.raises(ModelError, match=r"1\.0 GiB of host memory are missing"):
+    with pytest.raises(ModelError, match=r"short of host memory by 1\.0 GiB"):
         plan_for(16, host_gib=need / GIB - 1)
 
 
-def test_both_memories_may_be_missing() -> None:
-    with pytest.raises(ModelError, match=r"GPU memory are missing .*, and .* of host memory"):
+def test_both_memories_may_be_short() -> None:
+    with pytest.raises(ModelError, match=r"short of GPU memory .*, and short of host memory"):
         plan_for(1, host_gib=1)
 
 
@@ -144,11 +144,12 @@ def test_free_gpu_memory_is_what_the_process_may_take(
     monkeypatch: pytest.MonkeyPatch, fraction: float, limit_gib: float, free_gib: float
 ) -> None:
     """An 80 GiB card of which others have 8 and this process 2."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (70 * GIB, 80 * GIB))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 2 * GIB)
     shares = {None: fraction}  # asked by index, as the real one wants it
     monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", shares.get)
-    measured = measure_memory(torch.device("cuda"), limit_gib)
+    measured = measure_free(limit_gib)
     assert measured.gpu_bytes == pytest.approx(free_gib * GIB, abs=1)
     assert measured.host_bytes > 0
 

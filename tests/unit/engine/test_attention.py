@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from retouch.engine import cuda_libraries
+from retouch.engine import attention
 
 
 @pytest.mark.skipif(
     (sys.platform, platform.machine()) != ("linux", "x86_64"), reason="the wheel is for these"
 )
 def test_cuda_12_is_there_by_the_name_that_xformers_links_to() -> None:
-    cuda_libraries.open_cuda_12()
+    attention.open_cuda_12()
     assert "/libcudart.so.12" in Path("/proc/self/maps").read_text()
 
 
@@ -21,4 +21,4 @@ def test_without_the_package_nothing_happens(monkeypatch: pytest.MonkeyPatch) ->
         raise metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(metadata, "files", files)
-    cuda_libraries.open_cuda_12()
+    attention.open_cuda_12()
