@@ -9,8 +9,8 @@ sys.path.insert(
 )  # neither serve nor build installs the package
 import bentoml
 
-from retouch import logs, wiring
-from retouch.lifecycle import ModelHost
+from retouch import logs
+from retouch.lifecycle import ModelHost, prepare_process
 from retouch.schema import EditRequest, EditResult
 from retouch.settings import load_settings, require_local_store
 from retouch.web import server
@@ -18,9 +18,10 @@ from retouch.web.app import App
 from retouch.web.edit import Caller, EditEndpoint
 from retouch.web.metrics import Metrics
 
+prepare_process()
 settings = load_settings()
 require_local_store(settings)
-logs.install(settings.log_level, secrets=wiring.secrets_of(settings))
+logs.install(settings.log_level, secrets=settings.secrets)
 server.install()
 host = ModelHost(settings)
 metrics = Metrics()

@@ -109,12 +109,18 @@ class Settings(BaseSettings):
     job_timeout_seconds: float = Field(
         default=600, gt=0, le=86400, description="seconds for a whole edit, queue included"
     )
+    edit_grace_seconds: float = Field(
+        default=15,
+        gt=0,
+        le=3600,
+        description="seconds past its limit after which an edit counts as hung",
+    )
     max_queue: int = Field(default=32, ge=0, le=10000, description="edits that may wait")
     prefetch_jobs: int = Field(
         default=0,
         ge=0,
         le=4,
-        description="jobs a Runpod worker takes ahead, to fetch their sources",
+        description="ignored; accepted so that old configurations start",
     )
     api_keys: CommaList = Field(
         default=(),
@@ -249,6 +255,13 @@ class Settings(BaseSettings):
         if found and self.s3_region and self.s3_region != found[1]:
             raise ValueError(f"S3_REGION is {self.s3_region}, the endpoint's region is {found[1]}")
         return self.s3_region or (found[1] if found else DEFAULT_REGION)
+
+    @property
+    def secrets(self) -> list[str]:
+        """Every secret value that is set; the log redacts them."""
+        fields = (self.s3_access_key, self.s3_secret_key, self.hf_token, self.link_secret)
+        values = [field.get_secret_value() for field in fields]
+        return [*filter(None, values), *self.api_keys]
 
     @property
     def max_body_bytes(self) -> int:

@@ -1,18 +1,18 @@
-"""The only place that joins settings to the parts that need them."""
+"""Build every part from the settings. Nothing else joins the two."""
 
 import logging
+from collections.abc import Callable
 from contextlib import AsyncExitStack
-from pathlib import Path
 
-from PIL import Image
-
+from retouch import demo
 from retouch.editing.admission import Admission
 from retouch.editing.editor import Editor
-from retouch.editing.ports import EditParams, Engine, run_edit
+from retouch.editing.ports import Engine
 from retouch.editing.steps import EditorSettings
-from retouch.engine.checkpoint.find import FULL_MODEL, CheckpointSettings
+from retouch.engine.checkpoint.find import FULL_MODEL, CheckpointSettings, find_runpod_cache
 from retouch.engine.checkpoint.load import load
-from retouch.engine.memory import plan, probe, report
+from retouch.engine.memory import plan, probe
+from retouch.errors import ModelError
 from retouch.images import decode
 from retouch.images.sandbox import Decoder, DecoderSettings
 from retouch.logs import event
@@ -24,26 +24,14 @@ from retouch.storage.local import LocalStore, load_secret
 from retouch.storage.port import Store
 
 _log = logging.getLogger(__name__)
-_WARM_UP_SEED = 0
-RUNPOD_MODELS = Path("/runpod-volume/huggingface-cache/hub")
-"""Where Runpod puts an endpoint's cached model before it starts a worker, in the hub's layout."""
-
-
-def secrets_of(settings: Settings) -> list[str]:
-    """Return every secret value there is, to be kept out of the logs."""
-    named = (
-        settings.s3_access_key,
-        settings.s3_secret_key,
-        settings.hf_token,
-        settings.link_secret,
-    )
-    return [text for secret in named if (text := secret.get_secret_value())] + [*settings.api_keys]
+LEAST_GPU_GIB = 7
+"""A smaller GPU could stream the full model, but an edit that takes minutes is not worth 54 GiB."""
 
 
 def build_store(settings: Settings) -> Store:
-    """Build the S3 store, or without S3 settings the local one."""
+    """Build the S3 store, or the local store where no S3 settings are set."""
     if settings.uses_s3:
-        from retouch.storage.s3 import S3Settings, S3Store  # most of a second
+        from retouch.storage.s3 import S3Settings, S3Store  # takes most of a second
 
         return S3Store(
             S3Settings(
@@ -66,83 +54,52 @@ def build_store(settings: Settings) -> Store:
     )
 
 
-def find_cache(settings: Settings) -> Path | None:
-    """Return the folder of Runpod's cached models if the model is there, else None: the hub's own."""
-    model_id = settings.model_id or FULL_MODEL
-    repository = RUNPOD_MODELS / f"models--{model_id.replace('/', '--')}"
-    return RUNPOD_MODELS if (repository / "snapshots").is_dir() else None
+def choose_model(memory: probe.FreeMemory) -> str:
+    """Return the full model's id where it fits in `memory`, else the demo checkpoint's directory."""
+    reason = ""
+    if memory.gpu_bytes < LEAST_GPU_GIB * probe.GIB:
+        reason = f"the default needs {LEAST_GPU_GIB} GiB of free GPU memory"
+    try:
+        plan.make_plan(plan.FULL, plan.EditShape(), memory)
+    except ModelError as error:
+        reason = error.message
+    if not reason:
+        return FULL_MODEL
+    _report_loading(
+        f"using the demo model, because the full model does not fit: {reason}; "
+        f"set MODEL_ID={FULL_MODEL} to load it all the same"
+    )
+    return str(demo.CHECKPOINT_DIR)
 
 
 def build_engine(settings: Settings) -> Engine:
-    """Load the checkpoint the settings name, or what fits this machine.
+    """Load the checkpoint that MODEL_ID names, or the one that fits this machine.
 
     Raises:
-        ModelError: it cannot be found, read or placed.
+        ModelError: it cannot be found, read or placed in memory.
     """
-    engine = load(
+    model_id = settings.model_id or choose_model(probe.measure_free(settings.gpu_memory_gib))
+    return load(
         CheckpointSettings(
-            model_id=settings.model_id,
+            model_id=model_id,
             revision=settings.model_revision,
             dtype=settings.dtype,
-            cache_dir=str(find_cache(settings) or ""),
+            cache_dir=str(find_runpod_cache(model_id) or ""),
             gpu_memory_gib=settings.gpu_memory_gib,
             attention_backend=settings.attention_backend,
             compile=settings.compile,
             hf_token=settings.hf_token.get_secret_value(),
         ),
-        progress=lambda message: event(_log, "engine.loading", progress=message),
+        progress=_report_loading,
     )
-    if settings.compile:  # it makes code for the first size, and at the second for any
-        for wider_px in (0, 32):
-            event(_log, "engine.loading", progress="compiling")
-            warm_up(engine, wider_px=wider_px)
-    return engine
-
-
-def describe_plan(
-    settings: Settings, *, gpu_gib: float | None, host_gib: float | None
-) -> list[str]:
-    """Say how the full model would be placed on this machine, or on one with so much memory.
-
-    Raises:
-        ModelError: it would not fit.
-    """
-    if gpu_gib is None:
-        import torch  # takes seconds
-
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        gpu_bytes = probe.measure_memory(device, settings.gpu_memory_gib).gpu_bytes
-    else:
-        gpu_bytes = int(gpu_gib * probe.GIB)
-    host_bytes = probe.measure_host() if host_gib is None else int(host_gib * probe.GIB)
-    picture = plan.EditShape()
-    made = plan.make_plan(plan.FULL, picture, probe.FreeMemory(gpu_bytes, host_bytes))
-    return report.explain(made, plan.FULL, picture)
-
-
-def warm_up(engine: Engine, *, wider_px: int = 0) -> None:
-    """Run one real edit, so that the first caller does not pay for what happens once."""
-    side_px = round(engine.info.preset.area_px**0.5) // 32 * 32
-    work = EditParams(
-        prompt="keep the image unchanged",
-        negative_prompt=" ",
-        seed=_WARM_UP_SEED,
-        steps=2,
-        guidance_scale=engine.info.preset.guidance_scale,
-        scheduler="Euler",
-        width_px=side_px + wider_px,
-        height_px=side_px,
-    )
-    image = Image.new("RGB", (work.width_px, work.height_px), "gray")
-    run_edit(engine, [image], work)
 
 
 def build_sources(settings: Settings, store: Store, *, exits: AsyncExitStack) -> SourceLoader:
-    """Build the source cache over the store, with its fetcher and decoder; `exits` closes them."""
+    """Build the source cache over the store, with its downloader and decoder; `exits` closes them."""
     allowed_hosts = frozenset(settings.allowed_source_hosts)
     for host in sorted(allowed_hosts):
         event(_log, "source.host_exempted", level=logging.WARNING, host=host)
-    fetcher = Downloader(
+    downloader = Downloader(
         FetchLimits(
             max_bytes=settings.max_image_bytes,
             allowed_hosts=allowed_hosts,
@@ -152,7 +109,7 @@ def build_sources(settings: Settings, store: Store, *, exits: AsyncExitStack) ->
     exits.callback(decoder.close)
     sources = SourceLoader(
         store=store,
-        fetch=fetcher.fetch,
+        fetch=downloader.fetch,
         decode=decoder.decode,
         settings=SourceSettings(
             prefix=settings.s3_object_prefix,
@@ -166,9 +123,17 @@ def build_sources(settings: Settings, store: Store, *, exits: AsyncExitStack) ->
 
 
 def build_editor(
-    settings: Settings, engine: Engine, store: Store, *, exits: AsyncExitStack
+    settings: Settings,
+    engine: Engine,
+    store: Store,
+    *,
+    exits: AsyncExitStack,
+    on_model_lost: Callable[[], None] = lambda: None,
 ) -> Editor:
-    """Build the editor over a loaded engine and an open store; `exits` lets running work end."""
+    """Build the editor over a loaded engine and an open store.
+
+    `exits` lets edits in progress end. `on_model_lost` is called when the model hangs.
+    """
     editor = Editor(
         sources=build_sources(settings, store, exits=exits),
         engine=engine,
@@ -179,7 +144,13 @@ def build_editor(
             link_expires_in_s=settings.presign_expiry,
             store_timeout_s=settings.timeout_seconds,
             job_timeout_s=settings.job_timeout_seconds,
+            grace_s=settings.edit_grace_seconds,
         ),
+        on_model_lost=on_model_lost,
     )
     exits.push_async_callback(editor.close)
     return editor
+
+
+def _report_loading(message: str) -> None:
+    event(_log, "engine.loading", progress=message)

@@ -12,7 +12,6 @@ from safetensors.torch import load_file, save_file
 from support.models.reference_edits import edit
 from support.models.tiny import PRESET, build_tiny, build_tiny_pipeline
 
-from retouch.editing.ports import Engine
 from retouch.engine import preset, tokenizer
 from retouch.engine.checkpoint import build, load, safetensors_reader
 from retouch.engine.checkpoint.files import WEIGHTED, compute_revision
@@ -29,22 +28,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("tiny")
     load.save(build_tiny_pipeline(), path, preset=PRESET)
     return path
-
-
-def test_without_a_model_and_a_gpu_the_demo_runs_and_says_so(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    told: list[str] = []
-    engine: Engine = load.load(CheckpointSettings(), progress=told.append)
-    assert told[0].startswith(
-        "the demo model, because the full one does not fit: not enough memory"
-    )
-    assert "MODEL_ID=Qwen/Qwen-Image-Edit" in told[0]
-    assert engine.info.model == "retouch-demo"
-    assert "this is the small demo model" in engine.info.notes[0]
-    preset = engine.info.preset
-    assert (preset.steps, preset.area_px, preset.guided) == (2, 512 * 512, False)
 
 
 @pytest.mark.parametrize("plus", [False, True])

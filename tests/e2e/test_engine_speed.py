@@ -38,12 +38,13 @@ def test_what_xformers_links_to_is_opened_before_anything_imports_it() -> None:
     script = """
 import sys
 from retouch.engine import cuda_libraries
+from retouch.demo import CHECKPOINT_DIR
 from retouch.engine.checkpoint import find, load
 from retouch.errors import ModelError
 opened = []
 cuda_libraries.open_cuda_12 = lambda: opened.append("xformers" in sys.modules)
 settings = find.CheckpointSettings(
-    model_id=str(find.DEMO_FOLDER), device="cpu", attention_backend="xformers"
+    model_id=str(CHECKPOINT_DIR), device="cpu", attention_backend="xformers"
 )
 try:
     load.load(settings)

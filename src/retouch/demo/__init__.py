@@ -1,1 +1,5 @@
 """The small checkpoint that ships with the package, and its trainer."""
+
+from pathlib import Path
+
+CHECKPOINT_DIR = Path(__file__).parent / "checkpoint"

@@ -7,8 +7,7 @@ import pytest
 import torch
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
 
-from retouch.demo import build
-from retouch.engine.checkpoint.find import DEMO_FOLDER
+from retouch.demo import CHECKPOINT_DIR, build
 
 pytestmark = pytest.mark.e2e
 
@@ -52,7 +51,7 @@ def test_a_written_checkpoint_embeds_a_word_alike_at_every_position(
 
 
 def test_the_shipped_checkpoint_has_shared_embeddings() -> None:
-    encoder, tokenizer = read(DEMO_FOLDER)
+    encoder, tokenizer = read(CHECKPOINT_DIR)
     before = embeddings(encoder)
     build.share_embeddings(encoder, tokenizer)
     assert torch.equal(embeddings(encoder), before)

@@ -7,22 +7,19 @@ from typing import Any
 
 from retouch.engine.checkpoint.download_progress import make_line_bar
 from retouch.engine.checkpoint.files import INDEX_FILE, PARTS, WEIGHTED, require_whole
-from retouch.engine.memory.plan import FULL, EditShape, make_plan
-from retouch.engine.memory.probe import GIB, FreeMemory
 from retouch.engine.preset import PRESET_FILE
 from retouch.errors import ModelError
 
 FULL_MODEL = "Qwen/Qwen-Image-Edit"
-LEAST_GIB = 7
-"""Smaller cards could, but 54 GiB are not to be downloaded unasked for an edit of minutes."""
-DEMO_FOLDER = Path(__file__).parents[2] / "demo" / "checkpoint"
+RUNPOD_MODELS = Path("/runpod-volume/huggingface-cache/hub")
+"""Where Runpod puts an endpoint's cached model before it starts a worker, in the hub's layout."""
 
 
 @dataclass(frozen=True, slots=True)
 class CheckpointSettings:
-    """Which weights, in which precision, where and how. An empty text leaves the choice to `load`.
+    """Which weights, in which precision, where and how.
 
-    `dtype` is float16, bfloat16 or float32; a CPU always runs float32. `device` is cuda or cpu.
+    `model_id` is a directory or a hub id. `dtype` is float16, bfloat16 or float32; a CPU always runs float32. `device` is cuda or cpu.
     `cache_dir` is a folder in the hub library's layout. `gpu_memory_gib` is what the engine may
     take of the GPU, 0 all that is free.
     """
@@ -38,30 +35,14 @@ class CheckpointSettings:
     hf_token: str = field(default="", repr=False)
 
 
-def choose_model(
-    model_id: str, memory: FreeMemory, *, progress: Callable[[str], None] = lambda _: None
-) -> str:
-    """Return the id asked for, else the full model's where it fits, else the demo's folder.
+def find_runpod_cache(model_id: str) -> Path | None:
+    """Return the directory of Runpod's cached models if it holds `model_id`, else None."""
+    return RUNPOD_MODELS if is_cached(model_id, RUNPOD_MODELS) else None
 
-    >>> choose_model("", Memory(16 << 30, 64 << 30))
-    'Qwen/Qwen-Image-Edit'
-    """
-    if model_id:
-        return model_id
-    reason = ""
-    if memory.gpu_bytes < LEAST_GIB * GIB:
-        reason = f"it is taken unasked from {LEAST_GIB} GiB of free GPU memory on"
-    try:
-        make_plan(FULL, EditShape(), memory)
-    except ModelError as error:
-        reason = error.message
-    if not reason:
-        return FULL_MODEL
-    progress(
-        f"the demo model, because the full one does not fit: {reason}; "
-        f"MODEL_ID={FULL_MODEL} takes it all the same"
-    )
-    return str(DEMO_FOLDER)
+
+def is_cached(model_id: str, cache: Path) -> bool:
+    """Whether a hub cache holds a snapshot of `model_id`, whole or not."""
+    return (cache / f"models--{model_id.replace('/', '--')}" / "snapshots").is_dir()
 
 
 def find(

@@ -16,7 +16,7 @@ from retouch.engine.checkpoint.files import (
     compute_revision,
     read_json,
 )
-from retouch.engine.checkpoint.find import CheckpointSettings, choose_model, find
+from retouch.engine.checkpoint.find import CheckpointSettings, find
 from retouch.engine.memory.plan import EditShape
 from retouch.engine.memory.probe import FreeMemory, measure_cpus, measure_memory
 from retouch.engine.preset import PRESET_FILE, PresetFile, read_preset
@@ -39,7 +39,7 @@ def load(
     torch.set_num_threads(min(torch.get_num_threads(), measure_cpus()))
     device = torch.device(settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     memory = measure_memory(device, settings.gpu_memory_gib)
-    model_id = choose_model(settings.model_id, memory, progress=progress)
+    model_id = settings.model_id
     _silence_progress_bars()
     try:
         folder = find(model_id, settings, progress=progress)

@@ -51,6 +51,14 @@ def measure_memory(device: Any, gpu_memory_gib: float = 0.0) -> FreeMemory:
     return FreeMemory(gpu_bytes, measure_host())
 
 
+def measure_free(gpu_memory_gib: float = 0.0) -> FreeMemory:
+    """Measure this machine's first GPU, if it has one, and its host as `measure_memory` does."""
+    import torch  # takes seconds
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return measure_memory(device, gpu_memory_gib)
+
+
 def measure_host(root: Path = Path("/")) -> int:
     """Return the bytes of host memory that this process may still take, its container's limit included."""
     lines = (root / "proc/meminfo").read_text().splitlines()

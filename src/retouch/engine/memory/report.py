@@ -1,7 +1,31 @@
 """Describe a memory plan in words."""
 
-from retouch.engine.memory.plan import BUS_GIB_PER_S, RESERVE_BYTES, EditShape, Plan, Sizes
-from retouch.engine.memory.probe import GIB
+from retouch.engine.memory.plan import (
+    BUS_GIB_PER_S,
+    FULL,
+    RESERVE_BYTES,
+    EditShape,
+    Plan,
+    Sizes,
+    make_plan,
+)
+from retouch.engine.memory.probe import GIB, FreeMemory, measure_free, measure_host
+
+
+def describe_plan(
+    *, gpu_gib: float | None, host_gib: float | None, gpu_memory_gib: float = 0.0
+) -> list[str]:
+    """Describe where the full model's weights live, on this machine or one with so much memory.
+
+    `gpu_memory_gib` limits what may be taken of this machine's GPU; 0 is all that is free.
+
+    Raises:
+        ModelError: the model does not fit.
+    """
+    gpu_bytes = measure_free(gpu_memory_gib).gpu_bytes if gpu_gib is None else int(gpu_gib * GIB)
+    host_bytes = measure_host() if host_gib is None else int(host_gib * GIB)
+    shape = EditShape()
+    return explain(make_plan(FULL, shape, FreeMemory(gpu_bytes, host_bytes)), FULL, shape)
 
 
 def explain(plan: Plan, sizes: Sizes, picture: EditShape) -> list[str]:

@@ -8,7 +8,6 @@ from support.models.checkpoints import COMMIT, cut_short, make_cache, make_folde
 from retouch.engine.checkpoint import find
 from retouch.engine.checkpoint.files import compute_revision
 from retouch.engine.checkpoint.find import CheckpointSettings
-from retouch.engine.memory.probe import GIB, FreeMemory
 from retouch.engine.preset import PresetFile
 from retouch.errors import ModelError
 
@@ -28,20 +27,6 @@ def test_importing_the_door_imports_no_model_library() -> None:
     assert done.stdout.strip() == ""
 
 
-def test_the_full_model_is_chosen_only_where_it_fits() -> None:
-    fits, lacks_gpu, lacks_host, small = (
-        FreeMemory(gpu_gib * GIB, host_gib * GIB)
-        for gpu_gib, host_gib in ((16, 48), (2, 96), (48, 8), (6, 96))
-    )
-    assert find.choose_model("", fits) == find.FULL_MODEL
-    assert find.choose_model("", lacks_gpu) == str(find.DEMO_FOLDER)
-    assert find.choose_model("", lacks_host) == str(find.DEMO_FOLDER)
-    assert find.choose_model("org/name", lacks_gpu) == "org/name"
-    told: list[str] = []
-    assert find.choose_model("", small, progress=told.append) == str(find.DEMO_FOLDER)
-    assert "taken unasked from 7 GiB" in told[0]
-
-
 def test_a_folder_is_found_without_the_hub(tmp_path: Path) -> None:
     make_folder(tmp_path)
     assert find.find(str(tmp_path), CheckpointSettings()) == tmp_path
@@ -58,6 +43,16 @@ def test_a_cached_model_is_found_without_the_network(tmp_path: Path) -> None:
     found = find.find("org/name", CheckpointSettings(cache_dir=str(tmp_path)))
     assert found == snapshot
     assert compute_revision(found) == COMMIT
+
+
+def test_a_model_that_runpod_has_cached_is_found_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(find, "RUNPOD_MODELS", tmp_path)
+    assert find.find_runpod_cache("org/name") is None
+    make_cache(tmp_path)
+    assert find.find_runpod_cache("org/name") == tmp_path
+    assert find.find_runpod_cache("org/other") is None
 
 
 def test_a_pinned_revision_is_found_in_the_cache(tmp_path: Path) -> None:
