@@ -41,7 +41,7 @@ RUN --mount=type=secret,id=HF_TOKEN,uid=1034,mode=0400 \
     mkdir "$HF_HOME" && \
     if [ -n "$BAKE_MODEL" ]; then \
         if [ -s /run/secrets/HF_TOKEN ]; then HF_TOKEN="$(cat /run/secrets/HF_TOKEN)" && export HF_TOKEN; fi && \
-        python -c "import os; from retouch.engine.checkpoint import CheckpointSettings, find; find(os.environ['MODEL_ID'], CheckpointSettings(revision=os.environ['MODEL_REVISION']))"; \
+        python -c "import os; from retouch.engine.checkpoint.find import CheckpointSettings, find; find(os.environ['MODEL_ID'], CheckpointSettings(revision=os.environ['MODEL_REVISION']))"; \
     fi
 
 # A worker has no port, the platform hears of it by its pings: only the service is asked.

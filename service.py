@@ -10,7 +10,7 @@ sys.path.insert(
 import bentoml
 
 from retouch import logs
-from retouch.lifecycle import ModelHost
+from retouch.lifecycle import ModelHost, prepare_process
 from retouch.schema import EditRequest, EditResult
 from retouch.settings import load_settings, require_local_store
 from retouch.web import server
@@ -18,6 +18,7 @@ from retouch.web.app import App
 from retouch.web.edit import Caller, EditEndpoint
 from retouch.web.metrics import Metrics
 
+prepare_process()
 settings = load_settings()
 require_local_store(settings)
 logs.install(settings.log_level, secrets=settings.secrets)

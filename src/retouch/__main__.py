@@ -15,8 +15,9 @@ from pydantic import ValidationError
 from tqdm import tqdm
 
 from retouch import __version__, logs, wiring
-from retouch.engine.memory import report
+from retouch.engine.memory.report import describe_plan
 from retouch.errors import EditError, InvalidRequest
+from retouch.lifecycle import prepare_process
 from retouch.schema import MAX_STEPS, SCHEDULERS, EditRequest, EditResult, Progress, invalid_request
 from retouch.settings import Settings, load_settings
 from retouch.sources.data_url import is_data_url
@@ -24,12 +25,12 @@ from retouch.storage.port import StoredObject
 
 _FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp", ".avif": "avif"}
 _MOST_GIB = 2.0**20
-_INTERRUPTED = 130  # as a shell has it: 128 and the signal's number
+_INTERRUPTED = 130  # as shells report it: 128 plus the signal's number
 _BAR = "{desc:<10} {bar} {n_fmt}/{total_fmt}"
 
 
 class FileStore:
-    """The `Store` port of a single edit: its result is written to `path`, nothing else is kept."""
+    """A `Store` for a single edit: writes the result to `path` and keeps nothing else."""
 
     name = "file"
 
@@ -37,7 +38,7 @@ class FileStore:
         self._path = path
 
     def get(self, key: str, *, max_bytes: int, timeout_s: float) -> StoredObject | None:  # noqa: ARG002
-        """Return nothing: there is no cache."""
+        """Return None: there is no cache."""
         return None
 
     def put(
@@ -49,20 +50,20 @@ class FileStore:
         metadata: Mapping[str, str],  # noqa: ARG002
         timeout_s: float,  # noqa: ARG002
     ) -> None:
-        """Write a result."""
+        """Write the result."""
         if "results/" in key:
             self._path.write_bytes(body)
 
     def link(self, key: str, *, expires_in_s: int) -> str:  # noqa: ARG002
-        """Return where the file is."""
+        """Return the path of the file."""
         return str(self._path)
 
     def check(self, *, timeout_s: float) -> None:
-        """Need nothing."""
+        """Do nothing: the file is checked before the edit."""
 
 
 class _Bar:
-    """Shows the stages of an edit, and its steps as a bar, on standard error."""
+    """Shows the steps of an edit as a bar on standard error."""
 
     def __init__(self) -> None:
         self._bar: tqdm[Any] | None = None
@@ -80,13 +81,13 @@ def _build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="retouch", description="Edit images by instruction.")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
-    edit = commands.add_parser("edit", help="edit one image, without a server")
+    edit = commands.add_parser("edit", help="edit one image without a server")
     edit.add_argument("source", metavar="PHOTO_OR_URL", help="a file, or an http(s) or data: URL")
     edit.add_argument("prompt", metavar="INSTRUCTION", help='such as "make it warmer"')
     edit.add_argument(
         "-o", "--output", type=Path, help="png, jpg, webp or avif (default: edited.png)"
     )
-    edit.add_argument("--negative-prompt", help="what to steer away from")
+    edit.add_argument("--negative-prompt", help="what the result must not show")
     edit.add_argument("--seed", type=int, help="the same seed gives the same bytes")
     edit.add_argument("--steps", type=int, dest="num_inference_steps", help=f"1 to {MAX_STEPS}")
     edit.add_argument("--guidance", type=float, dest="guidance_scale", help="1 (off) to 20")
@@ -94,31 +95,29 @@ def _build_parser() -> argparse.ArgumentParser:
     edit.add_argument("--quality", type=int, dest="output_quality", help="1 to 100, not for png")
     edit.add_argument("--width", type=int, help="pixels, a multiple of 16, with --height")
     edit.add_argument("--height", type=int, help="pixels, a multiple of 16, with --width")
-    plan = commands.add_parser("plan", help="say where the full model's weights would live")
-    plan.add_argument("--gpu-gib", type=_gib, help="of a GPU that is not here (default: free)")
-    plan.add_argument("--host-gib", type=_gib, help="of its host (default: free)")
-    _add_train_demo(commands.add_parser("train-demo", help="train the demo model anew"))
+    plan = commands.add_parser("plan", help="print where the full model's weights would be kept")
+    plan.add_argument("--gpu-gib", type=_gib, help="GiB of GPU memory (default: what is free)")
+    plan.add_argument("--host-gib", type=_gib, help="GiB of host memory (default: what is free)")
+    _add_train_demo(commands.add_parser("train-demo", help="train the demo model from scratch"))
     return parser
 
 
 def _gib(text: str) -> float:
-    """Read an amount of memory.
+    """Parse an amount of memory in GiB.
 
     Raises:
-        ArgumentTypeError: it is none.
+        ArgumentTypeError: it is not a number from 0 to 2**20.
     """
     with suppress(ValueError):
         if 0 <= (amount := float(text)) <= _MOST_GIB:
             return amount
-    raise argparse.ArgumentTypeError(f"{text!r} is no number of GiB")
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number of GiB")
 
 
 def _add_train_demo(train: argparse.ArgumentParser) -> None:
-    train.description = (
-        "Train the demo model. With the same --work a run that was broken off goes on."
-    )
+    train.description = "Train the demo model. With the same --work an interrupted run is resumed."
     folders = {
-        "pictures": "JPEGs to train on, fetched by apt and pip where there are none",
+        "pictures": "JPEGs to train on, fetched by apt and pip if there are none",
         "work": "the state to resume from",
         "out": "the new checkpoint",
     }
@@ -126,22 +125,21 @@ def _add_train_demo(train: argparse.ArgumentParser) -> None:
         default = Path(".demo") / name
         text = f"{meaning} (default: {default})"
         train.add_argument(f"--{name}", type=Path, metavar="FOLDER", default=default, help=text)
-    train.add_argument("--device", choices=("cuda", "cpu"), help="default: cuda where there is one")
-    train.add_argument(
-        "--seed", type=int, default=0, help="of the start and all draws (default: 0)"
-    )
-    stages = {"autoencoder": 330.0, "editor": 505.0}  # the shipped weights' times, on an H100
+    train.add_argument("--device", choices=("cuda", "cpu"), help="default: cuda if there is a GPU")
+    train.add_argument("--seed", type=int, default=0, help="of all random numbers (default: 0)")
+    stages = {"autoencoder": 330.0, "editor": 505.0}  # as for the shipped weights, on an H100
     for stage, seconds in stages.items():
         text = f"how long to train the {stage} (default: {seconds:.0f})"
         train.add_argument(f"--{stage}-s", type=float, metavar="S", default=seconds, help=text)
-    train.add_argument("--quick", action="store_true", help="tiny sizes, to see that it runs")
+    train.add_argument("--quick", action="store_true", help="tiny sizes, to try the program")
 
 
 def _request(options: argparse.Namespace, output: Path) -> EditRequest:
-    """Make the request the options say.
+    """Build the request from the options, and check that the output can be written.
 
     Raises:
-        InvalidRequest: fields are wrong.
+        InvalidRequest: options are wrong; each is named.
+        OSError: the source file cannot be read.
     """
     fields = {name: getattr(options, name, None) for name in EditRequest.model_fields}
     fields["image_url"] = options.source
@@ -149,10 +147,10 @@ def _request(options: argparse.Namespace, output: Path) -> EditRequest:
         raise InvalidRequest.for_fields({"output": f"must end in one of {', '.join(_FORMATS)}"})
     if output.is_dir() or not output.parent.is_dir():
         raise InvalidRequest.for_fields(
-            {"output": "there is no folder for it, or it is one itself"}
+            {"output": "its directory does not exist, or it is a directory itself"}
         )
     if not os.access(output if output.exists() else output.parent, os.W_OK):
-        raise InvalidRequest.for_fields({"output": "may not be written"})
+        raise InvalidRequest.for_fields({"output": "is not writable"})
     fields["output_format"] = _FORMATS[output.suffix.lower()]
     if "://" not in options.source and not is_data_url(options.source):
         body = base64.b64encode(Path(options.source).read_bytes()).decode()
@@ -172,8 +170,9 @@ async def _edit(request: EditRequest, settings: Settings, output: Path) -> EditR
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; return its exit status: 0, or 1 with one line that says what was wrong."""
+    """Run a command; return its exit status: 0, or 1 after one line that says what was wrong."""
     options = _build_parser().parse_args(arguments)
+    prepare_process()
     if options.command == "train-demo":
         return _run_train_demo(options)
     settings = load_settings()
@@ -190,12 +189,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run_plan(options: argparse.Namespace, settings: Settings) -> None:
-    for line in report.describe_plan(
+    lines = describe_plan(
         gpu_gib=options.gpu_gib,
         host_gib=options.host_gib,
         gpu_memory_gib=settings.gpu_memory_gib,
-    ):
-        print(line)
+    )
+    print(*lines, sep="\n")
 
 
 def _run_edit(options: argparse.Namespace, settings: Settings) -> None:

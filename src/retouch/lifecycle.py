@@ -1,44 +1,91 @@
-"""The editor behind the doors: opened in the background, so that the doors answer from the start."""
+"""The life of the process that edits: load the model, run edits, notice a hung model, stop.
+
+Both entry points use it, so start-up and the model's states are the same over HTTP and on Runpod.
+"""
 
 import logging
+import os
 import threading
 import time
+from collections.abc import Callable
 from contextlib import AsyncExitStack
+from enum import StrEnum
+
+from PIL import Image
 
 from retouch import wiring
 from retouch.editing.editor import Editor
-from retouch.errors import ModelError, NotReady
+from retouch.editing.ports import EditParams, Engine, run_edit
+from retouch.errors import ModelError, ModelLost, NotReady
 from retouch.logs import event
 from retouch.settings import Settings
 from retouch.storage.port import Store
 
 _log = logging.getLogger(__name__)
+EXIT_STATUS = 70
+"""What a process ends with whose model hangs: EX_SOFTWARE of sysexits.h."""
+_LINGER_S = 2.0
+_WARM_UP_SEED = 0
+
+
+class State(StrEnum):
+    """States of the model. `FAILED` and `DEFUNCT` are final: only another process helps."""
+
+    STARTING = "starting"
+    READY = "ready"
+    BUSY = "busy"
+    FAILED = "failed"
+    DEFUNCT = "defunct"
+
+
+def prepare_process() -> None:
+    """Set environment variables that torch and OpenMP read; call it before torch is imported."""
+    if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
+        # Without it edits of changing sizes leave holes of up to 0.8 GiB in GPU memory.
+        os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
+    # Threads that spin while they wait slow each other down on a CPU that has other work too.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from retouch.engine import compilation
+
+    if cache := compilation.find_code_cache():
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
 
 
 class ModelHost:
-    """Holds the editor once its model is loaded and warm; or the given ones, in place of loading any."""
+    """Loads the model, gives out its editor, and ends the process when the model hangs.
+
+    `linger_s` after the model was lost, `end_process` is called with `EXIT_STATUS`: until then
+    callers get their answers and probes see the state. A given `store` and `editor` are used in
+    place of loading any.
+    """
 
     def __init__(
-        self, settings: Settings, *, store: Store | None = None, editor: Editor | None = None
+        self,
+        settings: Settings,
+        *,
+        store: Store | None = None,
+        editor: Editor | None = None,
+        linger_s: float = _LINGER_S,
+        end_process: Callable[[int], object] = os._exit,
     ) -> None:
         self.settings = settings
         self._store = store
+        self._engine: Engine | None = None
         self._editor = editor
-        self._failed = False
+        self._linger_s = linger_s
+        self._end_process = end_process
+        self._final: State | None = None
+        self._is_closed = False
         self._exits = AsyncExitStack()
 
-    def open(self) -> None:
-        """Open the store and begin to load the model; return at once."""
-        self._store = wiring.build_store(self.settings)
-        if not self.settings.uses_s3:
-            event(_log, "store.local", folder=self.settings.local_store_dir)
-        if not self.settings.api_keys:
-            event(_log, "access.open", level=logging.WARNING, setting="API_KEYS")
-        threading.Thread(target=self._load, name="load", daemon=True).start()
-
-    async def close(self) -> None:
-        """Let running edits end, then their threads and child processes."""
-        await self._exits.aclose()
+    @property
+    def state(self) -> State:
+        """The state of the model now."""
+        if self._final is not None:
+            return self._final
+        if self._editor is not None:
+            return State.BUSY if self._editor.in_progress else State.READY
+        return State.READY if self._engine is not None else State.STARTING
 
     @property
     def store(self) -> Store:
@@ -52,42 +99,124 @@ class ModelHost:
         return self._store
 
     @property
-    def failed(self) -> bool:
-        """Whether the model could not be loaded: only a restart helps."""
-        return self._failed
-
-    @property
     def editor(self) -> Editor:
-        """The editor.
+        """The editor, built on first use in the event loop.
+
+        Not earlier: the Runpod SDK forks its heartbeat after the model is loaded. A decoder process
+        that starts during a fork never gets ready, because the heartbeat holds its pipes open too.
 
         Raises:
-            NotReady: its model is still loading.
-            ModelError: its model could not be loaded.
+            NotReady: the model is still loading, or the service is stopping.
+            ModelLost: the model hangs.
+            ModelError: the model could not be loaded.
         """
-        if self._failed:
-            raise ModelError("the model could not be loaded; the service's log says why")
+        if self._final is State.DEFUNCT:
+            raise ModelLost
+        self.require_alive()
         if self._editor is None:
-            raise NotReady("the model is still loading")
+            if self._engine is None:
+                raise NotReady("the model is still loading")
+            if self._is_closed:
+                raise NotReady("the service is stopping")
+            self._editor = wiring.build_editor(
+                self.settings,
+                self._engine,
+                self.store,
+                exits=self._exits,
+                on_model_lost=self._lose_model,
+            )
         return self._editor
 
-    def _load(self) -> None:
+    def require_alive(self) -> None:
+        """Raise if only another process can edit.
+
+        Raises:
+            ModelError: the model could not be loaded, or hangs.
+        """
+        if self._final is State.DEFUNCT:
+            raise ModelError(ModelLost.default_message)
+        if self._final is State.FAILED:
+            raise ModelError("the model could not be loaded; the service's log says why")
+
+    def open_store(self) -> None:
+        """Build the store, without a request to it yet."""
+        self._store = wiring.build_store(self.settings)
+        if not self.settings.uses_s3:
+            event(_log, "store.local", folder=self.settings.local_store_dir)
+        if self.settings.prefetch_jobs:
+            event(_log, "setting.ignored", level=logging.WARNING, setting="PREFETCH_JOBS")
+
+    def load(self) -> None:
+        """Load the model and warm it up, in the calling thread.
+
+        Raises:
+            ModelError: the model cannot be found, read or placed in memory, or cannot edit.
+        """
         began = time.perf_counter()
+        engine = wiring.build_engine(self.settings)
+        loaded = time.perf_counter()
+        warm_up(engine, compiled=self.settings.compile)
+        self._engine = engine
+        event(
+            _log,
+            "engine.ready",
+            model=engine.info.model,
+            load_s=loaded - began,
+            warm_up_s=time.perf_counter() - loaded,
+        )
+
+    def open(self) -> None:
+        """Open the store and load the model in a thread, so that health routes answer at once.
+
+        A model that cannot be loaded is logged and leads to `State.FAILED`.
+        """
+        self.open_store()
+        if not self.settings.api_keys:
+            event(_log, "access.open", level=logging.WARNING, setting="API_KEYS")
+        threading.Thread(target=self._load_or_fail, name="load", daemon=True).start()
+
+    async def close(self) -> None:
+        """Take no more edits, let those in progress end, and end threads and child processes."""
+        self._is_closed = True
+        await self._exits.aclose()
+
+    def _load_or_fail(self) -> None:
         try:
-            engine = wiring.build_engine(self.settings)
-            loaded = time.perf_counter()
-            wiring.warm_up(engine)
-            self._editor = wiring.build_editor(self.settings, engine, self.store, exits=self._exits)
-        except ModelError as error:
-            self._failed = True
-            event(_log, "engine.failed", level=logging.CRITICAL, reason=error.message)
+            self.load()
         except BaseException as error:  # noqa: BLE001 - the thread ends here, whatever it was
-            self._failed = True
-            event(_log, "engine.failed", level=logging.CRITICAL, cause=error)
-        else:
-            event(
-                _log,
-                "engine.ready",
-                model=engine.info.model,
-                load_s=loaded - began,
-                warm_up_s=time.perf_counter() - loaded,
-            )
+            self._final = State.FAILED
+            if isinstance(error, ModelError):
+                event(_log, "engine.failed", level=logging.CRITICAL, reason=error.message)
+            else:
+                event(_log, "engine.failed", level=logging.CRITICAL, cause=error)
+
+    def _lose_model(self) -> None:
+        self._final = State.DEFUNCT
+        event(_log, "engine.lost", level=logging.CRITICAL, exit_status=EXIT_STATUS)
+        # A thread, because the event loop may end before; `_exit`, because the hung thread never ends.
+        timer = threading.Timer(self._linger_s, self._end_process, (EXIT_STATUS,))
+        timer.daemon = True
+        timer.start()
+
+
+def warm_up(engine: Engine, *, compiled: bool) -> None:
+    """Run a real edit, so that the first caller does not wait for what happens once.
+
+    A compiled engine edits in two sizes: it makes code for the first, and at the second for any.
+
+    Raises:
+        ModelError: the model cannot edit.
+    """
+    side_px = round(engine.info.preset.area_px**0.5) // 32 * 32
+    for wider_px in (0, 32) if compiled else (0,):
+        params = EditParams(
+            prompt="keep the image unchanged",
+            negative_prompt=" ",
+            seed=_WARM_UP_SEED,
+            steps=2,
+            guidance_scale=engine.info.preset.guidance_scale,
+            scheduler="Euler",
+            width_px=side_px + wider_px,
+            height_px=side_px,
+        )
+        run_edit(engine, [Image.new("RGB", (params.width_px, side_px), "gray")], params)

@@ -1,14 +1,13 @@
-"""The only place that joins settings to the parts that need them."""
+"""Build every part from the settings. Nothing else joins the two."""
 
 import logging
+from collections.abc import Callable
 from contextlib import AsyncExitStack
-
-from PIL import Image
 
 from retouch import demo
 from retouch.editing.admission import Admission
 from retouch.editing.editor import Editor
-from retouch.editing.ports import EditParams, Engine, run_edit
+from retouch.editing.ports import Engine
 from retouch.editing.steps import EditorSettings
 from retouch.engine.checkpoint.find import FULL_MODEL, CheckpointSettings, find_runpod_cache
 from retouch.engine.checkpoint.load import load
@@ -25,15 +24,14 @@ from retouch.storage.local import LocalStore, load_secret
 from retouch.storage.port import Store
 
 _log = logging.getLogger(__name__)
-_WARM_UP_SEED = 0
 LEAST_GPU_GIB = 7
 """A smaller GPU could stream the full model, but an edit that takes minutes is not worth 54 GiB."""
 
 
 def build_store(settings: Settings) -> Store:
-    """Build the S3 store, or without S3 settings the local one."""
+    """Build the S3 store, or the local store where no S3 settings are set."""
     if settings.uses_s3:
-        from retouch.storage.s3 import S3Settings, S3Store  # most of a second
+        from retouch.storage.s3 import S3Settings, S3Store  # takes most of a second
 
         return S3Store(
             S3Settings(
@@ -67,23 +65,21 @@ def choose_model(memory: plan.FreeMemory) -> str:
         reason = error.message
     if not reason:
         return FULL_MODEL
-    event(
-        _log,
-        "engine.loading",
-        progress=f"using the demo model, because the full model does not fit: {reason}; "
-        f"set MODEL_ID={FULL_MODEL} to load it all the same",
+    _report_loading(
+        f"using the demo model, because the full model does not fit: {reason}; "
+        f"set MODEL_ID={FULL_MODEL} to load it all the same"
     )
     return str(demo.CHECKPOINT_DIR)
 
 
 def build_engine(settings: Settings) -> Engine:
-    """Load the checkpoint the settings name, or what fits this machine.
+    """Load the checkpoint that MODEL_ID names, or the one that fits this machine.
 
     Raises:
-        ModelError: it cannot be found, read or placed.
+        ModelError: it cannot be found, read or placed in memory.
     """
     model_id = settings.model_id or choose_model(probe.measure_free(settings.gpu_memory_gib))
-    engine = load(
+    return load(
         CheckpointSettings(
             model_id=model_id,
             revision=settings.model_revision,
@@ -94,38 +90,16 @@ def build_engine(settings: Settings) -> Engine:
             compile=settings.compile,
             hf_token=settings.hf_token.get_secret_value(),
         ),
-        progress=lambda message: event(_log, "engine.loading", progress=message),
+        progress=_report_loading,
     )
-    if settings.compile:  # it makes code for the first size, and at the second for any
-        for wider_px in (0, 32):
-            event(_log, "engine.loading", progress="compiling")
-            warm_up(engine, wider_px=wider_px)
-    return engine
-
-
-def warm_up(engine: Engine, *, wider_px: int = 0) -> None:
-    """Run one real edit, so that the first caller does not pay for what happens once."""
-    side_px = round(engine.info.preset.area_px**0.5) // 32 * 32
-    work = EditParams(
-        prompt="keep the image unchanged",
-        negative_prompt=" ",
-        seed=_WARM_UP_SEED,
-        steps=2,
-        guidance_scale=engine.info.preset.guidance_scale,
-        scheduler="Euler",
-        width_px=side_px + wider_px,
-        height_px=side_px,
-    )
-    image = Image.new("RGB", (work.width_px, work.height_px), "gray")
-    run_edit(engine, [image], work)
 
 
 def build_sources(settings: Settings, store: Store, *, exits: AsyncExitStack) -> SourceLoader:
-    """Build the source cache over the store, with its fetcher and decoder; `exits` closes them."""
+    """Build the source cache over the store, with its downloader and decoder; `exits` closes them."""
     allowed_hosts = frozenset(settings.allowed_source_hosts)
     for host in sorted(allowed_hosts):
         event(_log, "source.host_exempted", level=logging.WARNING, host=host)
-    fetcher = Downloader(
+    downloader = Downloader(
         FetchLimits(
             max_bytes=settings.max_image_bytes,
             allowed_hosts=allowed_hosts,
@@ -135,7 +109,7 @@ def build_sources(settings: Settings, store: Store, *, exits: AsyncExitStack) ->
     exits.callback(decoder.close)
     sources = SourceLoader(
         store=store,
-        fetch=fetcher.fetch,
+        fetch=downloader.fetch,
         decode=decoder.decode,
         settings=SourceSettings(
             prefix=settings.s3_object_prefix,
@@ -149,9 +123,17 @@ def build_sources(settings: Settings, store: Store, *, exits: AsyncExitStack) ->
 
 
 def build_editor(
-    settings: Settings, engine: Engine, store: Store, *, exits: AsyncExitStack
+    settings: Settings,
+    engine: Engine,
+    store: Store,
+    *,
+    exits: AsyncExitStack,
+    on_model_lost: Callable[[], None] = lambda: None,
 ) -> Editor:
-    """Build the editor over a loaded engine and an open store; `exits` lets running work end."""
+    """Build the editor over a loaded engine and an open store.
+
+    `exits` lets edits in progress end. `on_model_lost` is called when the model hangs.
+    """
     editor = Editor(
         sources=build_sources(settings, store, exits=exits),
         engine=engine,
@@ -162,7 +144,13 @@ def build_editor(
             link_expires_in_s=settings.presign_expiry,
             store_timeout_s=settings.timeout_seconds,
             job_timeout_s=settings.job_timeout_seconds,
+            grace_s=settings.edit_grace_seconds,
         ),
+        on_model_lost=on_model_lost,
     )
     exits.push_async_callback(editor.close)
     return editor
+
+
+def _report_loading(message: str) -> None:
+    event(_log, "engine.loading", progress=message)

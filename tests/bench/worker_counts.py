@@ -30,8 +30,8 @@ def _progress(tries: int) -> str:
     return f"{sent} progress messages, none after its result"
 
 
-def _cancels(tries: int, *, jobs: int = 1) -> str:
-    free_ms = [1000 * free_s for free_s in worker_runs.run_cancels(tries, jobs=jobs)]
+def _cancels(tries: int) -> str:
+    free_ms = [1000 * free_s for free_s in worker_runs.run_cancels(tries)]
     return (
         f"model free after {statistics.median(free_ms):.0f} ms (median), {max(free_ms):.0f} ms (most) "
         f"of 50 ms steps; no overlap"
@@ -47,7 +47,6 @@ RUNS: dict[str, Callable[[int], str]] = {
     "fuzz": _fuzz,
     "progress": _progress,
     "cancels": _cancels,
-    "cancels-prefetch": lambda tries: _cancels(tries, jobs=2),
     "sigterms": _sigterms,
     "demo": demo_worker_runs.run_with_demo,
 }
@@ -59,12 +58,11 @@ def main() -> None:
     parser.add_argument("--fuzz", type=int, default=1000, help="inputs, on the loop and locally")
     parser.add_argument("--progress", type=int, default=200, help="jobs with progress")
     parser.add_argument("--cancels", type=int, default=50, help="jobs stopped in the middle")
-    parser.add_argument("--cancels-prefetch", type=int, default=10, help="with two jobs in hand")
     parser.add_argument("--sigterms", type=int, default=20, help="workers ended in mid-job")
     parser.add_argument("--demo", type=int, default=5, help="of each, with the demo model")
     asked = vars(parser.parse_args())
     for name, run in RUNS.items():
-        tries = asked[name.replace("-", "_")]
+        tries = asked[name]
         if tries:
             began = time.monotonic()
             told = run(tries)

@@ -32,9 +32,9 @@ def test_a_photo_is_edited_into_the_file_that_was_named(
     assert main([*arguments, "--width", "128", "--height", "64"]) == 0
     with Image.open(tmp_path / "warm.webp") as edited:
         assert (edited.format, edited.size) == ("WEBP", (128, 64))
-    told = capsys.readouterr()
-    assert "warm.webp  128 x 64" in told.out
-    assert "2/2" in told.err
+    printed = capsys.readouterr()
+    assert "warm.webp  128 x 64" in printed.out
+    assert "2/2" in printed.err
 
 
 def test_only_the_result_is_written(tmp_path: Path) -> None:
@@ -50,7 +50,10 @@ def test_only_the_result_is_written(tmp_path: Path) -> None:
             ["edit", str(SAMPLE), "make it warmer", "-o", "out.gif"],
             "output: must end in one of .png, ",
         ),
-        (["edit", str(SAMPLE), "make it warmer", "-o", "no/such/out.png"], "there is no folder"),
+        (
+            ["edit", str(SAMPLE), "make it warmer", "-o", "no/such/out.png"],
+            "its directory does not exist",
+        ),
         (["edit", str(SAMPLE), " ", "--steps", "0"], "num_inference_steps"),
         (["edit", "http://127.0.0.1/a.jpg", "make it warmer"], "may not be reached"),
         (["edit", __file__, "make it warmer"], "not an image"),
@@ -87,15 +90,15 @@ def test_what_a_machine_lacks_for_the_full_model_is_said_in_one_line(
 
 
 @pytest.mark.parametrize("amount", ["nan", "inf", "-5", "much", "1e308"])
-def test_an_amount_of_memory_that_is_none_is_refused(
+def test_an_invalid_amount_of_memory_is_refused(
     amount: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
         main(["plan", f"--gpu-gib={amount}"])
-    assert f"--gpu-gib: {amount!r} is no number of GiB" in capsys.readouterr().err
+    assert f"--gpu-gib: {amount!r} is not a number of GiB" in capsys.readouterr().err
 
 
-def test_who_interrupts_gets_one_line(
+def test_an_interrupt_prints_one_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt(*_: object, **__: object) -> None:
@@ -118,12 +121,12 @@ def test_a_picture_may_come_as_a_data_url(
     assert "must be data:" in capsys.readouterr().err
 
 
-def test_a_file_that_may_not_be_written_is_told_before_the_edit(
+def test_a_file_that_is_not_writable_is_reported_before_the_edit(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("os.access", lambda path, _mode: path != tmp_path)
     assert main(["edit", str(SAMPLE), "warmer", "-o", str(tmp_path / "a.png")]) == 1
-    assert capsys.readouterr().err == "retouch: output: may not be written\n"
+    assert capsys.readouterr().err == "retouch: output: is not writable\n"
 
 
 def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
@@ -133,7 +136,7 @@ def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"retouch {__version__}\n"
 
 
-def test_help_says_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_the_arguments(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["edit", "--help"])
     assert ended.value.code == 0

@@ -166,7 +166,9 @@ def test_a_failed_job_is_failed_with_a_string(
     assert ErrorBody.model_validate_json(job.error).error.details.code == code
 
 
-def test_both_doors_give_the_same_image_and_the_same_error(endpoint: Endpoint, s3: Service) -> None:
+def test_both_entry_points_give_the_same_image_and_the_same_error(
+    endpoint: Endpoint, s3: Service
+) -> None:
     fields = {"seed": 7, "width": 96, "height": 64, "output_format": "png"}
     by_http = s3.edit(prompt=PROMPT, **fields)
     by_job = endpoint.run(**fields).output["result"]
@@ -248,7 +250,7 @@ def test_every_line_is_json_without_secrets_tokens_or_prompts(endpoint: Endpoint
     assert [word for word in planted if word in output] == []
 
 
-def test_workers_told_to_end_deliver_their_jobs(
+def test_workers_that_get_sigterm_deliver_their_jobs(
     rgw: Rgw, origin: LiveOrigin, tmp_path: Path
 ) -> None:
     for number in range(2):
@@ -276,16 +278,16 @@ def test_workers_told_to_end_deliver_their_jobs(
         ({"MODEL_ID": "org/name"}, "there is no GPU"),
     ],
 )
-def test_a_worker_that_cannot_work_tells_the_platform_why(
+def test_a_worker_that_cannot_work_reports_the_reason_to_the_platform(
     rgw: Rgw, origin: LiveOrigin, tmp_path: Path, environment: dict[str, str], says: str
 ) -> None:
     with Platform() as platform:
         settings = platform.environment | s3_settings(rgw, origin) | environment
         with WorkerProcess(tmp_path, WORKER, settings) as worker:
             assert worker.wait() == 1
-            told = [ping for ping in platform.pings if ping.get("status") == "unhealthy"]
-            assert len(told) == 1
-            assert says in told[0]["reason"]
+            reports = [ping for ping in platform.pings if ping.get("status") == "unhealthy"]
+            assert len(reports) == 1
+            assert says in reports[0]["reason"]
             assert "wrong-key" not in worker.output
             assert platform.batches == []
 
@@ -299,7 +301,7 @@ def test_off_the_platform_a_worker_without_s3_says_so_in_one_line(tmp_path: Path
     assert done.stderr.count("\n") == 1
 
 
-def test_help_tells_the_options(tmp_path: Path) -> None:
+def test_help_lists_the_options(tmp_path: Path) -> None:
     done = run_module(tmp_path, "--help")
     assert done.returncode == 0
     assert "--rp_serve_api" in done.stdout

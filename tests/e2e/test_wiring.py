@@ -1,5 +1,6 @@
-"""The settings of the model reach it."""
+"""The settings reach the model, and without any the demo is loaded."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from retouch import wiring
 from retouch.demo.processor import save_checkpoint
 from retouch.engine import compilation, transformer
 from retouch.errors import ModelError
+from retouch.lifecycle import ModelHost
 from retouch.settings import Settings
 
 pytestmark = pytest.mark.e2e
@@ -60,5 +62,22 @@ def test_compiled_code_is_made_at_the_start_for_two_sizes(
         return run
 
     monkeypatch.setattr(compilation, "compile_block", compile_block)
-    wiring.build_engine(Settings(model_id=str(folder), compile=True))
+    ModelHost(Settings(model_id=str(folder), compile=True)).load()
     assert len(sizes) == 2
+
+
+def test_without_a_model_and_a_gpu_the_demo_is_loaded_and_logged(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    engine = wiring.build_engine(Settings(_env_file=None))
+    progress = vars(caplog.records[0])["fields"]["progress"]
+    assert progress.startswith(
+        "using the demo model, because the full model does not fit: not enough memory"
+    )
+    assert "MODEL_ID=Qwen/Qwen-Image-Edit" in progress
+    assert engine.info.model == "retouch-demo"
+    assert "this is the small demo model" in engine.info.notes[0]
+    preset = engine.info.preset
+    assert (preset.steps, preset.area_px, preset.guided) == (2, 512 * 512, False)

@@ -5,9 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.fakes import URL, House
+from support.worker import build_worker
 
 from retouch.schema import EditRequest, EditResult, ErrorBody
-from retouch.worker.handler import MAX_ANSWER_BYTES, Worker
+from retouch.worker.handler import MAX_ANSWER_BYTES
 
 pytestmark = pytest.mark.fuzz
 
@@ -26,7 +27,7 @@ inputs = values | changes.map(lambda made: {"image_url": URL, "prompt": "warm", 
 @settings(max_examples=300, deadline=None)
 async def test_any_job_gets_an_envelope_of_bounded_size(body: Any, job_id: str | None) -> None:
     house = House()
-    answer = await Worker(lambda: house.editor).handle({"id": job_id, "input": body})
+    answer = await build_worker(house).handle({"id": job_id, "input": body})
     await house.editor.close()
     sent = json.dumps(answer, ensure_ascii=False, allow_nan=False).encode()  # as the SDK sends it
     assert len(sent) <= MAX_ANSWER_BYTES

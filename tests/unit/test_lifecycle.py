@@ -1,17 +1,23 @@
+import asyncio
 import logging
+import os
 import threading
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
-from support.fakes import PATIENCE_S, House, Pause
+from support.fakes import PATIENCE_S, House, Pause, settle, until
+from support.worlds import run
 
-from retouch import wiring
+from retouch import lifecycle, wiring
 from retouch.editing.editor import Editor
 from retouch.editing.ports import Engine
-from retouch.errors import ModelError, NotReady
-from retouch.lifecycle import ModelHost
+from retouch.engine import compilation
+from retouch.errors import ModelError, ModelLost, NotReady
+from retouch.lifecycle import ModelHost, State
 from retouch.settings import Settings
 from retouch.storage.port import Store
 
@@ -22,9 +28,9 @@ class Wires:
 
     house: House = field(default_factory=House)
     fault: BaseException | None = None
-    warm: list[Engine] = field(default_factory=list)
-    closed: list[str] = field(default_factory=list)
+    built: list[str] = field(default_factory=list)
     pause: Pause = field(default_factory=Pause)
+    lose_model: Callable[[], None] = lambda: None
 
     def build_store(self, _: Settings) -> Store:
         return self.house.store
@@ -36,11 +42,18 @@ class Wires:
         return self.house.engine
 
     def build_editor(
-        self, _: Settings, engine: Engine, store: Store, *, exits: AsyncExitStack
+        self,
+        _: Settings,
+        engine: Engine,
+        store: Store,
+        *,
+        exits: AsyncExitStack,
+        on_model_lost: Callable[[], None],
     ) -> Editor:
-        assert self.warm == [engine]
-        assert store is self.house.store
-        exits.callback(self.closed.append, "editor")
+        assert (engine, store) == (self.house.engine, self.house.store)
+        self.built.append("editor")
+        exits.push_async_callback(self.house.editor.close)
+        self.lose_model = on_model_lost
         return self.house.editor
 
 
@@ -49,11 +62,11 @@ def wires(monkeypatch: pytest.MonkeyPatch) -> Wires:
     wires = Wires()
     for name in ("build_store", "build_engine", "build_editor"):
         monkeypatch.setattr(wiring, name, getattr(wires, name))
-    monkeypatch.setattr(wiring, "warm_up", wires.warm.append)
     return wires
 
 
-SETTINGS = Settings(_env_file=None, api_keys=("one",), local_store_dir=Path("folder"))
+def settings(**changes: Any) -> Settings:
+    return Settings(_env_file=None, **({"api_keys": ("one",)} | changes))
 
 
 def wait_for_load() -> None:
@@ -62,97 +75,104 @@ def wait_for_load() -> None:
             thread.join(PATIENCE_S)
 
 
+def opened(wires: Wires, **changes: Any) -> ModelHost:
+    """A host that was opened, and whose model has been loaded or has failed."""
+    wires.pause.release()
+    host = ModelHost(settings(**changes))
+    host.open()
+    wait_for_load()
+    return host
+
+
+# --- the start ---------------------------------------------------------------------------------
+
+
 def test_before_it_is_opened_nothing_is_ready() -> None:
-    studio = ModelHost(SETTINGS)
+    host = ModelHost(settings())
     with pytest.raises(NotReady, match="starting"):
-        _ = studio.store
+        _ = host.store
     with pytest.raises(NotReady, match="still loading"):
-        _ = studio.editor
-    assert not studio.failed
+        _ = host.editor
+    host.require_alive()
+    assert host.state is State.STARTING
 
 
-async def test_opening_returns_at_once_and_the_editor_follows_when_it_is_warm(
+def test_opening_returns_at_once_and_the_model_is_ready_once_it_is_warm(
     wires: Wires, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    studio = ModelHost(SETTINGS)
-    studio.open()
-    assert studio.store is wires.house.store
-    with pytest.raises(NotReady):
-        _ = studio.editor
+    host = ModelHost(settings())
+    host.open()
+    assert host.store is wires.house.store
+    assert host.state is State.STARTING
     wires.pause.release()
     wait_for_load()
-    assert studio.editor is wires.house.editor
-    assert wires.warm == [wires.house.engine]
+    assert host.state is State.READY
+    assert host.editor is wires.house.editor
     (ready,) = [record for record in caplog.records if record.message == "engine.ready"]
     fields = vars(ready)["fields"]
     assert fields["model"] == "fake"
     assert fields["load_s"] >= 0
     assert fields["warm_up_s"] >= 0
-    await studio.close()
-    assert wires.closed == ["editor"]
+
+
+@pytest.mark.parametrize(("compiled", "widths_px"), [(False, [64]), (True, [64, 96])])
+def test_the_model_is_warmed_once_and_a_compiled_one_in_two_sizes(
+    wires: Wires, *, compiled: bool, widths_px: list[int]
+) -> None:
+    opened(wires, compile=compiled)
+    assert [edit.width_px for edit in wires.house.engine.edits] == widths_px
 
 
 @pytest.mark.parametrize(
     ("keys", "said"), [((), ["store.local", "access.open"]), (("one",), ["store.local"])]
 )
-def test_opening_says_where_results_go_and_who_may_come(
+def test_opening_logs_where_results_go_and_that_access_is_open(
     wires: Wires, caplog: pytest.LogCaptureFixture, keys: tuple[str, ...], said: list[str]
 ) -> None:
     caplog.set_level(logging.INFO)
-    wires.pause.release()
-    ModelHost(Settings(_env_file=None, api_keys=keys)).open()
-    wait_for_load()
+    opened(wires, api_keys=keys)
     assert [record.message for record in caplog.records][: len(said)] == said
     assert ("access.open" in caplog.messages) is ("access.open" in said)
 
 
-def test_with_s3_there_is_no_word_of_the_local_store(
+def test_with_s3_the_local_store_is_not_logged(
     wires: Wires, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    wires.pause.release()
-    settings = Settings(
-        _env_file=None,
-        s3_endpoint="s3.example",
-        s3_access_key="a",
-        s3_secret_key="b",  # noqa: S106
-        s3_bucket="c",
-    )
-    ModelHost(settings).open()
-    wait_for_load()
+    opened(wires, s3_endpoint="s3.example", s3_access_key="a", s3_secret_key="b", s3_bucket="c")  # noqa: S106
     assert "store.local" not in caplog.messages
 
 
-def test_a_model_that_cannot_be_loaded_is_told_and_stays_so(
+def test_a_setting_without_effect_is_warned_about(
+    wires: Wires, caplog: pytest.LogCaptureFixture
+) -> None:
+    opened(wires, prefetch_jobs=2)
+    (record,) = [record for record in caplog.records if record.message == "setting.ignored"]
+    assert vars(record)["fields"] == {"setting": "PREFETCH_JOBS"}
+
+
+# --- a model that cannot be loaded -------------------------------------------------------------
+
+
+def test_a_model_that_cannot_be_loaded_is_logged_and_stays_failed(
     wires: Wires, caplog: pytest.LogCaptureFixture
 ) -> None:
     wires.fault = ModelError("there is no checkpoint at /x")
-    wires.pause.release()
-    studio = ModelHost(SETTINGS)
-    studio.open()
-    wait_for_load()
-    assert studio.failed
-    with pytest.raises(ModelError, match="log says why") as caught:
-        _ = studio.editor
-    assert "/x" not in caught.value.message
+    host = opened(wires)
+    assert host.state is State.FAILED
+    for ask in (lambda: host.editor, host.require_alive):
+        with pytest.raises(ModelError, match="log says why") as caught:
+            ask()
+        assert "/x" not in caught.value.message
     (record,) = [record for record in caplog.records if record.message == "engine.failed"]
     assert record.levelno == logging.CRITICAL
     assert vars(record)["fields"] == {"reason": "there is no checkpoint at /x"}
 
 
-def test_a_warm_up_that_fails_is_a_failed_load(
-    wires: Wires, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(_: Engine) -> None:
-        raise ModelError("black image")
-
-    monkeypatch.setattr(wiring, "warm_up", fail)
-    wires.pause.release()
-    studio = ModelHost(SETTINGS)
-    studio.open()
-    wait_for_load()
-    assert studio.failed
+def test_a_warm_up_that_fails_is_a_failed_load(wires: Wires) -> None:
+    wires.house.engine.fault = ModelError("black image")
+    assert opened(wires).state is State.FAILED
 
 
 @pytest.mark.parametrize("fault", [ValueError("a bug"), MemoryError(), SystemExit(1)])
@@ -160,17 +180,113 @@ def test_a_crash_in_loading_is_logged_with_its_trace_and_is_a_failed_load(
     wires: Wires, caplog: pytest.LogCaptureFixture, fault: BaseException
 ) -> None:
     wires.fault = fault
-    wires.pause.release()
-    studio = ModelHost(SETTINGS)
-    studio.open()
-    wait_for_load()
-    assert studio.failed
+    assert opened(wires).state is State.FAILED
     (record,) = [record for record in caplog.records if record.message == "engine.failed"]
     assert record.levelno == logging.CRITICAL
     assert record.exc_info
-    with pytest.raises(ModelError):
-        _ = studio.editor
+
+
+def test_loading_in_the_calling_thread_raises_what_went_wrong(wires: Wires) -> None:
+    wires.fault = ModelError("there is no checkpoint at /x")
+    wires.pause.release()
+    host = ModelHost(settings())
+    host.open_store()
+    with pytest.raises(ModelError, match="/x"):
+        host.load()
+
+
+# --- edits -------------------------------------------------------------------------------------
+
+
+async def test_the_model_is_busy_while_an_edit_is_in_progress(wires: Wires) -> None:
+    host = opened(wires)
+    _ = host.editor
+    pause = Pause()
+    wires.house.engine.at_step = lambda _: pause.hold()
+    editing = asyncio.create_task(run(wires.house))
+    await pause.reached()
+    assert host.state is State.BUSY
+    pause.release()
+    await editing
+    assert host.state is State.READY
+
+
+async def test_a_lost_model_is_defunct_and_ends_the_process_after_callers_had_their_answer(
+    wires: Wires, caplog: pytest.LogCaptureFixture
+) -> None:
+    ended: list[int] = []
+    wires.pause.release()
+    host = ModelHost(settings(), linger_s=0.05, end_process=ended.append)
+    host.open_store()
+    host.load()
+    _ = host.editor
+    wires.lose_model()
+    assert host.state is State.DEFUNCT
+    assert ended == []
+    with pytest.raises(ModelLost):
+        _ = host.editor
+    with pytest.raises(ModelError, match="stopped responding"):
+        host.require_alive()
+    await until(lambda: ended)
+    assert ended == [lifecycle.EXIT_STATUS]
+    (record,) = [record for record in caplog.records if record.message == "engine.lost"]
+    assert record.levelno == logging.CRITICAL
+
+
+# --- the end -----------------------------------------------------------------------------------
+
+
+async def test_closing_lets_the_running_edit_end_and_takes_no_more(wires: Wires) -> None:
+    host = opened(wires)
+    _ = host.editor
+    pause = Pause()
+    wires.house.engine.at_step = lambda _: pause.hold()
+    editing = asyncio.create_task(run(wires.house))
+    await pause.reached()
+    closing = asyncio.create_task(host.close())
+    await settle()  # the event loop goes on meanwhile
+    assert not closing.done()
+    with pytest.raises(NotReady, match="stopping"):
+        await run(wires.house, job_id="late")
+    pause.release()
+    assert (await editing).result.object_key in wires.house.store.objects
+    await closing
 
 
 async def test_closing_before_the_model_is_loaded_is_no_fault() -> None:
-    await ModelHost(SETTINGS).close()
+    await ModelHost(settings()).close()
+
+
+async def test_a_model_that_is_loaded_after_closing_gets_no_editor(wires: Wires) -> None:
+    host = ModelHost(settings())
+    host.open()
+    await host.close()
+    wires.pause.release()
+    wait_for_load()
+    with pytest.raises(NotReady, match="stopping"):
+        _ = host.editor
+    assert wires.built == []
+
+
+# --- the process -------------------------------------------------------------------------------
+
+
+def test_the_process_is_prepared_unless_its_environment_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "OMP_WAIT_POLICY"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    monkeypatch.setattr(compilation, "find_code_cache", lambda: tmp_path)
+    lifecycle.prepare_process()
+    assert os.environ["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
+    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path)
+    monkeypatch.delenv("PYTORCH_ALLOC_CONF")
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "backend:native")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    lifecycle.prepare_process()
+    assert "PYTORCH_ALLOC_CONF" not in os.environ
+    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"

@@ -24,13 +24,12 @@ from retouch.errors import (
     EditError,
     InternalError,
     MethodNotAllowed,
-    ModelError,
     NotReady,
     Overloaded,
     RouteNotFound,
     Unauthorized,
 )
-from retouch.lifecycle import ModelHost
+from retouch.lifecycle import ModelHost, State
 from retouch.logs import bind, event
 from retouch.schema import error_body
 from retouch.storage.local import LocalStore
@@ -118,8 +117,7 @@ class App:
         return self._metrics.response()
 
     async def _livez(self, _: Request) -> Response:
-        if self._host.failed:
-            raise ModelError("the model could not be loaded; the service's log says why")
+        self._host.require_alive()
         return PlainTextResponse("alive\n")
 
     async def _readyz(self, _: Request) -> Response:
@@ -128,10 +126,9 @@ class App:
 
     async def _ping(self, request: Request) -> Response:
         """Answer as Runpod's load balancer expects: 204 while loading, 200 when ready."""
-        try:
-            return await self._readyz(request)
-        except NotReady:
+        if self._host.state is State.STARTING:
             return Response(status_code=204)
+        return await self._readyz(request)
 
 
 def _name_request(headers: Headers) -> dict[str, str]:

@@ -2,18 +2,21 @@
 
 import argparse
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 from runpod import serverless
-from runpod.http_client import get_auth_header
-from runpod.serverless.modules.worker_state import IS_LOCAL_TEST
 
 from retouch import logs
+from retouch.lifecycle import ModelHost, prepare_process
+from retouch.worker import sdk
 from retouch.worker.handler import Worker
 from retouch.worker.progress import Reporter
-from retouch.worker.sdk import redirect_sdk_log, send_progress
-from retouch.worker.startup import StartupChecks, StartupError
+from retouch.worker.startup import StartupChecks, StartupError, load_worker_settings
+
+_LINGER_S = 10.0
+"""Time to deliver the last job's result before a process whose model hangs ends."""
 
 
 def _build_parser() -> argparse.ArgumentParser:
@@ -29,27 +32,52 @@ def _build_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Check what the worker needs, then take jobs until the platform ends it."""
     options = _build_parser().parse_args(arguments)
-    redirect_sdk_log()
-    platform_secrets = [get_auth_header()["Authorization"]]  # type: ignore[no-untyped-call]
-    logs.install("INFO", secrets=platform_secrets)  # after the SDK, which installs a handler too
-    start = StartupChecks(platform_secrets=platform_secrets)
-    is_local = bool(IS_LOCAL_TEST or options.test_input or options.rp_serve_api)
-    worker = Worker(
-        lambda: start.editor,
-        build_reporter=None if is_local else lambda job: Reporter(partial(send_progress, job)),
-    )
-    worker.config["concurrency_modifier"] = lambda _: start.jobs_at_a_time
+    prepare_process()
+    sdk.redirect_log()
+    credential = sdk.get_credential()
+    logs.install("INFO", secrets=[credential])  # after the SDK, which installs a handler too
+    is_local = bool(sdk.IS_LOCAL_TEST or options.test_input or options.rp_serve_api)
     try:
-        for check in start.checks:
+        settings = load_worker_settings()
+    except StartupError as error:
+        _serve([_refuse(error)], {}, is_local=is_local)
+        return
+    logs.install(settings.log_level, secrets=[*settings.secrets, credential])
+    host = ModelHost(settings, linger_s=_LINGER_S)
+    config: dict[str, Any] = {}
+    send = sdk.discard_progress if is_local else sdk.send_progress
+    worker = Worker(
+        host,
+        refresh=partial(sdk.request_refresh, config),
+        build_reporter=lambda job: Reporter(partial(send, job)),
+    )
+    config["handler"] = worker.handle
+    try:
+        _serve(StartupChecks(host).checks, config, is_local=is_local)
+    finally:
+        asyncio.run(host.close())
+
+
+def _serve(checks: Sequence[Callable[[], None]], config: dict[str, Any], *, is_local: bool) -> None:
+    """Run the checks, here or by the SDK, which reports a failure to the platform; then take jobs."""
+    try:
+        for check in checks:
             if is_local:
                 check()
             else:
                 serverless.register_fitness_check(check)
-        serverless.start(worker.config)
+        serverless.start(config)
     except StartupError as error:
         raise SystemExit(f"the worker cannot start: {error}") from None
-    finally:
-        asyncio.run(start.exits.aclose())
+
+
+def _refuse(error: StartupError) -> Callable[[], None]:
+    """Return a check that fails, so that the platform is told why the settings are wrong."""
+
+    def settings() -> None:
+        raise error
+
+    return settings
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Tells a platform how far a job is: one message at a time, never after the last word."""
+"""Sends a job's progress to the platform: one message at a time, none after the result."""
 
 import asyncio
 import logging
@@ -17,7 +17,7 @@ Send = Callable[[Message], Awaitable[None]]
 
 
 def describe(progress: Progress) -> Message:
-    """Return a progress as it is sent, with a guess at the percentage done.
+    """Return the message for `progress`, with an estimate of the percentage done.
 
     >>> describe(Progress(stage="denoise", step=10, steps=20))
     {'stage': 'denoise', 'step': 10, 'steps': 20, 'percent': 50}
@@ -29,10 +29,10 @@ def describe(progress: Progress) -> Message:
 
 
 class Reporter:
-    """Sends the newest progress, at most one message every `every_s`; what came between is dropped.
+    """Sends the newest progress, at most one message every `every_s`, and drops those in between.
 
-    Progress and result go to the same address on Runpod, and the later one counts: a job whose
-    progress arrives last stays in progress for ever (runpod/runpod-python#250).
+    Progress and result go to the same URL on Runpod, and the later one counts: a job whose progress
+    arrives last stays in progress for ever (runpod/runpod-python#250).
     """
 
     def __init__(self, send: Send, *, every_s: float = 1.0, patience_s: float = 5.0) -> None:
@@ -40,23 +40,23 @@ class Reporter:
         self._every_s = every_s
         self._patience_s = patience_s
         self._newest: Progress | None = None
-        self._news = asyncio.Event()
-        self._sending = asyncio.Lock()
+        self._is_new = asyncio.Event()  # set while `_newest` has not been sent
+        self._sending = asyncio.Lock()  # held while a message is under way
 
-    def tell(self, progress: Progress) -> None:
-        """Take note of a progress; return at once."""
+    def report(self, progress: Progress) -> None:
+        """Queue a progress for sending, in place of one not sent yet; return at once."""
         self._newest = progress
-        self._news.set()
+        self._is_new.set()
 
     @asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        """Send while the block runs. After it nothing is sent and nothing is under way.
+    async def running(self) -> AsyncIterator[Callable[[Progress], None]]:
+        """Give the block `report`, and send while it runs. After it no message is under way.
 
-        A message under way is waited for, but no longer than `patience_s`.
+        A message under way is given `patience_s` to arrive, then cancelled.
         """
         task = asyncio.create_task(self._run())
         try:
-            yield
+            yield self.report
         finally:
             try:
                 async with asyncio.timeout(self._patience_s), self._sending:
@@ -69,8 +69,8 @@ class Reporter:
 
     async def _run(self) -> None:
         while True:
-            await self._news.wait()
-            self._news.clear()
+            await self._is_new.wait()
+            self._is_new.clear()
             assert self._newest is not None  # noqa: S101 - the event is set after it
             async with self._sending:
                 try:

@@ -79,7 +79,7 @@ class Victims:
             self.start_s = time.monotonic() - began_s
             for job in jobs:
                 self.platform.wait(job)
-                assert job.state == "COMPLETED", job.told()
+                assert job.state == "COMPLETED", job.public()
                 key = job.output["result"]["object_key"]
                 self.wanted[job.input["seed"]] = self._body(key)
         assert len(set(self.wanted.values())) == SEEDS
@@ -158,7 +158,7 @@ class Victims:
 
     def _compare(self, job: Job, before: dict[str, tuple[str, str, str]]) -> None:
         if job.state != "COMPLETED":
-            self.tally.faults.append(f"{job.id} ended as {job.told()}")
+            self.tally.faults.append(f"{job.id} ended as {job.public()}")
             return
         result = job.output["result"]
         key, url = result["object_key"], job.input["image_url"]
@@ -196,7 +196,7 @@ class Victims:
     def _requeue(self) -> None:
         for job in list(self.platform.jobs.values()):
             if job.state == "FAILED":
-                self.tally.faults.append(f"{job.id} ended as {job.told()}")
+                self.tally.faults.append(f"{job.id} ended as {job.public()}")
             if job.state == "IN_PROGRESS":
                 self.tally.counts["jobs passed on"] += 1
                 self.platform.retry(job)

@@ -1,7 +1,7 @@
 """A worker with the SDK's real loop, and a model that sleeps: run as a process, `--help` says how.
 
 It edits in 20 steps of 50 ms and notes when each began, so that a test sees when the model is free.
-A prompt `fail <code>` fails with that error, `crash` with one that nobody foresaw, and `lose the gpu`
+A prompt `fail <code>` fails with that error, `crash` with an unexpected one, and `lose the gpu`
 in such a way that the GPU is gone.
 """
 
@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from retouch import logs
 from retouch.editing.ports import EditParams, EngineOutput, GenerationDefaults, PreparedEdit
@@ -23,6 +24,7 @@ from retouch.errors import (
 from retouch.worker import handler, sdk
 from retouch.worker.progress import Reporter
 from support.fakes import FakeEngine, House
+from support.worker import build_host
 
 STEPS = 20
 SECRET = "planted-secret-8c21f4"  # noqa: S105 - planted
@@ -77,25 +79,25 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="jobs taken at a time")
     options, _ = parser.parse_known_args()
     from runpod import serverless
-    from runpod.serverless.modules.worker_state import IS_LOCAL_TEST
 
-    sdk.redirect_sdk_log()
+    sdk.redirect_log()
     logs.install("DEBUG", secrets=[SECRET])
     engine = SleepyEngine(options.notes, options.step_s)
     house = House(
         engine=engine,
-        clock=time.monotonic,  # type: ignore[arg-type]  # here time goes on by itself
+        clock=time.monotonic,  # type: ignore[arg-type]  # real time
         settings=EditorSettings(prefix="p/"),
     )
-    at_work = handler.Worker(
-        lambda: house.editor,
+    config: dict[str, Any] = {"concurrency_modifier": lambda _: options.jobs}
+    send = sdk.discard_progress if sdk.IS_LOCAL_TEST else sdk.send_progress
+    worker = handler.Worker(
+        build_host(house),
+        refresh=partial(sdk.request_refresh, config),
         is_gpu_lost=lambda: engine.is_lost,
-        build_reporter=None
-        if IS_LOCAL_TEST
-        else lambda job: Reporter(partial(sdk.send_progress, job), every_s=options.every_s),
+        build_reporter=lambda job: Reporter(partial(send, job), every_s=options.every_s),
     )
-    at_work.config["concurrency_modifier"] = lambda _: options.jobs
-    serverless.start(at_work.config)
+    config["handler"] = worker.handle
+    serverless.start(config)
     asyncio.run(house.editor.close())
 
 

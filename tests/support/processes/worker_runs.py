@@ -133,14 +133,14 @@ def run_progress(tries: int) -> int:
         return sum(len(job.progress) for job in jobs)
 
 
-def run_cancels(tries: int, *, jobs: int = 1) -> list[float]:
+def run_cancels(tries: int) -> list[float]:
     """Require that a stop ends an edit within a step, and that the next edit waits for it.
 
     Return the seconds from each stop signal until the model was free.
     """
     free_s: list[float] = []
     # The SDK waits 1 s between two polls for stops; a poll that is held long returns each stop at once.
-    with sleepy("--jobs", str(jobs), hold_s=30) as worker:
+    with sleepy(hold_s=30) as worker:
         for number in range(tries):
             stopped, following = (worker.platform.submit(REQUEST) for _ in range(2))
             at_step = number % (STEPS - 4) + 1
@@ -202,7 +202,7 @@ def run_fuzz_on_the_loop(tries: int, *, seed: int = 0) -> Tally:
             worker.platform.wait(job)
             assert len(job.results) == 1
             assert job.state == ("COMPLETED" if job.error is None else "FAILED")
-            tally.add(job.told())
+            tally.add(job.public())
         assert "Captured Handler Exception" not in worker.process.output
     return tally
 

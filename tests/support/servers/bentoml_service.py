@@ -117,10 +117,10 @@ class Service:
         return socket.create_connection(("127.0.0.1", self.port), timeout=_STOP_S)
 
     def wait_until_bound(self) -> None:
-        self._wait_for(self._is_bound)
+        self.wait_for(self._is_bound)
 
     def wait_until_ready(self) -> None:
-        self._wait_for(self._is_ready)
+        self.wait_for(self._is_ready)
 
     def ask(self, *, headers: Mapping[str, str] | None = None, **fields: Any) -> httpx.Response:
         """Send an edit, of the sample unless the fields name another image."""
@@ -166,7 +166,7 @@ class Service:
         return [line for line in found if fields.items() <= line.items()]
 
     def wait_for_event(self, name: str, **fields: object) -> dict[str, Any]:
-        self._wait_for(lambda: bool(self.events(name, **fields)))
+        self.wait_for(lambda: bool(self.events(name, **fields)))
         return self.events(name, **fields)[-1]
 
     def _is_bound(self) -> bool:
@@ -179,7 +179,7 @@ class Service:
             return self.client.get("/readyz").status_code == httpx.codes.OK
         return False
 
-    def _wait_for(self, is_so: Callable[[], bool]) -> None:
+    def wait_for(self, is_so: Callable[[], bool]) -> None:
         give_up_at_s = time.monotonic() + _START_S
         while not is_so():
             assert self._process.poll() is None, f"the service ended: {self.output[-3000:]}"

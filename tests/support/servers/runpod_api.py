@@ -53,7 +53,7 @@ class Job:
     def progress(self) -> list[dict[str, Any]]:
         return [m["output"] for m in self.messages if m.get("status") == "IN_PROGRESS"]
 
-    def told(self) -> dict[str, Any]:
+    def public(self) -> dict[str, Any]:
         """Its status as a caller sees it."""
         body = {"id": self.id, "status": self.state, "output": self.output, "error": self.error}
         return {name: value for name, value in body.items() if value is not None}
@@ -133,7 +133,9 @@ class Platform:
     def wait_for(self, is_so: Callable[[], object]) -> None:
         give_up_at_s = time.monotonic() + _WAIT_S
         while not is_so():
-            assert time.monotonic() < give_up_at_s, [job.told() for job in self.jobs.values()][-5:]
+            assert time.monotonic() < give_up_at_s, [job.public() for job in self.jobs.values()][
+                -5:
+            ]
             time.sleep(0.01)
 
     def _call(self, coroutine: Any) -> Any:
@@ -232,15 +234,15 @@ class Platform:
 
     async def _run(self, request: web.Request) -> web.StreamResponse:
         self._require_key(request)
-        return web.json_response(self.submit((await request.json())["input"]).told())
+        return web.json_response(self.submit((await request.json())["input"]).public())
 
     async def _status(self, request: web.Request) -> web.StreamResponse:
-        return web.json_response(self._find(request).told())
+        return web.json_response(self._find(request).public())
 
     async def _cancel(self, request: web.Request) -> web.StreamResponse:
         job = self._find(request)
         self.stop(job)
-        return web.json_response(job.told())
+        return web.json_response(job.public())
 
 
 class WorkerProcess:

@@ -14,7 +14,7 @@ from support.fakes import House, until
 from support.web import client, open_host, require_error, require_unreached, settings
 
 from retouch import errors, wiring
-from retouch.lifecycle import ModelHost
+from retouch.lifecycle import ModelHost, State
 from retouch.storage.local import LocalStore
 from retouch.web.openapi import openapi_document
 
@@ -51,7 +51,7 @@ async def test_after_a_failed_load_health_asks_for_a_restart(
     monkeypatch.setattr(wiring, "build_engine", lambda _: 1 / 0)
     host = ModelHost(settings(local_store_dir=tmp_path))
     host.open()
-    await until(lambda: host.failed)
+    await until(lambda: host.state is State.FAILED)
     async with client(host=host) as http:
         for path in ("/livez", "/healthz", "/readyz", "/ping"):
             require_error(await http.get(path), errors.ModelError)

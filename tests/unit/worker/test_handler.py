@@ -8,21 +8,27 @@ import pytest
 from runpod import RunPodLogger
 from support.fakes import PNG, REQUEST, URL, House, Pause, settle, until
 from support.web import Door
+from support.worker import build_worker
 from support.worlds import require_idle
 
+from retouch.editing.editor import Editor
 from retouch.errors import (
     EditError,
+    InternalError,
     ModelError,
+    ModelLost,
     OutOfMemory,
     StoreDenied,
     StoreUnavailable,
     error_classes,
 )
+from retouch.lifecycle import ModelHost, State
 from retouch.schema import EditRequest, EditResult, ErrorBody
+from retouch.settings import Settings
 from retouch.web.app import error_response
 from retouch.worker.handler import MAX_ANSWER_BYTES, Worker, build_success
 from retouch.worker.progress import Message, Reporter
-from retouch.worker.sdk import redirect_sdk_log
+from retouch.worker.sdk import redirect_log
 
 INPUT = {"image_url": URL, "prompt": "make colors warmer"}
 
@@ -31,22 +37,39 @@ def job(body: object = None, *, job_id: str = "job-1") -> dict[str, Any]:
     return {"id": job_id, "input": INPUT if body is None else body}
 
 
-class Shop:
-    """A worker over a house, and the progress it sent."""
+class DefunctHost(ModelHost):
+    """A host whose model hangs."""
 
-    def __init__(self, house: House | None = None, *, is_gpu_lost: bool = False) -> None:
-        self.house = house or House()
+    @property
+    def state(self) -> State:
+        return State.DEFUNCT
+
+    @property
+    def editor(self) -> Editor:
+        raise ModelLost
+
+
+class Rig:
+    """A worker over fakes, and the progress it sent."""
+
+    def __init__(self, host: type[ModelHost] = ModelHost, *, is_gpu_lost: bool = False) -> None:
+        self.house = House()
         self.sent: list[Message] = []
         self.probes = 0
         self._is_gpu_lost = is_gpu_lost
+        self.refreshes = 0
         self.worker = Worker(
-            lambda: self.house.editor,
+            host(Settings(_env_file=None), store=self.house.store, editor=self.house.editor),
+            refresh=self._refresh,
             build_reporter=lambda _: Reporter(self._send, every_s=0),
             is_gpu_lost=self._probe,
         )
 
     async def _send(self, message: Message) -> None:
         self.sent.append(message)
+
+    def _refresh(self) -> None:
+        self.refreshes += 1
 
     def _probe(self) -> bool:
         self.probes += 1
@@ -71,57 +94,56 @@ def read_failure(answer: dict[str, Any]) -> ErrorBody:
 
 
 async def test_a_job_is_answered_with_the_envelope_of_success() -> None:
-    shop = Shop()
-    answer = await shop.answer()
+    rig = Rig()
+    answer = await rig.answer()
     result = EditResult.model_validate(answer).result
     assert set(answer) == {"status", "result"}
-    assert result.object_key in shop.house.store.objects
+    assert result.object_key in rig.house.store.objects
     assert result.object_key.endswith("/job-1.png")
     assert (result.meta.job_id, result.meta.request_id) == ("job-1", "job-1")
     assert len(json.dumps(answer, allow_nan=False)) <= MAX_ANSWER_BYTES
 
 
 async def test_a_retried_job_answers_from_its_result() -> None:
-    shop = Shop()
-    first = await shop.answer()
-    puts = len(shop.house.store.puts)
-    again = await shop.answer()
+    rig = Rig()
+    first = await rig.answer()
+    puts = len(rig.house.store.puts)
+    again = await rig.answer()
     assert again["result"]["object_key"] == first["result"]["object_key"]
-    assert len(shop.house.engine.edits) == 1
-    assert len(shop.house.store.puts) == puts
+    assert len(rig.house.engine.edits) == 1
+    assert len(rig.house.store.puts) == puts
 
 
 async def test_a_store_that_cannot_say_whether_there_is_a_result_costs_no_job(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    shop = Shop()
-    shop.house.store.get_fault = StoreDenied("may not list")
-    assert (await shop.answer())["status"] == "success"
+    rig = Rig()
+    rig.house.store.get_fault = StoreDenied("may not list")
+    assert (await rig.answer())["status"] == "success"
     assert "result.unknown" in [record.message for record in caplog.records]
 
 
-async def test_progress_is_told_until_the_result() -> None:
-    shop = Shop()
+async def test_progress_is_sent_until_the_result() -> None:
+    rig = Rig()
     pause = Pause()
-    shop.house.engine.at_step = lambda step: pause.hold() if step == 2 else None
-    running = asyncio.create_task(shop.answer())
+    rig.house.engine.at_step = lambda step: pause.hold() if step == 2 else None
+    running = asyncio.create_task(rig.answer())
     await pause.reached()
-    await until(lambda: shop.sent and shop.sent[-1]["stage"] == "denoise")
+    await until(lambda: rig.sent and rig.sent[-1]["stage"] == "denoise")
     pause.release()
     await running
-    assert shop.sent[0]["stage"] == "source"
+    assert rig.sent[0]["stage"] == "source"
 
 
 async def test_a_worker_off_the_platform_sends_no_progress() -> None:
-    house = House()
-    assert (await Worker(lambda: house.editor).handle(job()))["status"] == "success"
+    assert (await build_worker(House()).handle(job()))["status"] == "success"
 
 
 @pytest.mark.parametrize("named", [None, "", "local_test"])
 async def test_a_job_without_an_id_of_its_own_gets_one(named: str | None) -> None:
-    shop = Shop()
+    rig = Rig()
     keys = [
-        (await shop.worker.handle({"id": named, "input": INPUT}))["result"]["object_key"]
+        (await rig.worker.handle({"id": named, "input": INPUT}))["result"]["object_key"]
         for _ in range(2)
     ]
     assert keys[0] != keys[1]
@@ -131,12 +153,12 @@ async def test_a_job_without_an_id_of_its_own_gets_one(named: str | None) -> Non
 async def test_a_job_with_an_odd_id_is_answered_in_bounds_and_the_same_when_it_is_retried(
     named: str,
 ) -> None:
-    shop = Shop()
-    first, again = [await shop.answer(job_id=named) for _ in range(2)]
+    rig = Rig()
+    first, again = [await rig.answer(job_id=named) for _ in range(2)]
     assert first["result"]["object_key"] == again["result"]["object_key"]
-    assert len(shop.house.store.results) == 1
+    assert len(rig.house.store.results) == 1
     assert len(json.dumps(first)) <= MAX_ANSWER_BYTES
-    read_failure(await shop.answer({}, job_id=named))
+    read_failure(await rig.answer({}, job_id=named))
 
 
 def test_notes_that_would_make_an_answer_too_large_are_left_out(result: EditResult) -> None:
@@ -157,9 +179,9 @@ async def result() -> EditResult:
 
 @pytest.mark.parametrize("cls", error_classes(), ids=lambda cls: cls.code)
 async def test_an_error_is_a_string_with_the_same_fields_beside_it(cls: type[EditError]) -> None:
-    shop = Shop()
-    shop.house.engine.fault = cls("it went wrong", details={"allow": ["POST"]}, key="inner")
-    body = read_failure(await shop.answer())
+    rig = Rig()
+    rig.house.engine.fault = cls("it went wrong", details={"allow": ["POST"]}, key="inner")
+    body = read_failure(await rig.answer())
     assert (body.error.type, body.error.details.code) == (cls.type, cls.code)
     assert body.error.details.retryable == cls.retryable
     assert body.error.details.request_id == "job-1"
@@ -167,25 +189,23 @@ async def test_an_error_is_a_string_with_the_same_fields_beside_it(cls: type[Edi
 
 
 @pytest.mark.parametrize("body", [[], "text", 7, None, True])
-async def test_an_input_that_is_no_object_is_malformed(body: object) -> None:
-    answer = await Shop().worker.handle({"id": "job-1", "input": body})
+async def test_an_input_that_is_not_an_object_is_malformed(body: object) -> None:
+    answer = await Rig().worker.handle({"id": "job-1", "input": body})
     assert read_failure(answer).error.details.code == "malformed_body"
 
 
 async def test_a_job_without_input_is_malformed() -> None:
-    answer = await Shop().worker.handle({"id": "job-1"})
+    answer = await Rig().worker.handle({"id": "job-1"})
     assert read_failure(answer).error.details.code == "malformed_body"
 
 
 async def test_wrong_fields_are_named() -> None:
-    body = read_failure(await Shop().answer({**INPUT, "seed": "one", "colour": 1}))
+    body = read_failure(await Rig().answer({**INPUT, "seed": "one", "colour": 1}))
     assert set(body.error.details.model_dump()["fields"]) == {"seed", "colour"}
 
 
 async def test_a_failure_that_would_be_too_large_loses_its_details() -> None:
-    body = read_failure(
-        await Shop().answer({**INPUT, **{"😀" * 60 + str(n): n for n in range(40)}})
-    )
+    body = read_failure(await Rig().answer({**INPUT, **{"😀" * 60 + str(n): n for n in range(40)}}))
     assert body.error.details.model_dump() == {
         "code": "invalid_request",
         "retryable": False,
@@ -193,35 +213,35 @@ async def test_a_failure_that_would_be_too_large_loses_its_details() -> None:
     }
 
 
-async def test_a_fault_that_nobody_foresaw_tells_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    shop = Shop()
-    shop.house.engine.fault = ZeroDivisionError("/srv/secret")
-    body = read_failure(await shop.answer())
-    assert (body.error.type, body.error.message) == ("InternalError", "an internal error")
+async def test_an_unexpected_error_reveals_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    rig = Rig()
+    rig.house.engine.fault = ZeroDivisionError("/srv/secret")
+    body = read_failure(await rig.answer())
+    assert (body.error.type, body.error.message) == ("InternalError", InternalError.default_message)
     (record,) = [record for record in caplog.records if record.message == "edit.failed"]
     assert record.exc_info is not None
 
 
-async def test_the_log_tells_of_each_job_with_its_id(caplog: pytest.LogCaptureFixture) -> None:
+async def test_each_job_is_logged_with_its_id(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    shop = Shop()
-    await shop.answer()
-    await shop.answer({**INPUT, "seed": "one"})
-    told = [record for record in caplog.records if record.message.startswith("edit.")]
-    assert [record.message for record in told] == ["edit.finished", "edit.failed"]
-    assert [vars(record)["fields"]["job_id"] for record in told] == ["job-1", "job-1"]
-    assert "denoise_ms" in vars(told[0])["fields"]
-    assert told[1].levelno == logging.INFO
+    rig = Rig()
+    await rig.answer()
+    await rig.answer({**INPUT, "seed": "one"})
+    lines = [record for record in caplog.records if record.message.startswith("edit.")]
+    assert [record.message for record in lines] == ["edit.finished", "edit.failed"]
+    assert [vars(record)["fields"]["job_id"] for record in lines] == ["job-1", "job-1"]
+    assert "denoise_ms" in vars(lines[0])["fields"]
+    assert lines[1].levelno == logging.INFO
 
 
 # --- cancellation and the GPU ------------------------------------------------------------------
 
 
 async def test_a_stopped_job_ends_its_edit_before_the_cancellation_goes_on() -> None:
-    shop = Shop()
+    rig = Rig()
     pause = Pause()
-    shop.house.engine.at_step = lambda step: pause.hold() if step == 1 else None
-    running = asyncio.create_task(shop.answer())
+    rig.house.engine.at_step = lambda step: pause.hold() if step == 1 else None
+    running = asyncio.create_task(rig.answer())
     await pause.reached()
     running.cancel()
     await settle()
@@ -229,17 +249,17 @@ async def test_a_stopped_job_ends_its_edit_before_the_cancellation_goes_on() -> 
     pause.release()
     with pytest.raises(asyncio.CancelledError):
         await running
-    assert shop.house.engine.steps_taken == 1
-    assert shop.house.store.results == []
-    await require_idle(shop.house)
+    assert rig.house.engine.steps_taken == 1
+    assert rig.house.store.results == []
+    await require_idle(rig.house)
 
 
 @pytest.mark.parametrize("fault", [ModelError("CUDA error"), RuntimeError("CUDA error")])
 async def test_a_lost_gpu_refreshes_the_worker(fault: Exception) -> None:
-    shop = Shop(is_gpu_lost=True)
-    shop.house.engine.fault = fault
-    read_failure(await shop.answer())
-    assert shop.worker.config["refresh_worker"] is True
+    rig = Rig(is_gpu_lost=True)
+    rig.house.engine.fault = fault
+    read_failure(await rig.answer())
+    assert rig.refreshes == 1
 
 
 @pytest.mark.parametrize(
@@ -247,20 +267,27 @@ async def test_a_lost_gpu_refreshes_the_worker(fault: Exception) -> None:
     [ModelError("it failed"), OutOfMemory("full"), RuntimeError(), StoreUnavailable("down")],
 )
 async def test_another_fault_does_not_refresh_the_worker(fault: Exception) -> None:
-    shop = Shop()
-    shop.house.engine.fault = fault
-    read_failure(await shop.answer())
-    assert "refresh_worker" not in shop.worker.config
+    rig = Rig()
+    rig.house.engine.fault = fault
+    read_failure(await rig.answer())
+    assert rig.refreshes == 0
+
+
+async def test_a_model_that_hangs_refreshes_the_worker() -> None:
+    rig = Rig(DefunctHost)
+    body = read_failure(await rig.answer())
+    assert body.error.details.code == "model_lost"
+    assert (rig.refreshes, rig.probes) == (1, 0)
 
 
 async def test_a_fault_outside_the_model_does_not_ask_the_gpu() -> None:
-    shop = Shop(is_gpu_lost=True)
-    shop.house.store.put_fault = StoreUnavailable("down")
-    read_failure(await shop.answer())
-    assert shop.probes == 0
+    rig = Rig(is_gpu_lost=True)
+    rig.house.store.put_fault = StoreUnavailable("down")
+    read_failure(await rig.answer())
+    assert rig.probes == 0
 
 
-# --- both doors --------------------------------------------------------------------------------
+# --- both entry points ----------------------------------------------------------------------
 
 OWN = {"job_id", "request_id", "timings_ms"}
 OWN_RESULT = {"presigned_url", "object_key", "expires_at", "meta"}
@@ -276,33 +303,33 @@ DATA = f"data:image/png;base64,{base64.b64encode(PNG).decode()}"
         {"seed": 7, "width": 80, "height": 96, "num_inference_steps": 60, "negative_prompt": ""},
     ],
 )
-async def test_both_doors_give_the_same_result(change: dict[str, Any]) -> None:
-    door, shop = Door(), Shop()
+async def test_both_entry_points_give_the_same_result(change: dict[str, Any]) -> None:
+    door, rig = Door(), Rig()
     request = EditRequest.model_validate({**INPUT, **change})
     by_http = EditResult.model_validate_json(
         bytes((await door.answer(request=request)).body)
     ).result
-    by_job = EditResult.model_validate(await shop.answer({**INPUT, **change})).result
+    by_job = EditResult.model_validate(await rig.answer({**INPUT, **change})).result
     assert by_http.meta.model_dump(exclude=OWN) == by_job.meta.model_dump(exclude=OWN)
     assert by_http.model_dump(exclude=OWN_RESULT) == by_job.model_dump(exclude=OWN_RESULT)
     bodies = [
         place.store.objects[result.object_key].body
-        for place, result in ((door.house, by_http), (shop.house, by_job))
+        for place, result in ((door.house, by_http), (rig.house, by_job))
     ]
     assert bodies[0] == bodies[1]
 
 
 @pytest.mark.parametrize("cls", error_classes(), ids=lambda cls: cls.code)
-async def test_both_doors_give_the_same_error(cls: type[EditError]) -> None:
-    door, shop = Door(), Shop()
-    door.house.engine.fault, shop.house.engine.fault = (
+async def test_both_entry_points_give_the_same_error(cls: type[EditError]) -> None:
+    door, rig = Door(), Rig()
+    door.house.engine.fault, rig.house.engine.fault = (
         cls("it went wrong", details={"allow": ["POST"]}, key="inner"),
         cls("it went wrong", details={"allow": ["POST"]}, key="inner"),
     )
     with pytest.raises(cls) as raised:
         await door.answer()
     by_http = json.loads(bytes(error_response(raised.value, request_id="r-1").body))
-    by_job = json.loads((await shop.answer())["error"])
+    by_job = json.loads((await rig.answer())["error"])
     for body in (by_http, by_job):
         del body["error"]["details"]["request_id"]
     assert by_http == by_job
@@ -315,7 +342,7 @@ async def test_both_doors_give_the_same_error(cls: type[EditError]) -> None:
 def sdk(monkeypatch: pytest.MonkeyPatch) -> RunPodLogger:
     monkeypatch.setattr(RunPodLogger, "log", RunPodLogger.log)
     monkeypatch.setattr(RunPodLogger, "level", "DEBUG")
-    redirect_sdk_log()
+    redirect_log()
     return RunPodLogger()
 
 

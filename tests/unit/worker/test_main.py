@@ -6,106 +6,133 @@ import pytest
 from runpod import RunPodLogger, serverless
 from runpod.serverless.modules import rp_fitness
 
-from retouch.worker import __main__
-from retouch.worker import sdk as runpod_sdk
+from retouch.settings import Settings
+from retouch.worker import __main__, sdk
 from retouch.worker.startup import StartupChecks, StartupError
+
+S3 = {"s3_endpoint": "s3.example", "s3_access_key": "a", "s3_secret_key": "b", "s3_bucket": "c"}
 
 
 class Sdk:
-    """What the SDK was given: checks and a config. Its start does what a test says."""
+    """What the SDK was given: checks and a config. `run` is what its loop does."""
 
     def __init__(self) -> None:
         self.checks: list[Callable[[], None]] = []
         self.config: dict[str, Any] = {}
         self.started = 0
+        self.run: Callable[[], None] = lambda: None
 
     def start(self, config: dict[str, Any]) -> None:
         self.config = config
         self.started += 1
+        self.run()
 
-
-class Checks:
-    """Checks that note when they ran; `fault` is what the last one refuses with."""
-
-    def __init__(self) -> None:
-        self.ran: list[str] = []
-        self.fault: StartupError | None = None
-
-    def settings(self) -> None:
-        self.ran.append("settings")
-
-    def weights(self) -> None:
-        self.ran.append("weights")
-        if self.fault is not None:
-            raise self.fault
+    @property
+    def names(self) -> list[str]:
+        return [check.__name__ for check in self.checks]
 
 
 @pytest.fixture
-def checks(monkeypatch: pytest.MonkeyPatch) -> Checks:
-    checks = Checks()
-    monkeypatch.setattr(StartupChecks, "checks", [checks.settings, checks.weights])
-    return checks
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Settings that are fit, and checks that pass; the checks that ran."""
+    ran: list[str] = []
+    for name in ("bucket", "gpu", "disk", "weights"):
+
+        def check(_: StartupChecks, name: str = name) -> None:
+            ran.append(name)
+
+        check.__name__ = name
+        monkeypatch.setattr(StartupChecks, name, check)
+    settings = Settings(_env_file=None, **S3)
+    monkeypatch.setattr(__main__, "load_worker_settings", lambda: settings)
+    return ran
 
 
-@pytest.fixture
-def sdk(monkeypatch: pytest.MonkeyPatch) -> Sdk:
-    sdk = Sdk()
-    monkeypatch.setattr(serverless, "start", sdk.start)
-    monkeypatch.setattr(rp_fitness, "_fitness_checks", sdk.checks)
+@pytest.fixture(autouse=True)
+def platform(monkeypatch: pytest.MonkeyPatch) -> Sdk:
+    platform = Sdk()
+    monkeypatch.setattr(serverless, "start", platform.start)
+    monkeypatch.setattr(rp_fitness, "_fitness_checks", platform.checks)
     monkeypatch.setattr(RunPodLogger, "log", RunPodLogger.log)
     monkeypatch.setattr(__main__.logs, "install", lambda *_, **__: None)
-    monkeypatch.setattr(__main__, "IS_LOCAL_TEST", False)
-    return sdk
+    monkeypatch.setattr(sdk, "IS_LOCAL_TEST", False)
+    return platform
 
 
-def test_on_the_platform_the_sdk_runs_the_checks(sdk: Sdk, checks: Checks) -> None:
+def refuse(line: str) -> Callable[[], Settings]:
+    def load() -> Settings:
+        raise StartupError(line)
+
+    return load
+
+
+def test_on_the_platform_the_sdk_runs_the_checks(platform: Sdk, ran: list[str]) -> None:
     __main__.main([])
-    assert sdk.checks == [checks.settings, checks.weights]
-    assert checks.ran == []
-    assert sdk.started == 1
+    assert platform.names == ["bucket", "gpu", "disk", "weights"]
+    assert ran == []
+    assert platform.started == 1
+    assert set(platform.config) == {"handler"}
 
 
 @pytest.mark.parametrize("options", [["--test_input", "{}"], ["--rp_serve_api"]])
 def test_off_the_platform_they_run_before_the_sdk_starts(
-    sdk: Sdk, checks: Checks, options: list[str]
+    platform: Sdk, ran: list[str], options: list[str]
 ) -> None:
     __main__.main(options)
-    assert checks.ran == ["settings", "weights"]
-    assert sdk.checks == []
-    assert sdk.started == 1
+    assert ran == ["bucket", "gpu", "disk", "weights"]
+    assert platform.checks == []
+    assert platform.started == 1
 
 
-def test_a_refusal_ends_the_process_with_its_line(
-    sdk: Sdk, checks: Checks, monkeypatch: pytest.MonkeyPatch
+def test_off_the_platform_wrong_settings_end_the_process_with_their_line(
+    platform: Sdk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(__main__, "IS_LOCAL_TEST", True)
-    checks.fault = StartupError("set S3_BUCKET")
+    monkeypatch.setattr(sdk, "IS_LOCAL_TEST", True)
+    monkeypatch.setattr(__main__, "load_worker_settings", refuse("set S3_BUCKET"))
     with pytest.raises(SystemExit) as ended:
         __main__.main([])
     assert ended.value.code == "the worker cannot start: set S3_BUCKET"
-    assert sdk.started == 0
+    assert platform.started == 0
 
 
-def test_what_was_opened_is_closed_at_the_end(
-    sdk: Sdk, checks: Checks, monkeypatch: pytest.MonkeyPatch
+def test_on_the_platform_wrong_settings_are_a_check_that_fails(
+    platform: Sdk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    closed: list[str] = []
+    monkeypatch.setattr(__main__, "load_worker_settings", refuse("set S3_BUCKET"))
+    __main__.main([])
+    assert platform.names == ["settings"]
+    with pytest.raises(StartupError, match="set S3_BUCKET"):
+        platform.checks[0]()
 
-    def end(config: dict[str, Any]) -> None:
-        start: StartupChecks = config["concurrency_modifier"].__closure__[0].cell_contents
-        start.exits.callback(closed.append, "editor")
+
+def test_the_host_is_closed_at_the_end(
+    platform: Sdk, ran: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[bool] = []
+
+    async def close(_: object) -> None:
+        closed.append(True)
+
+    def end() -> None:
         raise SystemExit(0)  # as the SDK ends a local run
 
-    monkeypatch.setattr(serverless, "start", end)
+    monkeypatch.setattr(__main__.ModelHost, "close", close)
+    platform.run = end
     with pytest.raises(SystemExit):
         __main__.main([])
-    assert closed == ["editor"]
+    assert closed == [True]
 
 
-def test_an_option_nobody_knows_is_refused(sdk: Sdk, checks: Checks) -> None:
+def test_an_unknown_option_is_refused(platform: Sdk) -> None:
     with pytest.raises(SystemExit):
         __main__.main(["--unknown"])
-    assert sdk.started == 0
+    assert platform.started == 0
+
+
+def test_a_refresh_is_requested_by_the_key_the_sdk_reads() -> None:
+    config: dict[str, Any] = {}
+    sdk.request_refresh(config)
+    assert config == {"refresh_worker": True}
 
 
 async def test_progress_goes_to_the_address_of_results(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,12 +141,16 @@ async def test_progress_goes_to_the_address_of_results(monkeypatch: pytest.Monke
     async def send_result(_: object, message: Any, job: Any) -> None:
         sent.append((message, job))
 
-    monkeypatch.setattr(runpod_sdk, "send_result", send_result)
-    await runpod_sdk.send_progress({"id": "job-1"}, {"stage": "queue"})
+    monkeypatch.setattr(sdk, "send_result", send_result)
+    await sdk.send_progress({"id": "job-1"}, {"stage": "queue"})
     assert sent == [({"status": "IN_PROGRESS", "output": {"stage": "queue"}}, {"id": "job-1"})]
 
 
-def test_the_sdk_logs_through_this_process_after_the_start(sdk: Sdk, checks: Checks) -> None:
+def test_the_sdk_logs_through_this_process_after_the_start(
+    ran: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
     __main__.main([])
-    assert RunPodLogger.log is runpod_sdk._log_for_sdk  # noqa: SLF001 - the one place it shows
+    RunPodLogger().info("Started.", "job-1")
+    assert [record.name for record in caplog.records if record.message == "Started."] == ["runpod"]
     assert logging.getLogger("runpod").handlers == []

@@ -57,7 +57,7 @@ async def test_what_comes_between_two_messages_is_dropped() -> None:
     async with reporter.running():
         line.is_open.clear()
         for step in range(5):
-            reporter.tell(denoise(step))
+            reporter.report(denoise(step))
             await settle()
         line.is_open.set()
         await settle()
@@ -69,7 +69,7 @@ async def test_messages_keep_their_distance() -> None:
     reporter = Reporter(line.send, every_s=60)
     async with reporter.running():
         for step in range(5):
-            reporter.tell(denoise(step))
+            reporter.report(denoise(step))
             await settle()
     assert steps(line.begun) == [0]
 
@@ -81,7 +81,7 @@ async def test_a_message_under_way_is_waited_for() -> None:
 
     async def report() -> None:
         async with reporter.running():
-            reporter.tell(denoise(1))
+            reporter.report(denoise(1))
             await settle()
 
     reporting = asyncio.create_task(report())
@@ -97,7 +97,7 @@ async def test_a_message_that_hangs_is_cut_off(caplog: pytest.LogCaptureFixture)
     line.is_open.clear()
     reporter = Reporter(line.send, every_s=0, patience_s=0)
     async with reporter.running():
-        reporter.tell(denoise(1))
+        reporter.report(denoise(1))
         await settle()
     line.is_open.set()
     await settle()
@@ -110,7 +110,7 @@ async def test_nothing_is_sent_after_the_end() -> None:
     reporter = Reporter(line.send, every_s=0)
     async with reporter.running():
         pass
-    reporter.tell(denoise(1))
+    reporter.report(denoise(1))
     await settle()
     assert line.begun == []
 
@@ -121,10 +121,10 @@ async def test_a_message_that_fails_costs_nothing(caplog: pytest.LogCaptureFixtu
     line.fault = ConnectionResetError()
     reporter = Reporter(line.send, every_s=0)
     async with reporter.running():
-        reporter.tell(denoise(1))
+        reporter.report(denoise(1))
         await settle()
         line.fault = None
-        reporter.tell(denoise(2))
+        reporter.report(denoise(2))
         await settle()
     assert steps(line.arrived) == [2]
     assert [record.message for record in caplog.records] == ["progress.not_sent"]
@@ -143,6 +143,6 @@ async def test_a_cancellation_passes_through_and_ends_the_sending() -> None:
     reporting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await reporting
-    reporter.tell(denoise(1))
+    reporter.report(denoise(1))
     await settle()
     assert line.begun == []

@@ -13,6 +13,7 @@ from support.models.checkpoints import make_cache
 from retouch import wiring
 from retouch.engine.checkpoint import find
 from retouch.errors import ModelError, StoreDenied
+from retouch.lifecycle import ModelHost
 from retouch.settings import Settings
 from retouch.worker import startup
 from retouch.worker.startup import StartupChecks, StartupError, is_gpu_lost, load_worker_settings
@@ -38,12 +39,6 @@ def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.Monke
     return monkeypatch
 
 
-@pytest.fixture(autouse=True)
-def _own_logging(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logging.root, "handlers", list(logging.root.handlers))
-    monkeypatch.setattr(startup.logs, "install", lambda *_, **__: None)
-
-
 def refusal(check: Callable[[], object]) -> str:
     """Return the one line that a check refuses with."""
     with pytest.raises(StartupError) as refused:
@@ -54,12 +49,8 @@ def refusal(check: Callable[[], object]) -> str:
 
 
 def start(**settings: Any) -> StartupChecks:
-    """A start whose settings have been read."""
-    begun = StartupChecks()
-    begun.settings()
-    assert begun._settings is not None  # noqa: SLF001 - read just now
-    begun._settings = begun._settings.model_copy(update=settings)  # noqa: SLF001 - as above
-    return begun
+    """The checks of a worker with these settings."""
+    return StartupChecks(ModelHost(load_worker_settings().model_copy(update=settings)))
 
 
 # --- settings ----------------------------------------------------------------------------------
@@ -68,13 +59,13 @@ def start(**settings: Any) -> StartupChecks:
 def test_a_worker_without_s3_is_refused(environment: pytest.MonkeyPatch) -> None:
     for name in S3:
         environment.delenv(name)
-    line = refusal(StartupChecks().settings)
+    line = refusal(load_worker_settings)
     assert all(name in line for name in S3)
 
 
 def test_a_missing_setting_is_named(environment: pytest.MonkeyPatch) -> None:
     environment.delenv("S3_BUCKET")
-    assert "S3_BUCKET missing" in refusal(StartupChecks().settings)
+    assert "S3_BUCKET missing" in refusal(load_worker_settings)
 
 
 def test_a_job_ends_before_the_platform_ends_it() -> None:
@@ -84,17 +75,6 @@ def test_a_job_ends_before_the_platform_ends_it() -> None:
 def test_a_job_ends_when_the_user_says(environment: pytest.MonkeyPatch) -> None:
     environment.setenv("JOB_TIMEOUT_SECONDS", "600")
     assert load_worker_settings().job_timeout_seconds == 600
-
-
-def test_one_job_is_taken_at_a_time() -> None:
-    assert start().jobs_at_a_time == 1
-
-
-def test_jobs_taken_ahead_have_a_place(environment: pytest.MonkeyPatch) -> None:
-    environment.setenv("PREFETCH_JOBS", "2")
-    environment.setenv("MAX_QUEUE", "0")
-    assert load_worker_settings().max_queue == 2
-    assert start().jobs_at_a_time == 3
 
 
 # --- the bucket --------------------------------------------------------------------------------
@@ -107,7 +87,7 @@ def test_the_bucket_is_probed(environment: pytest.MonkeyPatch) -> None:
     assert (store.puts, store.gets, store.objects) == (["probe"], ["probe"], {})
 
 
-def test_a_bucket_that_refuses_is_told_with_advice(environment: pytest.MonkeyPatch) -> None:
+def test_a_bucket_that_refuses_is_reported_with_advice(environment: pytest.MonkeyPatch) -> None:
     store = FakeStore()
     store.put_fault = StoreDenied("check S3_SECRET_KEY")
     environment.setattr(wiring, "build_store", lambda _: store)
@@ -155,12 +135,12 @@ def test_a_gpu_that_computes_is_fit(machine: Callable[..., None]) -> None:
     start().gpu()
 
 
-def test_a_gpu_that_does_not_compute_is_told(machine: Callable[..., None]) -> None:
+def test_a_gpu_that_does_not_compute_is_reported(machine: Callable[..., None]) -> None:
     machine(fault=RuntimeError("no kernel image is available\nand more"))
     assert "no kernel image is available; replace" in refusal(start().gpu)
 
 
-def test_a_driver_that_is_too_old_is_told(machine: Callable[..., None]) -> None:
+def test_a_driver_that_is_too_old_is_reported(machine: Callable[..., None]) -> None:
     machine(available=False)
     assert "CUDA 13.0" in refusal(start().gpu)
 
@@ -250,33 +230,21 @@ def test_weights_are_loaded_and_warm_before_the_first_job(
     environment: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    house, warm = House(), []
-    environment.setattr(wiring, "build_store", lambda _: house.store)
+    house = House()
     environment.setattr(wiring, "build_engine", lambda _: house.engine)
-    environment.setattr(wiring, "warm_up", warm.append)
-    environment.setattr(wiring, "build_editor", lambda *_, **__: house.editor)
-    environment.setattr(startup.StartupChecks, "gpu", lambda _: None)
-    begun = StartupChecks()
-    for check in (begun.settings, begun.bucket, begun.disk, begun.weights):
-        check()
-    assert begun.editor is house.editor
-    assert warm == [house.engine]
+    start().weights()
+    assert len(house.engine.edits) == 1
     assert [record.message for record in caplog.records] == ["engine.ready"]
-    assert [check.__name__ for check in begun.checks] == [
-        "settings",
-        "bucket",
-        "<lambda>",
-        "disk",
-        "weights",
-    ]
 
 
-def test_weights_that_cannot_be_used_are_told(environment: pytest.MonkeyPatch) -> None:
+def test_weights_that_cannot_be_used_are_named(environment: pytest.MonkeyPatch) -> None:
     def fail(_: Settings) -> None:
         raise ModelError("the checkpoint org/name cannot be used: vae is missing")
 
-    environment.setattr(wiring, "build_store", lambda _: FakeStore())
     environment.setattr(wiring, "build_engine", fail)
-    begun = start()
-    begun.bucket()
-    assert "vae is missing" in refusal(begun.weights)
+    assert "vae is missing" in refusal(start().weights)
+
+
+def test_the_cheap_checks_come_before_the_one_that_loads_the_model() -> None:
+    names = [check.__name__ for check in start().checks]
+    assert names == ["bucket", "gpu", "disk", "weights"]

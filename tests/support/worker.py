@@ -1,0 +1,24 @@
+"""Runpod workers and model hosts over fakes: no platform, no loading."""
+
+from functools import partial
+
+from retouch.lifecycle import ModelHost
+from retouch.settings import Settings
+from retouch.worker import sdk
+from retouch.worker.handler import Worker
+from retouch.worker.progress import Reporter
+from support.fakes import House
+
+
+def build_host(house: House) -> ModelHost:
+    """A host whose model is loaded: the house's editor and store."""
+    return ModelHost(Settings(_env_file=None), store=house.store, editor=house.editor)
+
+
+def build_worker(house: House) -> Worker:
+    """A worker off the platform: it sends no progress."""
+    return Worker(
+        build_host(house),
+        refresh=lambda: None,
+        build_reporter=lambda job: Reporter(partial(sdk.discard_progress, job)),
+    )

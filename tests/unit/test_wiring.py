@@ -1,0 +1,27 @@
+import pytest
+
+from retouch import demo, wiring
+from retouch.engine.checkpoint.find import FULL_MODEL
+from retouch.engine.memory.probe import GIB, FreeMemory
+
+
+@pytest.mark.parametrize(
+    ("gpu_gib", "host_gib", "model"),
+    [
+        (16, 48, FULL_MODEL),
+        (2, 96, str(demo.CHECKPOINT_DIR)),
+        (48, 8, str(demo.CHECKPOINT_DIR)),
+        (6, 96, str(demo.CHECKPOINT_DIR)),
+    ],
+)
+def test_the_full_model_is_chosen_only_where_it_fits(
+    gpu_gib: int, host_gib: int, model: str
+) -> None:
+    assert wiring.choose_model(FreeMemory(gpu_gib * GIB, host_gib * GIB)) == model
+
+
+def test_the_log_says_why_the_demo_was_chosen(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    wiring.choose_model(FreeMemory(6 * GIB, 96 * GIB))
+    (record,) = caplog.records
+    assert "needs 7 GiB of free GPU memory" in vars(record)["fields"]["progress"]
