@@ -8,7 +8,7 @@ from retouch import demo
 from retouch.editing.admission import Admission
 from retouch.editing.editor import Editor
 from retouch.editing.ports import Engine
-from retouch.editing.steps import EditorSettings
+from retouch.editing.steps import EditorSettings, Steps
 from retouch.engine.checkpoint.find import FULL_MODEL, CheckpointSettings, find_runpod_cache
 from retouch.engine.checkpoint.load import load
 from retouch.engine.memory import plan, probe
@@ -134,11 +134,11 @@ def build_editor(
 
     `exits` lets edits in progress end. `on_model_lost` is called when the model hangs.
     """
-    editor = Editor(
+    admission = Admission(max_queue=settings.max_queue, on_model_lost=on_model_lost)
+    steps = Steps(
         sources=build_sources(settings, store, exits=exits),
         engine=engine,
-        store=store,
-        admission=Admission(max_queue=settings.max_queue),
+        storage=store,
         settings=EditorSettings(
             prefix=settings.s3_object_prefix,
             link_expires_in_s=settings.presign_expiry,
@@ -146,8 +146,9 @@ def build_editor(
             job_timeout_s=settings.job_timeout_seconds,
             grace_s=settings.edit_grace_seconds,
         ),
-        on_model_lost=on_model_lost,
+        on_model_lost=admission.lose_model,
     )
+    editor = Editor(steps, admission)
     exits.push_async_callback(editor.close)
     return editor
 

@@ -20,7 +20,7 @@ from retouch.editing.ports import (
     GenerationDefaults,
     PreparedEdit,
 )
-from retouch.editing.steps import EditorSettings
+from retouch.editing.steps import EditorSettings, Steps
 from retouch.errors import EditError, SourceStatusError, StorageError
 from retouch.images import decode
 from retouch.net.download import Download
@@ -314,17 +314,17 @@ class House:
     settings: EditorSettings = field(default_factory=lambda: EditorSettings(prefix="p/"))
 
     def __post_init__(self) -> None:
-        self.admission = Admission(max_queue=self.max_queue)
+        self.admission = Admission(max_queue=self.max_queue, on_model_lost=self._note_loss)
         self.lost_models = 0
-        self.editor = Editor(
+        steps = Steps(
             sources=build_test_sources(self.origin, self.store),
             engine=self.engine,
-            store=self.store,
-            admission=self.admission,
+            storage=self.store,
             settings=self.settings,
             clock=self.clock,
-            on_model_lost=self._note_loss,
+            on_model_lost=self.admission.lose_model,
         )
+        self.editor = Editor(steps, self.admission)
 
     def _note_loss(self) -> None:
         self.lost_models += 1

@@ -14,13 +14,20 @@ _NEWEST_WEIGHT = 0.2
 class Admission:
     """Counts the edits in progress and hands out the model, first come first served.
 
-    `max_queue` edits may be in progress beside the one on the model, whether they download, wait or
-    upload, so the memory they hold is bounded.
+    An edit takes a place once its source is loaded: `max_queue` places and the one on the model bound
+    the memory that decoded images hold. Downloads before that have bounds of their own.
     """
 
-    def __init__(self, *, max_queue: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        *,
+        max_queue: int,
+        clock: Callable[[], float] = time.monotonic,
+        on_model_lost: Callable[[], None] = lambda: None,
+    ) -> None:
         self._capacity = max_queue + 1
         self._clock = clock
+        self._on_model_lost = on_model_lost
         # Held by the edit on the model. asyncio.Lock wakes its waiters in order of arrival.
         self._model = asyncio.Lock()
         self._is_model_lost = False
@@ -28,8 +35,17 @@ class Admission:
         # Set exactly while `in_progress` is 0.
         self._idle = asyncio.Event()
         self._idle.set()
+        self._places_taken = 0
         self._typical_edit_s = 1.0
         self.in_progress = 0
+        """Edits between arrival and answer."""
+        self.waiting = 0
+        """Edits of them that wait for the model."""
+
+    @property
+    def running(self) -> int:
+        """Edits on the model: 0 or 1."""
+        return int(self._model.locked())
 
     @property
     def retry_after_s(self) -> int:
@@ -38,21 +54,17 @@ class Admission:
 
     @contextmanager
     def admit(self) -> Iterator[None]:
-        """Take one of the places.
+        """Count an edit as in progress.
 
         Raises:
             NotReady: the service is stopping.
             ModelLost: the model hangs and the process is about to end.
-            Overloaded: all places are taken; `retry_after_s` says when one is likely to be free.
+            Overloaded: all places are taken already, so loading the source would be in vain.
         """
         if self._is_closed:
             raise NotReady("the service is stopping")
         self._require_model()
-        if self.in_progress >= self._capacity:
-            raise Overloaded(
-                f"no place is free: at most {self._capacity - 1} edits wait (MAX_QUEUE)",
-                details={"retry_after": self.retry_after_s},
-            )
+        self._require_place()
         self.in_progress += 1
         self._idle.clear()
         try:
@@ -62,6 +74,20 @@ class Admission:
             if not self.in_progress:
                 self._idle.set()
 
+    @contextmanager
+    def take_place(self) -> Iterator[None]:
+        """Take one of the places.
+
+        Raises:
+            Overloaded: all are taken; `retry_after_s` says when one is likely to be free.
+        """
+        self._require_place()
+        self._places_taken += 1
+        try:
+            yield
+        finally:
+            self._places_taken -= 1
+
     @asynccontextmanager
     async def acquire_model(self, *, timeout_s: float) -> AsyncIterator[None]:
         """Wait for the model and hold it.
@@ -70,6 +96,7 @@ class Admission:
             DeadlineExceeded: it did not come free within `timeout_s`.
             ModelLost: the edit before hangs and the process is about to end.
         """
+        self.waiting += 1
         try:
             async with asyncio.timeout(timeout_s):
                 await self._model.acquire()
@@ -77,6 +104,8 @@ class Admission:
             raise DeadlineExceeded(
                 "the job's time ran out while it waited for the model"
             ) from error
+        finally:
+            self.waiting -= 1
         began_s = self._clock()
         try:
             self._require_model()
@@ -87,8 +116,9 @@ class Admission:
             self._model.release()
 
     def lose_model(self) -> None:
-        """Refuse every edit that waits or comes: the one on the model does not end."""
+        """Refuse every edit that waits or comes, as the one on the model does not end."""
         self._is_model_lost = True
+        self._on_model_lost()
 
     async def close(self) -> None:
         """Admit no more edits, and wait until those in progress have ended."""
@@ -98,3 +128,10 @@ class Admission:
     def _require_model(self) -> None:
         if self._is_model_lost:
             raise ModelLost
+
+    def _require_place(self) -> None:
+        if self._places_taken >= self._capacity:
+            raise Overloaded(
+                f"no place is free: at most {self._capacity - 1} edits wait (MAX_QUEUE)",
+                details={"retry_after": self.retry_after_s},
+            )

@@ -3,15 +3,14 @@
 load sources -> resolve parameters -> prepare -> acquire the model -> edit -> encode -> store -> link
 """
 
-import time
 from collections.abc import Callable
 from dataclasses import replace
 
 from retouch.editing.admission import Admission
 from retouch.editing.params import resolve_params
-from retouch.editing.ports import Engine, EngineInfo, Sources
+from retouch.editing.ports import EngineInfo, Source
 from retouch.editing.result import StoredResult, build_meta, read_meta
-from retouch.editing.steps import EditorSettings, Job, Steps, ignore
+from retouch.editing.steps import Job, Steps, ignore
 from retouch.errors import InvalidRequest
 from retouch.images import encode
 from retouch.schema import (
@@ -24,47 +23,21 @@ from retouch.schema import (
     Timings,
 )
 from retouch.storage.keys import result_key
-from retouch.storage.port import Store
 
 
 class Editor:
-    """Runs edits. One uses the model; others download, prepare, encode or store at the same time.
+    """Runs edits. One uses the model; others download, prepare, encode or store at the same time."""
 
-    `on_model_lost` is called in the event loop when an edit has not ended `grace_s` after its
-    deadline. From then on every edit ends with `ModelLost`.
-    """
-
-    def __init__(
-        self,
-        *,
-        sources: Sources,
-        engine: Engine,
-        store: Store,
-        admission: Admission,
-        settings: EditorSettings,
-        clock: Callable[[], float] = time.monotonic,
-        on_model_lost: Callable[[], None] = lambda: None,
-    ) -> None:
-        self._sources = sources
-        self._engine = engine
-        self._store = store
+    def __init__(self, steps: Steps, admission: Admission) -> None:
+        self.steps = steps
         self._admission = admission
-        self._settings = settings
-        self._clock = clock
-        self._on_model_lost = on_model_lost
-        self.steps = Steps(
-            sources=sources,
-            engine=engine,
-            store=store,
-            settings=settings,
-            clock=clock,
-            on_model_lost=self._lose_model,
-        )
+        self._settings = steps.settings
+        self._clock = steps.clock
 
     @property
     def info(self) -> EngineInfo:
         """What is loaded."""
-        return self._engine.info
+        return self.steps.engine.info
 
     @property
     def in_progress(self) -> int:
@@ -105,23 +78,33 @@ class Editor:
             progress(Progress(stage="source"))
             source = await self.steps.load_source(job)
             # Let go of an image inside the request: it is decoded, and up to 33 MB of text.
-            request = request.model_copy(update={"image_url": ""})
-            job = replace(job, request=request)
-            params, notes = resolve_params(request, source, self.info.preset, job_id=job_id)
-            prepared, prepare_ms = await self.steps.prepare(job, [source], params)
-            progress(Progress(stage="queue"))
-            queued_s = self._clock()
-            async with self._admission.acquire_model(timeout_s=self.steps.left_s(job)):
-                queue_ms = 1000 * (self._clock() - queued_s)
-                output = await self.steps.edit(job, prepared)
-            progress(Progress(stage="store"))
-            encoded = await self.steps.encode(job, output)
-            notes += [*output.notes, *self.info.notes]
-            meta = build_meta(
-                params, source, self.info, notes, job_id=job_id, request_id=request_id
-            )
-            key = self._result_key(source.id, job_id, request)
-            stored = await self.steps.store(job, key, encoded, meta)
+            job = replace(job, request=request.model_copy(update={"image_url": ""}))
+            with self._admission.take_place():
+                stored, meta, phases_ms = await self._edit_and_store(job, source)
+        phases_ms["total"] = 1000 * (self._clock() - began_s)
+        timings = Timings(**{phase: round(ms, 3) for phase, ms in phases_ms.items()})
+        return self._answer(stored, meta.model_copy(update={"timings_ms": timings}))
+
+    async def _edit_and_store(
+        self, job: Job, source: Source
+    ) -> tuple[StoredResult, Meta, dict[str, float]]:
+        """Edit a loaded source; return the stored result, its metadata and milliseconds by phase."""
+        request = job.request
+        params, notes = resolve_params(request, source, self.info.preset, job_id=job.id)
+        prepared, prepare_ms = await self.steps.prepare(job, [source], params)
+        job.progress(Progress(stage="queue"))
+        queued_s = self._clock()
+        async with self._admission.acquire_model(timeout_s=self.steps.left_s(job)):
+            queue_ms = 1000 * (self._clock() - queued_s)
+            output = await self.steps.edit(job, prepared)
+        job.progress(Progress(stage="store"))
+        encoded = await self.steps.encode(job, output)
+        notes += [*output.notes, *self.info.notes]
+        meta = build_meta(
+            params, source, self.info, notes, job_id=job.id, request_id=job.request_id
+        )
+        key = self._result_key(source.id, job.id, request)
+        stored = await self.steps.store(job, key, encoded, meta)
         phases_ms = {
             "queue": queue_ms,
             "fetch": source.fetch_ms,
@@ -132,10 +115,8 @@ class Editor:
             "vae_decode": output.vae_decode_ms,
             "encode": encoded.encode_ms,
             "store": stored.store_ms,
-            "total": 1000 * (self._clock() - began_s),
         }
-        timings = Timings(**{phase: round(ms, 3) for phase, ms in phases_ms.items()})
-        return self._answer(stored, meta.model_copy(update={"timings_ms": timings}))
+        return stored, meta, phases_ms
 
     async def find(
         self, request: EditRequest, *, job_id: str, request_id: str
@@ -149,7 +130,7 @@ class Editor:
             StorageError: the store did not answer.
         """
         began_s = self._clock()
-        source_id = await self._sources.source_id(request.image_url)
+        source_id = await self.steps.sources.source_id(request.image_url)
         key = self._result_key(source_id, job_id, request)
         found = await self.steps.get_stored(key)
         if found is None:
@@ -165,14 +146,10 @@ class Editor:
         fields = {
             name: f"must be at most {MAX_PROMPT_TOKENS} tokens"
             for name, text in texts.items()
-            if self._engine.count_tokens(text) > MAX_PROMPT_TOKENS
+            if self.steps.engine.count_tokens(text) > MAX_PROMPT_TOKENS
         }
         if fields:
             raise InvalidRequest.for_fields(fields)
-
-    def _lose_model(self) -> None:
-        self._admission.lose_model()
-        self._on_model_lost()
 
     def _result_key(self, source_id: str, job_id: str, request: EditRequest) -> str:
         extension = encode.EXTENSIONS[request.file_format]
@@ -181,7 +158,7 @@ class Editor:
     def _answer(self, stored: StoredResult, meta: Meta) -> EditResult:
         result = Result(
             presigned_url=stored.link,
-            bucket=self._store.name,
+            bucket=self.steps.storage.name,
             object_key=stored.key,
             content_type=stored.content_type,
             expires_in=self._settings.link_expires_in_s,

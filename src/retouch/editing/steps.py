@@ -52,6 +52,7 @@ class Job:
     progress: Callable[[Progress], None] = ignore
 
 
+@dataclass(kw_only=True)
 class Steps:
     """The steps over a source loader, an engine and a store, in threads of their own.
 
@@ -59,22 +60,15 @@ class Steps:
     deadline.
     """
 
-    def __init__(
-        self,
-        *,
-        sources: Sources,
-        engine: Engine,
-        store: Store,
-        settings: EditorSettings,
-        clock: Callable[[], float] = time.monotonic,
-        on_model_lost: Callable[[], None] = lambda: None,
-    ) -> None:
-        self._sources = sources
-        self._engine = engine
-        self._store = store
-        self._settings = settings
-        self._clock = clock
-        self._on_model_lost = on_model_lost
+    sources: Sources
+    engine: Engine
+    storage: Store
+    settings: EditorSettings
+    clock: Callable[[], float] = time.monotonic
+    on_model_lost: Callable[[], None] = lambda: None
+
+    def __post_init__(self) -> None:
+        """Make the threads; none starts before its first use."""
         self._model_thread = ThreadPoolExecutor(1, thread_name_prefix="model")
         self._host_threads = ThreadPoolExecutor(8, thread_name_prefix="result")
 
@@ -89,7 +83,7 @@ class Steps:
         Raises:
             DeadlineExceeded: none are left.
         """
-        left_s = job.deadline_s - self._clock()
+        left_s = job.deadline_s - self.clock()
         if left_s <= 0:
             raise DeadlineExceeded("the job's time ran out")
         return left_s
@@ -104,7 +98,7 @@ class Steps:
         left_s = self.left_s(job)
         try:
             async with asyncio.timeout(left_s):
-                return await self._sources.load(job.request.image_url, timeout_s=left_s)
+                return await self.sources.load(job.request.image_url, timeout_s=left_s)
         except TimeoutError as error:
             raise DeadlineExceeded("the job's time ran out while its image was loaded") from error
 
@@ -120,10 +114,10 @@ class Steps:
             ModelError: as `Engine.prepare`.
         """
         self.left_s(job)
-        began_s = self._clock()
+        began_s = self.clock()
         images = [source.image for source in sources]
-        prepared = await run_in(self._host_threads, lambda: self._engine.prepare(images, params))
-        return prepared, 1000 * (self._clock() - began_s)
+        prepared = await run_in(self._host_threads, lambda: self.engine.prepare(images, params))
+        return prepared, 1000 * (self.clock() - began_s)
 
     async def edit(self, job: Job, prepared: PreparedEdit) -> EngineOutput:
         """Run the model, which the caller must have acquired.
@@ -141,17 +135,17 @@ class Steps:
         def on_step(done: int, steps: int) -> None:
             if stop.is_set():
                 raise Cancelled("the caller went away")
-            if self._clock() >= job.deadline_s:
+            if self.clock() >= job.deadline_s:
                 raise DeadlineExceeded("the job's time ran out in the middle of the edit")
             stage: Literal["denoise", "vae_decode"] = "denoise" if done < steps else "vae_decode"
             loop.call_soon_threadsafe(job.progress, Progress(stage=stage, step=done, steps=steps))
 
         job.progress(Progress(stage="condition", steps=prepared.params.steps))
-        patience_s = job.deadline_s - self._clock() + self._settings.grace_s
-        running = run_in(self._model_thread, lambda: self._engine.edit(prepared, on_step=on_step))
+        patience_s = job.deadline_s - self.clock() + self.settings.grace_s
+        running = run_in(self._model_thread, lambda: self.engine.edit(prepared, on_step=on_step))
         cancelled = await _settle(running, timeout_s=patience_s, stop=stop)
         if not running.done():
-            self._on_model_lost()
+            self.on_model_lost()
             raise cancelled or DeadlineExceeded(
                 "the model did not stop when the job's time ran out"
             )
@@ -167,15 +161,15 @@ class Steps:
             DeadlineExceeded: the job's time is over.
         """
         self.left_s(job)
-        began_s = self._clock()
+        began_s = self.clock()
         request = job.request
 
         def finish() -> bytes:
-            image = self._engine.finish(output)
+            image = self.engine.finish(output)
             return encode.encode(image, request.file_format, quality=request.output_quality)
 
         body = await run_in(self._host_threads, finish)
-        encode_ms = 1000 * (self._clock() - began_s)
+        encode_ms = 1000 * (self.clock() - began_s)
         return EncodedResult(body, encode.CONTENT_TYPES[request.file_format], encode_ms)
 
     async def store(self, job: Job, key: str, encoded: EncodedResult, meta: Meta) -> StoredResult:
@@ -185,18 +179,18 @@ class Steps:
             DeadlineExceeded: the job's time is over.
             StorageError: as `Store.put` and `Store.link`.
         """
-        began_s = self._clock()
-        timeout_s = min(self.left_s(job), self._settings.store_timeout_s)
+        began_s = self.clock()
+        timeout_s = min(self.left_s(job), self.settings.store_timeout_s)
 
         def put() -> StoredResult:
-            self._store.put(
+            self.storage.put(
                 key,
                 encoded.body,
                 content_type=encoded.content_type,
                 metadata=to_object_metadata(encoded.body, meta),
                 timeout_s=timeout_s,
             )
-            store_ms = 1000 * (self._clock() - began_s)
+            store_ms = 1000 * (self.clock() - began_s)
             return self.link(key, encoded.content_type, store_ms=store_ms)
 
         return await run_in(self._host_threads, put)
@@ -207,8 +201,8 @@ class Steps:
         Raises:
             StorageError: as `Store.link`.
         """
-        expires_in_s = self._settings.link_expires_in_s
-        link = self._store.link(key, expires_in_s=expires_in_s)
+        expires_in_s = self.settings.link_expires_in_s
+        link = self.storage.link(key, expires_in_s=expires_in_s)
         expires_at = datetime.now(UTC) + timedelta(seconds=expires_in_s)
         return StoredResult(link, key, content_type, expires_at, store_ms)
 
@@ -218,10 +212,10 @@ class Steps:
         Raises:
             StorageError: as `Store.get`.
         """
-        timeout_s = min(_FIND_TIMEOUT_S, self._settings.store_timeout_s)
+        timeout_s = min(_FIND_TIMEOUT_S, self.settings.store_timeout_s)
         return await run_in(
             self._host_threads,
-            lambda: self._store.get(key, max_bytes=_MAX_RESULT_BYTES, timeout_s=timeout_s),
+            lambda: self.storage.get(key, max_bytes=_MAX_RESULT_BYTES, timeout_s=timeout_s),
         )
 
 

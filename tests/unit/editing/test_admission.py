@@ -4,11 +4,11 @@ import pytest
 from support.fakes import Clock, settle
 
 from retouch.editing.admission import Admission
-from retouch.errors import DeadlineExceeded, Overloaded
+from retouch.errors import DeadlineExceeded, ModelLost, NotReady, Overloaded
 
 
 class Visitors:
-    """Tasks that take their turn and keep the model until they are told to go."""
+    """Tasks that acquire the model and hold it until they are released."""
 
     def __init__(self, admission: Admission) -> None:
         self._admission = admission
@@ -32,7 +32,7 @@ class Visitors:
             await self._go[name].wait()
 
 
-async def test_the_model_goes_to_one_at_a_time_in_order_of_arrival() -> None:
+async def test_one_edit_has_the_model_at_a_time_in_order_of_arrival() -> None:
     visitors = Visitors(Admission(max_queue=9))
     await visitors.come("a", "b", "c")
     assert visitors.order == ["a"]
@@ -43,7 +43,7 @@ async def test_the_model_goes_to_one_at_a_time_in_order_of_arrival() -> None:
     assert visitors.order == ["a", "b", "c"]
 
 
-async def test_who_leaves_the_queue_is_passed_over() -> None:
+async def test_a_cancelled_waiter_is_skipped() -> None:
     visitors = Visitors(Admission(max_queue=9))
     await visitors.come("a", "b", "c")
     visitors.tasks["b"].cancel()
@@ -79,33 +79,77 @@ async def test_a_timeout_of_the_edit_itself_is_not_taken_for_the_queue_s() -> No
             raise TimeoutError
 
 
-def test_the_house_holds_the_queue_and_one_more() -> None:
+def test_places_are_those_of_the_queue_and_one_more() -> None:
     admission = Admission(max_queue=1)
-    with admission.admit(), admission.admit():
-        assert admission.in_progress == 2
+    with admission.take_place(), admission.take_place():
         with pytest.raises(Overloaded, match=r"at most 1 edits wait \(MAX_QUEUE\)"):
+            admission.take_place().__enter__()
+        with pytest.raises(Overloaded):  # before its source is loaded in vain
             admission.admit().__enter__()
-        assert admission.in_progress == 2
-    assert admission.in_progress == 0
+    with admission.admit(), admission.take_place():
+        pass
 
 
 def test_without_a_queue_one_edit_has_a_place() -> None:
     admission = Admission(max_queue=0)
-    with admission.admit(), pytest.raises(Overloaded):
-        admission.admit().__enter__()
+    with admission.take_place(), pytest.raises(Overloaded):
+        admission.take_place().__enter__()
+
+
+def test_edits_that_load_their_sources_take_no_place() -> None:
+    admission = Admission(max_queue=0)
+    with admission.admit(), admission.admit():
+        assert admission.in_progress == 2
+        with admission.take_place():
+            pass
+    assert admission.in_progress == 0
 
 
 @pytest.mark.parametrize("fault", [ValueError, asyncio.CancelledError])
 def test_a_place_is_free_after_any_outcome(fault: type[BaseException]) -> None:
     admission = Admission(max_queue=0)
-    with pytest.raises(fault), admission.admit():
+    with pytest.raises(fault), admission.admit(), admission.take_place():
         raise fault
+    assert admission.in_progress == 0
+    with admission.take_place():
+        pass
+
+
+async def test_waiting_and_running_are_counted_apart() -> None:
+    admission = Admission(max_queue=9)
+    visitors = Visitors(admission)
+    await visitors.come("a", "b", "c")
+    assert (admission.running, admission.waiting) == (1, 2)
+    for name in ("a", "b", "c"):
+        await visitors.finish(name)
+    assert (admission.running, admission.waiting) == (0, 0)
+
+
+async def test_a_lost_model_ends_all_that_wait_and_come() -> None:
+    admission = Admission(max_queue=9)
+    visitors = Visitors(admission)
+    await visitors.come("hung", "b")
+    admission.lose_model()
+    await visitors.finish("hung")
+    with pytest.raises(ModelLost):
+        await visitors.tasks["b"]
+    with pytest.raises(ModelLost):
+        admission.admit().__enter__()
+
+
+async def test_closing_waits_for_edits_in_progress_and_admits_no_more() -> None:
+    admission = Admission(max_queue=9)
     with admission.admit():
-        assert admission.in_progress == 1
+        closing = asyncio.create_task(admission.close())
+        await settle()
+        assert not closing.done()
+        with pytest.raises(NotReady, match="stopping"):
+            admission.admit().__enter__()
+    await closing
 
 
 async def wait_told(admission: Admission) -> int:
-    with pytest.raises(Overloaded) as caught, admission.admit(), admission.admit():
+    with pytest.raises(Overloaded) as caught, admission.take_place(), admission.take_place():
         pytest.fail("there was a place")
     return caught.value.retry_after_s
 

@@ -279,7 +279,7 @@ def hang(house: House) -> Pause:
     return pause
 
 
-HASTY = EditorSettings(prefix="p/", job_timeout_s=0.05, grace_s=0.05)
+HASTY = EditorSettings(prefix="p/", job_timeout_s=0.5, grace_s=0.05)
 
 
 async def test_a_model_that_hangs_is_lost_after_its_grace() -> None:
