@@ -137,7 +137,8 @@ class Settings(BaseSettings):
         0, ge=0, le=1024, description="GPU memory to use; 0: what is free"
     )
     attention_backend: str = Field(
-        "native", description="attention kernel by its name in diffusers, such as flash"
+        "auto",
+        description="attention kernel: auto measures at the start; fa3, or a name in diffusers",
     )
     compile: bool = Field(False, description="slower start, faster edits of the same result")
     max_image_pixels: int = Field(

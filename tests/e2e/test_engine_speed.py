@@ -23,14 +23,38 @@ pytestmark = pytest.mark.e2e
 CPU = torch.device("cpu")
 
 
+def choose(name: str) -> attention.Attention:
+    shape = attention.AttentionShape()
+    chosen, times_ms = attention.choose_attention(
+        name, device=CPU, dtype=torch.float32, shape=shape
+    )
+    assert times_ms == {}
+    return chosen
+
+
 @pytest.mark.parametrize("name", ["native", "_native_math"])
 def test_a_backend_that_runs_is_taken(name: str) -> None:
-    attention.require_backend(name, CPU)
+    assert choose(name).name == name
+
+
+def test_without_a_gpu_nothing_is_measured() -> None:
+    assert choose("auto").name == "native"
+
+
+@pytest.mark.parametrize("name", ["native", "_native_math"])
+def test_a_backend_equals_float32_attention(name: str) -> None:
+    tensors = tuple(torch.randn(1, 300, 2, 16) for _ in range(3))
+    assert attention.measure_error(choose(name).attend, tensors) < 1e-6  # type: ignore[arg-type]
 
 
 def test_a_backend_that_fails_is_refused_by_name() -> None:
     with pytest.raises(ModelError, match="ATTENTION_BACKEND: _native_cudnn does not run here: "):
-        attention.require_backend("_native_cudnn", CPU)
+        choose("_native_cudnn")
+
+
+def test_fa3_without_its_package_is_refused_by_name() -> None:
+    with pytest.raises(ModelError, match="ATTENTION_BACKEND: fa3 does not run here: "):
+        choose("fa3")
 
 
 def test_the_library_that_xformers_needs_is_opened_before_it_is_imported() -> None:
@@ -64,22 +88,21 @@ except ModelError as error:
 
 def test_an_unknown_backend_is_refused_with_the_list() -> None:
     with pytest.raises(
-        ModelError, match=r"unknown backend fastest; known: .*flash.*native.*xformers"
+        ModelError, match=r"unknown backend fastest; known: .*auto.*fa3.*flash.*native.*xformers"
     ):
-        attention.require_backend("fastest", CPU)
+        choose("fastest")
 
 
 def test_a_backend_that_is_wrong_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     right = attention_dispatch.dispatch_attention_fn
 
     def wrong(query: Any, key: Any, value: Any, *, backend: Any) -> torch.Tensor:
-        native = attention_dispatch.AttentionBackendName.NATIVE
-        out: torch.Tensor = right(query, key, value, backend=native)
-        return out if backend == "native" else out + 0.1
+        out: torch.Tensor = right(query, key, value, backend=backend)
+        return out + 0.1
 
     monkeypatch.setattr(attention_dispatch, "dispatch_attention_fn", wrong)
-    with pytest.raises(ModelError, match="_native_math is wrong here by"):
-        attention.require_backend("_native_math", CPU)
+    with pytest.raises(ModelError, match="_native_flash is wrong here by"):
+        choose("_native_flash")
 
 
 @pytest.mark.filterwarnings("ignore")

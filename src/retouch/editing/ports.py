@@ -53,6 +53,7 @@ class EngineInfo:
     memory_plan: str
     preset: GenerationDefaults
     notes: tuple[str, ...] = ()
+    attention: str = "native"
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,6 +61,7 @@ def build_meta(
         revision=info.revision,
         dtype=info.dtype,
         memory_plan=info.memory_plan,
+        attention=info.attention,
         source=SourceMeta(
             width=source.width_px,
             height=source.height_px,

@@ -21,6 +21,7 @@ from retouch.editing.ports import (
     GenerationDefaults,
     PreparedEdit,
 )
+from retouch.engine.attention import NATIVE
 from retouch.engine.hooks import EditTimer, StepHook, StepState, run_hooks
 from retouch.engine.memory.weights import Weights
 from retouch.engine.modulation import ModulationCache
@@ -64,13 +65,14 @@ class QwenEngine:
     """`Engine` over `weights`, which it then owns; named by its preset, or else `model`.
 
     `processor` has the checkpoint's `tokenizer` and `image_processor`, `scheduler` is its scheduler
-    configuration, `pipeline` the class that its index names, and `run_block` runs a block.
+    configuration, `pipeline` the class that its index names, and `run_block` runs a block
+    with the attention kernel that `attention` names.
 
     Raises:
         ModelError: the tokenizer is not this family's.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each names a part of a checkpoint
         self,
         weights: Weights,
         *,
@@ -81,6 +83,7 @@ class QwenEngine:
         model: str,
         revision: str,
         run_block: BlockCall = run_block,
+        attention: str = NATIVE,
     ) -> None:
         self.info = EngineInfo(
             model=preset.name or model,
@@ -94,6 +97,7 @@ class QwenEngine:
                 guided=preset.guided,
             ),
             notes=preset.notes,
+            attention=attention,
         )
         self.weights = weights
         self._scheduler = scheduler

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 from torch.nn import functional
 
+from retouch.engine.attention import Attend, attend_native
 from retouch.engine.memory.weights import Weights
 from retouch.engine.modulation import ModulationTable
 
@@ -148,7 +148,7 @@ def run_block(
     angles: torch.Tensor,
     is_condition: torch.Tensor | None,
     num_output_tokens: int | None = None,
-    attention: AttentionBackendName = AttentionBackendName.NATIVE,
+    attend: Attend = attend_native,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Run one block over both streams, (1, i, dim) and (1, t, dim).
 
@@ -165,7 +165,7 @@ def run_block(
         _modulate(text, block.txt_norm1, *text_parts[:2]),
         angles,
         num_output_tokens,
-        attention,
+        attend,
     )
     if is_condition is not None:
         is_condition = is_condition[:num_output_tokens]
@@ -212,7 +212,7 @@ def _attend(
     text: torch.Tensor,
     angles: torch.Tensor,
     num_output_tokens: int | None,
-    attention: AttentionBackendName,
+    attend: Attend,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Joint attention over text and image tokens, in upstream's order: (1, i, dim), (1, t, dim).
 
@@ -234,11 +234,10 @@ def _attend(
         query = attn.to_q(image[:, :num_output_tokens]).unflatten(-1, (-1, channels))
         query_angles, count = angles[count:][:num_output_tokens], 0
     query = qk_norm(query, attn.norm_added_q, attn.norm_q, count)
-    joint: torch.Tensor = dispatch_attention_fn(
+    joint = attend(
         apply_rotary(query, query_angles).to(image.dtype),
         apply_rotary(key, angles).to(image.dtype),
         project(attn.add_v_proj, attn.to_v),
-        backend=attention,
     ).flatten(2)  # (1, t + i, h, c) -> (1, t + i, dim)
     return attn.to_out[0](joint[:, count:]), attn.to_add_out(joint[:, :count])
 

@@ -59,6 +59,7 @@ class Meta(BaseModel):
     memory_plan: str = Field(
         description="Which weights are resident, which are streamed.", examples=["resident"]
     )
+    attention: str = Field(description="Attention kernel.", examples=["fa3"])
     source: SourceMeta = Field(description="The source image.")
     timings_ms: Timings = Field(description="Milliseconds of each phase.")
     notes: list[str] = Field(

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers.models.attention_dispatch import AttentionBackendName
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit
 from PIL import Image
 
@@ -100,12 +99,12 @@ class Rig:
     def wrap(self, weights: Weights, *, compiled: bool) -> QwenEngine:
         """Make an engine over weights, with the toy model's tokenizer."""
         toy = build_tiny_pipeline()
-        if self.attention != "native":
-            attention.require_backend(self.attention, self.device)
-        run_block: transformer.BlockCall = partial(
-            transformer.run_block, attention=AttentionBackendName(self.attention)
-        )
         side = AREA_PX if self.tiny else 1024 * 1024
+        shape = attention.AttentionShape(2 * side // 256 + 512, heads=24)
+        chosen, self.notes["attention_ms"] = attention.choose_attention(
+            self.attention, device=self.device, dtype=self.dtype, shape=shape
+        )
+        run_block: transformer.BlockCall = partial(transformer.run_block, attend=chosen.attend)
         return QwenEngine(
             weights,
             processor=toy.processor,
@@ -115,6 +114,7 @@ class Rig:
             model="random",
             revision="",
             run_block=compilation.compile_block(run_block) if compiled else run_block,
+            attention=chosen.name,
         )
 
     def plan(self, modules: dict[str, Any], cap: str) -> Plan:

@@ -66,6 +66,7 @@ async def test_meta_has_the_effective_value_of_everything() -> None:
         "revision": "0",
         "dtype": "float32",
         "memory_plan": "resident",
+        "attention": "native",
         "source": {
             "width": 64,
             "height": 48,

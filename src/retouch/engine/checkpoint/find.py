@@ -29,7 +29,7 @@ class CheckpointSettings:
     dtype: str = "float16"
     cache_dir: str = ""
     gpu_memory_gib: float = 0.0
-    attention_backend: str = "native"
+    attention_backend: str = "auto"
     compile: bool = False
     hf_token: str = field(default="", repr=False)
 

@@ -1,5 +1,6 @@
 """Load a checkpoint into an engine. Importing this module imports no torch."""
 
+import logging
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -11,9 +12,15 @@ from retouch.engine.memory.plan import EditShape, FreeMemory
 from retouch.engine.memory.probe import find_device, measure_cpus, measure_free
 from retouch.engine.preset import read_preset
 from retouch.errors import ModelError
+from retouch.logs import event
+from retouch.schema import MAX_PROMPT_TOKENS
 
 if TYPE_CHECKING:
+    from retouch.engine.attention import AttentionShape
     from retouch.engine.engine import QwenEngine
+
+_log = logging.getLogger(__name__)
+_TOKEN_AREA_PX = 16 * 16
 
 
 def load(
@@ -52,29 +59,33 @@ def _load_engine(
 
     from retouch.engine import attention
 
-    attention.require_backend(settings.attention_backend, device)  # before diffusers' models
-    from diffusers.models.attention_dispatch import AttentionBackendName
-
+    preset = read_preset(folder)
+    shape = EditShape(
+        area_px=preset.area_px, condition_area_px=min(preset.condition_area_px, 1024 * 1024)
+    )
+    dtype = getattr(torch, settings.dtype if device.type == "cuda" else "float32")
+    # Before the weights take the memory, and before diffusers' models import xformers.
+    chosen, times_ms = attention.choose_attention(
+        settings.attention_backend,
+        device=device,
+        dtype=dtype,
+        shape=_read_attention_shape(folder, shape),
+    )
+    event(_log, "attention.chosen", name=chosen.name, times_ms=times_ms)
     from retouch.engine import compilation, tokenizer, transformer
     from retouch.engine.checkpoint import build
     from retouch.engine.engine import QwenEngine
 
-    preset = read_preset(folder)
     weights = build.load_weights(
         folder,
-        dtype=getattr(torch, settings.dtype if device.type == "cuda" else "float32"),
+        dtype=dtype,
         device=device,
-        shape=EditShape(
-            area_px=preset.area_px, condition_area_px=min(preset.condition_area_px, 1024 * 1024)
-        ),
+        shape=shape,
         memory=memory,
         progress=progress,
     )
     progress("processor")
-    run_block: transformer.BlockCall = partial(
-        transformer.run_block,
-        attention=AttentionBackendName(settings.attention_backend),
-    )
+    run_block: transformer.BlockCall = partial(transformer.run_block, attend=chosen.attend)
     return QwenEngine(
         weights,
         processor=tokenizer.load_processor(folder / "processor"),
@@ -84,7 +95,17 @@ def _load_engine(
         model=_public_name(settings.model_id),
         revision=compute_revision(folder),
         run_block=compilation.compile_block(run_block) if settings.compile else run_block,
+        attention=chosen.name,
     )
+
+
+def _read_attention_shape(folder: Path, shape: EditShape) -> "AttentionShape":
+    """Return the size of one joint attention: tokens of the result, the condition and a prompt."""
+    from retouch.engine.attention import AttentionShape
+
+    config = read_json(folder / "transformer" / "config.json")
+    tokens = (shape.area_px + shape.condition_area_px) // _TOKEN_AREA_PX + MAX_PROMPT_TOKENS
+    return AttentionShape(tokens, config["num_attention_heads"], config["attention_head_dim"])
 
 
 def _public_name(model_id: str) -> str:
