@@ -70,7 +70,7 @@ def redact(text: str, secrets: Iterable[str] = ()) -> str:
     return _URL.sub(lambda url: url[1] + url[2] + (f"/{REDACTED}" if url[3] else ""), text)
 
 
-class _Formatter(logging.Formatter):
+class JsonFormatter(logging.Formatter):
     """Formats records as JSON and redacts every text in them."""
 
     def __init__(self, secrets: Iterable[str]) -> None:
@@ -108,7 +108,7 @@ def install(level: str, *, secrets: Iterable[str] = ()) -> None:
     Removes the handlers that libraries installed, so call it after their imports.
     """
     handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(_Formatter(secrets))
+    handler.setFormatter(JsonFormatter(secrets))
     logging.basicConfig(level=level, handlers=[handler], force=True)
     for name in list(logging.root.manager.loggerDict):
         library = logging.getLogger(name)

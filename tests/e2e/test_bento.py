@@ -1,4 +1,4 @@
-"""The bento, of which BentoML makes the image. What takes long, the image, is left to `.ci/image`."""
+"""The bento that the image is built from; `.ci/image` builds the image itself."""
 
 import subprocess
 import sys
@@ -11,7 +11,7 @@ pytestmark = pytest.mark.e2e
 ROOT = Path(__file__).parents[2]
 
 
-def test_it_builds_and_holds_the_package_and_nothing_of_the_tests(tmp_path: Path) -> None:
+def test_the_bento_holds_the_package_and_no_tests(tmp_path: Path) -> None:
     run = subprocess.run(  # noqa: S603 - our own interpreter and options
         [sys.executable, "-m", "bentoml", "build", str(ROOT)],
         cwd=ROOT,

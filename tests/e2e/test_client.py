@@ -1,4 +1,4 @@
-"""What others make of the service: its OpenAPI document, a generated client, BentoML's own client."""
+"""Clients of the service: the OpenAPI document, a generated client, BentoML's own client."""
 
 import importlib
 import json
@@ -18,13 +18,13 @@ pytestmark = pytest.mark.e2e
 FIELDS: dict[str, Any] = {"image_url": SAMPLE_URL, "prompt": "make colors warmer", "seed": 5}
 
 
-def test_the_openapi_document_is_valid_and_of_version_3_1(local: Service) -> None:
+def test_the_openapi_document_is_valid_openapi_3_1(local: Service) -> None:
     document = local.client.get("/openapi.json").json()
     assert document["openapi"].startswith("3.1.")
     OpenAPIV31SpecValidator(document).validate()
 
 
-def test_the_document_knows_every_status_that_an_edit_was_seen_to_answer(local: Service) -> None:
+def test_the_document_lists_every_status_that_edits_returned(local: Service) -> None:
     known = local.client.get("/openapi.json").json()["paths"]["/edit"]["post"]["responses"]
     seen = {each["status"] for each in local.events("http.answered", method="POST")}
     seen.add(local.ask().status_code)
@@ -100,7 +100,7 @@ def test_a_generated_client_parses_failure_into_its_models(
 
 
 @pytest.mark.usefixtures("generated")
-def test_a_generated_client_with_a_key_gets_in(strict: Service) -> None:
+def test_a_generated_client_with_a_key_is_accepted(strict: Service) -> None:
     key = strict.client.headers["X-API-Key"]
     assert type(call(strict.url, token=key, **FIELDS).parsed).__name__ == "EditResult"
     assert call(strict.url, **FIELDS).parsed.error.details.code == "unauthorized"
@@ -119,7 +119,7 @@ print(json.dumps([answer, refusal]))
 """
 
 
-def test_bentomls_own_client_edits_and_is_told_what_is_wrong(local: Service) -> None:
+def test_bentomls_own_client_edits_and_raises_errors(local: Service) -> None:
     done = subprocess.run(  # noqa: S603 - in a process of its own, as it warns and leaves a folder
         [sys.executable, "-W", "ignore", "-c", _WITH_BENTOML, local.url, json.dumps(FIELDS)],
         env={"HOME": str(local.folder), "BENTOML_HOME": str(local.home)},

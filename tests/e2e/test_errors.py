@@ -1,4 +1,4 @@
-"""Every kind of failure over HTTP, each in the one envelope."""
+"""Every kind of failure over HTTP, each in the same envelope."""
 
 import json
 import time
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.e2e
 @pytest.mark.parametrize(
     "body", [b"{", b"", b"[]", b'"text"', b"\xff\xfe", b'{"prompt": "a"} {}', b"[" * 60_000]
 )
-def test_a_body_that_is_no_json_object_is_told_so(local: Service, body: bytes) -> None:
+def test_a_body_that_is_not_a_json_object_is_malformed(local: Service, body: bytes) -> None:
     response = local.client.post("/edit", content=body, headers=JSON)
     require_error(response, 400, "BadInput", "malformed_body")
 
@@ -50,7 +50,7 @@ def test_a_body_over_the_limit_is_refused(local: Service, excess_bytes: int, chu
 
 
 @pytest.mark.parametrize("size_bytes", [1_000_000, 20_000_000])
-def test_a_caller_that_ends_the_connection_hears_why_its_body_is_refused(
+def test_a_caller_that_closes_the_connection_gets_the_refusal_of_its_body(
     local: Service, size_bytes: int
 ) -> None:
     for _ in range(5):
@@ -62,14 +62,14 @@ def test_a_caller_that_ends_the_connection_hears_why_its_body_is_refused(
         require_error(response, 415, "BadInput", "unsupported_content_type")
 
 
-def test_a_refusal_of_a_body_that_has_come_is_not_late(local: Service) -> None:
+def test_a_complete_body_is_refused_without_delay(local: Service) -> None:
     began_s = time.monotonic()
     response = local.client.post("/edit", content=b"{", headers={**JSON, "Connection": "close"})
     require_error(response, 400, "BadInput", "malformed_body")
     assert time.monotonic() - began_s < 2
 
 
-def test_an_unknown_route_and_a_wrong_method_are_told_apart(local: Service) -> None:
+def test_an_unknown_route_and_a_wrong_method_get_different_errors(local: Service) -> None:
     require_error(local.client.get("/nothing"), 404, "BadInput", "route_not_found")
     require_error(local.client.get("/docs.json"), 404, "BadInput", "route_not_found")
     wrong = local.client.get("/edit")
@@ -78,7 +78,7 @@ def test_an_unknown_route_and_a_wrong_method_are_told_apart(local: Service) -> N
     require_error(local.client.post("/readyz"), 405, "BadInput", "method_not_allowed")
 
 
-def test_every_wrong_field_is_named_at_once_and_nothing_fetched(
+def test_every_wrong_field_is_named_at_once_and_nothing_is_fetched(
     local: Service, origin: LiveOrigin
 ) -> None:
     url = origin.offer("/never")
@@ -128,7 +128,7 @@ def test_an_image_over_a_limit_names_the_limit_and_its_setting(
     assert "MAX_IMAGE_PIXELS" in error["message"]
 
 
-def test_an_origin_that_refuses_is_told_with_its_status(local: Service, origin: LiveOrigin) -> None:
+def test_the_status_of_a_refusing_origin_is_reported(local: Service, origin: LiveOrigin) -> None:
     gone = local.ask(image_url=origin.offer("/gone", answer(status=410)))
     error = require_error(gone, 502, "DownloadFailed", "source_refused")
     assert error["details"]["origin_status"] == 410
@@ -136,12 +136,12 @@ def test_an_origin_that_refuses_is_told_with_its_status(local: Service, origin: 
     require_error(text, 400, "BadInput", "unsupported_image")
 
 
-def test_a_stream_tells_by_its_status_what_is_wrong_before_it_begins(local: Service) -> None:
+def test_errors_before_a_stream_begins_use_the_http_status(local: Service) -> None:
     response = local.ask(prompt="", headers={"Accept": "text/event-stream"})
     require_error(response, 400, "BadInput", "invalid_request")
 
 
-def test_without_a_key_nothing_but_health_pages_and_files_opens(strict: Service) -> None:
+def test_without_a_key_only_health_pages_and_files_are_served(strict: Service) -> None:
     url = strict.edit()["presigned_url"]
     with httpx.Client(base_url=strict.url, trust_env=False) as stranger:
         for path in ("/openapi.json", "/metrics", "/schema.json"):
@@ -168,7 +168,7 @@ def test_without_a_key_nothing_but_health_pages_and_files_opens(strict: Service)
         assert stranger.post("/edit", json=request(), headers=bearer).status_code == 200
 
 
-def test_a_full_queue_answers_at_once_and_says_when_to_come_again(strict: Service) -> None:
+def test_a_full_queue_answers_at_once_with_retry_after(strict: Service) -> None:
     with strict.busy(), strict.stream() as waiting:
         waiting.skip_to("progress", stage="queue")
         began = time.monotonic()

@@ -1,4 +1,4 @@
-"""The benchmark's program runs through at toy size, and what it reports holds together."""
+"""The benchmark runs at toy size, and its figures are consistent."""
 
 import json
 import os
@@ -43,7 +43,9 @@ def test_a_row_that_fails_does_not_end_the_others(report: dict[str, dict[str, An
     assert [row for row, line in report.items() if "error" in line] == ["no such row"]
 
 
-def test_what_streams_gives_the_pixels_of_what_stays(report: dict[str, dict[str, Any]]) -> None:
+def test_streamed_weights_give_the_pixels_of_resident_ones(
+    report: dict[str, dict[str, Any]],
+) -> None:
     rows = [report[name] for name in ("resident:eager", "16:eager", "8:eager", "48:eager")]
     assert len({row["pixels"] for row in rows}) == 1
     assert all(row["spread"] > 1 for row in rows), "an even image proves nothing"
@@ -63,7 +65,7 @@ def test_the_checks_pass_at_toy_size(report: dict[str, dict[str, Any]]) -> None:
     assert widen["difference"] < 1
 
 
-def test_the_plan_knows_the_full_models_sizes() -> None:
+def test_the_plan_has_the_full_models_sizes() -> None:
     dtypes = dict.fromkeys(("transformer", "vae", "text_encoder"), torch.bfloat16)
     modules = build.build_modules(full_model.make_configs(), dtypes)
     assert flatten_pipeline(**modules).sizes == FULL

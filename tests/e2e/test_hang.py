@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 from support.processes.hanging import write_sitecustomize
+from support.processes.worker_process import WorkerProcess
 from support.servers.bentoml_service import SAMPLE_URL, require_error, serving
 from support.servers.ceph_rgw import Rgw
-from support.servers.runpod_api import Platform, WorkerProcess
+from support.servers.runpod_api import Platform
 
 from retouch.lifecycle import EXIT_STATUS
 from retouch.schema import ErrorBody

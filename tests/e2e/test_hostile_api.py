@@ -1,4 +1,4 @@
-"""What no honest caller sends, against the running service; tests/bench/hostile_api.py does it at length."""
+"""Hostile requests to the running service; tests/bench/hostile_api.py sends many more."""
 
 from contextlib import suppress
 
@@ -43,7 +43,7 @@ def test_every_hostile_call_is_refused_in_order_and_leaves_no_trace(local: Servi
     assert watch.wait_until_descriptors(before + 2, 30) <= before + 2
 
 
-def test_an_endless_head_is_ended(local: Service) -> None:
+def test_an_endless_head_closes_the_connection(local: Service) -> None:
     sent_bytes = 0
     with connect(local.port) as connection, suppress(OSError):
         connection.sendall(b"GET / HTTP/1.1\r\nA: ")
@@ -53,7 +53,7 @@ def test_an_endless_head_is_ended(local: Service) -> None:
     assert sent_bytes < 16 * MIB, "what the two ends may hold between them is no more"
 
 
-def test_a_refused_request_sent_ahead_does_not_answer_for_another(local: Service) -> None:
+def test_the_refusal_of_a_pipelined_request_does_not_answer_another(local: Service) -> None:
     answer = send(local.port, Call("", post(b"{}") + get(b"/livez")))
     assert answer.status == 400
     assert b"invalid_request" in answer.body

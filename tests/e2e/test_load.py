@@ -1,4 +1,4 @@
-"""Load and soak in small: what tests/bench/load.py and soak.py do for minutes, here for seconds."""
+"""The load and soak tests of tests/bench, for seconds in place of minutes."""
 
 from collections.abc import Iterator
 
@@ -38,7 +38,7 @@ def service(tmp_path_factory: pytest.TempPathFactory, hosts: Hosts) -> Iterator[
         yield running
 
 
-async def test_under_load_every_request_gets_one_answer_and_that_is_its_own(
+async def test_under_load_every_request_gets_exactly_its_own_answer(
     service: Service, hosts: Hosts
 ) -> None:
     def stored() -> list[Stored]:

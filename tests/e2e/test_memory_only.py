@@ -1,4 +1,4 @@
-"""Nothing of an edit goes to a disk, the store aside."""
+"""No part of an edit is written to disk, except by the store."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path

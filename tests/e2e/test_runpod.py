@@ -14,18 +14,11 @@ from typing import Any
 
 import httpx
 import pytest
+from support.processes.worker_process import ROOT, WorkerProcess
 from support.servers.bentoml_service import ALL_DAY, SAMPLE, SAMPLE_URL, LiveOrigin, Service
 from support.servers.ceph_rgw import Rgw
 from support.servers.origin import answer
-from support.servers.runpod_api import (
-    API_KEY,
-    ENDPOINT,
-    ROOT,
-    WORKER_KEY,
-    Job,
-    Platform,
-    WorkerProcess,
-)
+from support.servers.runpod_api import API_KEY, ENDPOINT, WORKER_KEY, Job, Platform
 
 from retouch.client import Client
 from retouch.errors import Cancelled, InvalidRequest, SourceStatusError

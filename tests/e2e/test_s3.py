@@ -1,4 +1,4 @@
-"""The service over a real S3 server: its cache, its bucket, and the server's absence."""
+"""The service with a real S3 server: cache, bucket, and an outage of the server."""
 
 import threading
 import time
@@ -35,7 +35,7 @@ def test_twenty_edits_of_one_url_at_once_fetch_it_once(s3: Service, origin: Live
     assert origin.count("/at-once.jpg") == 1
 
 
-def test_whole_edits_send_nothing_that_backblaze_refuses(
+def test_edits_send_nothing_that_backblaze_refuses(
     tmp_path: Path, rgw: Rgw, origin: LiveOrigin
 ) -> None:
     url = origin.offer("/strict.jpg")
@@ -96,7 +96,7 @@ def pause(rgw: Rgw) -> Callable[[], None]:
 
 
 @pytest.mark.parametrize("stop", [kill, pause])
-def test_without_its_server_for_a_while_every_edit_ends_in_time_and_then_all_is_well(
+def test_during_an_outage_every_edit_ends_in_time_and_afterwards_edits_succeed(
     s3: Service, rgw: Rgw, origin: LiveOrigin, stop: Callable[[Rgw], Callable[[], None]]
 ) -> None:
     url = origin.offer(f"/{stop.__name__}.jpg")
@@ -138,7 +138,7 @@ def test_without_its_server_for_a_while_every_edit_ends_in_time_and_then_all_is_
     assert stop is pause or not lost & result_names(rgw)
 
 
-def test_a_cache_that_cannot_be_read_is_a_slow_edit_and_not_a_failed_one(
+def test_an_unreadable_cache_makes_an_edit_slow_and_does_not_fail_it(
     s3: Service, rgw: Rgw, origin: LiveOrigin
 ) -> None:
     """The source comes from its origin then; the result still needs the server."""

@@ -1,4 +1,4 @@
-"""An edit over HTTP: its answer and the link in it, with S3 settings and without."""
+"""An edit over HTTP: its answer and its link, with S3 and with the local store."""
 
 import re
 import time
@@ -63,7 +63,7 @@ PHASES = {
         ("avif", "image/avif"),
     ],
 )
-def test_an_edit_answers_with_a_link_that_opens_as_what_was_asked_for(
+def test_the_link_of_an_edit_opens_as_the_requested_format(
     either: Service, output_format: str, content_type: str
 ) -> None:
     response = either.ask(output_format=output_format, output_quality=80, width=176, height=112)
@@ -86,7 +86,7 @@ def test_an_edit_answers_with_a_link_that_opens_as_what_was_asked_for(
     assert image.size == (176, 112) == (result["meta"]["width"], result["meta"]["height"])
 
 
-def test_the_documented_example_runs_as_it_stands(either: Service, origin: LiveOrigin) -> None:
+def test_the_documented_example_runs_unchanged(either: Service, origin: LiveOrigin) -> None:
     result = either.edit(**{**EXAMPLE, "image_url": origin.offer("/image.jpg")})
     meta = result["meta"]
     for name in ("seed", "num_inference_steps", "guidance_scale", "scheduler"):
@@ -101,7 +101,7 @@ def test_the_same_seed_gives_the_same_bytes(local: Service) -> None:
     assert opened(links[0]).content == opened(links[1]).content
 
 
-def test_a_request_id_of_the_caller_is_echoed_and_names_no_object(local: Service) -> None:
+def test_the_callers_request_id_is_echoed_and_is_in_no_object_key(local: Service) -> None:
     response = local.ask(headers={"X-Request-ID": "caller-1"})
     result = response.json()["result"]
     assert response.headers["x-request-id"] == result["meta"]["request_id"] == "caller-1"

@@ -14,7 +14,7 @@ from retouch.schema import EditResult, ErrorBody
 pytestmark = pytest.mark.e2e
 
 
-def test_a_stream_tells_every_stage_and_step_and_ends_in_the_result(local: Service) -> None:
+def test_a_stream_has_every_stage_and_step_and_ends_with_the_result(local: Service) -> None:
     with local.stream(num_inference_steps=3) as events:
         assert events.response.headers["content-type"].startswith("text/event-stream")
         assert events.response.headers["cache-control"] == "no-store"
@@ -38,7 +38,7 @@ def test_a_stream_tells_every_stage_and_step_and_ends_in_the_result(local: Servi
     assert result.presigned_url.startswith(local.url)
 
 
-def test_a_stream_of_an_edit_that_fails_ends_in_the_error(
+def test_the_stream_of_a_failing_edit_ends_with_the_error(
     local: Service, origin: LiveOrigin
 ) -> None:
     with local.stream(image_url=origin.offer("/refused", answer(status=403))) as events:
@@ -94,7 +94,7 @@ def test_a_caller_that_leaves_frees_the_model_within_a_step(local: Service, leav
     assert not local.events("edit.finished", requestId=request_id)
 
 
-def test_a_caller_that_leaves_the_queue_leaves_no_gap(local: Service) -> None:
+def test_a_caller_that_leaves_the_queue_frees_its_place(local: Service) -> None:
     with local.busy(), local.stream() as waiting:
         waiting.skip_to("progress", stage="queue")
     assert local.edit()

@@ -58,13 +58,13 @@ def mutated(draw: st.DrawFn) -> bytes:
 
 @settings(max_examples=1500, deadline=None, suppress_health_check=list(HealthCheck))
 @given(mutated())
-def test_a_damaged_picture_decodes_or_is_refused(body: bytes) -> None:
+def test_a_damaged_image_decodes_or_is_refused(body: bytes) -> None:
     decode_or_refuse(body)
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.sampled_from(SAMPLES), st.data())
-def test_a_cut_picture_decodes_or_is_refused(
+def test_a_truncated_image_decodes_or_is_refused(
     sample: tuple[str, bytes], data: st.DataObject
 ) -> None:
     decode_or_refuse(sample[1][: data.draw(st.integers(0, len(sample[1])))])
@@ -106,7 +106,7 @@ def receive_or_refuse(answer: bytes) -> None:
 
 @settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=200))
-def test_any_answer_is_a_picture_or_a_refusal(answer: bytes) -> None:
+def test_any_answer_is_an_image_or_a_refusal(answer: bytes) -> None:
     receive_or_refuse(answer)
 
 
@@ -116,7 +116,7 @@ WORD = st.one_of(st.text(max_size=20), st.sampled_from(["jpeg", "broken_image", 
 
 @settings(max_examples=500, deadline=None)
 @given(st.lists(NUMBER, min_size=4, max_size=4), st.lists(WORD, max_size=4), st.integers(-3, 3))
-def test_a_lying_answer_is_a_picture_or_a_refusal(
+def test_a_false_answer_is_an_image_or_a_refusal(
     sizes: list[int], lines: list[str], off: int
 ) -> None:
     text = "\n".join(lines).encode()
@@ -126,7 +126,7 @@ def test_a_lying_answer_is_a_picture_or_a_refusal(
 
 @settings(max_examples=100, deadline=None)
 @given(mutated())
-def test_what_a_child_answers_arrives_as_it_was(body: bytes) -> None:
+def test_a_childs_answer_arrives_unchanged(body: bytes) -> None:
     answer = b"".join(sandbox_child.answer(body, LIMITS))
     assert outcome(lambda: sandbox_child.receive(reader(answer), LIMITS)) == outcome(
         lambda: decode.decode(body, LIMITS)

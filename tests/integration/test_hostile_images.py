@@ -1,4 +1,4 @@
-"""The first inputs of tests/bench/hostile_images.py, and that its judge finds what it looks for."""
+"""The first inputs of tests/bench/hostile_images.py, and a check that its judge detects faults."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.integration
 ROOT = Path(__file__).parents[2]
 
 
-def test_hostile_pictures_decode_or_are_refused_at_a_bearable_cost() -> None:
+def test_hostile_images_decode_or_are_refused_at_a_bounded_cost() -> None:
     turns = 4 * len(images.TURNS)
     program = [sys.executable, "tests/bench/hostile_images.py", "--count", str(turns)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(("src", "tests"))}

@@ -1,4 +1,4 @@
-"""The first turns of tests/bench/killed_workers.py, and that its judges see what they look for."""
+"""The first runs of tests/bench/killed_workers.py, and a check that its judges detect faults."""
 
 from io import BytesIO
 from pathlib import Path
@@ -11,13 +11,13 @@ from support.servers.ceph_rgw import Rgw
 pytestmark = pytest.mark.integration
 
 
-def test_workers_that_are_killed_leave_each_key_absent_or_whole(rgw: Rgw) -> None:
+def test_killed_workers_leave_each_key_absent_or_whole(rgw: Rgw) -> None:
     tally = kill_workers(rgw, kills=5, seed=1)
     assert tally.faults == []
     assert tally.counts["kills"] == 5
 
 
-def test_an_object_that_is_not_whole_is_seen(rgw: Rgw) -> None:
+def test_an_incomplete_object_is_detected(rgw: Rgw) -> None:
     with victims(rgw, seed=2) as at_work:
         at_work.client.put_object(
             bucket_name=rgw.bucket,
@@ -34,13 +34,13 @@ def test_an_object_that_is_not_whole_is_seen(rgw: Rgw) -> None:
         ]
 
 
-def test_writers_that_are_killed_leave_no_half_object_and_nothing_for_ever(tmp_path: Path) -> None:
+def test_killed_writers_leave_no_partial_object_and_no_lasting_draft(tmp_path: Path) -> None:
     tally = killed_folder.kill_writers(tmp_path, kills=10, seed=1)
     assert tally.faults == []
     assert tally.counts["objects judged"] > 0
 
 
-def test_what_no_sweep_finds_is_seen(tmp_path: Path) -> None:
+def test_a_file_that_no_sweep_removes_is_detected(tmp_path: Path) -> None:
     killed_folder.open_store(tmp_path)
     (tmp_path / "tmp123").write_bytes(b"left")
     tally = Tally()

@@ -7,9 +7,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from retouch.schema import EditResult
+from support.processes.worker_process import WorkerProcess
 from support.servers.bentoml_service import SAMPLE_URL
 from support.servers.ceph_rgw import Rgw
-from support.servers.runpod_api import Job, Platform, WorkerProcess
+from support.servers.runpod_api import Job, Platform
 
 LONG = {"image_url": SAMPLE_URL, "prompt": "make colors warmer", "num_inference_steps": 20}
 SHORT = LONG | {"num_inference_steps": 1}

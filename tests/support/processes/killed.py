@@ -18,10 +18,11 @@ from minio import Minio
 
 from retouch.storage.keys import result_key
 from support.images.samples import photo, saved
+from support.processes.worker_process import ROOT, WorkerProcess
 from support.servers.bentoml_service import LiveOrigin
 from support.servers.ceph_rgw import Rgw
 from support.servers.origin import answer
-from support.servers.runpod_api import ROOT, Job, Platform, WorkerProcess
+from support.servers.runpod_api import Job, Platform
 from support.servers.upload_relay import Relay
 
 SEEDS = 6

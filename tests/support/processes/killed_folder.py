@@ -20,9 +20,9 @@ import httpx
 from retouch.storage.local import DRAFT_LIFE_S, LocalStore, load_secret
 from retouch.storage.port import StoredObject
 from support.processes.killed import Tally
+from support.processes.worker_process import ROOT
 from support.servers.bentoml_service import SAMPLE, LiveOrigin, Service, started
 from support.servers.origin import answer
-from support.servers.runpod_api import ROOT
 
 BODY_BYTES = 200_000
 _SECRET_BYTES = 32

@@ -20,7 +20,8 @@ from retouch.editing.params import derive_seed
 from retouch.schema import EditResult, ErrorBody
 from support.fakes import URL
 from support.processes.sleepy_worker import SECRET, STEPS
-from support.servers.runpod_api import ROOT, Job, Platform, WorkerProcess
+from support.processes.worker_process import ROOT, WorkerProcess
+from support.servers.runpod_api import Job, Platform
 
 MAX_BYTES = 8192
 _NEVER_TOLD = (

@@ -222,7 +222,7 @@ async def test_progress_goes_through_every_stage_in_order() -> None:
 async def test_every_thread_of_an_edit_logs_under_its_request(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(caplog.handler, "formatter", logs._Formatter(()))  # noqa: SLF001 - else stdout
+    monkeypatch.setattr(caplog.handler, "formatter", logs.JsonFormatter(()))
     house = House()
     house.engine.at_step = lambda _: logging.getLogger("retouch.model").warning("in the model")
     put = house.store.put

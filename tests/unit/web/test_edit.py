@@ -135,7 +135,7 @@ async def test_a_bug_is_an_internal_error_with_its_trace_in_the_log(
 async def test_a_fault_that_quotes_the_prompt_is_logged_without_it(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(caplog.handler, "formatter", logs._Formatter(()))  # noqa: SLF001 - else stdout
+    monkeypatch.setattr(caplog.handler, "formatter", logs.JsonFormatter(()))
     request = REQUEST.model_copy(update={"prompt": " the prompt\n", "negative_prompt": "the other"})
     door = Door()
     door.house.engine.fault = ModelError("cannot do 'the prompt' without 'the other'")
