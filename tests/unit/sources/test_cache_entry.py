@@ -1,20 +1,16 @@
-import base64
 import hashlib
 from dataclasses import replace
 
 import pytest
 
-from retouch.errors import InvalidRequest, SourceTooLarge
 from retouch.sources.cache_entry import (
     CachedSource,
     is_fresh,
     read_stored,
     to_object_metadata,
 )
-from retouch.sources.data_url import decode_data_url, is_data_url
 from retouch.storage.port import StoredObject
 
-NO_BASE64 = "holds no valid base64 after its comma"
 BODY = bytes(range(256))
 ORIGINAL = CachedSource(
     body=BODY,
@@ -42,58 +38,6 @@ def test_a_copy_is_fresh_from_its_fetch_until_its_time_is_over(
     assert is_fresh(fetched_at_s, now_s, fresh_s) is fresh
 
 
-@pytest.mark.parametrize(
-    ("text", "is_one"),
-    [("data:,x", True), ("DATA:,x", True), ("https://a/", False), ("dat", False), ("data", False)],
-)
-def test_a_data_url_is_recognised_by_its_scheme(text: str, *, is_one: bool) -> None:
-    assert is_data_url(text) is is_one
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        f"data:image/png;base64,{base64.b64encode(BODY).decode()}",
-        f"DATA:;BASE64,{base64.b64encode(BODY).decode()}",
-        f"data:image/png;name=a;base64,{base64.b64encode(BODY).decode().replace('+', '%2B')}",
-        "data:;base64," + base64.encodebytes(BODY).decode().replace("=", "=\r\n\t "),
-        "data:image/png," + "".join(f"%{byte:02x}" for byte in BODY),
-    ],
-)
-def test_a_data_url_is_decoded_to_its_bytes(text: str) -> None:
-    assert decode_data_url(text, max_bytes=256) == BODY
-
-
-def test_an_empty_data_url_is_no_bytes() -> None:
-    assert decode_data_url("data:,", max_bytes=1) == b""
-
-
-@pytest.mark.parametrize(
-    ("text", "fault"),
-    [
-        ("data:image/png;base64", "must be data:[<type>][;base64],<data>"),
-        ("data:;base64,A", NO_BASE64),
-        ("data:;base64,AA=", NO_BASE64),
-        ("data:;base64,A*==", NO_BASE64),
-        ("data:;base64,ÄÄ==", NO_BASE64),
-        ("data:,\ud800", "must be data:[<type>][;base64],<data>"),
-    ],
-)
-def test_a_malformed_data_url_is_an_error_of_the_field_that_does_not_repeat_it(
-    text: str, fault: str
-) -> None:
-    with pytest.raises(InvalidRequest) as caught:
-        decode_data_url(text, max_bytes=256)
-    assert caught.value.details == {"fields": {"image_url": fault}}
-    assert caught.value.__suppress_context__ or caught.value.__context__ is None
-
-
-@pytest.mark.parametrize("kind", ["data:;base64,", "data:,"])
-def test_a_data_url_over_the_limit_is_refused_with_limit_and_setting(kind: str) -> None:
-    text = kind + (base64.b64encode(b"a" * 11).decode() if "base64" in kind else "a" * 11)
-    with pytest.raises(SourceTooLarge, match=r"10 bytes \(MAX_IMAGE_BYTES\)"):
-        decode_data_url(text, max_bytes=10)
-    assert decode_data_url(text, max_bytes=11) == b"a" * 11
 
 
 def test_a_stored_source_is_read_back_as_cached() -> None:
