@@ -18,7 +18,7 @@
     - OutOfMemory, NonFiniteResult
   + Unauthorized
     - LinkInvalid, LinkExpired
-  + Overloaded
+  + Overloaded: DownloadsFull
   + NotReady: ModelLost
   + DeadlineExceeded
   + Cancelled
@@ -287,6 +287,12 @@ class Overloaded(EditError):
         """Seconds to wait before the next attempt."""
         seconds = self.details.get("retry_after")
         return seconds if isinstance(seconds, int) else _RETRY_AFTER_S
+
+
+class DownloadsFull(Overloaded):
+    """The download was the slowest one and made room for others."""
+
+    code, status = "downloads_full", 503
 
 
 class NotReady(EditError):

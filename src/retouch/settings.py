@@ -159,6 +159,11 @@ class Settings(BaseSettings):
     edit_grace_seconds: Seconds = Field(
         15, description="seconds past its limit until an edit is hung"
     )
+    max_downloads: int = Field(64, ge=1, le=10000, description="sources loaded at once")
+    max_download_bytes: int = Field(
+        0, ge=0, le=1 << 40, description="their bytes together; 0: 33 x MAX_IMAGE_BYTES"
+    )
+    downloads_per_host: int = Field(8, ge=1, le=1000, description="connections to one origin")
     max_queue: int = Field(32, ge=0, le=10000, description="edits that may wait")
     prefetch_jobs: int = Field(
         0, ge=0, le=4, description="ignored; accepted so that old configurations start"

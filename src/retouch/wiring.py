@@ -17,6 +17,7 @@ from retouch.images import decode
 from retouch.images.sandbox import Decoder, DecoderSettings
 from retouch.logs import event
 from retouch.net.download import Downloader
+from retouch.net.download_limiter import DownloadLimiter
 from retouch.net.limits import FetchLimits
 from retouch.settings import Settings
 from retouch.sources.loader import SourceLoader, SourceSettings
@@ -102,6 +103,7 @@ def build_sources(settings: Settings, store: Store, *, exits: AsyncExitStack) ->
     downloader = Downloader(
         FetchLimits(
             max_bytes=settings.max_image_bytes,
+            max_per_host=settings.downloads_per_host,
             allowed_hosts=allowed_hosts,
         )
     )
@@ -111,6 +113,13 @@ def build_sources(settings: Settings, store: Store, *, exits: AsyncExitStack) ->
         store=store,
         fetch=downloader.fetch,
         decode=decoder.decode,
+        limiter=DownloadLimiter(
+            max_downloads=settings.max_downloads,
+            max_bytes=max(
+                settings.max_download_bytes or 33 * settings.max_image_bytes,
+                settings.max_image_bytes,
+            ),
+        ),
         settings=SourceSettings(
             prefix=settings.s3_object_prefix,
             max_bytes=settings.max_image_bytes,

@@ -5,6 +5,7 @@ import httpcore
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.servers.origin import fetch_alone
 
 from retouch.errors import EditError
 from retouch.net.download import Download, Downloader, parse_cache_control
@@ -45,7 +46,7 @@ async def fetch(answer: list[bytes]) -> Download | EditError:
         LIMITS, resolve=lambda *_: ["1.1.1.1"], network=network, ssl_context=NO_TLS
     )
     try:
-        return await fetcher.fetch(parse_url("http://a.example/"), timeout_s=5, etag='"e"')
+        return await fetch_alone(fetcher, parse_url("http://a.example/"), timeout_s=5, etag='"e"')
     except EditError as error:
         return error
 

@@ -57,11 +57,11 @@ async def test_redirects_are_followed_up_to_their_limit() -> None:
     async with internet(scripts, limits=LIMITS) as (net, origins):
         assert (await net.get("http://a.example/")).body == b"abc"
         assert b"Host: b.example" in origins["b.example"].requests[0]
-        with pytest.raises(SourceRedirectError, match="more than 3 times"):
+        with pytest.raises(SourceRedirectError, match="more than 5 times"):
             await net.get("http://loop.example/")
         with pytest.raises(SourceRedirectError, match="to nowhere"):
             await net.get("http://lost.example/")
-        assert len(origins["loop.example"].requests) == 4
+        assert len(origins["loop.example"].requests) == 6
 
 
 @pytest.mark.parametrize("status", [502, 503, 504])

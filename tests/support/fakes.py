@@ -24,6 +24,7 @@ from retouch.editing.steps import EditorSettings, Steps
 from retouch.errors import EditError, SourceStatusError, StorageError
 from retouch.images import decode
 from retouch.net.download import Download
+from retouch.net.download_limiter import DownloadLimiter, Place
 from retouch.net.url import SourceUrl
 from retouch.schema import EditRequest
 from retouch.sources.loader import SourceLoader, SourceSettings
@@ -98,7 +99,13 @@ class FakeOrigin:
         self.is_open.set()
 
     async def fetch(
-        self, url: SourceUrl, *, timeout_s: float, etag: str | None, last_modified: str | None
+        self,
+        url: SourceUrl,
+        *,
+        timeout_s: float,
+        place: Place,
+        etag: str | None,
+        last_modified: str | None,
     ) -> Download:
         assert timeout_s > 0
         self.asked.append(Asked(url.canonical, etag, last_modified))
@@ -113,6 +120,8 @@ class FakeOrigin:
         if page is None:
             raise SourceStatusError("not here", details={"origin_status": 404}, host=url.host)
         is_current = etag is not None and etag == page.etag
+        if not is_current:
+            place.hold(len(page.body))
         return Download(
             body=None if is_current else page.body,
             etag=page.etag,
@@ -291,12 +300,14 @@ def build_test_sources(
     *,
     decoder: FakeDecoder | None = None,
     now: Callable[[], float] | None = None,
+    limiter: DownloadLimiter | None = None,
     settings: SourceSettings | None = None,
 ) -> SourceLoader:
     return SourceLoader(
         store=store,
         fetch=origin.fetch,
         decode=(decoder or FakeDecoder()).decode,
+        limiter=limiter or DownloadLimiter(),
         settings=settings or SourceSettings(prefix="p/"),
         now=now or Clock(),
     )

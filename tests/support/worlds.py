@@ -8,6 +8,7 @@ import pytest
 
 from retouch.editing.ports import Source
 from retouch.errors import EditError
+from retouch.net.download_limiter import DownloadLimiter
 from retouch.schema import EditRequest, EditResult, Progress
 from retouch.sources.loader import SourceSettings
 from support.fakes import (
@@ -33,11 +34,14 @@ KEY = f"p/sources/v1/{ID[:2]}/{ID}"
 class World:
     """Sources with all they reach. `restart` forgets what was in memory and keeps the store."""
 
-    def __init__(self, page: Page | None = None, **settings: Any) -> None:
+    def __init__(
+        self, page: Page | None = None, *, limiter: DownloadLimiter | None = None, **settings: Any
+    ) -> None:
         self.origin = FakeOrigin({URL: page or Page()})
         self.store = FakeStore()
         self.decoder = FakeDecoder()
         self.clock = Clock(1_000_000.0)
+        self._limiter = limiter
         self._settings = SourceSettings(prefix="p/", **settings)
         self.restart()
 
@@ -47,6 +51,7 @@ class World:
             self.store,
             decoder=self.decoder,
             now=self.clock,
+            limiter=self._limiter,
             settings=self._settings,
         )
 

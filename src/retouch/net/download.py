@@ -30,6 +30,7 @@ from retouch.errors import (
     SourceTooLarge,
 )
 from retouch.net.connect import Connector, Resolve, map_errors, resolve_host
+from retouch.net.download_limiter import Place
 from retouch.net.http1 import Exchange, Headers
 from retouch.net.limits import FetchLimits
 from retouch.net.url import SourceUrl, require_port, resolve_redirect
@@ -88,19 +89,37 @@ def parse_cache_control(value: str, *, age: str = "") -> tuple[int | None, bool]
 
 
 class ConnectionLimiter:
-    """Bounds connections, per host and in all. Waiting for one host does not delay another."""
+    """Bounds the connections to each host. Waiting for one host does not delay another."""
 
-    def __init__(self, total: int, *, per_host: int) -> None:
+    def __init__(self, *, per_host: int) -> None:
         self._per_host = per_host
-        self._all = asyncio.Semaphore(total)
         self._hosts: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
 
     @contextlib.asynccontextmanager
     async def acquire(self, host: str) -> AsyncIterator[None]:
         """Wait for a free connection to `host` and hold it for the length of the `with`."""
-        of_host = self._hosts.setdefault(host, asyncio.Semaphore(self._per_host))
-        async with of_host, self._all:
+        async with self._hosts.setdefault(host, asyncio.Semaphore(self._per_host)):
             yield
+
+
+class _Chain:
+    """The requests of one download: what they share, and what is left of the origin's time."""
+
+    def __init__(self, place: Place, left_s: float, conditions: Headers) -> None:
+        self.place = place
+        self.conditions = conditions
+        self._left_s = left_s
+
+    @contextlib.asynccontextmanager
+    async def origin_time(self) -> AsyncIterator[None]:
+        """Count what is inside as the origin's time. Raises TimeoutError when it is used up."""
+        now = asyncio.get_running_loop().time
+        began_s = now()
+        try:
+            async with self.place.origin_time(self._left_s):
+                yield
+        finally:
+            self._left_s -= now() - began_s
 
 
 class Downloader:
@@ -115,9 +134,7 @@ class Downloader:
         ssl_context: ssl.SSLContext | None = None,
     ) -> None:
         self._limits = limits
-        self._connections = ConnectionLimiter(
-            limits.max_fetches, per_host=limits.max_fetches_per_host
-        )
+        self._connections = ConnectionLimiter(per_host=limits.max_per_host)
         self._connector = Connector(
             limits, resolve=resolve, network=network, ssl_context=ssl_context
         )
@@ -127,62 +144,65 @@ class Downloader:
         url: SourceUrl,
         *,
         timeout_s: float,
+        place: Place,
         etag: str | None = None,
         last_modified: str | None = None,
     ) -> Download:
-        """GET `url` within `timeout_s` and the limits, including the wait for a connection.
+        """GET `url` within the limits and `timeout_s` of the origin's time.
 
-        With `etag` or `last_modified` the origin may answer that nothing changed.
+        Waiting for a connection that the limits allow is not the origin's time. With `etag` or
+        `last_modified` the origin may answer that nothing changed.
 
         Raises:
             InvalidRequest: the port is not allowed.
             SourceTooLarge: the body is over `max_bytes`.
             DownloadFailed: any other failure of the origin, as its subclass `Source…`.
+            Overloaded: the body did not fit beside those of other downloads, or made room for them.
         """
-        conditions = _conditions(etag, last_modified)
         require_port(url, allowed_hosts=self._limits.allowed_hosts)
+        chain = _Chain(place, timeout_s, _conditions(etag, last_modified))
         try:
-            async with asyncio.timeout(timeout_s):
-                try:
-                    return await self._follow(url, conditions)
-                except SourceConnectFailed:
-                    pass
-                except SourceServerError as error:
-                    if error.details["origin_status"] not in _TRANSIENT:
-                        raise
-                await asyncio.sleep(_RETRY_PAUSE_S)
-                return await self._follow(url, conditions)
+            try:
+                return await self._follow(url, chain)
+            except SourceConnectFailed:
+                pass
+            except SourceServerError as error:
+                if error.details["origin_status"] not in _TRANSIENT:
+                    raise
+            await asyncio.sleep(_RETRY_PAUSE_S)
+            return await self._follow(url, chain)
         except TimeoutError as error:
             text = f"the image did not arrive within {timeout_s:g} s (SOURCE_TIMEOUT_SECONDS)"
             raise SourceTimedOut(text, host=url.host) from error
 
-    async def _follow(self, url: SourceUrl, conditions: Headers) -> Download:
+    async def _follow(self, url: SourceUrl, chain: _Chain) -> Download:
         for _ in range(self._limits.max_redirects + 1):
-            answer = await self._get(url, conditions)
+            answer = await self._get(url, chain)
             if isinstance(answer, Download):
                 return answer
             url = answer
         text = f"image_url redirects more than {self._limits.max_redirects} times"
         raise SourceRedirectError(text, host=url.host)
 
-    async def _get(self, url: SourceUrl, conditions: Headers) -> Download | SourceUrl:
+    async def _get(self, url: SourceUrl, chain: _Chain) -> Download | SourceUrl:
         """Make one request on a connection of its own; return the download or the next URL."""
-        headers = [(b"Host", url.authority.encode()), *_HEADERS, *conditions]
-        with map_errors(url.host):
-            async with self._connections.acquire(url.host), self._connector.connect(url) as stream:
-                exchange = Exchange(stream)
-                response = await exchange.get(url.target, headers)
-                if response.status_code in _REDIRECTS:
-                    return self._redirect(url, response)
-                return await self._read_response(url.host, exchange, response, bool(conditions))
+        headers = [(b"Host", url.authority.encode()), *_HEADERS, *chain.conditions]
+        async with self._connections.acquire(url.host), chain.origin_time():
+            with map_errors(url.host):
+                async with self._connector.connect(url) as stream:
+                    exchange = Exchange(stream)
+                    response = await exchange.get(url.target, headers)
+                    if response.status_code in _REDIRECTS:
+                        return self._redirect(url, response)
+                    return await self._read_response(url.host, exchange, response, chain)
 
     async def _read_response(
-        self, host: str, exchange: Exchange, response: h11.Response, conditional: bool
+        self, host: str, exchange: Exchange, response: h11.Response, chain: _Chain
     ) -> Download:
         body = None
         if response.status_code == HTTPStatus.OK:
-            body = await self._read_body(host, exchange, response)
-        elif not (response.status_code == HTTPStatus.NOT_MODIFIED and conditional):
+            body = await self._read_body(host, exchange, response, chain.place)
+        elif not (response.status_code == HTTPStatus.NOT_MODIFIED and chain.conditions):
             raise _status_error(response.status_code, host)
         max_age_s, storable = parse_cache_control(
             _header(response, b"cache-control"), age=_header(response, b"age")
@@ -208,7 +228,9 @@ class Downloader:
             raise SourceRedirectError(text, host=url.host) from error
         return target
 
-    async def _read_body(self, host: str, exchange: Exchange, response: h11.Response) -> bytes:
+    async def _read_body(
+        self, host: str, exchange: Exchange, response: h11.Response, place: Place
+    ) -> bytes:
         """Read the body and count its bytes; hold no more than `max_bytes` and one read."""
         limit = self._limits.max_bytes
         if _header(response, b"content-encoding").lower() not in {"", "identity"}:
@@ -228,6 +250,7 @@ class Downloader:
                 raise _too_large(limit, host)
             if pieces > _MANY_PIECES and size < pieces * _MIN_PIECE_BYTES:
                 raise SourceProtocolError("the image comes in needlessly small pieces", host=host)
+            place.hold(len(piece))
             body.write(piece)
         body.truncate()
         return body.getvalue()

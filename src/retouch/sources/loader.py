@@ -28,6 +28,7 @@ from retouch.errors import (
 from retouch.images.decode import Decoded
 from retouch.logs import event
 from retouch.net.download import Download
+from retouch.net.download_limiter import DownloadLimiter, Place
 from retouch.net.url import SourceUrl, parse_url
 from retouch.sources.cache_entry import (
     CachedSource,
@@ -44,6 +45,7 @@ T = TypeVar("T")
 _log = logging.getLogger(__name__)
 _MIN_FRESH_S, _MAX_FRESH_S = 60, 7 * 86400
 _REMEMBERED = 4096
+_MAX_PENDING_WRITES = 16
 _REFUSED_FOR_S, _TRANSIENT_FOR_S = 60.0, 10.0
 _STALE_NOTE = "the origin could not be asked: an older copy was used"
 
@@ -52,7 +54,13 @@ class Fetch(Protocol):
     """Downloads from an origin; `Downloader.fetch` implements it."""
 
     async def __call__(
-        self, url: SourceUrl, *, timeout_s: float, etag: str | None, last_modified: str | None
+        self,
+        url: SourceUrl,
+        *,
+        timeout_s: float,
+        place: Place,
+        etag: str | None,
+        last_modified: str | None,
     ) -> Download:
         """Return the body, or none if the version with these validators is still current."""
         ...
@@ -94,6 +102,7 @@ class SourceLoader:
         store: Store,
         fetch: Fetch,
         decode: Decode,
+        limiter: DownloadLimiter,
         settings: SourceSettings,
         now: Callable[[], float] = time.time,
     ) -> None:
@@ -102,7 +111,12 @@ class SourceLoader:
         self._decode = decode
         self._settings = settings
         self._now = now
-        self._threads = ThreadPoolExecutor(8, thread_name_prefix="source")
+        self._limiter = limiter
+        # Apart, so that slow cache writes delay no cache read and a slow store no data: URL. Places
+        # bound what waits for the first two, `_MAX_PENDING_WRITES` what waits for the third.
+        self._compute = ThreadPoolExecutor(2, thread_name_prefix="source-compute")
+        self._reads = ThreadPoolExecutor(8, thread_name_prefix="source-read")
+        self._writes = ThreadPoolExecutor(4, thread_name_prefix="source-write")
         self._loads: SingleFlight[Source] = SingleFlight()
         self._storing: dict[str, Source] = {}
         self._failures: TLRUCache[str, _Failure] = TLRUCache(
@@ -121,19 +135,24 @@ class SourceLoader:
 
     def close(self) -> None:
         """Let running cache writes end and take no more. Blocks."""
-        self._threads.shutdown()
+        for threads in (self._compute, self._reads, self._writes):
+            threads.shutdown()
 
     async def source_id(self, image_url: str) -> str:
         """Hash the canonical URL, or the bytes of a data: URL."""
         if is_data_url(image_url):
-            return (await self._in_thread(partial(self._read_data_url, image_url))).sha256
+            return (await self._read_data_url(image_url)).sha256
         return _hash_url(parse_url(image_url))
 
     async def load(self, image_url: str, *, timeout_s: float) -> Source:
         """Return the picture; concurrent calls for one URL share one cache read and one download."""
         if is_data_url(image_url):
-            found = await self._in_thread(partial(self._read_data_url, image_url))
-            return await self._decode_source(found.sha256, found, fetch_ms=0.0, timeout_s=timeout_s)
+            with self._limiter.admit() as place:
+                found = await self._read_data_url(image_url)
+                place.hold(len(found.body))
+                return await self._decode_source(
+                    found.sha256, found, fetch_ms=0.0, timeout_s=timeout_s
+                )
         url = parse_url(image_url)
         source_id = _hash_url(url)
         failure = self._failures.get(source_id)
@@ -143,19 +162,22 @@ class SourceLoader:
             return replace(source, cached=True, fetch_ms=0.0, decode_ms=0.0)
         return await self._loads.do(source_id, partial(self._load_url, url, source_id))
 
-    def _read_data_url(self, image_url: str) -> CachedSource:
-        body = decode_data_url(image_url, max_bytes=self._settings.max_bytes)
-        return CachedSource(body, _hash(body))
+    async def _read_data_url(self, image_url: str) -> CachedSource:
+        def read() -> CachedSource:
+            body = decode_data_url(image_url, max_bytes=self._settings.max_bytes)
+            return CachedSource(body, _hash(body))
+
+        return await _in_thread(self._compute, read)
 
     async def _load_url(self, url: SourceUrl, source_id: str) -> Source:
         began = time.perf_counter()
         try:
-            found = await self._find(url, source_id)
-            fetch_ms = 1000 * (time.perf_counter() - began)
-            timeout_s = self._settings.timeout_s
-            source = await self._decode_source(
-                source_id, found, fetch_ms=fetch_ms, timeout_s=timeout_s
-            )
+            with self._limiter.admit() as place:
+                found = await self._find(url, source_id, place)
+                fetch_ms = 1000 * (time.perf_counter() - began)
+                source = await self._decode_source(
+                    source_id, found, fetch_ms=fetch_ms, timeout_s=self._settings.timeout_s
+                )
         except (BadInput, DownloadFailed) as error:
             is_transient = isinstance(error, DownloadFailed) and error.is_transient
             for_s = _TRANSIENT_FOR_S if is_transient else _REFUSED_FOR_S
@@ -185,7 +207,7 @@ class SourceLoader:
             notes=(*decoded.notes, *([_STALE_NOTE] if found.stale else [])),
         )
 
-    async def _find(self, url: SourceUrl, source_id: str) -> CachedSource:
+    async def _find(self, url: SourceUrl, source_id: str, place: Place) -> CachedSource:
         """Return the bytes to use: a fresh copy, what the origin sends, or a stale copy."""
         cache_fault: StorageError | None = None
         cached: CachedSource | None = None
@@ -195,6 +217,7 @@ class SourceLoader:
             cache_fault = error
             event(_log, "cache.failed", level=logging.WARNING, code=error.code, **error.context)
         if cached is not None:
+            place.hold(len(cached.body))
             since_s, fresh_s = max(
                 (cached.fetched_at_s, cached.fresh_s), self._confirmed.get(source_id, (0.0, 0))
             )
@@ -204,7 +227,7 @@ class SourceLoader:
             if source_id in self._failures:  # the origin failed a moment ago: do not wait again
                 return replace(cached, stale=True)
         try:
-            return await self._ask_origin(url, source_id, cached)
+            return await self._ask_origin(url, source_id, cached, place)
         except DownloadFailed as error:
             if cached is not None and error.is_transient:
                 self._failures[source_id] = _Failure(_copy(error), _TRANSIENT_FOR_S, has_copy=True)
@@ -216,11 +239,12 @@ class SourceLoader:
             raise
 
     async def _ask_origin(
-        self, url: SourceUrl, source_id: str, cached: CachedSource | None
+        self, url: SourceUrl, source_id: str, cached: CachedSource | None, place: Place
     ) -> CachedSource:
         download = await self._fetch(
             url,
             timeout_s=self._settings.timeout_s,
+            place=place,
             etag=cached.etag if cached else None,
             last_modified=cached.last_modified if cached else None,
         )
@@ -236,7 +260,7 @@ class SourceLoader:
         max_age_s = self._settings.ttl_s if download.max_age_s is None else download.max_age_s
         return CachedSource(
             body=download.body,
-            sha256=await self._in_thread(partial(_hash, download.body)),
+            sha256=await _in_thread(self._compute, partial(_hash, download.body)),
             fetched_at_s=now_s,
             fresh_s=_bound(max_age_s),
             etag=download.etag,
@@ -251,11 +275,18 @@ class SourceLoader:
             max_bytes=self._settings.max_bytes,
             timeout_s=self._settings.timeout_s,
         )
-        stored = await self._in_thread(get)
-        return None if stored is None else read_stored(stored)
+
+        def read() -> CachedSource | None:
+            stored = get()
+            return None if stored is None else read_stored(stored)
+
+        return await _in_thread(self._reads, read)
 
     def _keep(self, source_id: str, found: CachedSource, source: Source) -> None:
         """Start the cache write; until it is done, further callers get `source`."""
+        if len(self._storing) >= _MAX_PENDING_WRITES:  # each holds a body and a decoded image
+            event(_log, "cache.not_kept", level=logging.WARNING, code="too_many_writes")
+            return
         self._storing[source_id] = source
         put = partial(
             self._store.put,
@@ -265,7 +296,7 @@ class SourceLoader:
             metadata=to_object_metadata(found),
             timeout_s=self._settings.timeout_s,
         )
-        running = asyncio.ensure_future(self._in_thread(put))
+        running = asyncio.ensure_future(_in_thread(self._writes, put))
 
         def finish(done: asyncio.Future[None]) -> None:
             self._storing.pop(source_id, None)
@@ -277,9 +308,10 @@ class SourceLoader:
 
         running.add_done_callback(finish)
 
-    async def _in_thread(self, call: Callable[[], T]) -> T:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, copy_context().run, call)
+
+async def _in_thread(threads: ThreadPoolExecutor, call: Callable[[], T]) -> T:
+    loop = asyncio.get_running_loop()
+    return await loop.run_in_executor(threads, copy_context().run, call)
 
 
 def _bound(fresh_s: int) -> int:

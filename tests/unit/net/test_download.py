@@ -3,6 +3,7 @@ import ssl
 
 import httpcore
 import pytest
+from support.servers.origin import fetch_alone
 
 from retouch.errors import (
     DownloadFailed,
@@ -30,7 +31,7 @@ async def fetch(*answer: bytes, etag: str | None = None) -> Download:
     fetcher = Downloader(
         LIMITS, resolve=lambda *_: ["1.1.1.1"], network=network, ssl_context=NO_TLS
     )
-    return await fetcher.fetch(URL, timeout_s=5, etag=etag)
+    return await fetch_alone(fetcher, URL, timeout_s=5, etag=etag)
 
 
 def head(status: int, *headers: str) -> bytes:
@@ -134,7 +135,7 @@ async def test_exactly_the_limit_passes_and_one_byte_more_does_not() -> None:
 async def test_another_port_is_refused_before_a_lookup() -> None:
     fetcher = Downloader(LIMITS, resolve=lambda *_: pytest.fail("looked up"), ssl_context=NO_TLS)
     with pytest.raises(InvalidRequest):
-        await fetcher.fetch(parse_url("http://pictures.example:22/"), timeout_s=5)
+        await fetch_alone(fetcher, parse_url("http://pictures.example:22/"), timeout_s=5)
 
 
 @pytest.mark.parametrize(
@@ -202,24 +203,14 @@ class Clients:
 
 
 async def test_waiting_for_one_host_does_not_delay_another() -> None:
-    clients = Clients(ConnectionLimiter(3, per_host=2))
+    clients = Clients(ConnectionLimiter(per_host=2))
     await clients.connect("a", "a", "a", "a", "b")
     assert clients.connected == ["a", "a", "b"]
     await clients.disconnect()
 
 
-async def test_all_connections_together_are_bounded_and_first_come_is_first_served() -> None:
-    clients = Clients(ConnectionLimiter(2, per_host=2))
-    await clients.connect("a", "b", "c", "d")
-    assert clients.connected == ["a", "b"]
-    clients.tasks[0].cancel()
-    await settle()
-    assert clients.connected == ["b", "c"]
-    await clients.disconnect()
-
-
 async def test_a_cancelled_wait_takes_no_connection() -> None:
-    clients = Clients(ConnectionLimiter(2, per_host=1))
+    clients = Clients(ConnectionLimiter(per_host=1))
     await clients.connect("a", "a", "a")
     clients.tasks[1].cancel()
     clients.tasks[0].cancel()
