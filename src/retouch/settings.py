@@ -150,6 +150,15 @@ class Settings(BaseSettings):
         le=604800,
         description="seconds that a cached source is fresh if its origin does not say",
     )
+    source_max_stale_seconds: int = Field(
+        86400,
+        ge=0,
+        le=604800,
+        description="seconds that a stale copy may answer while its origin is down",
+    )
+    source_user_agent: str = Field(
+        "", pattern=r"^[ -~]*$", max_length=512, description="User-Agent of downloads"
+    )
     allowed_source_hosts: CommaList[HostPort] = Field(
         (), description="host:port entries that may be fetched whatever their address"
     )

@@ -124,6 +124,7 @@ def build_sources(settings: Settings, store: Store, *, exits: AsyncExitStack) ->
             prefix=settings.s3_object_prefix,
             max_bytes=settings.max_image_bytes,
             ttl_s=settings.source_ttl_seconds,
+            max_stale_s=settings.source_max_stale_seconds,
             timeout_s=min(settings.source_timeout_seconds, settings.timeout_seconds),
         ),
     )

@@ -62,6 +62,7 @@ class Sharing(RuleBasedStateMachine):
             limiter=DownloadLimiter(),
             settings=SourceSettings(),
             now=self.clock,
+            clock=self.clock,
         )
         self.waiting: dict[str, list[asyncio.Task[Source]]] = {url: [] for url in URLS}
         self.fetches = 0

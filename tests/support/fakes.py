@@ -83,6 +83,7 @@ class Page:
     last_modified: str | None = None
     max_age_s: int | None = None
     storable: bool = True
+    heuristic_s: int | None = None
 
 
 @dataclass
@@ -128,6 +129,7 @@ class FakeOrigin:
             last_modified=page.last_modified,
             max_age_s=page.max_age_s,
             storable=page.storable,
+            heuristic_s=page.heuristic_s,
         )
 
 
@@ -300,6 +302,7 @@ def build_test_sources(
     *,
     decoder: FakeDecoder | None = None,
     now: Callable[[], float] | None = None,
+    clock: Callable[[], float] | None = None,
     limiter: DownloadLimiter | None = None,
     settings: SourceSettings | None = None,
 ) -> SourceLoader:
@@ -310,6 +313,7 @@ def build_test_sources(
         limiter=limiter or DownloadLimiter(),
         settings=settings or SourceSettings(prefix="p/"),
         now=now or Clock(),
+        clock=clock or now or Clock(),
     )
 
 

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -41,6 +42,7 @@ class World:
         self.store = FakeStore()
         self.decoder = FakeDecoder()
         self.clock = Clock(1_000_000.0)
+        self.monotonic: Callable[[], float] = self.clock
         self._limiter = limiter
         self._settings = SourceSettings(prefix="p/", **settings)
         self.restart()
@@ -51,12 +53,13 @@ class World:
             self.store,
             decoder=self.decoder,
             now=self.clock,
+            clock=self.monotonic,
             limiter=self._limiter,
             settings=self._settings,
         )
 
-    async def load(self, url: str = URL) -> Source:
-        return await self.sources.load(url, timeout_s=5)
+    async def load(self, url: str = URL, **options: Any) -> Source:
+        return await self.sources.load(url, timeout_s=5, **options)
 
     async def fill(self) -> Source:
         """Load once, and wait until the cache has it."""

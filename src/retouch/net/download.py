@@ -6,10 +6,10 @@ No connection is reused, no proxy is taken from the environment and no body is d
 import asyncio
 import contextlib
 import io
-import re
 import ssl
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from functools import partial
 from http import HTTPStatus
 from weakref import WeakValueDictionary
 
@@ -31,6 +31,7 @@ from retouch.errors import (
 )
 from retouch.net.connect import Connector, Resolve, map_errors, resolve_host
 from retouch.net.download_limiter import Place
+from retouch.net.freshness import heuristic_lifetime_s, read_freshness
 from retouch.net.http1 import Exchange, Headers
 from retouch.net.limits import FetchLimits
 from retouch.net.url import SourceUrl, require_port, resolve_redirect
@@ -40,7 +41,6 @@ _MANY_PIECES = 1024
 _RETRY_PAUSE_S = 0.25
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _TRANSIENT = frozenset({502, 503, 504})
-_DIRECTIVE = re.compile(r'([a-z0-9_-]+)(?:\s*=\s*(?:"([^"]*)"|([^\s,]*)))?')
 _MAX_VALUE = 1024
 _HEADERS = [
     (b"User-Agent", f"retouch/{__version__}".encode()),
@@ -48,7 +48,6 @@ _HEADERS = [
     (b"Accept-Encoding", b"identity"),
     (b"Connection", b"close"),
 ]
-_FOREVER_S = 2**31  # RFC 9111, section 1.2.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +55,8 @@ class Download:
     """An origin's response. `body` is None if it said that nothing changed (304).
 
     `etag` and `last_modified` are printable ASCII. `max_age_s` is how much longer the origin calls
-    the body fresh, None where it does not say; `storable` whether a shared cache may keep it.
+    the body fresh, None where it does not say; `heuristic_s` is a guess for that case, from the
+    date of its last change; `storable` whether a shared cache may keep it.
     """
 
     body: bytes | None = field(repr=False)
@@ -64,28 +64,7 @@ class Download:
     last_modified: str | None
     max_age_s: int | None
     storable: bool
-
-
-def parse_cache_control(value: str, *, age: str = "") -> tuple[int | None, bool]:
-    """Return how long a shared cache may keep a response, in seconds, and whether it may at all.
-
-    A lifetime that cannot be read counts as stale (RFC 9111, section 4.2.1).
-
-    >>> parse_cache_control("public, max-age=600", age="60")
-    (540, True)
-    >>> parse_cache_control("private")
-    (None, False)
-    """
-    directives: dict[str, str] = {}
-    for name, quoted, plain in _DIRECTIVE.findall(value.lower()):
-        directives.setdefault(name, quoted or plain)
-    storable = directives.keys().isdisjoint({"no-store", "private"})
-    if "no-cache" in directives:
-        return 0, storable
-    lifetime = directives.get("s-maxage", directives.get("max-age"))
-    if lifetime is None:
-        return None, storable
-    return max(0, _read_seconds(lifetime) - _read_seconds(age)), storable
+    heuristic_s: int | None = None
 
 
 class ConnectionLimiter:
@@ -204,15 +183,15 @@ class Downloader:
             body = await self._read_body(host, exchange, response, chain.place)
         elif not (response.status_code == HTTPStatus.NOT_MODIFIED and chain.conditions):
             raise _status_error(response.status_code, host)
-        max_age_s, storable = parse_cache_control(
-            _header(response, b"cache-control"), age=_header(response, b"age")
-        )
+        header = partial(_header, response)
+        max_age_s, storable = read_freshness(header)
         return Download(
             body=body,
-            etag=_plain(_header(response, b"etag")),
-            last_modified=_plain(_header(response, b"last-modified")),
+            etag=_plain(header(b"etag")),
+            last_modified=_plain(header(b"last-modified")),
             max_age_s=max_age_s,
             storable=storable,
+            heuristic_s=heuristic_lifetime_s(header),
         )
 
     def _redirect(self, url: SourceUrl, response: h11.Response) -> SourceUrl:
@@ -283,9 +262,3 @@ def _header(response: h11.Response, name: bytes) -> str:
 
 def _plain(text: str) -> str | None:
     return text if 0 < len(text) <= _MAX_VALUE and text.isascii() and text.isprintable() else None
-
-
-def _read_seconds(text: str) -> int:
-    if not (text.isascii() and text.isdigit()):
-        return 0
-    return min(int(text[:20]), _FOREVER_S)

@@ -5,8 +5,9 @@ import pytest
 
 from retouch.sources.cache_entry import (
     CachedSource,
-    is_fresh,
+    lifetime_s,
     read_stored,
+    stale_for_s,
     to_object_metadata,
 )
 from retouch.storage.port import StoredObject
@@ -23,21 +24,42 @@ ORIGINAL = CachedSource(
 
 
 @pytest.mark.parametrize(
-    ("fetched_at_s", "now_s", "fresh_s", "fresh"),
+    ("fetched_at_s", "now_s", "fresh_s", "stale_s"),
     [
-        (100, 100, 60, True),
-        (100, 159.9, 60, True),
-        (100, 160, 60, False),
-        (100, 99.9, 60, False),
-        (100, 100, 0, False),
+        (100, 100, 60, -60),
+        (100, 159, 60, -1),
+        (100, 160, 60, 0),
+        (100, 170, 60, 10),
+        (100, 99, 60, 0),
+        (100, 100, 0, 0),
     ],
 )
-def test_a_copy_is_fresh_from_its_fetch_until_its_time_is_over(
-    fetched_at_s: float, now_s: float, fresh_s: float, *, fresh: bool
+def test_a_copy_is_fresh_from_its_download_for_its_lifetime(
+    fetched_at_s: float, now_s: float, fresh_s: float, stale_s: float
 ) -> None:
-    assert is_fresh(fetched_at_s, now_s, fresh_s) is fresh
+    assert stale_for_s(fetched_at_s, now_s, fresh_s) == stale_s
 
 
+@pytest.mark.parametrize(
+    ("max_age_s", "heuristic_s", "has_validators", "expected_s"),
+    [
+        (None, None, True, 3600),
+        (None, None, False, 3600),
+        (None, 40, True, 40),
+        (None, 0, True, 0),
+        (None, 10**6, True, 3600),
+        (0, None, True, 0),
+        (0, None, False, 60),
+        (59, 7, False, 60),
+        (61, 7, False, 61),
+        (10**9, None, True, 604800),
+    ],
+)
+def test_a_lifetime_is_the_origins_within_bounds(
+    max_age_s: int | None, heuristic_s: int | None, *, has_validators: bool, expected_s: int
+) -> None:
+    found = lifetime_s(max_age_s, heuristic_s, ttl_s=3600, has_validators=has_validators)
+    assert found == expected_s
 
 
 def test_a_stored_source_is_read_back_as_cached() -> None:
