@@ -9,7 +9,8 @@
       DecodeLimitExceeded
   + DownloadFailed: the origin did not deliver the image
     - SourceUnreachable: SourceUnresolved
-    - SourceConnectFailed, SourceTimedOut, SourceStatusError, SourceServerError,
+    - SourceConnectFailed: SourceCertificateInvalid
+    - SourceTimedOut, SourceStatusError, SourceServerError,
       SourceRedirectError, SourceProtocolError, SourceEncoded
   + CacheReadFailed
   + StorageError
@@ -181,6 +182,12 @@ class SourceConnectFailed(DownloadFailed):
     code = "source_connect_failed"
 
 
+class SourceCertificateInvalid(SourceConnectFailed):
+    """The origin's TLS certificate is not valid. Callers get the code of `SourceConnectFailed`."""
+
+    retryable, is_transient = False, False
+
+
 class SourceTimedOut(DownloadFailed):
     """The origin did not deliver the image in time."""
 
@@ -325,6 +332,6 @@ def error_classes() -> list[type[EditError]]:
     found: list[type[EditError]] = [EditError]
     for cls in found:
         found.extend(sub for sub in cls.__subclasses__() if sub.__module__ == __name__)
-    return [
-        cls for cls in found if cls not in {EditError, BadInput, DownloadFailed, SourceUnresolved}
-    ]
+    groups = {EditError, BadInput, DownloadFailed}
+    same_code = {SourceUnresolved, SourceCertificateInvalid}
+    return [cls for cls in found if cls not in groups | same_code]

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 
-from retouch import demo
+from retouch import __version__, demo
 from retouch.editing.admission import Admission
 from retouch.editing.editor import Editor
 from retouch.editing.ports import Engine
@@ -95,6 +95,15 @@ def build_engine(settings: Settings) -> Engine:
     )
 
 
+def build_user_agent(contact_url: str) -> str:
+    """Return the default User-Agent of downloads; some hosts refuse one without a contact.
+
+    >>> build_user_agent("https://edit.example").partition(" ")[2]
+    '(+https://edit.example)'
+    """
+    return f"retouch/{__version__}" + (f" (+{contact_url})" if contact_url else "")
+
+
 def build_sources(settings: Settings, store: Store, *, exits: AsyncExitStack) -> SourceLoader:
     """Build the source cache over the store, with its downloader and decoder; `exits` closes them."""
     allowed_hosts = frozenset(settings.allowed_source_hosts)
@@ -104,6 +113,7 @@ def build_sources(settings: Settings, store: Store, *, exits: AsyncExitStack) ->
         FetchLimits(
             max_bytes=settings.max_image_bytes,
             max_per_host=settings.downloads_per_host,
+            user_agent=settings.source_user_agent or build_user_agent(settings.public_url),
             allowed_hosts=allowed_hosts,
         )
     )

@@ -6,6 +6,7 @@ No connection is reused, no proxy is taken from the environment and no body is d
 import asyncio
 import contextlib
 import io
+import re
 import ssl
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -16,7 +17,6 @@ from weakref import WeakValueDictionary
 import h11
 import httpcore
 
-from retouch import __version__
 from retouch.errors import (
     DownloadFailed,
     InvalidRequest,
@@ -41,9 +41,14 @@ _MANY_PIECES = 1024
 _RETRY_PAUSE_S = 0.25
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _TRANSIENT = frozenset({502, 503, 504})
+# Any other name is none: S3 and its like return what an upload said, such as aws-chunked or utf-8.
+_CODINGS = frozenset(
+    ["gzip", "x-gzip", "deflate", "br", "zstd", "compress", "x-compress", "dcb", "dcz"]
+)
 _MAX_VALUE = 1024
+_COOKIE = re.compile(rb"([-!#$%&'*+.^_`|~0-9a-zA-Z]+)=([^\x00-\x1f;]{0,4096})")
+_MAX_COOKIES = 20
 _HEADERS = [
-    (b"User-Agent", f"retouch/{__version__}".encode()),
     (b"Accept", b"image/*, */*;q=0.5"),
     (b"Accept-Encoding", b"identity"),
     (b"Connection", b"close"),
@@ -88,6 +93,20 @@ class _Chain:
         self.place = place
         self.conditions = conditions
         self._left_s = left_s
+        self._cookies: dict[str, dict[bytes, bytes]] = {}
+
+    def keep_cookies(self, host: str, response: h11.Response) -> None:
+        """Keep the cookies that a redirect sets, for the same host in this chain."""
+        kept = self._cookies.setdefault(host, {})
+        for name, value in response.headers:
+            pair = _COOKIE.match(value) if name == b"set-cookie" else None
+            if pair and len(kept) < _MAX_COOKIES:
+                kept[pair[1]] = pair[2].strip()
+
+    def cookies(self, host: str) -> Headers:
+        """Return the Cookie header for `host`, or none."""
+        pairs = [name + b"=" + value for name, value in self._cookies.get(host, {}).items()]
+        return [(b"Cookie", b"; ".join(pairs))] if pairs else []
 
     @contextlib.asynccontextmanager
     async def origin_time(self) -> AsyncIterator[None]:
@@ -143,8 +162,9 @@ class Downloader:
         try:
             try:
                 return await self._follow(url, chain)
-            except SourceConnectFailed:
-                pass
+            except SourceConnectFailed as error:
+                if not error.is_transient:
+                    raise
             except SourceServerError as error:
                 if error.details["origin_status"] not in _TRANSIENT:
                     raise
@@ -165,13 +185,20 @@ class Downloader:
 
     async def _get(self, url: SourceUrl, chain: _Chain) -> Download | SourceUrl:
         """Make one request on a connection of its own; return the download or the next URL."""
-        headers = [(b"Host", url.authority.encode()), *_HEADERS, *chain.conditions]
+        headers = [
+            (b"Host", url.authority.encode()),
+            (b"User-Agent", self._limits.user_agent.encode()),
+            *_HEADERS,
+            *chain.conditions,
+            *chain.cookies(url.host),
+        ]
         async with self._connections.acquire(url.host), chain.origin_time():
             with map_errors(url.host):
                 async with self._connector.connect(url) as stream:
                     exchange = Exchange(stream)
                     response = await exchange.get(url.target, headers)
                     if response.status_code in _REDIRECTS:
+                        chain.keep_cookies(url.host, response)
                         return self._redirect(url, response)
                     return await self._read_response(url.host, exchange, response, chain)
 
@@ -195,7 +222,7 @@ class Downloader:
         )
 
     def _redirect(self, url: SourceUrl, response: h11.Response) -> SourceUrl:
-        location = _header(response, b"location")
+        location = _header(response, b"location", errors="surrogateescape")
         if not location:
             raise SourceRedirectError("image_url redirects to nowhere", host=url.host)
         try:
@@ -212,7 +239,8 @@ class Downloader:
     ) -> bytes:
         """Read the body and count its bytes; hold no more than `max_bytes` and one read."""
         limit = self._limits.max_bytes
-        if _header(response, b"content-encoding").lower() not in {"", "identity"}:
+        codings = _header(response, b"content-encoding").lower().split(",")
+        if _CODINGS.intersection(map(str.strip, codings)):
             text = "the host of image_url compresses the image although asked not to"
             raise SourceEncoded(text, host=host)
         declared = int(_header(response, b"content-length") or limit)  # h11 checked its form
@@ -254,10 +282,10 @@ def _conditions(etag: str | None, last_modified: str | None) -> Headers:
     return [(name, value.encode()) for name, text in values if (value := _plain(text or ""))]
 
 
-def _header(response: h11.Response, name: bytes) -> str:
+def _header(response: h11.Response, name: bytes, *, errors: str = "replace") -> str:
     """Join every value of a header; empty if there is none."""
     values = [value for key, value in response.headers if key == name]
-    return b", ".join(values).decode("utf-8", "replace")
+    return b", ".join(values).decode("utf-8", errors)
 
 
 def _plain(text: str) -> str | None:

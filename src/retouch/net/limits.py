@@ -1,6 +1,8 @@
-"""The bounds of downloads."""
+"""What bounds downloads, and how they introduce themselves."""
 
 from dataclasses import dataclass
+
+from retouch import __version__
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,4 +20,5 @@ class FetchLimits:
     max_dials: int = 4
     max_per_host: int = 8
     max_lookups: int = 512
+    user_agent: str = f"retouch/{__version__}"
     allowed_hosts: frozenset[str] = frozenset()

@@ -141,6 +141,50 @@ async def test_another_port_is_refused_before_a_lookup() -> None:
         await fetch_alone(fetcher, parse_url("http://pictures.example:22/"), timeout_s=5)
 
 
+@pytest.mark.parametrize("coding", ["aws-chunked", "UTF-8", "base64", "binary", "none", "x-none, "])
+async def test_a_content_encoding_that_is_none_is_ignored(coding: str) -> None:
+    assert (await fetch(head(200, f"Content-Encoding: {coding}"), b"abc")).body == b"abc"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "X-Odd : y",
+        "X Odd: y",
+        "no colon",
+        ": y",
+        "X-Odd: \0",
+        "X-Odd: a\x0bb",
+        "X-Ödd: y",
+        "X-Ödd: y\r\n folded: z",
+    ],
+)
+@pytest.mark.parametrize("at", [0, 1])
+async def test_a_header_line_that_is_not_http_is_dropped(line: str, at: int) -> None:
+    lines = ['ETag: "x"', "Content-Length: 3"]
+    lines.insert(at, line)
+    download = await fetch(head(200, *lines).replace("Ö".encode(), b"\xd6"), b"abc")
+    assert (download.body, download.etag) == (b"abc", '"x"')
+
+
+async def test_white_space_before_a_colon_is_ignored() -> None:
+    assert (await fetch(head(200, "Content-Length : 3"), b"abcdef")).body == b"abc"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 200\nContent-Length: 3\n\nabc",
+        b"HTTP/1.1 103 -\r\nLink: a\r\n\r\nHTTP/1.1 200 -\r\nContent-Length: 3\r\n\r\nabc",
+        b"HTTP/1.0 200 OK\r\nX-A: b\r\n c\r\n\r\nabc",
+    ],
+)
+@pytest.mark.parametrize("piece_bytes", [1, 7, 1000])
+async def test_a_head_may_be_cut_anywhere(answer: bytes, piece_bytes: int) -> None:
+    pieces = [answer[at : at + piece_bytes] for at in range(0, len(answer), piece_bytes)]
+    assert (await fetch(*pieces)).body == b"abc"
+
+
 async def settle() -> None:
     """Let every task run as far as it can."""
     for _ in range(10):
