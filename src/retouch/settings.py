@@ -150,12 +150,6 @@ class Settings(BaseSettings):
         le=604800,
         description="seconds that a cached source is fresh if its origin does not say",
     )
-    source_user_agent: str = Field(
-        default="",
-        pattern=r"^[ -~]*$",
-        max_length=512,
-        description="User-Agent of downloads; unset: retouch, its version and PUBLIC_URL as contact",
-    )
     source_max_stale_seconds: int = Field(
         86400,
         ge=0,
