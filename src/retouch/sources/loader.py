@@ -4,7 +4,6 @@ The cache holds the bytes as the origin sent them; they are decoded anew on ever
 """
 
 import copy
-import hashlib
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -31,7 +30,7 @@ from retouch.net.download_limiter import DownloadLimiter, Place
 from retouch.net.url import SourceUrl, parse_url
 from retouch.schema import CacheMode
 from retouch.sources.cache import SourceCache, run_in
-from retouch.sources.cache_entry import CachedSource, lifetime_s
+from retouch.sources.cache_entry import CachedSource, lifetime_s, sha256_hex
 from retouch.sources.data_url import decode_data_url, is_data_url
 from retouch.sources.signed_url import valid_for_s
 from retouch.sources.single_flight import SingleFlight
@@ -164,9 +163,7 @@ class SourceLoader:
             with self._limiter.admit() as place:
                 found = await self._read_data_url(image_url)
                 place.hold(len(found.body))
-                return await self._decode_source(
-                    found.sha256, found, fetch_ms=0.0, timeout_s=timeout_s
-                )
+                return await self._decode_source(found.sha256, found, timeout_s=timeout_s)
         url = parse_url(image_url)
         source_id = _hash_url(url)
         if cache == "default":
@@ -181,7 +178,7 @@ class SourceLoader:
     async def _read_data_url(self, image_url: str) -> CachedSource:
         def read() -> CachedSource:
             body = decode_data_url(image_url, max_bytes=self._settings.max_bytes)
-            return CachedSource(body, _hash(body))
+            return CachedSource(body, sha256_hex(body))
 
         return await run_in(self._compute, read)
 
@@ -196,9 +193,7 @@ class SourceLoader:
                     source_id, found, fetch_ms=fetch_ms, timeout_s=self._settings.timeout_s
                 )
         except (BadInput, DownloadFailed) as error:
-            is_transient = isinstance(error, DownloadFailed) and error.is_transient
-            for_s = _TRANSIENT_FOR_S if is_transient else _REFUSED_FOR_S
-            self._failures[source_id] = _Failure(copy.copy(error), for_s)
+            self._remember(source_id, error)
             raise
         if not found.stale:
             self._failures.pop(source_id, None)
@@ -206,8 +201,13 @@ class SourceLoader:
             self._cache.keep(source_id, found, source)
         return source
 
+    def _remember(self, source_id: str, error: EditError, *, has_copy: bool = False) -> None:
+        is_transient = isinstance(error, DownloadFailed) and error.is_transient
+        for_s = _TRANSIENT_FOR_S if is_transient else _REFUSED_FOR_S
+        self._failures[source_id] = _Failure(copy.copy(error), for_s, has_copy)
+
     async def _decode_source(
-        self, source_id: str, found: CachedSource, *, fetch_ms: float, timeout_s: float
+        self, source_id: str, found: CachedSource, *, timeout_s: float, fetch_ms: float = 0.0
     ) -> Source:
         began = time.perf_counter()
         decoded = await self._decode(found.body, timeout_s=timeout_s)
@@ -249,8 +249,7 @@ class SourceLoader:
             return await self._ask_origin(load, cached)
         except DownloadFailed as error:
             if cached is not None and may_be_stale and error.is_transient:
-                failure = _Failure(copy.copy(error), _TRANSIENT_FOR_S, has_copy=True)
-                self._failures[load.source_id] = failure
+                self._remember(load.source_id, error, has_copy=True)
                 event(_log, "cache.stale_used", level=logging.WARNING, code=error.code)
                 return replace(cached, stale=True)
             if cache_fault is not None:
@@ -285,7 +284,7 @@ class SourceLoader:
         event(_log, "source.fetched", host=load.url.host, bytes=len(download.body))
         return CachedSource(
             body=download.body,
-            sha256=await run_in(self._compute, partial(_hash, download.body)),
+            sha256=await run_in(self._compute, partial(sha256_hex, download.body)),
             fetched_at_s=self._now(),
             fresh_s=fresh_s,
             etag=download.etag,
@@ -295,8 +294,4 @@ class SourceLoader:
 
 
 def _hash_url(url: SourceUrl) -> str:
-    return _hash(url.canonical.encode())
-
-
-def _hash(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
+    return sha256_hex(url.canonical.encode())
