@@ -9,7 +9,8 @@
       DecodeLimitExceeded
   + DownloadFailed: the origin did not deliver the image
     - SourceUnreachable: SourceUnresolved
-    - SourceConnectFailed, SourceTimedOut, SourceStatusError, SourceServerError,
+    - SourceConnectFailed: SourceCertificateInvalid
+    - SourceTimedOut, SourceStatusError, SourceServerError,
       SourceRedirectError, SourceProtocolError, SourceEncoded
   + CacheReadFailed
   + StorageError
@@ -18,7 +19,7 @@
     - OutOfMemory, NonFiniteResult
   + Unauthorized
     - LinkInvalid, LinkExpired
-  + Overloaded
+  + Overloaded: DownloadsFull
   + NotReady: ModelLost
   + DeadlineExceeded
   + Cancelled
@@ -181,6 +182,12 @@ class SourceConnectFailed(DownloadFailed):
     code = "source_connect_failed"
 
 
+class SourceCertificateInvalid(SourceConnectFailed):
+    """The origin's TLS certificate is not valid. Callers get the code of `SourceConnectFailed`."""
+
+    retryable, is_transient = False, False
+
+
 class SourceTimedOut(DownloadFailed):
     """The origin did not deliver the image in time."""
 
@@ -289,6 +296,12 @@ class Overloaded(EditError):
         return seconds if isinstance(seconds, int) else _RETRY_AFTER_S
 
 
+class DownloadsFull(Overloaded):
+    """The download was the slowest one and made room for others."""
+
+    code, status = "downloads_full", 503
+
+
 class NotReady(EditError):
     """The model is still loading."""
 
@@ -319,6 +332,6 @@ def error_classes() -> list[type[EditError]]:
     found: list[type[EditError]] = [EditError]
     for cls in found:
         found.extend(sub for sub in cls.__subclasses__() if sub.__module__ == __name__)
-    return [
-        cls for cls in found if cls not in {EditError, BadInput, DownloadFailed, SourceUnresolved}
-    ]
+    groups = {EditError, BadInput, DownloadFailed}
+    same_code = {SourceUnresolved, SourceCertificateInvalid}
+    return [cls for cls in found if cls not in groups | same_code]

@@ -151,6 +151,15 @@ class Settings(BaseSettings):
         le=604800,
         description="seconds that a cached source is fresh if its origin does not say",
     )
+    source_max_stale_seconds: int = Field(
+        86400,
+        ge=0,
+        le=604800,
+        description="seconds that a stale copy may answer while its origin is down",
+    )
+    source_user_agent: str = Field(
+        "", pattern=r"^[ -~]*$", max_length=512, description="User-Agent of downloads"
+    )
     allowed_source_hosts: CommaList[HostPort] = Field(
         (), description="host:port entries that may be fetched whatever their address"
     )
@@ -160,6 +169,11 @@ class Settings(BaseSettings):
     edit_grace_seconds: Seconds = Field(
         15, description="seconds past its limit until an edit is hung"
     )
+    max_downloads: int = Field(64, ge=1, le=10000, description="sources loaded at once")
+    max_download_bytes: int = Field(
+        0, ge=0, le=1 << 40, description="their bytes together; 0: 33 x MAX_IMAGE_BYTES"
+    )
+    downloads_per_host: int = Field(8, ge=1, le=1000, description="connections to one origin")
     max_queue: int = Field(32, ge=0, le=10000, description="edits that may wait")
     prefetch_jobs: int = Field(
         0, ge=0, le=4, description="ignored; accepted so that old configurations start"

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 
-from retouch import demo
+from retouch import __version__, demo
 from retouch.editing.admission import Admission
 from retouch.editing.editor import Editor
 from retouch.editing.ports import Engine
@@ -17,6 +17,7 @@ from retouch.images import decode
 from retouch.images.sandbox import Decoder, DecoderSettings
 from retouch.logs import event
 from retouch.net.download import Downloader
+from retouch.net.download_limiter import DownloadLimiter
 from retouch.net.limits import FetchLimits
 from retouch.settings import Settings
 from retouch.sources.loader import SourceLoader, SourceSettings
@@ -94,6 +95,15 @@ def build_engine(settings: Settings) -> Engine:
     )
 
 
+def build_user_agent(contact_url: str) -> str:
+    """Return the default User-Agent of downloads; some hosts refuse one without a contact.
+
+    >>> build_user_agent("https://edit.example").partition(" ")[2]
+    '(+https://edit.example)'
+    """
+    return f"retouch/{__version__}" + (f" (+{contact_url})" if contact_url else "")
+
+
 def build_sources(settings: Settings, store: Store, *, exits: AsyncExitStack) -> SourceLoader:
     """Build the source cache over the store, with its downloader and decoder; `exits` closes them."""
     allowed_hosts = frozenset(settings.allowed_source_hosts)
@@ -102,6 +112,8 @@ def build_sources(settings: Settings, store: Store, *, exits: AsyncExitStack) ->
     downloader = Downloader(
         FetchLimits(
             max_bytes=settings.max_image_bytes,
+            max_per_host=settings.downloads_per_host,
+            user_agent=settings.source_user_agent or build_user_agent(settings.public_url),
             allowed_hosts=allowed_hosts,
         )
     )
@@ -111,10 +123,18 @@ def build_sources(settings: Settings, store: Store, *, exits: AsyncExitStack) ->
         store=store,
         fetch=downloader.fetch,
         decode=decoder.decode,
+        limiter=DownloadLimiter(
+            max_downloads=settings.max_downloads,
+            max_bytes=max(
+                settings.max_download_bytes or 33 * settings.max_image_bytes,
+                settings.max_image_bytes,
+            ),
+        ),
         settings=SourceSettings(
             prefix=settings.s3_object_prefix,
             max_bytes=settings.max_image_bytes,
             ttl_s=settings.source_ttl_seconds,
+            max_stale_s=settings.source_max_stale_seconds,
             timeout_s=min(settings.source_timeout_seconds, settings.timeout_seconds),
         ),
     )

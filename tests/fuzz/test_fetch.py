@@ -5,9 +5,11 @@ import httpcore
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.servers.origin import fetch_alone
 
 from retouch.errors import EditError
-from retouch.net.download import Download, Downloader, parse_cache_control
+from retouch.net.download import Download, Downloader
+from retouch.net.freshness import parse_cache_control
 from retouch.net.limits import FetchLimits
 from retouch.net.url import parse_url
 
@@ -45,7 +47,7 @@ async def fetch(answer: list[bytes]) -> Download | EditError:
         LIMITS, resolve=lambda *_: ["1.1.1.1"], network=network, ssl_context=NO_TLS
     )
     try:
-        return await fetcher.fetch(parse_url("http://a.example/"), timeout_s=5, etag='"e"')
+        return await fetch_alone(fetcher, parse_url("http://a.example/"), timeout_s=5, etag='"e"')
     except EditError as error:
         return error
 

@@ -11,6 +11,7 @@ from support.fakes import PNG, Clock, FakeDecoder, FakeStore, until
 from retouch.editing.ports import Source
 from retouch.errors import EditError, SourceStatusError, SourceTimedOut
 from retouch.net.download import Download
+from retouch.net.download_limiter import DownloadLimiter, Place
 from retouch.net.url import SourceUrl
 from retouch.sources.loader import SourceLoader, SourceSettings
 
@@ -29,7 +30,13 @@ class Origin:
         self.asked = 0
 
     async def fetch(
-        self, url: SourceUrl, *, timeout_s: float, etag: str | None, last_modified: str | None
+        self,
+        url: SourceUrl,
+        *,
+        timeout_s: float,
+        place: Place,
+        etag: str | None,
+        last_modified: str | None,
     ) -> Download:
         assert url.canonical not in self.answers, "two fetches of one URL"
         self.asked += 1
@@ -52,8 +59,10 @@ class Sharing(RuleBasedStateMachine):
             store=FakeStore(),
             fetch=self.origin.fetch,
             decode=FakeDecoder().decode,
+            limiter=DownloadLimiter(),
             settings=SourceSettings(),
             now=self.clock,
+            clock=self.clock,
         )
         self.waiting: dict[str, list[asyncio.Task[Source]]] = {url: [] for url in URLS}
         self.fetches = 0

@@ -1,9 +1,19 @@
 import asyncio
 import ssl
+from dataclasses import replace
 
 import pytest
 import trustme
-from support.servers.origin import answer, by_path, in_turn, internet, plain_server, redirect, until
+from support.servers.origin import (
+    Script,
+    answer,
+    by_path,
+    in_turn,
+    internet,
+    plain_server,
+    redirect,
+    until,
+)
 
 from retouch.errors import (
     EditError,
@@ -57,11 +67,11 @@ async def test_redirects_are_followed_up_to_their_limit() -> None:
     async with internet(scripts, limits=LIMITS) as (net, origins):
         assert (await net.get("http://a.example/")).body == b"abc"
         assert b"Host: b.example" in origins["b.example"].requests[0]
-        with pytest.raises(SourceRedirectError, match="more than 3 times"):
+        with pytest.raises(SourceRedirectError, match="more than 5 times"):
             await net.get("http://loop.example/")
         with pytest.raises(SourceRedirectError, match="to nowhere"):
             await net.get("http://lost.example/")
-        assert len(origins["loop.example"].requests) == 4
+        assert len(origins["loop.example"].requests) == 6
 
 
 @pytest.mark.parametrize("status", [502, 503, 504])
@@ -132,8 +142,10 @@ async def test_an_unknown_certificate_authority_is_not_trusted(authority: trustm
         net,
         origins,
     ):
-        with pytest.raises(SourceConnectFailed, match="certificate"):
+        with pytest.raises(SourceConnectFailed, match="certificate") as refused:
             await net.get("https://a.example/")
+        assert not refused.value.retryable
+        assert len(net.detour.dialled) == 1  # a second try would fail as well
     assert origins["a.example"].requests == []
 
 
@@ -159,3 +171,37 @@ async def test_a_plain_answer_to_a_tls_handshake_is_a_failed_connect() -> None:
     async with plain_server(accept, LIMITS) as net:
         with pytest.raises(SourceConnectFailed, match="TLS"):
             await net.get("https://a.example/")
+
+
+async def test_a_cookie_is_sent_to_its_host_for_the_rest_of_the_chain_only() -> None:
+    def set_cookies(location: str) -> Script:
+        cookies = ["Set-Cookie: Anon=1; path=/; HttpOnly", 'Set-Cookie: b="2 3"', "Set-Cookie: =x"]
+        return answer(status=302, headers=[f"Location: {location}", *cookies])
+
+    scripts = {
+        "a.example": by_path(
+            {"/": set_cookies("//b.example/"), "/again": redirect("/end"), "/end": answer(b"abc")}
+        ),
+        "b.example": redirect("//a.example/again"),
+    }
+    async with internet(scripts, limits=LIMITS) as (net, origins):
+        for _ in range(2):
+            assert (await net.get("http://a.example/")).body == b"abc"
+        sent = [
+            b'\r\nCookie: Anon=1; b="2 3"\r\n' in head for head in origins["a.example"].requests
+        ]
+        assert sent == [False, True, True] * 2
+        assert not any(b"Cookie" in head for head in origins["b.example"].requests)
+
+
+async def test_the_user_agent_is_the_settings() -> None:
+    limits = replace(LIMITS, user_agent="edits/1 (+https://edit.example)")
+    async with internet({"a.example": answer(b"abc")}, limits=limits) as (net, origins):
+        await net.get("http://a.example/")
+    assert b"User-Agent: edits/1 (+https://edit.example)\r\n" in origins["a.example"].requests[0]
+
+
+async def test_a_redirect_with_spaces_and_raw_bytes_is_followed() -> None:
+    scripts = {"a.example": by_path({"/": redirect("/a b\xe9"), "/a%20b%C3%A9": answer(b"abc")})}
+    async with internet(scripts, limits=LIMITS) as (net, _):
+        assert (await net.get("http://a.example/")).body == b"abc"

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from support.servers.origin import Origin, answer, by_path, internet, redirect
+from support.servers.origin import Origin, answer, by_path, fetch_alone, internet, redirect
 
 from retouch.errors import (
     SourceUnreachable,
@@ -43,7 +43,7 @@ def no_connect() -> Iterator[None]:
 async def test_a_name_with_a_refused_address_is_not_dialled(address: str) -> None:
     fetcher = Downloader(LIMITS, resolve=lambda *_: ["93.184.215.14", address])
     with no_connect(), pytest.raises(SourceUnreachable):
-        await fetcher.fetch(parse_url("http://a.example/"), timeout_s=5)
+        await fetch_alone(fetcher, parse_url("http://a.example/"), timeout_s=5)
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ async def test_a_name_with_a_refused_address_is_not_dialled(address: str) -> Non
 async def test_no_spelling_of_this_machine_is_dialled(host: str) -> None:
     fetcher = Downloader(LIMITS)
     with no_connect(), pytest.raises(SourceUnreachable):
-        await fetcher.fetch(parse_url(f"http://{host}/"), timeout_s=5)
+        await fetch_alone(fetcher, parse_url(f"http://{host}/"), timeout_s=5)
 
 
 async def test_a_name_is_looked_up_once_and_the_answer_dialled() -> None:
@@ -107,7 +107,7 @@ async def test_an_allowed_host_and_port_may_be_internal() -> None:
         allowed = frozenset({f"127.0.0.1:{origin.port}"})
         fetcher = Downloader(replace(LIMITS, allowed_hosts=allowed))
         url = parse_url(f"http://127.0.0.1:{origin.port}/")
-        assert (await fetcher.fetch(url, timeout_s=5)).body == b"abc"
+        assert (await fetch_alone(fetcher, url, timeout_s=5)).body == b"abc"
         with no_connect(), pytest.raises(SourceUnreachable):
-            await fetcher.fetch(parse_url("http://127.0.0.1/"), timeout_s=5)
+            await fetch_alone(fetcher, parse_url("http://127.0.0.1/"), timeout_s=5)
     assert f"Host: 127.0.0.1:{origin.port}".encode() in origin.requests[0]

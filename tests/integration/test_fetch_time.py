@@ -17,18 +17,19 @@ from support.servers.origin import (
     Origin,
     Script,
     answer,
+    fetch_alone,
     in_turn,
     internet,
     plain_server,
+    redirect,
     say,
     until,
 )
 
-from retouch.errors import (
-    SourceTimedOut,
-)
+from retouch.errors import DownloadsFull, Overloaded, SourceTimedOut
 from retouch.net.connect import Resolver
 from retouch.net.download import Downloader
+from retouch.net.download_limiter import DownloadLimiter
 from retouch.net.limits import FetchLimits
 from retouch.net.url import parse_url
 
@@ -93,7 +94,7 @@ async def test_the_deadline_holds_while_a_name_is_looked_up() -> None:
         fetcher = Downloader(LIMITS, resolve=resolve)
         began_s = time.monotonic()
         with pytest.raises(SourceTimedOut):
-            await fetcher.fetch(parse_url("http://slow.example/"), timeout_s=0.3)
+            await fetch_alone(fetcher, parse_url("http://slow.example/"), timeout_s=0.3)
         assert time.monotonic() - began_s < 0.3 + SLACK_S
 
 
@@ -116,15 +117,74 @@ def hanging_lookups(
     over.set()
 
 
-async def test_the_deadline_holds_while_waiting_for_a_place() -> None:
-    limits = replace(LIMITS, max_fetches_per_host=1)
-    async with internet({"a.example": say(b"")}, limits=limits) as (net, origins):
-        both = [net.get("http://a.example/", timeout_s=timeout_s) for timeout_s in (0.4, 0.2)]
+async def test_waiting_for_a_connection_is_not_the_origins_time() -> None:
+    """A host that answers in 0.2 s, two at a time: each of eight takes it within 0.3 s of its own."""
+    limits = replace(LIMITS, max_per_host=2)
+    async with internet({"a.example": late(0.2)}, limits=limits) as (net, _):
         began_s = time.monotonic()
-        results = await asyncio.gather(*both, return_exceptions=True)
-        assert time.monotonic() - began_s < 0.4 + SLACK_S
-        assert [type(result) for result in results] == [SourceTimedOut] * 2
-        assert len(origins["a.example"].requests) == 1
+        eight = [net.get("http://a.example/", timeout_s=0.3) for _ in range(8)]
+        assert [download.body for download in await asyncio.gather(*eight)] == [b"abc"] * 8
+        assert time.monotonic() - began_s > 0.75
+
+
+async def test_the_origins_time_is_counted_over_redirects() -> None:
+    scripts = {f"{n}.example": late(0.2, redirect(f"http://{n + 1}.example/")) for n in range(3)}
+    async with internet(scripts, limits=LIMITS) as (net, origins):
+        with pytest.raises(SourceTimedOut):
+            await net.get("http://0.example/", timeout_s=0.5)
+        assert origins["2.example"].requests
+
+
+async def test_thirty_three_downloads_from_one_slow_host_all_arrive() -> None:
+    """At scale 1:10: each takes 0.2 s, and has 2 s."""
+    async with internet({"a.example": late(0.2)}, limits=LIMITS) as (net, _):
+        downloads = [net.get(f"http://a.example/{n}", timeout_s=2) for n in range(33)]
+        assert len(await asyncio.gather(*downloads)) == 33
+
+
+async def test_a_healthy_download_takes_the_place_of_the_slowest() -> None:
+    scripts = {
+        f"drip{n}.example": say(OK + b"\r\n", again=b"x" * (n + 1), every_s=0.1) for n in range(3)
+    }
+    scripts["healthy.example"] = answer(b"abc")
+    limiter = DownloadLimiter(max_downloads=3)
+    async with internet(scripts, limits=LIMITS, limiter=limiter) as (net, _):
+        drips = [asyncio.create_task(net.get(f"http://drip{n}.example/")) for n in range(3)]
+        await asyncio.sleep(0.5)
+        with pytest.raises(Overloaded):  # all are too young
+            await net.get("http://healthy.example/")
+        await asyncio.sleep(1.8)
+        assert (await net.get("http://healthy.example/")).body == b"abc"
+        assert isinstance(await asyncio.wait_for(ended(drips[0]), 1), DownloadsFull)
+        assert not any(drip.done() for drip in drips[1:])
+        for drip in drips[1:]:
+            drip.cancel()
+        await asyncio.gather(*drips, return_exceptions=True)
+
+
+async def ended(task: asyncio.Task[Any]) -> BaseException | None:
+    await asyncio.wait([task])
+    return task.exception()
+
+
+async def test_bodies_over_their_limit_together_end_the_slowest() -> None:
+    scripts = {
+        "slow.example": say(OK + b"\r\n" + b"x" * 100_000, again=b"x", every_s=0.1),
+        "fast.example": say(OK + b"\r\n" + b"x" * 800_000, again=b"x", every_s=0.1),
+        "healthy.example": answer(bytes(1 << 20)),
+    }
+    limiter = DownloadLimiter(max_bytes=1_900_000)
+    async with internet(scripts, limits=LIMITS, limiter=limiter) as (net, _):
+        slow = asyncio.create_task(net.get("http://slow.example/"))
+        fast = asyncio.create_task(net.get("http://fast.example/"))
+        await asyncio.sleep(2.2)
+        assert (await net.get("http://healthy.example/")).body == bytes(1 << 20)
+        assert isinstance(await ended(slow), DownloadsFull)
+        for _ in range(5):  # a finished body counts no more
+            await net.get("http://healthy.example/")
+        assert not fast.done()
+        fast.cancel()
+        await asyncio.gather(fast, return_exceptions=True)
 
 
 async def test_a_cancelled_fetch_is_cancelled_and_closes_its_connection() -> None:
@@ -137,10 +197,13 @@ async def test_a_cancelled_fetch_is_cancelled_and_closes_its_connection() -> Non
         await until(lambda: not origins["a.example"].open)
 
 
-def late(delay_s: float) -> Script:
+ABC = answer(b"abc")
+
+
+def late(delay_s: float, then: Script = ABC) -> Script:
     async def script(exchange: Exchange) -> None:
         await asyncio.sleep(delay_s)
-        await answer(b"abc")(exchange)
+        await then(exchange)
 
     return script
 
@@ -187,7 +250,7 @@ async def test_no_more_names_are_looked_up_at_once_than_the_limit_says() -> None
     with hanging_lookups("slow", note=asked) as resolve:
         fetcher = Downloader(limits, resolve=resolve)
         urls = [parse_url(f"http://slow{n}.example/") for n in range(12)]
-        slow = [fetcher.fetch(url, timeout_s=0.3) for url in urls]
+        slow = [fetch_alone(fetcher, url, timeout_s=0.3) for url in urls]
         ended = await asyncio.gather(*slow, return_exceptions=True)
         assert {type(error) for error in ended} == {SourceTimedOut}
         assert len(asked) == 8

@@ -24,6 +24,7 @@ from retouch.editing.steps import EditorSettings, Steps
 from retouch.errors import EditError, SourceStatusError, StorageError
 from retouch.images import decode
 from retouch.net.download import Download
+from retouch.net.download_limiter import DownloadLimiter, Place
 from retouch.net.url import SourceUrl
 from retouch.schema import EditRequest
 from retouch.sources.loader import SourceLoader, SourceSettings
@@ -82,6 +83,7 @@ class Page:
     last_modified: str | None = None
     max_age_s: int | None = None
     storable: bool = True
+    heuristic_s: int | None = None
 
 
 @dataclass
@@ -98,7 +100,13 @@ class FakeOrigin:
         self.is_open.set()
 
     async def fetch(
-        self, url: SourceUrl, *, timeout_s: float, etag: str | None, last_modified: str | None
+        self,
+        url: SourceUrl,
+        *,
+        timeout_s: float,
+        place: Place,
+        etag: str | None,
+        last_modified: str | None,
     ) -> Download:
         assert timeout_s > 0
         self.asked.append(Asked(url.canonical, etag, last_modified))
@@ -113,12 +121,15 @@ class FakeOrigin:
         if page is None:
             raise SourceStatusError("not here", details={"origin_status": 404}, host=url.host)
         is_current = etag is not None and etag == page.etag
+        if not is_current:
+            place.hold(len(page.body))
         return Download(
             body=None if is_current else page.body,
             etag=page.etag,
             last_modified=page.last_modified,
             max_age_s=page.max_age_s,
             storable=page.storable,
+            heuristic_s=page.heuristic_s,
         )
 
 
@@ -291,14 +302,18 @@ def build_test_sources(
     *,
     decoder: FakeDecoder | None = None,
     now: Callable[[], float] | None = None,
+    clock: Callable[[], float] | None = None,
+    limiter: DownloadLimiter | None = None,
     settings: SourceSettings | None = None,
 ) -> SourceLoader:
     return SourceLoader(
         store=store,
         fetch=origin.fetch,
         decode=(decoder or FakeDecoder()).decode,
+        limiter=limiter or DownloadLimiter(),
         settings=settings or SourceSettings(prefix="p/"),
         now=now or Clock(),
+        clock=clock or now or Clock(),
     )
 
 

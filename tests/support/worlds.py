@@ -2,12 +2,14 @@
 
 import base64
 import hashlib
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from retouch.editing.ports import Source
 from retouch.errors import EditError
+from retouch.net.download_limiter import DownloadLimiter
 from retouch.schema import EditRequest, EditResult, Progress
 from retouch.sources.loader import SourceSettings
 from support.fakes import (
@@ -33,11 +35,15 @@ KEY = f"p/sources/v1/{ID[:2]}/{ID}"
 class World:
     """Sources with all they reach. `restart` forgets what was in memory and keeps the store."""
 
-    def __init__(self, page: Page | None = None, **settings: Any) -> None:
+    def __init__(
+        self, page: Page | None = None, *, limiter: DownloadLimiter | None = None, **settings: Any
+    ) -> None:
         self.origin = FakeOrigin({URL: page or Page()})
         self.store = FakeStore()
         self.decoder = FakeDecoder()
         self.clock = Clock(1_000_000.0)
+        self.monotonic: Callable[[], float] = self.clock
+        self._limiter = limiter
         self._settings = SourceSettings(prefix="p/", **settings)
         self.restart()
 
@@ -47,11 +53,13 @@ class World:
             self.store,
             decoder=self.decoder,
             now=self.clock,
+            clock=self.monotonic,
+            limiter=self._limiter,
             settings=self._settings,
         )
 
-    async def load(self, url: str = URL) -> Source:
-        return await self.sources.load(url, timeout_s=5)
+    async def load(self, url: str = URL, **options: Any) -> Source:
+        return await self.sources.load(url, timeout_s=5, **options)
 
     async def fill(self) -> Source:
         """Load once, and wait until the cache has it."""

@@ -135,7 +135,7 @@ def test_the_promised_answer_has_every_field() -> None:
 
 def test_the_example_of_the_contract_is_a_request() -> None:
     request = EditRequest.model_validate(dict(EXAMPLE))
-    assert request.model_dump(exclude_none=True) == dict(EXAMPLE)
+    assert request.model_dump(exclude_unset=True) == dict(EXAMPLE)
 
 
 def test_every_request_field_stands_in_readme_and_docs() -> None:

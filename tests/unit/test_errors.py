@@ -15,7 +15,7 @@ STATUSES = {
     "ModelError": {500},
     "StorageError": {503},
     "Unauthorized": {401, 403},
-    "Overloaded": {429},
+    "Overloaded": {429, 503},
     "NotReady": {503},
     "DeadlineExceeded": {504},
     "Cancelled": {499},
@@ -31,7 +31,13 @@ def test_every_class_is_listed_once_but_groups_and_those_with_their_parents_code
         and issubclass(cls, EditError)
         and cls.__module__ == "retouch.errors"
     }
-    groups = {errors.EditError, errors.BadInput, errors.DownloadFailed, errors.SourceUnresolved}
+    groups = {
+        errors.EditError,
+        errors.BadInput,
+        errors.DownloadFailed,
+        errors.SourceUnresolved,
+        errors.SourceCertificateInvalid,
+    }
     listed = error_classes()
     assert len(listed) == len(set(listed))
     assert set(listed) == of_module - groups
@@ -67,7 +73,12 @@ def test_the_tree_in_the_docstring_names_every_class() -> None:
         re.findall(r"[A-Z]\w+", str(errors.__doc__).split("* EditError")[1].split("\n\n")[0])
     )
     classes = {cls.__name__ for cls in error_classes()}
-    assert drawn == classes | {"BadInput", "DownloadFailed", "SourceUnresolved"}
+    assert drawn == classes | {
+        "BadInput",
+        "DownloadFailed",
+        "SourceUnresolved",
+        "SourceCertificateInvalid",
+    }
 
 
 def test_only_faults_that_can_pass_are_retryable() -> None:
@@ -78,6 +89,7 @@ def test_only_faults_that_can_pass_are_retryable() -> None:
         "non_finite_result",
         "not_ready",
         "out_of_memory",
+        "downloads_full",
         "queue_full",
         "source_connect_failed",
         "source_failing",

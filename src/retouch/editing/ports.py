@@ -6,6 +6,8 @@ from typing import Any, Protocol
 
 from PIL.Image import Image
 
+from retouch.schema import CacheMode
+
 
 @dataclass(frozen=True, slots=True)
 class Source:
@@ -162,8 +164,13 @@ class Sources(Protocol):
         """
         ...
 
-    async def load(self, image_url: str, *, timeout_s: float) -> Source:
+    async def load(
+        self, image_url: str, *, timeout_s: float, cache: CacheMode = "default"
+    ) -> Source:
         """Return the picture at `image_url`, from the cache or its origin.
+
+        `cache`: no-store neither reads nor keeps a copy, revalidate asks the origin whether it is
+        current.
 
         Raises:
             BadInput: the URL, the bytes or the picture cannot be used.

@@ -98,7 +98,9 @@ class Steps:
         left_s = self.left_s(job)
         try:
             async with asyncio.timeout(left_s):
-                return await self.sources.load(job.request.image_url, timeout_s=left_s)
+                return await self.sources.load(
+                    job.request.image_url, timeout_s=left_s, cache=job.request.cache
+                )
         except TimeoutError as error:
             raise DeadlineExceeded("the job's time ran out while its image was loaded") from error
 

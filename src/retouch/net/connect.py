@@ -13,6 +13,7 @@ import h11
 import httpcore
 
 from retouch.errors import (
+    SourceCertificateInvalid,
     SourceConnectFailed,
     SourceProtocolError,
     SourceUnreachable,
@@ -147,8 +148,11 @@ def map_errors(host: str) -> Iterator[None]:
     try:
         yield
     except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
+        if isinstance(error.__cause__, ssl.SSLCertVerificationError):
+            text = "the TLS certificate of the host of image_url is not valid"
+            raise SourceCertificateInvalid(text, host=host) from error
         if isinstance(error.__cause__, ssl.SSLError):
-            text = "TLS with the host of image_url failed; is its certificate valid?"
+            text = "TLS with the host of image_url failed"
         else:
             text = "the host of image_url refused or dropped the connection"
         raise SourceConnectFailed(text, host=host) from error

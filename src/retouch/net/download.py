@@ -10,13 +10,13 @@ import re
 import ssl
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from functools import partial
 from http import HTTPStatus
 from weakref import WeakValueDictionary
 
 import h11
 import httpcore
 
-from retouch import __version__
 from retouch.errors import (
     DownloadFailed,
     InvalidRequest,
@@ -30,6 +30,8 @@ from retouch.errors import (
     SourceTooLarge,
 )
 from retouch.net.connect import Connector, Resolve, map_errors, resolve_host
+from retouch.net.download_limiter import Place
+from retouch.net.freshness import heuristic_lifetime_s, read_freshness
 from retouch.net.http1 import Exchange, Headers
 from retouch.net.limits import FetchLimits
 from retouch.net.url import SourceUrl, require_port, resolve_redirect
@@ -39,15 +41,18 @@ _MANY_PIECES = 1024
 _RETRY_PAUSE_S = 0.25
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _TRANSIENT = frozenset({502, 503, 504})
-_DIRECTIVE = re.compile(r'([a-z0-9_-]+)(?:\s*=\s*(?:"([^"]*)"|([^\s,]*)))?')
+# Any other name is none: S3 and its like return what an upload said, such as aws-chunked or utf-8.
+_CODINGS = frozenset(
+    ["gzip", "x-gzip", "deflate", "br", "zstd", "compress", "x-compress", "dcb", "dcz"]
+)
 _MAX_VALUE = 1024
+_COOKIE = re.compile(rb"([-!#$%&'*+.^_`|~0-9a-zA-Z]+)=([^\x00-\x1f;]{0,4096})")
+_MAX_COOKIES = 20
 _HEADERS = [
-    (b"User-Agent", f"retouch/{__version__}".encode()),
     (b"Accept", b"image/*, */*;q=0.5"),
     (b"Accept-Encoding", b"identity"),
     (b"Connection", b"close"),
 ]
-_FOREVER_S = 2**31  # RFC 9111, section 1.2.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +60,8 @@ class Download:
     """An origin's response. `body` is None if it said that nothing changed (304).
 
     `etag` and `last_modified` are printable ASCII. `max_age_s` is how much longer the origin calls
-    the body fresh, None where it does not say; `storable` whether a shared cache may keep it.
+    the body fresh, None where it does not say; `heuristic_s` is a guess for that case, from the
+    date of its last change; `storable` whether a shared cache may keep it.
     """
 
     body: bytes | None = field(repr=False)
@@ -63,44 +69,55 @@ class Download:
     last_modified: str | None
     max_age_s: int | None
     storable: bool
-
-
-def parse_cache_control(value: str, *, age: str = "") -> tuple[int | None, bool]:
-    """Return how long a shared cache may keep a response, in seconds, and whether it may at all.
-
-    A lifetime that cannot be read counts as stale (RFC 9111, section 4.2.1).
-
-    >>> parse_cache_control("public, max-age=600", age="60")
-    (540, True)
-    >>> parse_cache_control("private")
-    (None, False)
-    """
-    directives: dict[str, str] = {}
-    for name, quoted, plain in _DIRECTIVE.findall(value.lower()):
-        directives.setdefault(name, quoted or plain)
-    storable = directives.keys().isdisjoint({"no-store", "private"})
-    if "no-cache" in directives:
-        return 0, storable
-    lifetime = directives.get("s-maxage", directives.get("max-age"))
-    if lifetime is None:
-        return None, storable
-    return max(0, _read_seconds(lifetime) - _read_seconds(age)), storable
+    heuristic_s: int | None = None
 
 
 class ConnectionLimiter:
-    """Bounds connections, per host and in all. Waiting for one host does not delay another."""
+    """Bounds the connections to each host. Waiting for one host does not delay another."""
 
-    def __init__(self, total: int, *, per_host: int) -> None:
+    def __init__(self, *, per_host: int) -> None:
         self._per_host = per_host
-        self._all = asyncio.Semaphore(total)
         self._hosts: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
 
     @contextlib.asynccontextmanager
     async def acquire(self, host: str) -> AsyncIterator[None]:
         """Wait for a free connection to `host` and hold it for the length of the `with`."""
-        of_host = self._hosts.setdefault(host, asyncio.Semaphore(self._per_host))
-        async with of_host, self._all:
+        async with self._hosts.setdefault(host, asyncio.Semaphore(self._per_host)):
             yield
+
+
+class _Chain:
+    """The requests of one download: what they share, and what is left of the origin's time."""
+
+    def __init__(self, place: Place, left_s: float, conditions: Headers) -> None:
+        self.place = place
+        self.conditions = conditions
+        self._left_s = left_s
+        self._cookies: dict[str, dict[bytes, bytes]] = {}
+
+    def keep_cookies(self, host: str, response: h11.Response) -> None:
+        """Keep the cookies that a redirect sets, for the same host in this chain."""
+        kept = self._cookies.setdefault(host, {})
+        for name, value in response.headers:
+            pair = _COOKIE.match(value) if name == b"set-cookie" else None
+            if pair and len(kept) < _MAX_COOKIES:
+                kept[pair[1]] = pair[2].strip()
+
+    def cookies(self, host: str) -> Headers:
+        """Return the Cookie header for `host`, or none."""
+        pairs = [name + b"=" + value for name, value in self._cookies.get(host, {}).items()]
+        return [(b"Cookie", b"; ".join(pairs))] if pairs else []
+
+    @contextlib.asynccontextmanager
+    async def origin_time(self) -> AsyncIterator[None]:
+        """Count what is inside as the origin's time. Raises TimeoutError when it is used up."""
+        now = asyncio.get_running_loop().time
+        began_s = now()
+        try:
+            async with self.place.origin_time(self._left_s):
+                yield
+        finally:
+            self._left_s -= now() - began_s
 
 
 class Downloader:
@@ -115,9 +132,7 @@ class Downloader:
         ssl_context: ssl.SSLContext | None = None,
     ) -> None:
         self._limits = limits
-        self._connections = ConnectionLimiter(
-            limits.max_fetches, per_host=limits.max_fetches_per_host
-        )
+        self._connections = ConnectionLimiter(per_host=limits.max_per_host)
         self._connector = Connector(
             limits, resolve=resolve, network=network, ssl_context=ssl_context
         )
@@ -127,76 +142,87 @@ class Downloader:
         url: SourceUrl,
         *,
         timeout_s: float,
+        place: Place,
         etag: str | None = None,
         last_modified: str | None = None,
     ) -> Download:
-        """GET `url` within `timeout_s` and the limits, including the wait for a connection.
+        """GET `url` within the limits and `timeout_s` of the origin's time.
 
-        With `etag` or `last_modified` the origin may answer that nothing changed.
+        Waiting for a connection that the limits allow is not the origin's time. With `etag` or
+        `last_modified` the origin may answer that nothing changed.
 
         Raises:
             InvalidRequest: the port is not allowed.
             SourceTooLarge: the body is over `max_bytes`.
             DownloadFailed: any other failure of the origin, as its subclass `Source…`.
+            Overloaded: the body did not fit beside those of other downloads, or made room for them.
         """
-        conditions = _conditions(etag, last_modified)
         require_port(url, allowed_hosts=self._limits.allowed_hosts)
+        chain = _Chain(place, timeout_s, _conditions(etag, last_modified))
         try:
-            async with asyncio.timeout(timeout_s):
-                try:
-                    return await self._follow(url, conditions)
-                except SourceConnectFailed:
-                    pass
-                except SourceServerError as error:
-                    if error.details["origin_status"] not in _TRANSIENT:
-                        raise
-                await asyncio.sleep(_RETRY_PAUSE_S)
-                return await self._follow(url, conditions)
+            try:
+                return await self._follow(url, chain)
+            except SourceConnectFailed as error:
+                if not error.is_transient:
+                    raise
+            except SourceServerError as error:
+                if error.details["origin_status"] not in _TRANSIENT:
+                    raise
+            await asyncio.sleep(_RETRY_PAUSE_S)
+            return await self._follow(url, chain)
         except TimeoutError as error:
             text = f"the image did not arrive within {timeout_s:g} s (SOURCE_TIMEOUT_SECONDS)"
             raise SourceTimedOut(text, host=url.host) from error
 
-    async def _follow(self, url: SourceUrl, conditions: Headers) -> Download:
+    async def _follow(self, url: SourceUrl, chain: _Chain) -> Download:
         for _ in range(self._limits.max_redirects + 1):
-            answer = await self._get(url, conditions)
+            answer = await self._get(url, chain)
             if isinstance(answer, Download):
                 return answer
             url = answer
         text = f"image_url redirects more than {self._limits.max_redirects} times"
         raise SourceRedirectError(text, host=url.host)
 
-    async def _get(self, url: SourceUrl, conditions: Headers) -> Download | SourceUrl:
+    async def _get(self, url: SourceUrl, chain: _Chain) -> Download | SourceUrl:
         """Make one request on a connection of its own; return the download or the next URL."""
-        headers = [(b"Host", url.authority.encode()), *_HEADERS, *conditions]
-        with map_errors(url.host):
-            async with self._connections.acquire(url.host), self._connector.connect(url) as stream:
-                exchange = Exchange(stream)
-                response = await exchange.get(url.target, headers)
-                if response.status_code in _REDIRECTS:
-                    return self._redirect(url, response)
-                return await self._read_response(url.host, exchange, response, bool(conditions))
+        headers = [
+            (b"Host", url.authority.encode()),
+            (b"User-Agent", self._limits.user_agent.encode()),
+            *_HEADERS,
+            *chain.conditions,
+            *chain.cookies(url.host),
+        ]
+        async with self._connections.acquire(url.host), chain.origin_time():
+            with map_errors(url.host):
+                async with self._connector.connect(url) as stream:
+                    exchange = Exchange(stream)
+                    response = await exchange.get(url.target, headers)
+                    if response.status_code in _REDIRECTS:
+                        chain.keep_cookies(url.host, response)
+                        return self._redirect(url, response)
+                    return await self._read_response(url.host, exchange, response, chain)
 
     async def _read_response(
-        self, host: str, exchange: Exchange, response: h11.Response, conditional: bool
+        self, host: str, exchange: Exchange, response: h11.Response, chain: _Chain
     ) -> Download:
         body = None
         if response.status_code == HTTPStatus.OK:
-            body = await self._read_body(host, exchange, response)
-        elif not (response.status_code == HTTPStatus.NOT_MODIFIED and conditional):
+            body = await self._read_body(host, exchange, response, chain.place)
+        elif not (response.status_code == HTTPStatus.NOT_MODIFIED and chain.conditions):
             raise _status_error(response.status_code, host)
-        max_age_s, storable = parse_cache_control(
-            _header(response, b"cache-control"), age=_header(response, b"age")
-        )
+        header = partial(_header, response)
+        max_age_s, storable = read_freshness(header)
         return Download(
             body=body,
-            etag=_plain(_header(response, b"etag")),
-            last_modified=_plain(_header(response, b"last-modified")),
+            etag=_plain(header(b"etag")),
+            last_modified=_plain(header(b"last-modified")),
             max_age_s=max_age_s,
             storable=storable,
+            heuristic_s=heuristic_lifetime_s(header),
         )
 
     def _redirect(self, url: SourceUrl, response: h11.Response) -> SourceUrl:
-        location = _header(response, b"location")
+        location = _header(response, b"location", errors="surrogateescape")
         if not location:
             raise SourceRedirectError("image_url redirects to nowhere", host=url.host)
         try:
@@ -208,10 +234,13 @@ class Downloader:
             raise SourceRedirectError(text, host=url.host) from error
         return target
 
-    async def _read_body(self, host: str, exchange: Exchange, response: h11.Response) -> bytes:
+    async def _read_body(
+        self, host: str, exchange: Exchange, response: h11.Response, place: Place
+    ) -> bytes:
         """Read the body and count its bytes; hold no more than `max_bytes` and one read."""
         limit = self._limits.max_bytes
-        if _header(response, b"content-encoding").lower() not in {"", "identity"}:
+        codings = _header(response, b"content-encoding").lower().split(",")
+        if _CODINGS.intersection(map(str.strip, codings)):
             text = "the host of image_url compresses the image although asked not to"
             raise SourceEncoded(text, host=host)
         declared = int(_header(response, b"content-length") or limit)  # h11 checked its form
@@ -228,6 +257,7 @@ class Downloader:
                 raise _too_large(limit, host)
             if pieces > _MANY_PIECES and size < pieces * _MIN_PIECE_BYTES:
                 raise SourceProtocolError("the image comes in needlessly small pieces", host=host)
+            place.hold(len(piece))
             body.write(piece)
         body.truncate()
         return body.getvalue()
@@ -252,17 +282,11 @@ def _conditions(etag: str | None, last_modified: str | None) -> Headers:
     return [(name, value.encode()) for name, text in values if (value := _plain(text or ""))]
 
 
-def _header(response: h11.Response, name: bytes) -> str:
+def _header(response: h11.Response, name: bytes, *, errors: str = "replace") -> str:
     """Join every value of a header; empty if there is none."""
     values = [value for key, value in response.headers if key == name]
-    return b", ".join(values).decode("utf-8", "replace")
+    return b", ".join(values).decode("utf-8", errors)
 
 
 def _plain(text: str) -> str | None:
     return text if 0 < len(text) <= _MAX_VALUE and text.isascii() and text.isprintable() else None
-
-
-def _read_seconds(text: str) -> int:
-    if not (text.isascii() and text.isdigit()):
-        return 0
-    return min(int(text[:20]), _FOREVER_S)

@@ -1,5 +1,6 @@
 """Parse and resolve source URLs: http and https only, no credentials, checked hosts and ports."""
 
+import contextlib
 import re
 from dataclasses import dataclass
 from ipaddress import AddressValueError, IPv6Address
@@ -13,7 +14,9 @@ MAX_URL_LENGTH = 4096
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _PRINTABLE = "".join(map(chr, range(0x21, 0x7F)))
 
-_FORBIDDEN = re.compile(r"[\s\\\x00-\x1f\x7f-\x9f]")
+_FORBIDDEN = re.compile(r"[\\\x00-\x1f\x7f]")
+_TABS_AND_LINES = str.maketrans("", "", "\t\r\n")
+_BLANKS = "".join(map(chr, range(0x21)))
 _URL = re.compile(r"(https?)://([^/?#]*)([^?#]*)(\?[^#]*)?(?:#.*)?", re.IGNORECASE)
 _AUTHORITY = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^:\[\]]+))(?::([0-9]*))?")
 _HOST = re.compile(r"[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*")
@@ -52,22 +55,25 @@ class SourceUrl:
 def parse_url(text: str) -> SourceUrl:
     """Parse and normalise an absolute http or https URL of at most 4096 characters.
 
-    Raises ValueError for anything else; its message never repeats the URL.
+    As browsers do, it drops blanks at both ends, tabs and line breaks, and encodes spaces
+    (url.spec.whatwg.org). Raises ValueError for anything else; its message never repeats the URL.
 
-    >>> parse_url("HTTPS://Bücher.example:443?a=B#top").canonical
-    'https://xn--bcher-kva.example/?a=B'
+    >>> parse_url("HTTPS://Bücher.example:443?a=B c#top").canonical
+    'https://xn--bcher-kva.example/?a=B%20c'
     """
+    return _parse(text, errors="strict")
+
+
+def _parse(text: str, *, errors: str) -> SourceUrl:
     if len(text) > MAX_URL_LENGTH:
         raise ValueError(f"must not be longer than {MAX_URL_LENGTH} characters")
-    if _FORBIDDEN.search(text):
-        raise ValueError("must not hold white space, control characters or backslashes")
-    parts = _URL.fullmatch(text)
+    parts = _URL.fullmatch(_tidy(text))
     if not parts:
         raise ValueError("must be an http or https URL")
     scheme, authority, path, query = parts[1].lower(), parts[2], parts[3], parts[4] or ""
     host, port = _parse_authority(authority, default_port=_DEFAULT_PORTS[scheme])
     try:
-        target = quote((path or "/") + query, safe=_PRINTABLE)
+        target = quote((path or "/") + query, safe=_PRINTABLE, errors=errors)
     except UnicodeEncodeError:
         raise ValueError("must not hold lone surrogates") from None
     suffix = "" if port == _DEFAULT_PORTS[scheme] else f":{port}"
@@ -80,18 +86,18 @@ def parse_url(text: str) -> SourceUrl:
 def resolve_redirect(url: SourceUrl, location: str) -> SourceUrl:
     """Resolve a Location header, relative or absolute, against `url`.
 
-    Raises ValueError as `parse_url` does, and for a step down from https to http.
+    `location` is decoded as UTF-8 with `surrogateescape`: raw bytes in it are percent-encoded. Raises
+    ValueError as `parse_url` does, and for a step down from https to http.
 
     >>> resolve_redirect(parse_url("https://example.com/a/b?c"), "../d").canonical
     'https://example.com/d'
     """
-    if _FORBIDDEN.search(location):  # before urljoin, which silently drops some of them
-        raise ValueError("must not hold white space, control characters or backslashes")
+    tidy = _tidy(location)
     try:
-        joined = urljoin(url.canonical, location)
+        joined = urljoin(url.canonical, tidy)
     except ValueError:
         raise ValueError("must be an http or https URL") from None
-    resolved = parse_url(joined)
+    resolved = _parse(joined, errors="surrogateescape")
     if (url.scheme, resolved.scheme) == ("https", "http"):
         raise ValueError("must not lead from https to http")
     return resolved
@@ -105,6 +111,13 @@ def require_port(url: SourceUrl, *, allowed_hosts: frozenset[str]) -> None:
     """
     if url.port not in _DEFAULT_PORTS.values() and url.host_port not in allowed_hosts:
         raise InvalidRequest.for_fields({"image_url": "must use port 80 or 443"}, host=url.host)
+
+
+def _tidy(text: str) -> str:
+    text = text.strip(_BLANKS).translate(_TABS_AND_LINES)
+    if _FORBIDDEN.search(text):
+        raise ValueError("must not hold control characters or backslashes")
+    return text
 
 
 def _bracketed(host: str) -> str:
@@ -134,13 +147,25 @@ def _parse_literal(literal: str) -> str:
 
 def _parse_name(name: str) -> str:
     """Encode a host name. A trailing dot is dropped: SNI must not have it (RFC 6066, section 3)."""
-    host = name
-    if not name.isascii():
-        try:
-            host = idna.encode(name, uts46=True).decode("ascii")
-        except UnicodeError:
-            raise ValueError("must have a valid host and port") from None
+    host = name if name.isascii() else _to_ascii(name)
     host = host.lower().removesuffix(".")
     if len(host) > 253 or not _HOST.fullmatch(host):  # noqa: PLR2004 - RFC 1035, section 2.3.4
         raise ValueError("must have a valid host and port")
     return host
+
+
+def _to_ascii(name: str) -> str:
+    """Encode by IDNA 2008; what that refuses, such as emoji, by UTS 46 alone, as browsers do."""
+    with contextlib.suppress(UnicodeError):
+        return idna.encode(name, uts46=True).decode("ascii")
+    try:
+        labels = idna.uts46_remap(name, std3_rules=False).split(".")
+        if max(map(len, labels)) > 63:  # noqa: PLR2004 - RFC 1035; punycode takes quadratic time
+            raise ValueError("must have a valid host and port")
+        encoded = [
+            label if label.isascii() else f"xn--{label.encode('punycode').decode('ascii')}"
+            for label in labels
+        ]
+    except UnicodeError:
+        raise ValueError("must have a valid host and port") from None
+    return ".".join(encoded)

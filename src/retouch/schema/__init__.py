@@ -10,6 +10,7 @@ from retouch.schema.request import (
     MAX_STEPS,
     SCHEDULERS,
     SIDE_MULTIPLE_PX,
+    CacheMode,
     EditRequest,
     invalid_request,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "MAX_STEPS",
     "SCHEDULERS",
     "SIDE_MULTIPLE_PX",
+    "CacheMode",
     "EditRequest",
     "EditResult",
     "ErrorBody",

@@ -22,6 +22,7 @@ from retouch.net.url import parse_url
 SchedulerName = Literal["Euler", "EulerAncestral", "UniPC", "EulerKarras", "EulerExponential"]
 SCHEDULERS: tuple[str, ...] = get_args(SchedulerName)
 OutputFormat = Literal["png", "jpeg", "jpg", "webp", "avif"]
+CacheMode = Literal["default", "no-store", "revalidate"]
 MAX_STEPS = 50
 MAX_PROMPT_CHARACTERS = 800
 MAX_PROMPT_TOKENS = 512
@@ -172,6 +173,13 @@ class EditRequest(BaseModel):
         description="Height of the result in pixels, together with width.",
         examples=[1024],
         validate_default=True,
+    )
+
+    cache: CacheMode = Field(
+        default="default",
+        description="Use of a cached copy of the source. no-store: neither use nor keep one. "
+        "revalidate: ask the origin whether it is current.",
+        examples=["default"],
     )
 
     @property

@@ -3,18 +3,16 @@
 The cache holds the bytes as the origin sent them; they are decoded anew on every use.
 """
 
-import asyncio
-import hashlib
+import copy
 import logging
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextvars import copy_context
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import Protocol
 
-from cachetools import TLRUCache, TTLCache
+from cachetools import TLRUCache
 
 from retouch.editing.ports import Source
 from retouch.errors import (
@@ -28,23 +26,20 @@ from retouch.errors import (
 from retouch.images.decode import Decoded
 from retouch.logs import event
 from retouch.net.download import Download
+from retouch.net.download_limiter import DownloadLimiter, Place
 from retouch.net.url import SourceUrl, parse_url
-from retouch.sources.cache_entry import (
-    CachedSource,
-    is_fresh,
-    read_stored,
-    to_object_metadata,
-)
+from retouch.schema import CacheMode
+from retouch.sources.cache import SourceCache, run_in
+from retouch.sources.cache_entry import CachedSource, lifetime_s, sha256_hex
 from retouch.sources.data_url import decode_data_url, is_data_url
+from retouch.sources.signed_url import valid_for_s
 from retouch.sources.single_flight import SingleFlight
-from retouch.storage.keys import source_key
 from retouch.storage.port import Store
 
-T = TypeVar("T")
 _log = logging.getLogger(__name__)
-_MIN_FRESH_S, _MAX_FRESH_S = 60, 7 * 86400
 _REMEMBERED = 4096
 _REFUSED_FOR_S, _TRANSIENT_FOR_S = 60.0, 10.0
+_MIN_VALID_S = 60.0
 _STALE_NOTE = "the origin could not be asked: an older copy was used"
 
 
@@ -52,7 +47,13 @@ class Fetch(Protocol):
     """Downloads from an origin; `Downloader.fetch` implements it."""
 
     async def __call__(
-        self, url: SourceUrl, *, timeout_s: float, etag: str | None, last_modified: str | None
+        self,
+        url: SourceUrl,
+        *,
+        timeout_s: float,
+        place: Place,
+        etag: str | None,
+        last_modified: str | None,
     ) -> Download:
         """Return the body, or none if the version with these validators is still current."""
         ...
@@ -73,6 +74,7 @@ class SourceSettings:
     prefix: str = ""
     max_bytes: int = 26214400
     ttl_s: int = 3600
+    max_stale_s: int = 86400
     timeout_s: float = 20.0
 
 
@@ -85,8 +87,27 @@ class _Failure:
     has_copy: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class _Load:
+    """One load of a URL. `valid_s` is how long a signed URL is valid, None for any other."""
+
+    url: SourceUrl
+    source_id: str
+    cache: CacheMode
+    place: Place
+    valid_s: float | None
+
+    @property
+    def is_worth_keeping(self) -> bool:
+        """Whether another request can have this very URL before it is over."""
+        return self.valid_s is None or self.valid_s >= _MIN_VALID_S
+
+
 class SourceLoader:
-    """The `Sources` port over a store, an origin and a decoder. Belongs to one event loop."""
+    """The `Sources` port over a store, an origin and a decoder. Belongs to one event loop.
+
+    `now` gives Unix time, by which copies in the store age; `clock` is monotonic.
+    """
 
     def __init__(
         self,
@@ -94,79 +115,99 @@ class SourceLoader:
         store: Store,
         fetch: Fetch,
         decode: Decode,
+        limiter: DownloadLimiter,
         settings: SourceSettings,
         now: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._store = store
         self._fetch = fetch
         self._decode = decode
         self._settings = settings
         self._now = now
-        self._threads = ThreadPoolExecutor(8, thread_name_prefix="source")
-        self._loads: SingleFlight[Source] = SingleFlight()
-        self._storing: dict[str, Source] = {}
-        self._failures: TLRUCache[str, _Failure] = TLRUCache(
-            _REMEMBERED, ttu=lambda _, failure, now_s: now_s + failure.for_s, timer=now
+        self._limiter = limiter
+        self._cache = SourceCache(
+            store,
+            prefix=settings.prefix,
+            max_bytes=settings.max_bytes,
+            timeout_s=settings.timeout_s,
+            now=now,
+            clock=clock,
         )
-        # When an origin said "not modified", and for how long the copy is fresh from then on.
-        # Rewriting the object would add a version in a versioned bucket.
-        self._confirmed: TTLCache[str, tuple[float, int]] = TTLCache(
-            _REMEMBERED, _MAX_FRESH_S, timer=now
+        self._compute = ThreadPoolExecutor(2, thread_name_prefix="source-compute")
+        self._loads: SingleFlight[Source] = SingleFlight()
+        self._failures: TLRUCache[str, _Failure] = TLRUCache(
+            _REMEMBERED, ttu=lambda _, failure, now_s: now_s + failure.for_s, timer=clock
         )
 
     @property
     def pending_writes(self) -> int:
         """How many sources are being written to the cache."""
-        return len(self._storing)
+        return self._cache.pending_writes
 
     def close(self) -> None:
         """Let running cache writes end and take no more. Blocks."""
-        self._threads.shutdown()
+        self._cache.close()
+        self._compute.shutdown()
 
     async def source_id(self, image_url: str) -> str:
         """Hash the canonical URL, or the bytes of a data: URL."""
         if is_data_url(image_url):
-            return (await self._in_thread(partial(self._read_data_url, image_url))).sha256
+            return (await self._read_data_url(image_url)).sha256
         return _hash_url(parse_url(image_url))
 
-    async def load(self, image_url: str, *, timeout_s: float) -> Source:
+    async def load(
+        self, image_url: str, *, timeout_s: float, cache: CacheMode = "default"
+    ) -> Source:
         """Return the picture; concurrent calls for one URL share one cache read and one download."""
         if is_data_url(image_url):
-            found = await self._in_thread(partial(self._read_data_url, image_url))
-            return await self._decode_source(found.sha256, found, fetch_ms=0.0, timeout_s=timeout_s)
+            with self._limiter.admit() as place:
+                found = await self._read_data_url(image_url)
+                place.hold(len(found.body))
+                return await self._decode_source(found.sha256, found, timeout_s=timeout_s)
         url = parse_url(image_url)
         source_id = _hash_url(url)
-        failure = self._failures.get(source_id)
-        if failure is not None and not failure.has_copy:
-            raise _copy(failure.error)
-        if (source := self._storing.get(source_id)) is not None:
-            return replace(source, cached=True, fetch_ms=0.0, decode_ms=0.0)
-        return await self._loads.do(source_id, partial(self._load_url, url, source_id))
+        if cache == "default":
+            failure = self._failures.get(source_id)
+            if failure is not None and not failure.has_copy:
+                raise copy.copy(failure.error)
+            if (source := self._cache.being_written(source_id)) is not None:
+                return replace(source, cached=True, fetch_ms=0.0, decode_ms=0.0)
+        start = partial(self._load_url, url, source_id, cache)
+        return await self._loads.do(f"{cache} {source_id}", start)
 
-    def _read_data_url(self, image_url: str) -> CachedSource:
-        body = decode_data_url(image_url, max_bytes=self._settings.max_bytes)
-        return CachedSource(body, _hash(body))
+    async def _read_data_url(self, image_url: str) -> CachedSource:
+        def read() -> CachedSource:
+            body = decode_data_url(image_url, max_bytes=self._settings.max_bytes)
+            return CachedSource(body, sha256_hex(body))
 
-    async def _load_url(self, url: SourceUrl, source_id: str) -> Source:
+        return await run_in(self._compute, read)
+
+    async def _load_url(self, url: SourceUrl, source_id: str, cache: CacheMode) -> Source:
         began = time.perf_counter()
         try:
-            found = await self._find(url, source_id)
-            fetch_ms = 1000 * (time.perf_counter() - began)
-            timeout_s = self._settings.timeout_s
-            source = await self._decode_source(
-                source_id, found, fetch_ms=fetch_ms, timeout_s=timeout_s
-            )
+            with self._limiter.admit() as place:
+                load = _Load(url, source_id, cache, place, valid_for_s(url, self._now()))
+                found = await self._find(load)
+                fetch_ms = 1000 * (time.perf_counter() - began)
+                source = await self._decode_source(
+                    source_id, found, fetch_ms=fetch_ms, timeout_s=self._settings.timeout_s
+                )
         except (BadInput, DownloadFailed) as error:
-            is_transient = isinstance(error, DownloadFailed) and error.is_transient
-            for_s = _TRANSIENT_FOR_S if is_transient else _REFUSED_FOR_S
-            self._failures[source_id] = _Failure(_copy(error), for_s)
+            self._remember(source_id, error)
             raise
+        if not found.stale:
+            self._failures.pop(source_id, None)
         if found.storable:
-            self._keep(source_id, found, source)
+            self._cache.keep(source_id, found, source)
         return source
 
+    def _remember(self, source_id: str, error: EditError, *, has_copy: bool = False) -> None:
+        is_transient = isinstance(error, DownloadFailed) and error.is_transient
+        for_s = _TRANSIENT_FOR_S if is_transient else _REFUSED_FOR_S
+        self._failures[source_id] = _Failure(copy.copy(error), for_s, has_copy)
+
     async def _decode_source(
-        self, source_id: str, found: CachedSource, *, fetch_ms: float, timeout_s: float
+        self, source_id: str, found: CachedSource, *, timeout_s: float, fetch_ms: float = 0.0
     ) -> Source:
         began = time.perf_counter()
         decoded = await self._decode(found.body, timeout_s=timeout_s)
@@ -185,29 +226,30 @@ class SourceLoader:
             notes=(*decoded.notes, *([_STALE_NOTE] if found.stale else [])),
         )
 
-    async def _find(self, url: SourceUrl, source_id: str) -> CachedSource:
+    async def _find(self, load: _Load) -> CachedSource:
         """Return the bytes to use: a fresh copy, what the origin sends, or a stale copy."""
         cache_fault: StorageError | None = None
         cached: CachedSource | None = None
-        try:
-            cached = await self._read_cache(source_id)
-        except StorageError as error:
-            cache_fault = error
-            event(_log, "cache.failed", level=logging.WARNING, code=error.code, **error.context)
+        if load.cache != "no-store" and load.valid_s != 0:
+            try:
+                cached = await self._cache.read(load.source_id)
+            except StorageError as error:
+                cache_fault = error
+        may_be_stale = False
         if cached is not None:
-            since_s, fresh_s = max(
-                (cached.fetched_at_s, cached.fresh_s), self._confirmed.get(source_id, (0.0, 0))
-            )
-            if is_fresh(since_s, self._now(), fresh_s):
+            load.place.hold(len(cached.body))
+            stale_s = self._cache.stale_for_s(load.source_id, cached)
+            if load.cache == "default" and stale_s < 0:
                 event(_log, "cache.hit", bytes=len(cached.body))
                 return cached
-            if source_id in self._failures:  # the origin failed a moment ago: do not wait again
+            may_be_stale = load.cache == "default" and stale_s <= self._settings.max_stale_s
+            if may_be_stale and load.source_id in self._failures:  # do not wait for it again
                 return replace(cached, stale=True)
         try:
-            return await self._ask_origin(url, source_id, cached)
+            return await self._ask_origin(load, cached)
         except DownloadFailed as error:
-            if cached is not None and error.is_transient:
-                self._failures[source_id] = _Failure(_copy(error), _TRANSIENT_FOR_S, has_copy=True)
+            if cached is not None and may_be_stale and error.is_transient:
+                self._remember(load.source_id, error, has_copy=True)
                 event(_log, "cache.stale_used", level=logging.WARNING, code=error.code)
                 return replace(cached, stale=True)
             if cache_fault is not None:
@@ -215,85 +257,41 @@ class SourceLoader:
                 raise CacheReadFailed(message, details={"origin": error.code}) from error
             raise
 
-    async def _ask_origin(
-        self, url: SourceUrl, source_id: str, cached: CachedSource | None
-    ) -> CachedSource:
+    async def _ask_origin(self, load: _Load, cached: CachedSource | None) -> CachedSource:
         download = await self._fetch(
-            url,
+            load.url,
             timeout_s=self._settings.timeout_s,
+            place=load.place,
             etag=cached.etag if cached else None,
             last_modified=cached.last_modified if cached else None,
         )
-        now_s = self._now()
+        fresh_s = lifetime_s(
+            download.max_age_s,
+            download.heuristic_s,
+            ttl_s=self._settings.ttl_s,
+            has_validators=bool(cached or download.etag or download.last_modified),
+        )
+        if load.valid_s is not None:
+            fresh_s = min(fresh_s, int(load.valid_s))
         if download.body is None:
             if cached is None:  # pragma: no cover - a fetch without validators refuses a 304
                 raise SourceProtocolError("the origin confirms a version that nobody has")
-            fresh_s = cached.fresh_s if download.max_age_s is None else _bound(download.max_age_s)
-            self._confirmed[source_id] = now_s, fresh_s
+            if download.max_age_s is None and (cached.fresh_s or download.heuristic_s is None):
+                fresh_s = min(fresh_s, cached.fresh_s)
+            self._cache.confirm(load.source_id, fresh_s=fresh_s)
             event(_log, "cache.confirmed", bytes=len(cached.body))
             return cached
-        event(_log, "source.fetched", host=url.host, bytes=len(download.body))
-        max_age_s = self._settings.ttl_s if download.max_age_s is None else download.max_age_s
+        event(_log, "source.fetched", host=load.url.host, bytes=len(download.body))
         return CachedSource(
             body=download.body,
-            sha256=await self._in_thread(partial(_hash, download.body)),
-            fetched_at_s=now_s,
-            fresh_s=_bound(max_age_s),
+            sha256=await run_in(self._compute, partial(sha256_hex, download.body)),
+            fetched_at_s=self._now(),
+            fresh_s=fresh_s,
             etag=download.etag,
             last_modified=download.last_modified,
-            storable=download.storable,
+            storable=download.storable and load.cache != "no-store" and load.is_worth_keeping,
         )
-
-    async def _read_cache(self, source_id: str) -> CachedSource | None:
-        get = partial(
-            self._store.get,
-            source_key(self._settings.prefix, source_id),
-            max_bytes=self._settings.max_bytes,
-            timeout_s=self._settings.timeout_s,
-        )
-        stored = await self._in_thread(get)
-        return None if stored is None else read_stored(stored)
-
-    def _keep(self, source_id: str, found: CachedSource, source: Source) -> None:
-        """Start the cache write; until it is done, further callers get `source`."""
-        self._storing[source_id] = source
-        put = partial(
-            self._store.put,
-            source_key(self._settings.prefix, source_id),
-            found.body,
-            content_type="application/octet-stream",
-            metadata=to_object_metadata(found),
-            timeout_s=self._settings.timeout_s,
-        )
-        running = asyncio.ensure_future(self._in_thread(put))
-
-        def finish(done: asyncio.Future[None]) -> None:
-            self._storing.pop(source_id, None)
-            error = None if done.cancelled() else done.exception()
-            if isinstance(error, EditError):
-                event(_log, "cache.not_kept", level=logging.WARNING, code=error.code)
-            elif error is not None:
-                _log.error("cache.not_kept", exc_info=error)
-
-        running.add_done_callback(finish)
-
-    async def _in_thread(self, call: Callable[[], T]) -> T:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, copy_context().run, call)
-
-
-def _bound(fresh_s: int) -> int:
-    return min(max(fresh_s, _MIN_FRESH_S), _MAX_FRESH_S)
 
 
 def _hash_url(url: SourceUrl) -> str:
-    return _hash(url.canonical.encode())
-
-
-def _hash(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-def _copy(error: EditError) -> EditError:
-    """Return the error without its traceback and causes, so that it can be kept and raised again."""
-    return type(error)(error.message, details=error.details, **error.context)
+    return sha256_hex(url.canonical.encode())

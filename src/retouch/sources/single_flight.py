@@ -1,6 +1,7 @@
 """Share one running call between all callers that ask for the same key at the same time."""
 
 import asyncio
+import copy
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -27,7 +28,7 @@ class SingleFlight(Generic[T]):
     async def do(self, key: str, start: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Return the result of the running call for `key`, starting it if there is none.
 
-        Its error is raised to every caller. A cancelled caller leaves the call to the others; when
+        Every caller gets its error as a copy. A cancelled caller leaves the call to the others; when
         the last caller is cancelled, so is the call.
         """
         call = self._calls.get(key)
@@ -37,7 +38,12 @@ class SingleFlight(Generic[T]):
             call.task.add_done_callback(lambda task: self._forget(key, task))
         call.waiting += 1
         try:
-            return await asyncio.shield(call.task)
+            await asyncio.wait([call.task])
+            if error := call.task.exception():
+                # Each raise adds to an exception's traceback: a shared one would gather them all.
+                twin = copy.copy(error).with_traceback(error.__traceback__)
+                raise twin from error.__cause__
+            return call.task.result()
         finally:
             call.waiting -= 1
             if not call.waiting and not call.task.done():

@@ -16,6 +16,7 @@ from retouch.errors import EditError
 from retouch.net.download import Downloader
 from retouch.net.limits import FetchLimits
 from retouch.net.url import parse_url
+from support.servers.origin import fetch_alone
 
 ROOT = Path(__file__).parents[3]
 GLIBC = {"MALLOC_MMAP_THRESHOLD_": "1048576"}
@@ -59,12 +60,12 @@ async def _fetch(url: str, max_bytes: int, times: int) -> dict[str, int]:
 
     async def once() -> int:
         try:
-            return len((await fetcher.fetch(parsed, timeout_s=20)).body or b"")
+            return len((await fetch_alone(fetcher, parsed, timeout_s=20)).body or b"")
         except EditError:
             return -1
 
     small = parse_url(f"http://{parsed.host_port}/small")
-    await fetcher.fetch(small, timeout_s=20)  # imports and set-up that happen once
+    await fetch_alone(fetcher, small, timeout_s=20)  # imports and set-up that happen once
     before = _start_peak()
     for _ in range(times):
         size = await once()

@@ -30,7 +30,7 @@ from support.attacks.addresses import (
     list_public,
     list_targets,
 )
-from support.servers.origin import Exchange, Names, Origin, answer, redirect
+from support.servers.origin import Exchange, Names, Origin, answer, fetch_alone, redirect
 
 BODY = b"reached"
 REFUSED = (ValueError, SourceUnreachable, SourceRedirectError)
@@ -108,7 +108,7 @@ class Runner:
         self._names = Names(case.names)
         self._watch.connects.clear()
         try:
-            return (await self._fetcher.fetch(parse_url(case.url), timeout_s=10)).body or b""
+            return (await fetch_alone(self._fetcher, parse_url(case.url), timeout_s=10)).body or b""
         except Exception as error:  # noqa: BLE001 - whatever it is, it is judged
             return error
 

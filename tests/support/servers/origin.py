@@ -9,14 +9,15 @@ import socket
 import ssl
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import httpcore
 
 from retouch.net.download import Download, Downloader
+from retouch.net.download_limiter import DownloadLimiter
 from retouch.net.limits import FetchLimits
-from retouch.net.url import parse_url
+from retouch.net.url import SourceUrl, parse_url
 
 Script = Callable[["Exchange"], Awaitable[None]]
 
@@ -191,6 +192,12 @@ class Detour(httpcore.AsyncNetworkBackend):
         )
 
 
+async def fetch_alone(fetcher: Downloader, url: SourceUrl, **options: Any) -> Download:
+    """Fetch with a place of a limiter that bounds no other download."""
+    with DownloadLimiter().admit() as place:
+        return await fetcher.fetch(url, place=place, **options)
+
+
 @dataclass(frozen=True)
 class Internet:
     """Hosts with a public address each, which leads to an origin on 127.0.0.1."""
@@ -198,9 +205,13 @@ class Internet:
     fetcher: Downloader
     names: Names
     detour: Detour
+    limiter: DownloadLimiter = field(default_factory=lambda: DownloadLimiter(max_downloads=1000))
 
     async def get(self, url: str, **options: Any) -> Download:
-        return await self.fetcher.fetch(parse_url(url), **{"timeout_s": 20, **options})
+        with self.limiter.admit() as place:
+            return await self.fetcher.fetch(
+                parse_url(url), place=place, **{"timeout_s": 20, **options}
+            )
 
 
 @contextlib.asynccontextmanager
@@ -211,6 +222,7 @@ async def internet(
     names: Mapping[str, Sequence[Sequence[str]]] | None = None,
     server_tls: ssl.SSLContext | None = None,
     client_tls: ssl.SSLContext | None = None,
+    limiter: DownloadLimiter | None = None,
 ) -> AsyncIterator[tuple[Internet, dict[str, Origin]]]:
     async with contextlib.AsyncExitStack() as stack:
         origins = {
@@ -228,7 +240,8 @@ async def internet(
         )
         resolver = Names({**answers, **(names or {})})
         fetcher = Downloader(limits, resolve=resolver, network=detour, ssl_context=client_tls)
-        yield Internet(fetcher, resolver, detour), origins
+        limiter = limiter or DownloadLimiter(max_downloads=1000)
+        yield Internet(fetcher, resolver, detour, limiter), origins
 
 
 async def until(condition: Callable[[], object], *, within_s: float = 2) -> None:

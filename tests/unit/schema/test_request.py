@@ -51,6 +51,7 @@ def test_everything_but_image_and_prompt_has_a_default() -> None:
         "output_quality": 95,
         "width": None,
         "height": None,
+        "cache": "default",
     }
 
 

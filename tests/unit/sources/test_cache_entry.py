@@ -1,20 +1,17 @@
-import base64
 import hashlib
 from dataclasses import replace
 
 import pytest
 
-from retouch.errors import InvalidRequest, SourceTooLarge
 from retouch.sources.cache_entry import (
     CachedSource,
-    is_fresh,
+    lifetime_s,
     read_stored,
+    stale_for_s,
     to_object_metadata,
 )
-from retouch.sources.data_url import decode_data_url, is_data_url
 from retouch.storage.port import StoredObject
 
-NO_BASE64 = "holds no valid base64 after its comma"
 BODY = bytes(range(256))
 ORIGINAL = CachedSource(
     body=BODY,
@@ -27,73 +24,42 @@ ORIGINAL = CachedSource(
 
 
 @pytest.mark.parametrize(
-    ("fetched_at_s", "now_s", "fresh_s", "fresh"),
+    ("fetched_at_s", "now_s", "fresh_s", "stale_s"),
     [
-        (100, 100, 60, True),
-        (100, 159.9, 60, True),
-        (100, 160, 60, False),
-        (100, 99.9, 60, False),
-        (100, 100, 0, False),
+        (100, 100, 60, -60),
+        (100, 159, 60, -1),
+        (100, 160, 60, 0),
+        (100, 170, 60, 10),
+        (100, 99, 60, 0),
+        (100, 100, 0, 0),
     ],
 )
-def test_a_copy_is_fresh_from_its_fetch_until_its_time_is_over(
-    fetched_at_s: float, now_s: float, fresh_s: float, *, fresh: bool
+def test_a_copy_is_fresh_from_its_download_for_its_lifetime(
+    fetched_at_s: float, now_s: float, fresh_s: float, stale_s: float
 ) -> None:
-    assert is_fresh(fetched_at_s, now_s, fresh_s) is fresh
+    assert stale_for_s(fetched_at_s, now_s, fresh_s) == stale_s
 
 
 @pytest.mark.parametrize(
-    ("text", "is_one"),
-    [("data:,x", True), ("DATA:,x", True), ("https://a/", False), ("dat", False), ("data", False)],
-)
-def test_a_data_url_is_recognised_by_its_scheme(text: str, *, is_one: bool) -> None:
-    assert is_data_url(text) is is_one
-
-
-@pytest.mark.parametrize(
-    "text",
+    ("max_age_s", "heuristic_s", "has_validators", "expected_s"),
     [
-        f"data:image/png;base64,{base64.b64encode(BODY).decode()}",
-        f"DATA:;BASE64,{base64.b64encode(BODY).decode()}",
-        f"data:image/png;name=a;base64,{base64.b64encode(BODY).decode().replace('+', '%2B')}",
-        "data:;base64," + base64.encodebytes(BODY).decode().replace("=", "=\r\n\t "),
-        "data:image/png," + "".join(f"%{byte:02x}" for byte in BODY),
+        (None, None, True, 3600),
+        (None, None, False, 3600),
+        (None, 40, True, 40),
+        (None, 0, True, 0),
+        (None, 10**6, True, 3600),
+        (0, None, True, 0),
+        (0, None, False, 60),
+        (59, 7, False, 60),
+        (61, 7, False, 61),
+        (10**9, None, True, 604800),
     ],
 )
-def test_a_data_url_is_decoded_to_its_bytes(text: str) -> None:
-    assert decode_data_url(text, max_bytes=256) == BODY
-
-
-def test_an_empty_data_url_is_no_bytes() -> None:
-    assert decode_data_url("data:,", max_bytes=1) == b""
-
-
-@pytest.mark.parametrize(
-    ("text", "fault"),
-    [
-        ("data:image/png;base64", "must be data:[<type>][;base64],<data>"),
-        ("data:;base64,A", NO_BASE64),
-        ("data:;base64,AA=", NO_BASE64),
-        ("data:;base64,A*==", NO_BASE64),
-        ("data:;base64,ÄÄ==", NO_BASE64),
-        ("data:,\ud800", "must be data:[<type>][;base64],<data>"),
-    ],
-)
-def test_a_malformed_data_url_is_an_error_of_the_field_that_does_not_repeat_it(
-    text: str, fault: str
+def test_a_lifetime_is_the_origins_within_bounds(
+    max_age_s: int | None, heuristic_s: int | None, *, has_validators: bool, expected_s: int
 ) -> None:
-    with pytest.raises(InvalidRequest) as caught:
-        decode_data_url(text, max_bytes=256)
-    assert caught.value.details == {"fields": {"image_url": fault}}
-    assert caught.value.__suppress_context__ or caught.value.__context__ is None
-
-
-@pytest.mark.parametrize("kind", ["data:;base64,", "data:,"])
-def test_a_data_url_over_the_limit_is_refused_with_limit_and_setting(kind: str) -> None:
-    text = kind + (base64.b64encode(b"a" * 11).decode() if "base64" in kind else "a" * 11)
-    with pytest.raises(SourceTooLarge, match=r"10 bytes \(MAX_IMAGE_BYTES\)"):
-        decode_data_url(text, max_bytes=10)
-    assert decode_data_url(text, max_bytes=11) == b"a" * 11
+    found = lifetime_s(max_age_s, heuristic_s, ttl_s=3600, has_validators=has_validators)
+    assert found == expected_s
 
 
 def test_a_stored_source_is_read_back_as_cached() -> None:

@@ -1,4 +1,5 @@
 import asyncio
+import base64
 import gc
 import logging
 from collections.abc import Callable
@@ -6,10 +7,11 @@ from contextvars import ContextVar
 from typing import Any
 
 import pytest
-from support.fakes import PNG, URL, settle, until
+from support.fakes import PNG, URL, Page, settle, until
 from support.worlds import KEY, World
 
-from retouch.errors import StoreUnavailable
+from retouch.errors import Overloaded, SourceStatusError, StoreUnavailable
+from retouch.net.download_limiter import DownloadLimiter
 from retouch.sources.loader import SourceLoader
 
 
@@ -138,3 +140,52 @@ async def test_close_waits_for_a_running_cache_write() -> None:
     assert isinstance(world.sources, SourceLoader)
     with pytest.raises(RuntimeError, match="shutdown"):
         await world.load("data:,x")
+
+
+async def test_slow_cache_writes_delay_neither_a_data_url_nor_another_source() -> None:
+    world = World()
+    world.store.is_open.clear()
+    urls = [f"{URL}&{n}" for n in range(12)]
+    world.origin.pages |= {url: Page() for url in urls}
+    for url in urls:
+        await world.load(url)
+    async with asyncio.timeout(1):
+        await world.load(f"data:;base64,{base64.b64encode(PNG).decode()}")
+        await world.load()
+    world.store.is_open.set()
+
+
+async def test_cache_writes_that_wait_are_bounded(caplog: pytest.LogCaptureFixture) -> None:
+    world = World()
+    world.store.is_open.clear()
+    urls = [f"{URL}&{n}" for n in range(17)]
+    world.origin.pages |= {url: Page() for url in urls}
+    for url in urls:
+        await world.load(url)
+    assert world.sources.pending_writes == 16
+    assert "cache.not_kept" in caplog.messages
+    world.store.is_open.set()
+
+
+async def test_a_load_holds_its_place_until_the_image_is_decoded() -> None:
+    world = World(limiter=DownloadLimiter(max_downloads=1))
+    world.origin.is_open.clear()
+    load = asyncio.create_task(world.load())
+    await until(lambda: world.origin.flying)
+    for other in (URL + "&2", f"data:;base64,{base64.b64encode(PNG).decode()}"):
+        await world.refused(Overloaded, other)
+    world.origin.is_open.set()
+    await load
+    await world.refused(SourceStatusError, URL + "&2")  # asked, so the refusal was not remembered
+
+
+@pytest.mark.parametrize("kind", ["cached", "fetched", "data"])
+async def test_the_bytes_of_every_kind_of_source_count(kind: str) -> None:
+    world = World()
+    await world.fill()
+    small = World(limiter=DownloadLimiter(max_bytes=len(PNG) - 1))
+    if kind == "cached":
+        small.store.objects = world.store.objects
+    url = f"data:;base64,{base64.b64encode(PNG).decode()}" if kind == "data" else URL
+    await small.refused(Overloaded, url)
+    assert len(small.origin.asked) == (kind == "fetched")
