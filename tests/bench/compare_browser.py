@@ -3,7 +3,7 @@
     PYTHONPATH=src:tests python tests/bench/compare_browser.py DIRECTORY... --keep renderings
 
 Each file is decoded in the sandbox, as the service does, and drawn by Chromium on a white canvas. Where
-both show it, the mean absolute difference over all channels is taken, of 255, at 512 x 512 pixels at most.
+both show it, the mean absolute difference over all channels is taken, of 255; large images are reduced first.
 Prints how many differ by how much, each file over 8, and each file that only one of the two shows.
 `--keep` holds Chromium's renderings as PNG, so that a second run is quick. TIFF and HEIC are not shown
 by Chromium: they are listed only where the decoder refuses them.
@@ -28,20 +28,25 @@ from retouch.images import decode, sandbox
 
 PATIENCE_S = 120.0
 MAX_BYTES = 25 << 20
+# `createImageBitmap` gives the first frame of an animation; an <img> also shows what is cut short.
 DRAW = """async data => {
   const bytes = Uint8Array.from(atob(data), letter => letter.charCodeAt(0));
+  const blob = new Blob([bytes]);
   const image = new Image();
-  image.src = URL.createObjectURL(new Blob([bytes]));
+  image.src = URL.createObjectURL(blob);
   try { await image.decode(); } catch { return ""; } finally { URL.revokeObjectURL(image.src); }
+  let source = image;
+  try { source = await createImageBitmap(blob); } catch {}
+  const [width, height] = [source.width, source.height];
+  const scale = Math.min(1, Math.sqrt(262144 / (width * height)));
   const canvas = document.createElement("canvas");
-  const scale = Math.min(1, Math.sqrt(262144 / (image.naturalWidth * image.naturalHeight)));
-  canvas.width = Math.max(1, Math.floor(image.naturalWidth * scale));
-  canvas.height = Math.max(1, Math.floor(image.naturalHeight * scale));
+  canvas.width = Math.max(1, Math.floor(width * scale));
+  canvas.height = Math.max(1, Math.floor(height * scale));
   const context = canvas.getContext("2d");
   context.imageSmoothingQuality = "high";
   context.fillStyle = "white";
   context.fillRect(0, 0, canvas.width, canvas.height);
-  context.drawImage(image, 0, 0, canvas.width, canvas.height);
+  context.drawImage(source, 0, 0, canvas.width, canvas.height);
   return canvas.toDataURL("image/png").split(",")[1];
 }"""
 
@@ -78,11 +83,13 @@ async def draw(page: Page, body: bytes, keep: Path | None) -> Image.Image | None
 
 
 def measure(ours: Image.Image, theirs: Image.Image) -> float:
-    """Return the mean absolute difference at the smaller size; 255 where the shapes are unlike."""
+    """Return the mean absolute difference; 255 where the shapes are unlike."""
     off_px = ours.width * theirs.height / ours.height - theirs.width
     if abs(off_px) > 2 + max(theirs.width / theirs.height, 1):
         return 255.0
-    ours = ours.resize(theirs.size, Image.Resampling.BOX)
+    if ours.size != theirs.size:  # each was reduced by a filter of its own
+        size = max(1, theirs.width // 4), max(1, theirs.height // 4)
+        ours, theirs = (image.resize(size, Image.Resampling.BOX) for image in (ours, theirs))
     return sum(ImageStat.Stat(ImageChops.difference(ours, theirs)).mean) / 3
 
 

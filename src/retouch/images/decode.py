@@ -111,7 +111,7 @@ def _run_steps(body: bytes, name: str, limits: Limits) -> Decoded:
     notes = {
         "transparent parts of the source were put on white": alpha is not None,
         "the HDR tones of the source were mapped to standard range": is_hdr(source),
-        "the source ends without its end marker": bool(source.info.get("end_missing")),
+        "the very end of the source file is missing": bool(source.info.get("end_missing")),
         f"the source was reduced to {image.width} x {image.height} before the edit": (
             image.size != (width_px, height_px)
         ),
@@ -202,6 +202,7 @@ def put_on_white(image: Image.Image, alpha: Image.Image | None) -> Image.Image:
 
 def read_orientation(source: ImageFile) -> int:
     """Read the EXIF orientation, 1 to 8, or 1 (upright) where it is missing or damaged."""
+    source.info.pop("xmp", None)  # Pillow would take the orientation from there; browsers do not
     with suppress(Exception):  # damaged EXIF does not spoil a good image
         return int(source.getexif().get(_ORIENTATION_TAG, 1))
     return 1
@@ -216,5 +217,5 @@ def turn_upright(image: Image.Image, orientation: int) -> Image.Image:
 def has_more_frames(source: ImageFile) -> bool:
     """Look for a second frame. Counting all of them would read the whole file."""
     with suppress(Exception):  # damage behind the first frame does not matter
-        return bool(getattr(source, "is_animated", False))
+        return bool(source.info.get("animated") or getattr(source, "is_animated", False))
     return False

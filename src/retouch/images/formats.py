@@ -1,13 +1,11 @@
 """Recognise the format of an image file and read its header, by Pillow's class or by libheif.
 
 Besides what Pillow puts into `info`, the openers put there `cicp` (color primaries and transfer
-characteristics, two codes of ITU-T H.273) and `end_missing` (the file lacks its end marker).
+characteristics, two codes of ITU-T H.273), `animated` and `end_missing`, where the format has them.
 """
 
 import re
-import struct
-import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from io import BytesIO
 from typing import Any, Final
@@ -20,15 +18,12 @@ from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
 from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
-from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from retouch.errors import UnsupportedImage
+from retouch.images.png import open_png
 
-# The ancillary chunks that change pixels. Others, such as text, are often damaged or too large for Pillow.
-_PNG_CHUNKS: Final = frozenset(b"tRNS gAMA cHRM sRGB iCCP cICP eXIf acTL fcTL fdAT".split())
-_MAX_PROFILE_BYTES: Final = 1 << 20  # Pillow's own limit
 _OTHERS: Final[Mapping[str, re.Pattern[bytes]]] = {
     "an empty file": re.compile(rb"\Z"),
     "SVG": re.compile(rb"\s*<(svg|\?xml.{,1000}<svg|!--.{,1000}<svg|!DOCTYPE svg)", re.DOTALL),
@@ -42,6 +37,8 @@ _OTHERS: Final[Mapping[str, re.Pattern[bytes]]] = {
     "an icon (ICO)": re.compile(rb"\0\0[\1\2]\0"),
     "a video": re.compile(rb"....ftyp|\x1aE\xdf\xa3", re.DOTALL),
 }
+# Browsers show BT.709 and its like as sRGB in AVIF, but by BT.1886 in PNG (Chromium 151).
+_VIDEO_TRANSFERS, _SRGB = (1, 6, 14, 15), 13
 _HEIF_CODINGS: Final = {
     b"vvc1": "VVC",
     b"j2k1": "JPEG 2000",
@@ -88,49 +85,6 @@ def _open_by(kind: Callable[[BytesIO], ImageFile]) -> Callable[[bytes], ImageFil
     return lambda body: kind(BytesIO(body))
 
 
-def _open_png(body: bytes) -> ImageFile:
-    """Leave out ancillary chunks that are damaged or not needed; add a missing end marker."""
-    kept, chunks = [body[:8]], dict[bytes, bytes]()
-    for name, data, checksum in _read_png_chunks(body):
-        computed = struct.pack(">I", zlib.crc32(data, zlib.crc32(name)))
-        is_ancillary = name[:1].islower()
-        if is_ancillary and (name not in _PNG_CHUNKS or checksum != computed):
-            continue
-        if name == b"iCCP" and not _is_profile(data):
-            continue
-        chunks.setdefault(name, data)
-        kept += struct.pack(">I", len(data)), name, data, checksum or computed
-    if b"IEND" not in chunks:
-        kept.append(b"\0\0\0\0IEND\xaeB`\x82")
-    source = PngImageFile(BytesIO(b"".join(kept)))
-    source.info["bit_depth"] = chunks[b"IHDR"][8]
-    if b"cICP" in chunks:  # outranks the profile (PNG, third edition, 4.3)
-        source.info["cicp"] = tuple(chunks[b"cICP"][:2])
-        source.info.pop("icc_profile", None)
-    source.info["end_missing"] = b"IEND" not in chunks
-    return source
-
-
-def _read_png_chunks(body: bytes) -> Iterator[tuple[bytes, bytes, bytes]]:
-    """Yield name, data and checksum up to the end marker; the last may be cut, without a checksum."""
-    position, name = 8, b""
-    while name != b"IEND" and position + 8 <= len(body):
-        length, name = struct.unpack_from(">I4s", body, position)
-        end = position + 8 + length
-        checksum = body[end : end + 4]
-        yield name, body[position + 8 : end], checksum if len(checksum) == 4 else b""  # noqa: PLR2004
-        position = end + 4
-
-
-def _is_profile(chunk: bytes) -> bool:
-    method, packed = chunk.partition(b"\0")[2][:1], chunk.partition(b"\0")[2][1:]
-    with suppress(zlib.error):
-        unpacker = zlib.decompressobj()
-        unpacker.decompress(packed, _MAX_PROFILE_BYTES)
-        return method == b"\0" and not unpacker.unconsumed_tail
-    return False
-
-
 def _open_avif(body: bytes) -> ImageFile:
     source = AvifImageFile(BytesIO(body))
     with suppress(Exception):  # libheif is stricter than libavif, and does not know sequences
@@ -146,12 +100,15 @@ def _open_heif(body: bytes) -> ImageFile:
 
 def _get_cicp(info: Mapping[Any, Any]) -> tuple[int, int] | None:
     nclx = info.get("nclx_profile")
-    return nclx and (nclx["color_primaries"], nclx["transfer_characteristics"])
+    if not nclx:
+        return None
+    transfer = nclx["transfer_characteristics"]
+    return nclx["color_primaries"], _SRGB if transfer in _VIDEO_TRANSFERS else transfer
 
 
 FORMATS: Final[Mapping[str, tuple[re.Pattern[bytes], Callable[[bytes], ImageFile]]]] = {
     "jpeg": (re.compile(rb"\xff\xd8\xff"), _open_by(JpegImageFile)),
-    "png": (re.compile(rb"\x89PNG\r\n\x1a\n"), _open_png),
+    "png": (re.compile(rb"\x89PNG\r\n\x1a\n"), open_png),
     "webp": (re.compile(rb"RIFF....WEBPVP8[ LX]", re.DOTALL), _open_by(WebPImageFile)),
     "gif": (re.compile(rb"GIF8[79]a"), _open_by(GifImageFile)),
     "bmp": (re.compile(rb"BM"), _open_by(BmpImageFile)),

@@ -1,4 +1,4 @@
-"""Decode a JPEG scaled down, and one that lacks nothing but its end marker."""
+"""Decode a JPEG scaled down, and one that lacks only its very end."""
 
 import math
 import re
@@ -12,6 +12,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 _FRAMES: Final = (b"\xff\xc0", b"\xff\xc1", b"\xff\xc2")
 _SCAN: Final = re.compile(rb"\xff\xda")
 _LAST_COEFFICIENT: Final = 63
+_ENOUGH_ROWS: Final = 0.99
 _OTHER_DATA: Final = b"\x5a\xa5\x3c\xc3" * 64
 
 
@@ -41,18 +42,18 @@ def _has_all_scans(body: bytes) -> bool:
     frame = max(body.rfind(marker) for marker in _FRAMES)
     components: set[int] = set()
     for scan in _SCAN.finditer(body, frame):
-        count, *rest = body[scan.end() + 2 : scan.end() + 14]
-        end, precision = rest[2 * count + 1 : 2 * count + 3]
+        count, *rest = body[scan.end() + 2 : scan.end() + 14].ljust(12, b"\0")
+        end, precision = (*rest, 0, 0)[2 * count + 1 : 2 * count + 3]
         if end == _LAST_COEFFICIENT and precision & 15 == 0:
             components.update(rest[0 : 2 * count : 2])
     return len(components) == body[frame + 9]
 
 
 def _load_without_end(body: bytes, target: tuple[int, int]) -> JpegImageFile:
-    """Decode as if the end marker followed.
+    """Decode as if the end marker followed, if at most a hundredth of the rows is missing.
 
     libjpeg shows missing data as gray and does not report it. But it would take other bytes before the
-    marker for that data, and show something else.
+    marker for that data, and show something else from there.
     """
     whole, changed = (
         JpegImageFile(BytesIO(body + more + b"\xff\xd9")) for more in (b"", _OTHER_DATA)
@@ -60,7 +61,8 @@ def _load_without_end(body: bytes, target: tuple[int, int]) -> JpegImageFile:
     for each in (whole, changed):
         each.draft(None, target)
         each.load()
-    if ImageChops.difference(whole, changed).getbbox(alpha_only=False):
+    box = ImageChops.difference(whole, changed).getbbox(alpha_only=False)
+    if box and box[1] < _ENOUGH_ROWS * whole.height:
         raise OSError("rows are missing")
     whole.info["end_missing"] = True
     return whole

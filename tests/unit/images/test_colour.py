@@ -221,12 +221,16 @@ def test_hdr_tones_are_mapped_as_chromium_does_with_a_note(
         assert decoded.notes == ("the HDR tones of the source were mapped to standard range",)
 
 
-@pytest.mark.parametrize("nclx", [(9, 16), (12, 13)])
-def test_an_avif_is_converted_by_its_color_codes(nclx: tuple[int, int]) -> None:
+@pytest.mark.parametrize(
+    ("nclx", "shown_as"), [((9, 16), (9, 16)), ((12, 13), (12, 13)), ((9, 14), (9, 13))]
+)
+def test_an_avif_is_converted_by_its_color_codes(
+    nclx: tuple[int, int], shown_as: tuple[int, int]
+) -> None:
     body = saved(Image.new("RGB", (16, 16), (180, 150, 120)), "AVIF", quality=100)
     at = body.index(b"colrnclx") + 8
     body = body[:at] + struct.pack(">HH", *nclx) + body[at + 4 :]
-    chunks = ((b"cICP", bytes((*nclx, 0, 1))),)
+    chunks = ((b"cICP", bytes((*shown_as, 0, 1))),)
     same = png((1, 1), bytes((180, 150, 120)), bit_depth=8, colour_type=2, chunks=chunks)
     assert near(colour_of(body), colour_of(same), by=4)
 

@@ -109,7 +109,7 @@ def test_a_jpeg_that_lacks_only_its_end_marker_is_decoded_with_a_note(
 ) -> None:
     body = saved(samples.photo().convert(mode), "JPEG", progressive=progressive)
     decoded = decode.decode(body[:-2], LIMITS)
-    assert decoded.notes == ("the source ends without its end marker",)
+    assert decoded.notes == ("the very end of the source file is missing",)
     assert decoded.image.tobytes() == decode.decode(body, LIMITS).image.tobytes()
 
 
@@ -122,11 +122,27 @@ def test_a_jpeg_that_lacks_more_than_its_end_marker_is_refused(progressive: bool
             decode.decode(body[:kept], LIMITS)
 
 
+def test_a_jpeg_that_lacks_a_hundredth_of_its_rows_is_decoded_with_a_note() -> None:
+    whole = samples.photo(96, 1700)
+    decoded = decode.decode(saved(whole, "JPEG", quality=90)[:-60], LIMITS)
+    assert decoded.notes == ("the very end of the source file is missing",)
+    assert mean_difference(decoded.image, whole) < 5
+
+
+def test_a_png_whose_frames_are_out_of_order_gives_its_image() -> None:
+    frames = [Image.new("RGB", (16, 16), colour) for colour in (RED, GREEN)]
+    body = saved(frames[0], "PNG", save_all=True, append_images=frames[1:])
+    at = body.index(b"fcTL") - 4
+    decoded = decode.decode(body[:at] + body[at + 38 :], LIMITS)
+    assert decoded.image.getpixel((0, 0)) == RED
+    assert decoded.notes == ("only the first frame of the source was used",)
+
+
 def test_a_png_that_lacks_only_its_end_marker_is_decoded_with_a_note() -> None:
     body = samples.samples()["png"]
     for kept in (12, 16):  # the end marker, and before it a checksum
         decoded = decode.decode(body[:-kept], LIMITS)
-        assert decoded.notes == ("the source ends without its end marker",)
+        assert decoded.notes == ("the very end of the source file is missing",)
         assert decoded.image.tobytes() == decode.decode(body, LIMITS).image.tobytes()
 
 
@@ -150,6 +166,8 @@ PHYS, TEXT = struct.pack(">IIB", 2835, 2835, 1), b"Comment\0" + bytes(9)
         (b"iCCP", b"profile\0\0" + zlib.compress(bytes(1_200_000)), None),
         (b"iCCP", b"profile\0\7" + zlib.compress(samples.srgb_profile()), None),
         (b"iCCP", b"profile", None),
+        (b"cHRM", bytes(7), None),
+        (b"sRGB", b"", None),
     ],
 )
 def test_a_png_with_a_bad_or_huge_ancillary_chunk_is_decoded_without_it(
