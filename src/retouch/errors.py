@@ -18,7 +18,7 @@
     - OutOfMemory, NonFiniteResult
   + Unauthorized
     - LinkInvalid, LinkExpired
-  + Overloaded
+  + Overloaded: DecoderBusy
   + NotReady: ModelLost
   + DeadlineExceeded
   + Cancelled
@@ -287,6 +287,13 @@ class Overloaded(EditError):
         """Seconds to wait before the next attempt."""
         seconds = self.details.get("retry_after")
         return seconds if isinstance(seconds, int) else _RETRY_AFTER_S
+
+
+class DecoderBusy(Overloaded):
+    """The source was not decoded in time, or its decoder was killed; the image is not at fault."""
+
+    code, status = "decoder_busy", 503
+    default_message = "the image was not decoded in time: the service is too busy"
 
 
 class NotReady(EditError):

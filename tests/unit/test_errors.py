@@ -15,7 +15,7 @@ STATUSES = {
     "ModelError": {500},
     "StorageError": {503},
     "Unauthorized": {401, 403},
-    "Overloaded": {429},
+    "Overloaded": {429, 503},
     "NotReady": {503},
     "DeadlineExceeded": {504},
     "Cancelled": {499},
@@ -74,6 +74,7 @@ def test_only_faults_that_can_pass_are_retryable() -> None:
     assert {cls.code for cls in error_classes() if cls.retryable} == {
         "cache_unreadable",
         "deadline_exceeded",
+        "decoder_busy",
         "model_lost",
         "non_finite_result",
         "not_ready",
