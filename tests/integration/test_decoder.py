@@ -2,8 +2,12 @@ import asyncio
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
+from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -183,6 +187,42 @@ async def test_a_child_killed_at_any_point_never_blames_the_image(
     assert outcomes <= {decode.Decoded, errors.DecoderBusy}
     assert decode.Decoded in outcomes
     assert (await decoding.decode(PHOTO, timeout_s=PATIENCE_S)).width_px == 640
+
+
+async def test_no_good_image_is_blamed_beside_busy_processes_and_stopped_children(
+    decoding: sandbox.Decoder,
+) -> None:
+    good = [body for name, body in samples.samples().items() if "animated" not in name]
+    waiting = iter(good * (int(os.environ.get("GOOD_IMAGES", "40")) // len(good) + 1))
+    outcomes: Counter[type] = Counter()
+
+    async def work() -> None:
+        for body in waiting:
+            try:
+                outcomes[type(await decoding.decode(body, timeout_s=5))] += 1
+            except errors.EditError as error:
+                outcomes[type(error)] += 1
+
+    async def stop() -> None:
+        moments = random.Random(1)  # noqa: S311
+        while True:
+            await asyncio.sleep(moments.uniform(0, 0.5))
+            for pid in decoders():
+                with suppress(ProcessLookupError):
+                    os.kill(pid, moments.choice((signal.SIGSTOP, signal.SIGCONT, signal.SIGCONT)))
+
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(4)]  # noqa: ASYNC220
+    try:
+        async with asyncio.TaskGroup() as group:
+            stopper = group.create_task(stop())
+            await asyncio.gather(*(work() for _ in range(4)))
+            stopper.cancel()
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+    assert set(outcomes) <= {decode.Decoded, errors.DecoderBusy}
+    assert outcomes[decode.Decoded] > sum(outcomes.values()) / 2
 
 
 async def test_a_child_killed_while_it_waits_is_replaced(decoding: sandbox.Decoder) -> None:
