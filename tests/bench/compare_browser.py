@@ -35,8 +35,8 @@ DRAW = """async data => {
   const image = new Image();
   image.src = URL.createObjectURL(blob);
   try { await image.decode(); } catch { return ""; } finally { URL.revokeObjectURL(image.src); }
-  let source = image;
-  try { source = await createImageBitmap(blob); } catch {}
+  let source = image, surely = true;
+  try { source = await createImageBitmap(blob); } catch { surely = false; }
   const [width, height] = [source.width, source.height];
   const scale = Math.min(1, Math.sqrt(262144 / (width * height)));
   const canvas = document.createElement("canvas");
@@ -44,9 +44,12 @@ DRAW = """async data => {
   canvas.height = Math.max(1, Math.floor(height * scale));
   const context = canvas.getContext("2d");
   context.imageSmoothingQuality = "high";
+  context.drawImage(source, 0, 0, canvas.width, canvas.height);
+  const drawn = new Uint32Array(context.getImageData(0, 0, canvas.width, canvas.height).data.buffer);
+  if (!surely && drawn.every(pixel => pixel === 0)) return "";
+  context.globalCompositeOperation = "destination-over";
   context.fillStyle = "white";
   context.fillRect(0, 0, canvas.width, canvas.height);
-  context.drawImage(source, 0, 0, canvas.width, canvas.height);
   return canvas.toDataURL("image/png").split(",")[1];
 }"""
 

@@ -138,6 +138,14 @@ def test_a_png_whose_frames_are_out_of_order_gives_its_image() -> None:
     assert decoded.notes == ("only the first frame of the source was used",)
 
 
+def test_a_png_with_an_image_before_its_animation_gives_the_first_frame() -> None:
+    first, *frames = (Image.new("RGB", (16, 16), colour) for colour in (RED, GREEN, BLUE))
+    body = saved(first, "PNG", save_all=True, append_images=frames, default_image=True)
+    decoded = decode.decode(body, LIMITS)
+    assert decoded.image.getpixel((0, 0)) == GREEN
+    assert decoded.notes == ("only the first frame of the source was used",)
+
+
 def test_a_png_that_lacks_only_its_end_marker_is_decoded_with_a_note() -> None:
     body = samples.samples()["png"]
     for kept in (12, 16):  # the end marker, and before it a checksum
