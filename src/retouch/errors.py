@@ -19,7 +19,7 @@
     - OutOfMemory, NonFiniteResult
   + Unauthorized
     - LinkInvalid, LinkExpired
-  + Overloaded: DownloadsFull
+  + Overloaded: DownloadsFull, DecoderBusy
   + NotReady: ModelLost
   + DeadlineExceeded
   + Cancelled
@@ -300,6 +300,13 @@ class DownloadsFull(Overloaded):
     """The download was the slowest one and made room for others."""
 
     code, status = "downloads_full", 503
+
+
+class DecoderBusy(Overloaded):
+    """The source was not decoded in time, or its decoder was killed; the image is not at fault."""
+
+    code, status = "decoder_busy", 503
+    default_message = "the image was not decoded in time: the service is too busy"
 
 
 class NotReady(EditError):

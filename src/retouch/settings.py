@@ -142,7 +142,14 @@ class Settings(BaseSettings):
     )
     compile: bool = Field(False, description="slower start, faster edits of the same result")
     max_image_pixels: int = Field(
-        50_000_000, ge=4096, le=1 << 28, description="most pixels of a source"
+        52_000_000, ge=4096, le=1 << 28, description="most pixels of a source; 4 times in a JPEG"
+    )
+    decoder_children: int = Field(2, ge=1, le=64, description="sources decoded at a time")
+    decoder_cpu_seconds: int = Field(
+        10, ge=1, le=600, description="processor time for decoding a source"
+    )
+    decoder_memory_mib: int = Field(
+        1024, ge=256, le=65536, description="memory for decoding a source, in MiB"
     )
     source_timeout_seconds: Seconds = Field(20, description="seconds for a source's download")
     source_ttl_seconds: int = Field(

@@ -117,7 +117,14 @@ def build_sources(settings: Settings, store: Store, *, exits: AsyncExitStack) ->
             allowed_hosts=allowed_hosts,
         )
     )
-    decoder = Decoder(decode.Limits(max_pixels=settings.max_image_pixels), DecoderSettings())
+    decoder = Decoder(
+        decode.Limits(max_pixels=settings.max_image_pixels),
+        DecoderSettings(
+            children=settings.decoder_children,
+            cpu_seconds=settings.decoder_cpu_seconds,
+            memory_bytes=settings.decoder_memory_mib << 20,
+        ),
+    )
     exits.callback(decoder.close)
     sources = SourceLoader(
         store=store,

@@ -85,6 +85,7 @@ def test_only_faults_that_can_pass_are_retryable() -> None:
     assert {cls.code for cls in error_classes() if cls.retryable} == {
         "cache_unreadable",
         "deadline_exceeded",
+        "decoder_busy",
         "model_lost",
         "non_finite_result",
         "not_ready",

@@ -61,7 +61,7 @@ def test_the_other_defaults_hold_too(environment: Environment) -> None:
     names = ("s3_endpoint", "s3_bucket", "s3_region", "model_id", "model_revision", "public_url")
     assert {getattr(settings, name) for name in names} == {""}
     assert settings.dtype == "float16"
-    assert settings.max_image_pixels == 50_000_000
+    assert settings.max_image_pixels == 52_000_000
     assert settings.source_timeout_seconds == 20
     assert settings.source_ttl_seconds == 3600
     assert settings.allowed_source_hosts == ()
@@ -194,6 +194,9 @@ def test_an_invalid_endpoint_is_refused_by_name(environment: Environment, endpoi
         ("SOURCE_TTL_SECONDS", ["59", "604801"]),
         ("JOB_TIMEOUT_SECONDS", ["0", "86401"]),
         ("MAX_IMAGE_PIXELS", ["4095", "268435457"]),
+        ("DECODER_CHILDREN", ["0", "65"]),
+        ("DECODER_CPU_SECONDS", ["0", "1.5"]),
+        ("DECODER_MEMORY_MIB", ["255", "65537"]),
         ("MAX_QUEUE", ["-1", "10001"]),
         ("S3_SECURE", ["perhaps"]),
         ("LOG_LEVEL", ["LOUD"]),

@@ -1,10 +1,13 @@
 """Convert decoded images to 8-bit sRGB."""
 
+import struct
 from contextlib import suppress
 from io import BytesIO
 
 from PIL import Image, ImageCms
 from PIL.ImageFile import ImageFile
+
+from retouch.images.profile import HLG, PQ, build_cicp_profile, build_profile, gamma_curve
 
 
 def scale_to_8_bits(source: ImageFile) -> Image.Image:
@@ -20,19 +23,27 @@ def scale_to_8_bits(source: ImageFile) -> Image.Image:
     return gray
 
 
-def scale_transparent_colour(source: ImageFile, bit_depth: int) -> None:
+def scale_transparent_colour(source: ImageFile) -> None:
     """Scale a PNG's transparent colour (tRNS) to 8 bits, as Pillow did with the pixels but not with it."""
-    key, top = source.info["transparency"], (1 << bit_depth) - 1
+    key, bit_depth = source.info["transparency"], source.info["bit_depth"]
+    top = (1 << bit_depth) - 1
     if source.mode == "L":
         source.info["transparency"] = (key & top) * 255 // top
     else:
         source.info["transparency"] = tuple((value & top) >> (bit_depth - 8) for value in key)
 
 
+def is_hdr(source: ImageFile) -> bool:
+    """Tell whether `to_srgb` maps PQ or HLG tones to standard range."""
+    _, transfer = source.info.get("cicp") or (0, 0)
+    return transfer in (PQ, HLG) and "icc_profile" not in source.info
+
+
 def to_srgb(image: Image.Image, source: ImageFile) -> Image.Image:
     """Convert L, LA, RGB, RGBA, CMYK or LAB to RGB in sRGB, without alpha.
 
-    Uses the profile embedded in `source`, else PNG's gamma, else the mode alone.
+    Uses the profile embedded in `source`, else its color codes (CICP), else PNG's chromaticities and
+    gamma, else the mode alone.
     """
     colour = image.convert(image.mode[:-1]) if image.mode in ("LA", "RGBA") else image
     profile = source.info.get("icc_profile")
@@ -40,12 +51,18 @@ def to_srgb(image: Image.Image, source: ImageFile) -> Image.Image:
         with suppress(Exception):  # a profile that is damaged or does not fit is ignored
             return _apply_profile(colour, profile)
     colour = colour.convert("RGB")
-    gamma = source.info.get("gamma")
-    if source.format == "PNG" and gamma and "srgb" not in source.info:
-        # PNG 13.13: a sample is light ** gamma, and sRGB is close to light ** 0.45455.
-        exponent = 0.45455 / gamma
-        return colour.point(lambda value: round(255 * (value / 255) ** exponent))
-    return colour
+    cicp, gamma = source.info.get("cicp"), source.info.get("gamma")
+    if cicp:
+        profile = build_cicp_profile(*cicp)
+        return _apply_profile(colour, profile) if profile else colour
+    if not gamma or source.format != "PNG" or "srgb" in source.info:
+        return colour
+    if chromaticities := source.info.get("chromaticity"):
+        with suppress(ArithmeticError, struct.error, ImageCms.PyCMSError):  # impossible ones
+            return _apply_profile(colour, build_profile(chromaticities, gamma_curve(1 / gamma)))
+    # PNG 13.13: a sample is light ** gamma, and sRGB is close to light ** 0.45455.
+    exponent = 0.45455 / gamma
+    return colour.point(lambda value: round(255 * (value / 255) ** exponent))
 
 
 def _apply_profile(colour: Image.Image, profile: bytes) -> Image.Image:

@@ -4,38 +4,22 @@ Runs in the sandbox's child process, so it imports Pillow and the standard libra
 """
 
 import math
-import re
-from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from io import BytesIO
 from typing import Final
 
 from PIL import Image
-from PIL.AvifImagePlugin import AvifImageFile
-from PIL.BmpImagePlugin import BmpImageFile
-from PIL.GifImagePlugin import GifImageFile
 from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
-from PIL.PngImagePlugin import PngImageFile
-from PIL.TiffImagePlugin import TiffImageFile
-from PIL.WebPImagePlugin import WebPImageFile
 
 from retouch import errors
-from retouch.images.colour import scale_to_8_bits, scale_transparent_colour, to_srgb
+from retouch.images.colour import is_hdr, scale_to_8_bits, scale_transparent_colour, to_srgb
+from retouch.images.formats import name_heif_coding, open_header, sniff
+from retouch.images.jpeg import load_jpeg
 from retouch.images.tiff import require_readable_tiff
 
-FORMATS: Final[Mapping[str, tuple[re.Pattern[bytes], Callable[[BytesIO], ImageFile]]]] = {
-    "jpeg": (re.compile(rb"\xff\xd8\xff"), JpegImageFile),
-    "png": (re.compile(rb"\x89PNG\r\n\x1a\n"), PngImageFile),
-    "webp": (re.compile(rb"RIFF....WEBPVP8[ LX]", re.DOTALL), WebPImageFile),
-    "gif": (re.compile(rb"GIF8[79]a"), GifImageFile),
-    "bmp": (re.compile(rb"BM"), BmpImageFile),
-    "tiff": (re.compile(rb"II[*+]\0|MM\0[*+]"), TiffImageFile),
-    # The brand may stand anywhere in the file type box: phones often put `mif1` first.
-    "avif": (re.compile(rb"....ftyp(?:....){0,16}?avi[fs]", re.DOTALL), AvifImageFile),
-}
-
+# Pillow scales a JPEG down while it decodes, in little memory: such a file may be this much larger.
+_JPEG_FACTOR: Final = 4
 _ORIENTATION_TAG: Final = 0x0112
 _UPRIGHT_BY_ORIENTATION: Final = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -57,10 +41,14 @@ class Limits:
     the model's patches. The model sees about a megapixel, so `working_pixels` loses nothing.
     """
 
-    max_pixels: int = 50_000_000
+    max_pixels: int = 52_000_000
     max_side_px: int = 16_384
     max_aspect: float = 20.0
     working_pixels: int = 4_194_304
+
+    def max_pixels_of(self, name: str) -> int:
+        """Return the limit for a format: a JPEG may be larger, as it is scaled down while decoded."""
+        return self.max_pixels * (_JPEG_FACTOR if name == "jpeg" else 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +66,7 @@ class Decoded:
 
 
 def decode(body: bytes, limits: Limits) -> Decoded:
-    """Decode the first image in `body`: JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF.
+    """Decode the first image in `body`, in one of `FORMATS`.
 
     Hostile input can take seconds and a gigabyte: `sandbox.Decoder` runs this in a process that can be
     killed.
@@ -101,23 +89,29 @@ def decode(body: bytes, limits: Limits) -> Decoded:
         message = f"the image is too large; MAX_IMAGE_PIXELS allows {limits.max_pixels}"
         raise errors.ImageTooLarge(message) from error
     except Exception as error:  # Pillow raises exceptions of any type on hostile bytes
+        if name == "heif" and (coding := name_heif_coding(body)):
+            message = f"the source is HEIF with {coding} images; of HEIF only HEVC can be read"
+            raise errors.UnsupportedImage(message) from error
         message = "the image is damaged, truncated or of an unusual kind: it cannot be read as "
         raise errors.BrokenImage(message + name) from error
 
 
 def _run_steps(body: bytes, name: str, limits: Limits) -> Decoded:
     source = open_header(body, name)
-    require_size(source.size, limits)
+    require_size(source.size, name, limits)
     require_readable_tiff(source)
-    source.load()
-    plain = reduce_size(to_plain_mode(source, body), limits.working_pixels)
+    own_size = source.size
+    source = load_pixels(source, body, limits)
+    plain = reduce_size(to_plain_mode(source), limits.working_pixels)
     alpha = get_alpha(plain)
     image = put_on_white(to_srgb(plain, source), alpha)
     orientation = read_orientation(source)
     image = turn_upright(image, orientation)
-    width_px, height_px = source.size[::-1] if orientation in _SIDEWAYS else source.size
+    width_px, height_px = own_size[::-1] if orientation in _SIDEWAYS else own_size
     notes = {
         "transparent parts of the source were put on white": alpha is not None,
+        "the HDR tones of the source were mapped to standard range": is_hdr(source),
+        "the very end of the source file is missing": bool(source.info.get("end_missing")),
         f"the source was reduced to {image.width} x {image.height} before the edit": (
             image.size != (width_px, height_px)
         ),
@@ -129,25 +123,8 @@ def _run_steps(body: bytes, name: str, limits: Limits) -> Decoded:
     )
 
 
-def sniff(body: bytes) -> str:
-    """Name the format, one of `FORMATS`, by the first bytes.
-
-    Raises:
-        UnsupportedImage: it is none of them.
-    """
-    for name, (signature, _) in FORMATS.items():
-        if signature.match(body):
-            return name
-    raise errors.UnsupportedImage("the source is not an image in one of " + ", ".join(FORMATS))
-
-
-def open_header(body: bytes, name: str) -> ImageFile:
-    """Read the header by Pillow's class for the format; `Image.open` would guess and try others."""
-    return FORMATS[name][1](BytesIO(body))
-
-
-def require_size(size: tuple[int, int], limits: Limits) -> None:
-    """Check width and height in pixels.
+def require_size(size: tuple[int, int], name: str, limits: Limits) -> None:
+    """Check width and height in pixels of a file in the format `name`.
 
     Raises:
         ImageTooLarge: more pixels, or a longer side, than allowed.
@@ -155,8 +132,9 @@ def require_size(size: tuple[int, int], limits: Limits) -> None:
     """
     width_px, height_px = size
     text = f"the image is {width_px} x {height_px} pixels"
-    if width_px * height_px > limits.max_pixels:
-        raise errors.ImageTooLarge(f"{text}; MAX_IMAGE_PIXELS allows {limits.max_pixels}")
+    if width_px * height_px > limits.max_pixels_of(name):
+        text += f"; MAX_IMAGE_PIXELS allows {limits.max_pixels_of(name)}"
+        raise errors.ImageTooLarge(text + (" in a JPEG" if name == "jpeg" else ""))
     if max(size) > limits.max_side_px:
         raise errors.ImageTooLarge(f"{text}; a side may have at most {limits.max_side_px}")
     if max(size) > limits.max_aspect * min(size):
@@ -165,16 +143,31 @@ def require_size(size: tuple[int, int], limits: Limits) -> None:
         )
 
 
-def to_plain_mode(source: ImageFile, body: bytes) -> Image.Image:
+def load_pixels(source: ImageFile, body: bytes, limits: Limits) -> ImageFile:
+    """Decode the pixels; a JPEG far over `working_pixels` is scaled down by 2, 4 or 8 on the way."""
+    if isinstance(source, JpegImageFile):
+        return load_jpeg(source, body, limits.working_pixels)
+    if source.format == "GIF" and source.tile:
+        source.info["frame"] = source.tile[0].extents
+    source.load()
+    return source
+
+
+def to_plain_mode(source: ImageFile) -> Image.Image:
     """Convert to 8 bits in a mode that can be resized: L, LA, RGB, RGBA, CMYK or LAB."""
-    mode = source.mode
+    mode, whole = source.mode, (0, 0, *source.size)
+    frame = source.info.get("frame", whole)
+    if frame != whole:  # the first frame of a GIF may leave a part of the canvas clear
+        canvas = Image.new("RGBA", source.size)
+        canvas.paste(source.convert("RGBA").crop(frame), frame)
+        return canvas
     if mode.startswith("I;16"):
         return scale_to_8_bits(source)
-    if mode == "La":
-        return source.convert("LA")
+    if mode in ("La", "RGBa"):
+        return source.convert(mode.upper())
     if source.has_transparency_data:
         if source.format == "PNG" and mode in ("L", "RGB"):
-            scale_transparent_colour(source, bit_depth=body[24])
+            scale_transparent_colour(source)
         return source if mode in ("LA", "RGBA") else source.convert("RGBA")
     if mode in ("L", "CMYK", "LAB"):
         return source
@@ -209,6 +202,7 @@ def put_on_white(image: Image.Image, alpha: Image.Image | None) -> Image.Image:
 
 def read_orientation(source: ImageFile) -> int:
     """Read the EXIF orientation, 1 to 8, or 1 (upright) where it is missing or damaged."""
+    source.info.pop("xmp", None)  # Pillow would take the orientation from there; browsers do not
     with suppress(Exception):  # damaged EXIF does not spoil a good image
         return int(source.getexif().get(_ORIENTATION_TAG, 1))
     return 1
@@ -223,5 +217,5 @@ def turn_upright(image: Image.Image, orientation: int) -> Image.Image:
 def has_more_frames(source: ImageFile) -> bool:
     """Look for a second frame. Counting all of them would read the whole file."""
     with suppress(Exception):  # damage behind the first frame does not matter
-        return bool(getattr(source, "is_animated", False))
+        return bool(source.info.get("animated") or getattr(source, "is_animated", False))
     return False

@@ -47,7 +47,7 @@ class DecoderSettings:
     """
 
     children: int = 2
-    cpu_seconds: int = 5
+    cpu_seconds: int = 10
     memory_bytes: int = 1 << 30
 
 
@@ -119,7 +119,7 @@ class Decoder:
 
         Raises:
             BadInput: as `decode.decode`; `DecodeLimitExceeded` also past the limits of the settings.
-            Overloaded: no child was free, or done, within `timeout_s`.
+            DecoderBusy: no child was free, or done, within `timeout_s`, or each was killed.
             NotReady: the decoder is closed.
             InternalError: children cannot be started.
         """
@@ -132,7 +132,7 @@ class Decoder:
         try:
             await asyncio.wait([answer], timeout=timeout_s)
             if future.cancel():  # still queued
-                raise _overloaded()
+                raise errors.DecoderBusy
             return await answer  # a running job ends by itself at its deadline
         except asyncio.CancelledError:
             answer.cancel()
@@ -153,7 +153,7 @@ class Decoder:
         try:
             return self._decode(job)
         except TimeoutError as error:
-            raise _overloaded() from error
+            raise errors.DecoderBusy from error
         except OSError as error:
             raise errors.InternalError("the image decoder could not be started") from error
         finally:
@@ -180,7 +180,7 @@ class Decoder:
             finally:
                 _end(child)
         if status in _KILLED:
-            raise _overloaded(returncode=status)
+            raise errors.DecoderBusy(returncode=status)
         raise ChildProcessError(f"the decoder exits with status {status}")
 
     def _take(self) -> Child:
@@ -247,11 +247,6 @@ def _wait(pipe: int, event: int, deadline_s: float) -> None:
     left_s = deadline_s - time.monotonic()
     if left_s <= 0 or not poll.poll(left_s * 1000):
         raise TimeoutError
-
-
-def _overloaded(returncode: int | None = None) -> errors.Overloaded:
-    message = "the image was not decoded in time: the service is too busy"
-    return errors.Overloaded(message, details={"retry_after": 5}, returncode=returncode)
 
 
 def _stopping() -> errors.NotReady:

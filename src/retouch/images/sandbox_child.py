@@ -17,7 +17,8 @@ from typing import Any, Final
 from PIL import AvifImagePlugin, Image
 
 from retouch import errors
-from retouch.images import decode
+from retouch.images import decode, formats
+from retouch.images.seccomp import forbid_processes
 
 Read = Callable[[int], bytes | bytearray]
 
@@ -62,8 +63,10 @@ def _restrict(cpu_seconds: int, memory_bytes: int) -> None:  # pragma: no cover 
         _lower(resource.RLIMIT_AS, memory_bytes + pages * resource.getpagesize())
     # Soft below hard: the soft limit ends the process by SIGXCPU, which tells why; the hard by SIGKILL.
     _lower(resource.RLIMIT_CPU, cpu_seconds, cpu_seconds + 1)
-    for limit in (resource.RLIMIT_CORE, resource.RLIMIT_FSIZE, resource.RLIMIT_NPROC):
-        _lower(limit, 0)
+    _lower(resource.RLIMIT_CORE, 0)
+    _lower(resource.RLIMIT_FSIZE, 0)
+    if not forbid_processes():
+        _lower(resource.RLIMIT_NPROC, 0)  # then HEIF cannot be decoded: libde265 starts a thread
     _lower(resource.RLIMIT_NOFILE, 3)  # stdin, stdout, stderr: no file or socket can be opened
 
 
@@ -102,9 +105,9 @@ def receive(read: Read, limits: decode.Limits) -> decode.Decoded:
         raise _REFUSALS[kind](" ".join(lines))
     width_px, height_px, own_width_px, own_height_px = sizes
     if (
-        kind not in decode.FORMATS
+        kind not in formats.FORMATS
         or not 0 < width_px * height_px <= limits.working_pixels
-        or not 0 < own_width_px * own_height_px <= limits.max_pixels
+        or not 0 < own_width_px * own_height_px <= limits.max_pixels_of(kind)
     ):
         raise _malformed()
     pixels = read(width_px * height_px * 3)

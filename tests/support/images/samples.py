@@ -7,7 +7,8 @@ from functools import cache
 from io import BytesIO
 from typing import Any
 
-from PIL import Image, ImageCms, ImageFilter, TiffImagePlugin
+import pillow_heif
+from PIL import Image, ImageChops, ImageCms, ImageFilter, ImageStat, TiffImagePlugin
 
 from retouch.images import decode
 
@@ -65,8 +66,16 @@ def samples() -> dict[str, bytes]:
         "tiff lzw": saved(image, "TIFF", compression="tiff_lzw"),
         "tiff 16 bit": saved(Image.new("I;16", (40, 30), 30000), "TIFF"),
         "avif": saved(image, "AVIF"),
+        "heif": heic(image),
         "avif animated": saved(image, "AVIF", save_all=True, append_images=frames[1:]),
     }
+
+
+def heic(image: Image.Image, **options: Any) -> bytes:
+    """A HEIC file, as phones store photos."""
+    buffer = BytesIO()
+    pillow_heif.from_pillow(image).save(buffer, **options)
+    return buffer.getvalue()
 
 
 def oriented(orientation: int) -> bytes:
@@ -193,3 +202,8 @@ def colour_of(body: bytes, at: tuple[int, int] = (0, 0)) -> Any:
 
 def near(got: Any, wanted: Any, by: int = 2) -> bool:
     return all(abs(a - b) <= by for a, b in zip(got, wanted, strict=True))
+
+
+def mean_difference(left: Image.Image, right: Image.Image) -> float:
+    """The mean absolute difference of two RGB images over all samples, of 255."""
+    return sum(ImageStat.Stat(ImageChops.difference(left, right)).mean) / 3

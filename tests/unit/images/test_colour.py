@@ -1,4 +1,5 @@
 import struct
+import zlib
 
 import pytest
 from PIL import Image, ImageCms
@@ -170,6 +171,93 @@ def test_the_gamma_of_a_png_is_applied(chunks: tuple[bytes, int], wanted: int) -
 def test_a_png_that_says_srgb_needs_no_gamma() -> None:
     chunks = ((b"gAMA", struct.pack(">I", 100000)), (b"sRGB", b"\0"))
     assert colour_of(png((1, 1), b"\x64", bit_depth=8, colour_type=0, chunks=chunks)) == (100,) * 3
+
+
+# --- colors by number (the values that Chromium 151 shows) ----------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("codes", "pixel", "wanted"),
+    [
+        ((1, 13), (200, 60, 60), (200, 60, 60)),
+        ((2, 2), (200, 60, 60), (200, 60, 60)),
+        ((12, 13), (200, 60, 60), (217, 42, 52)),
+        ((12, 13), (60, 200, 60), (0, 203, 11)),
+        ((9, 13), (180, 150, 120), (198, 146, 115)),
+        ((6, 13), (200, 60, 60), (195, 66, 59)),
+        ((4, 13), (60, 60, 200), (4, 81, 206)),
+        ((1, 8), (128, 128, 128), (188, 188, 188)),
+        ((1, 1), (128, 128, 128), (121, 121, 121)),
+        ((1, 4), (64, 64, 64), (62, 62, 62)),
+        ((9, 99), (180, 150, 120), (180, 150, 120)),
+    ],
+)
+def test_a_png_is_converted_by_its_color_codes(
+    codes: tuple[int, int], pixel: tuple[int, ...], wanted: tuple[int, ...]
+) -> None:
+    profile = (b"iCCP", b"swapped\0\0" + zlib.compress(samples.swapped_profile()))
+    chunks = ((b"cICP", bytes((*codes, 0, 1))), profile)  # the codes outrank the profile
+    body = png((1, 1), bytes(pixel), bit_depth=8, colour_type=2, chunks=chunks)
+    decoded = decode.decode(body, LIMITS)
+    assert near(decoded.image.getpixel((0, 0)), wanted)
+    assert decoded.notes == ()
+
+
+@pytest.mark.parametrize(
+    ("transfer", "seen"),
+    [
+        (16, {0: 0, 64: 30, 96: 70, 128: 132, 144: 175, 160: 213, 192: 255, 255: 255}),
+        (18, {0: 0, 64: 43, 128: 99, 160: 135, 192: 189, 224: 228, 255: 255}),
+    ],
+)
+def test_hdr_tones_are_mapped_as_chromium_does_with_a_note(
+    transfer: int, seen: dict[int, int]
+) -> None:
+    for value, wanted in seen.items():
+        chunks = ((b"cICP", bytes((9, transfer, 0, 1))),)
+        body = png((1, 1), bytes([value] * 3), bit_depth=8, colour_type=2, chunks=chunks)
+        decoded = decode.decode(body, LIMITS)
+        assert near(decoded.image.getpixel((0, 0)), (wanted,) * 3, by=8)
+        assert decoded.notes == ("the HDR tones of the source were mapped to standard range",)
+
+
+@pytest.mark.parametrize(
+    ("nclx", "shown_as"), [((9, 16), (9, 16)), ((12, 13), (12, 13)), ((9, 14), (9, 13))]
+)
+def test_an_avif_is_converted_by_its_color_codes(
+    nclx: tuple[int, int], shown_as: tuple[int, int]
+) -> None:
+    body = saved(Image.new("RGB", (16, 16), (180, 150, 120)), "AVIF", quality=100)
+    at = body.index(b"colrnclx") + 8
+    body = body[:at] + struct.pack(">HH", *nclx) + body[at + 4 :]
+    chunks = ((b"cICP", bytes((*shown_as, 0, 1))),)
+    same = png((1, 1), bytes((180, 150, 120)), bit_depth=8, colour_type=2, chunks=chunks)
+    assert near(colour_of(body), colour_of(same), by=4)
+
+
+def chromaticities(*values: float) -> tuple[bytes, bytes]:
+    return b"cHRM", struct.pack(">8I", *(round(100_000 * value) for value in values))
+
+
+P3 = chromaticities(0.3127, 0.329, 0.68, 0.32, 0.265, 0.69, 0.15, 0.06)
+
+
+@pytest.mark.parametrize(
+    ("chunks", "wanted"),
+    [
+        (((b"gAMA", struct.pack(">I", 45455)), P3), (219, 37, 49)),
+        (((b"gAMA", struct.pack(">I", 100_000)), P3), (244, 127, 130)),
+        ((P3,), (200, 60, 60)),
+        (((b"sRGB", b"\0"), (b"gAMA", struct.pack(">I", 45455)), P3), (200, 60, 60)),
+        (((b"gAMA", struct.pack(">I", 45455)), chromaticities(*[0] * 8)), (200, 60, 60)),
+        (((b"gAMA", struct.pack(">I", 45455)), chromaticities(*[0.3] * 8)), (200, 60, 60)),
+    ],
+)
+def test_the_chromaticities_of_a_png_are_applied_with_its_gamma(
+    chunks: tuple[tuple[bytes, bytes], ...], wanted: tuple[int, ...]
+) -> None:
+    body = png((1, 1), bytes((200, 60, 60)), bit_depth=8, colour_type=2, chunks=chunks)
+    assert near(colour_of(body), wanted)
 
 
 # --- orientation -----------------------------------------------------------------------------

@@ -1,10 +1,12 @@
+import struct
+import zlib
 from io import BytesIO
 from typing import Any
 
 import pytest
 from PIL import Image
 from support.images import samples
-from support.images.samples import BLUE, GREEN, RED, WHITE, colour_of, near, saved
+from support.images.samples import BLUE, GREEN, RED, WHITE, colour_of, mean_difference, near, saved
 
 from retouch import errors
 from retouch.images import decode, encode
@@ -59,18 +61,34 @@ def test_an_avif_may_name_its_brand_second() -> None:
 
 
 @pytest.mark.parametrize(
-    "body",
+    ("body", "kind"),
     [
-        b"",
-        b"<svg/>",
-        b"%!PS-Adobe",
-        b"\0\0\0\x18ftypheic\0\0\0\0heicmif1",
-        saved(samples.photo(), "PPM"),
+        (b"", "an empty file"),
+        (b"<svg/>", "SVG"),
+        (b"<?xml version='1.0'?><!-- a --><svg xmlns='http://www.w3.org/2000/svg'/>", "SVG"),
+        (b"<?xml version='1.0'?><Error/>", "XML"),
+        (b"\r\n<!DOCTYPE html><title>a</title>", "a web page"),
+        (b'{"error": "gone"}', "JSON"),
+        (b"%PDF-1.7", "PDF"),
+        (b"\xff\x0a\xfa\x1f", "JPEG XL"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL"),
+        (saved(samples.photo(), "JPEG2000"), "JPEG 2000"),
+        (b"8BPS\0\1", "a Photoshop file"),
+        (saved(samples.photo(), "ICO"), "an icon"),
+        (b"\0\0\0\x18ftypisom", "a video"),
     ],
 )
-def test_other_formats_are_refused_with_the_list_of_those_accepted(body: bytes) -> None:
-    with pytest.raises(errors.UnsupportedImage, match="jpeg, png, webp, gif, bmp, tiff, avif"):
+def test_a_known_format_that_is_not_accepted_is_refused_by_name(body: bytes, kind: str) -> None:
+    listed = "one of jpeg, png, webp, gif, bmp, tiff, avif, heif: it is "
+    with pytest.raises(errors.UnsupportedImage, match=f"{listed}{kind}"):
         decode.decode(body, LIMITS)
+
+
+def test_an_unknown_format_is_refused_with_the_list_of_those_accepted() -> None:
+    with pytest.raises(
+        errors.UnsupportedImage, match=r"in one of jpeg, png, webp, gif, bmp, tiff, avif, heif$"
+    ):
+        decode.decode(saved(samples.photo(), "PPM"), LIMITS)
 
 
 @pytest.mark.filterwarnings("ignore:Truncated File Read", "ignore:Corrupt EXIF")
@@ -84,9 +102,146 @@ def test_a_truncated_picture_is_refused(name: str) -> None:
         decode.decode(body[:kept], LIMITS)
 
 
-def test_a_jpeg_without_its_last_two_bytes_is_refused() -> None:
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+def test_a_jpeg_that_lacks_only_its_end_marker_is_decoded_with_a_note(
+    mode: str, progressive: bool
+) -> None:
+    body = saved(samples.photo().convert(mode), "JPEG", progressive=progressive)
+    decoded = decode.decode(body[:-2], LIMITS)
+    assert decoded.notes == ("the very end of the source file is missing",)
+    assert decoded.image.tobytes() == decode.decode(body, LIMITS).image.tobytes()
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_that_lacks_more_than_its_end_marker_is_refused(progressive: bool) -> None:
+    body = saved(samples.photo(), "JPEG", progressive=progressive)
+    scans = [at for at in range(len(body)) if body[at : at + 2] == b"\xff\xda"]
+    for kept in (len(body) - 3, len(body) - 9, len(body) - 40, *scans):
+        with pytest.raises(errors.BrokenImage):
+            decode.decode(body[:kept], LIMITS)
+
+
+def test_a_jpeg_that_lacks_a_hundredth_of_its_rows_is_decoded_with_a_note() -> None:
+    whole = samples.photo(96, 1700)
+    decoded = decode.decode(saved(whole, "JPEG", quality=90)[:-60], LIMITS)
+    assert decoded.notes == ("the very end of the source file is missing",)
+    assert mean_difference(decoded.image, whole) < 5
+
+
+def test_a_png_whose_frames_are_out_of_order_gives_its_image() -> None:
+    frames = [Image.new("RGB", (16, 16), colour) for colour in (RED, GREEN)]
+    body = saved(frames[0], "PNG", save_all=True, append_images=frames[1:])
+    at = body.index(b"fcTL") - 4
+    decoded = decode.decode(body[:at] + body[at + 38 :], LIMITS)
+    assert decoded.image.getpixel((0, 0)) == RED
+    assert decoded.notes == ("only the first frame of the source was used",)
+
+
+def test_a_png_with_an_image_before_its_animation_gives_the_first_frame() -> None:
+    first, *frames = (Image.new("RGB", (16, 16), colour) for colour in (RED, GREEN, BLUE))
+    body = saved(first, "PNG", save_all=True, append_images=frames, default_image=True)
+    decoded = decode.decode(body, LIMITS)
+    assert decoded.image.getpixel((0, 0)) == GREEN
+    assert decoded.notes == ("only the first frame of the source was used",)
+
+
+def test_a_png_that_lacks_only_its_end_marker_is_decoded_with_a_note() -> None:
+    body = samples.samples()["png"]
+    for kept in (12, 16):  # the end marker, and before it a checksum
+        decoded = decode.decode(body[:-kept], LIMITS)
+        assert decoded.notes == ("the very end of the source file is missing",)
+        assert decoded.image.tobytes() == decode.decode(body, LIMITS).image.tobytes()
+
+
+def test_a_png_that_lacks_rows_is_refused() -> None:
     with pytest.raises(errors.BrokenImage):
-        decode.decode(samples.samples()["jpeg"][:-2], LIMITS)
+        decode.decode(samples.samples()["png"][:-40], LIMITS)
+
+
+PHYS, TEXT = struct.pack(">IIB", 2835, 2835, 1), b"Comment\0" + bytes(9)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "checksum"),
+    [
+        (b"pHYs", PHYS, b"bad!"),
+        (b"tEXt", TEXT, b"bad!"),
+        (b"gAMA", bytes(4), b"bad!"),
+        (b"zTXt", b"Comment\0\x07" + zlib.compress(b"text"), None),
+        (b"zTXt", b"Comment\0\0" + zlib.compress(bytes(1_200_000)), None),
+        (b"iTXt", b"Comment\0\1\0\0\0" + zlib.compress(bytes(1_200_000)), None),
+        (b"iCCP", b"profile\0\0" + zlib.compress(bytes(1_200_000)), None),
+        (b"iCCP", b"profile\0\7" + zlib.compress(samples.srgb_profile()), None),
+        (b"iCCP", b"profile", None),
+        (b"cHRM", bytes(7), None),
+        (b"sRGB", b"", None),
+    ],
+)
+def test_a_png_with_a_bad_or_huge_ancillary_chunk_is_decoded_without_it(
+    name: bytes, data: bytes, checksum: bytes | None
+) -> None:
+    body = samples.samples()["png"]
+    chunk = samples.chunk(name, data)
+    if checksum:
+        chunk = chunk[:-4] + checksum
+    for at in (33, len(body) - 12):
+        decoded = decode.decode(body[:at] + chunk + body[at:], LIMITS)
+        assert decoded.image.tobytes() == decode.decode(body, LIMITS).image.tobytes()
+        assert decoded.notes == ()
+
+
+@pytest.mark.parametrize("name", [b"IHDR", b"PLTE"])
+def test_a_png_with_a_damaged_critical_chunk_is_refused(name: bytes) -> None:
+    body = bytearray(samples.samples()["png palette"])
+    at = body.index(name)
+    body[at + 4 + int.from_bytes(body[at - 4 : at], "big")] ^= 1
+    with pytest.raises(errors.BrokenImage):
+        decode.decode(bytes(body), LIMITS)
+
+
+def test_a_gif_whose_first_frame_is_small_is_clear_around_it() -> None:
+    inside = saved(Image.new("P", (4, 4), 1), "GIF")
+    screen = inside[:6] + struct.pack("<HH", 8, 8) + inside[10:]
+    frame = screen.index(b"\x2c\0\0\0\0")
+    body = screen[: frame + 1] + struct.pack("<HH", 2, 2) + screen[frame + 5 :]
+    decoded = decode.decode(body, LIMITS)
+    assert decoded.image.size == (8, 8)
+    assert decoded.image.getpixel((0, 0)) == WHITE
+    assert decoded.image.getpixel((7, 7)) == WHITE
+    assert decoded.image.getpixel((3, 3)) != WHITE
+    assert decoded.notes == ("transparent parts of the source were put on white",)
+
+
+# --- HEIF ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_a_photo_in_heic_is_decoded_upright(orientation: int) -> None:
+    body = samples.heic(samples.photo(64, 48), exif=samples.oriented(orientation))
+    decoded = decode.decode(body, LIMITS)
+    turned = orientation in (6, 8)
+    assert (decoded.width_px, decoded.height_px) == ((48, 64) if turned else (64, 48))
+    assert decoded.image.size == (decoded.width_px, decoded.height_px)
+    assert (decoded.format, decoded.notes) == ("heif", ())
+
+
+def test_a_heic_with_a_profile_is_converted_by_it() -> None:
+    red = Image.new("RGB", (64, 64), RED)
+    red.info["icc_profile"] = samples.swapped_profile()
+    assert near(colour_of(samples.heic(red, quality=100)), GREEN, by=8)
+
+
+def test_heif_in_another_coding_is_refused_by_its_name() -> None:
+    body = samples.heic(samples.photo()).replace(b"hvc1", b"vvc1")
+    with pytest.raises(errors.UnsupportedImage, match="HEIF with VVC images"):
+        decode.decode(body, LIMITS)
+
+
+def test_the_head_of_a_heic_names_its_format() -> None:
+    head = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(8)
+    with pytest.raises(errors.BrokenImage, match="heif"):
+        decode.decode(head, LIMITS)
 
 
 def test_a_message_shows_nothing_of_pillow() -> None:
@@ -100,7 +255,7 @@ def test_a_message_shows_nothing_of_pillow() -> None:
 # --- limits ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"])
+@pytest.mark.parametrize("image_format", ["PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"])
 def test_the_pixel_limit_is_exact_and_names_its_setting(image_format: str) -> None:
     body = saved(Image.new("RGB", (50, 40)), image_format)
     assert decode.decode(body, decode.Limits(max_pixels=2000)).width_px == 50
@@ -108,8 +263,26 @@ def test_the_pixel_limit_is_exact_and_names_its_setting(image_format: str) -> No
         decode.decode(body, decode.Limits(max_pixels=1999))
 
 
+def test_a_jpeg_may_have_four_times_the_pixels() -> None:
+    body = saved(Image.new("RGB", (80, 100)), "JPEG")
+    assert decode.decode(body, decode.Limits(max_pixels=2000)).height_px == 100
+    with pytest.raises(errors.ImageTooLarge, match="MAX_IMAGE_PIXELS allows 7996 in a JPEG"):
+        decode.decode(body, decode.Limits(max_pixels=1999))
+
+
+def test_a_large_jpeg_is_scaled_while_it_is_decoded_and_keeps_its_own_size() -> None:
+    whole = samples.photo(640, 480)
+    limits = decode.Limits(working_pixels=20_000)
+    decoded = decode.decode(saved(whole, "JPEG", quality=95, exif=samples.oriented(6)), limits)
+    assert (decoded.width_px, decoded.height_px) == (480, 640)
+    assert decoded.image.size == (122, 163)
+    assert decoded.notes == ("the source was reduced to 122 x 163 before the edit",)
+    wanted = whole.transpose(Image.Transpose.ROTATE_270).resize((122, 163), Image.Resampling.BOX)
+    assert mean_difference(decoded.image, wanted) < 2
+
+
 def test_a_canvas_that_pillow_itself_refuses_is_too_large() -> None:
-    with pytest.raises(errors.ImageTooLarge, match="MAX_IMAGE_PIXELS allows 50000000"):
+    with pytest.raises(errors.ImageTooLarge, match="MAX_IMAGE_PIXELS allows 52000000"):
         decode.decode(samples.wide_webp(16383, 16383), LIMITS)
 
 

@@ -1,0 +1,68 @@
+"""Decode a JPEG scaled down, and one that lacks only its very end."""
+
+import math
+import re
+from io import BytesIO
+from typing import Final
+
+from PIL import ImageChops
+from PIL.JpegImagePlugin import JpegImageFile
+
+# Markers of a frame and of a scan (T.81, B.2.2 and B.2.3). Coded data never holds them.
+_FRAMES: Final = (b"\xff\xc0", b"\xff\xc1", b"\xff\xc2")
+_SCAN: Final = re.compile(rb"\xff\xda")
+_LAST_COEFFICIENT: Final = 63
+_ENOUGH_ROWS: Final = 0.99
+_OTHER_DATA: Final = b"\x5a\xa5\x3c\xc3" * 64
+
+
+def load_jpeg(source: JpegImageFile, body: bytes, enough_pixels: int) -> JpegImageFile:
+    """Decode the pixels, at a half, quarter or eighth where that leaves `enough_pixels`.
+
+    Returns:
+        `source`, or the same file opened anew with `end_missing` in its `info`.
+
+    Raises:
+        Exception: of any type, from Pillow, where the file is damaged or rows are missing.
+    """
+    factor = min(1.0, math.sqrt(enough_pixels / (source.width * source.height)))
+    target = int(source.width * factor), int(source.height * factor)
+    source.draft(None, target)
+    try:
+        source.load()
+    except OSError:
+        if not _has_all_scans(body):
+            raise
+        return _load_without_end(body, target)
+    return source
+
+
+def _has_all_scans(body: bytes) -> bool:
+    """Tell whether each component has a scan that gives its last coefficient in full precision."""
+    frame = max(body.rfind(marker) for marker in _FRAMES)
+    components: set[int] = set()
+    for scan in _SCAN.finditer(body, frame):
+        count, *rest = body[scan.end() + 2 : scan.end() + 14].ljust(12, b"\0")
+        end, precision = (*rest, 0, 0)[2 * count + 1 : 2 * count + 3]
+        if end == _LAST_COEFFICIENT and precision & 15 == 0:
+            components.update(rest[0 : 2 * count : 2])
+    return len(components) == body[frame + 9]
+
+
+def _load_without_end(body: bytes, target: tuple[int, int]) -> JpegImageFile:
+    """Decode as if the end marker followed, if at most a hundredth of the rows is missing.
+
+    libjpeg shows missing data as gray and does not report it. But it would take other bytes before the
+    marker for that data, and show something else from there.
+    """
+    whole, changed = (
+        JpegImageFile(BytesIO(body + more + b"\xff\xd9")) for more in (b"", _OTHER_DATA)
+    )
+    for each in (whole, changed):
+        each.draft(None, target)
+        each.load()
+    box = ImageChops.difference(whole, changed).getbbox(alpha_only=False)
+    if box and box[1] < _ENOUGH_ROWS * whole.height:
+        raise OSError("rows are missing")
+    whole.info["end_missing"] = True
+    return whole

@@ -1,0 +1,111 @@
+"""Open a PNG as browsers do.
+
+Ancillary chunks that are damaged, too large or not needed are left out. Of an animation the first frame
+is the image, also where another one stands before it for programs that know no animations.
+"""
+
+import struct
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from io import BytesIO
+from typing import Final
+
+from PIL.PngImagePlugin import PngImageFile
+
+# The ancillary chunks that change pixels, with their least size.
+_WANTED: Final = {
+    b"tRNS": 1,
+    b"gAMA": 4,
+    b"cHRM": 32,
+    b"sRGB": 1,
+    b"iCCP": 4,
+    b"cICP": 4,
+    b"eXIf": 8,
+}
+_ANIMATION: Final = (b"acTL", b"fcTL", b"fdAT")
+_END: Final = b"\0\0\0\0IEND\xaeB`\x82"
+_MAX_PROFILE_BYTES: Final = 1 << 20  # Pillow's own limit
+_CHECKSUM_BYTES: Final = 4
+
+
+def open_png(body: bytes) -> PngImageFile:
+    """Read the header, and put `bit_depth`, `cicp`, `animated` and `end_missing` into `info`.
+
+    Raises:
+        Exception: of any type, from Pillow, where a critical chunk is damaged.
+    """
+    kept, pixels, chunks = list[bytes](), list[bytes](), dict[bytes, bytes]()
+    animation = _Animation()
+    for name, data, checksum in _read_chunks(body):
+        is_intact = checksum == _compute_checksum(name, data)
+        if is_intact and name in _ANIMATION:
+            animation.add(name, data, chunks)
+        if name == b"IDAT":
+            pixels.append(_pack(name, data, checksum))
+        elif name != b"IEND" and (_is_critical(name) or (is_intact and _is_wanted(name, data))):
+            kept.append(_pack(name, data, checksum))
+        chunks.setdefault(name, data)
+    pixels = animation.first_frame or pixels
+    source = PngImageFile(BytesIO(b"".join((body[:8], *kept, *pixels, _END))))
+    source.info["bit_depth"] = chunks[b"IHDR"][8]
+    source.info["animated"] = animation.frames > 1
+    source.info["end_missing"] = b"IEND" not in chunks
+    if b"cICP" in chunks:  # outranks the profile (PNG, third edition, 4.3)
+        source.info["cicp"] = tuple(chunks[b"cICP"][:2])
+        source.info.pop("icc_profile", None)
+    return source
+
+
+class _Animation:
+    """The first frame, as IDAT chunks, where it is not the image itself but as large; and their number."""
+
+    def __init__(self) -> None:
+        self.first_frame: list[bytes] = []
+        self.frames = 0
+        self._is_apart = False
+
+    def add(self, name: bytes, data: bytes, chunks: Mapping[bytes, bytes]) -> None:
+        if name == b"acTL":
+            self.frames = int.from_bytes(data[:4], "big")
+        elif name == b"fcTL":
+            first = bytes(4) + chunks.get(b"IHDR", b"")[:8] + bytes(8)  # number, size, offset
+            self._is_apart = b"IDAT" in chunks and data[:20] == first
+        elif self._is_apart:
+            self.first_frame.append(_pack(b"IDAT", data[4:], b""))
+
+
+def _read_chunks(body: bytes) -> Iterator[tuple[bytes, bytes, bytes]]:
+    """Yield name, data and checksum up to the end marker; the last may be cut, without a checksum."""
+    position, name = 8, b""
+    while name != b"IEND" and position + 8 <= len(body):
+        length, name = struct.unpack_from(">I4s", body, position)
+        end = position + 8 + length
+        checksum = body[end : end + _CHECKSUM_BYTES]
+        yield name, body[position + 8 : end], checksum if len(checksum) == _CHECKSUM_BYTES else b""
+        position = end + _CHECKSUM_BYTES
+
+
+def _compute_checksum(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", zlib.crc32(data, zlib.crc32(name)))
+
+
+def _pack(name: bytes, data: bytes, checksum: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + (checksum or _compute_checksum(name, data))
+
+
+def _is_critical(name: bytes) -> bool:
+    return not name[0] & 0x20
+
+
+def _is_wanted(name: bytes, data: bytes) -> bool:
+    return name in _WANTED and len(data) >= _WANTED[name] and (name != b"iCCP" or _is_profile(data))
+
+
+def _is_profile(data: bytes) -> bool:
+    _, _, packed = data.partition(b"\0")
+    with suppress(zlib.error):
+        unpacker = zlib.decompressobj()
+        unpacker.decompress(packed[1:], _MAX_PROFILE_BYTES)
+        return packed[:1] == b"\0" and not unpacker.unconsumed_tail
+    return False
