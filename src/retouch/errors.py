@@ -26,6 +26,7 @@
 The message and `details` of an error go to the caller; `context` goes to the log only.
 """
 
+import logging
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
@@ -36,14 +37,16 @@ class EditError(Exception):
     """Base of all errors that a caller can get.
 
     `type` is the coarse name of the contract, `code` the stable fine one, `status` the HTTP status,
-    `retryable` whether the same request may succeed later. `default_message` stands where an error is
-    raised without a message.
+    `retryable` whether the same request may succeed later. `log_level` is ERROR for our own faults only,
+    which are logged with a trace: INFO is the caller's, WARNING the origin's or a matter of load.
+    `default_message` stands where an error is raised without a message.
     """
 
     type: ClassVar[str] = "InternalError"
     code: ClassVar[str] = "internal_error"
     status: ClassVar[int] = 500
     retryable: ClassVar[bool] = False
+    log_level: ClassVar[int] = logging.ERROR
     default_message: ClassVar[str] = ""
 
     def __init__(
@@ -69,7 +72,7 @@ class InternalError(EditError):
 class BadInput(EditError):
     """The request, or the image it names, cannot be used."""
 
-    type, code, status = "BadInput", "bad_input", 400
+    type, code, status, log_level = "BadInput", "bad_input", 400, logging.INFO
 
 
 class InvalidRequest(BadInput):
@@ -158,6 +161,7 @@ class DownloadFailed(EditError):
     """The source image could not be downloaded."""
 
     type, code, status, retryable = "DownloadFailed", "download_failed", 502, True
+    log_level = logging.WARNING
     is_transient: ClassVar[bool] = True
     """Whether the origin may answer a moment later. Unlike `retryable`, callers do not see it."""
 
@@ -250,19 +254,19 @@ class ModelError(EditError):
 class OutOfMemory(ModelError):
     """The GPU ran out of memory on this edit; a smaller one may fit."""
 
-    code, retryable = "out_of_memory", True
+    code = "out_of_memory"
 
 
 class NonFiniteResult(ModelError):
     """The model produced non-finite values (NaN or infinity); no image is returned."""
 
-    code, retryable = "non_finite_result", True
+    code = "non_finite_result"
 
 
 class Unauthorized(EditError):
     """The API key is missing or wrong."""
 
-    type, code, status = "Unauthorized", "unauthorized", 401
+    type, code, status, log_level = "Unauthorized", "unauthorized", 401, logging.INFO
 
 
 class LinkInvalid(Unauthorized):
@@ -281,6 +285,7 @@ class Overloaded(EditError):
     """The queue is full; `details.retry_after` says in how many seconds a place is likely."""
 
     type, code, status, retryable = "Overloaded", "queue_full", 429, True
+    log_level = logging.WARNING
 
     @property
     def retry_after_s(self) -> int:
@@ -293,6 +298,7 @@ class NotReady(EditError):
     """The model is still loading."""
 
     type, code, status, retryable = "NotReady", "not_ready", 503, True
+    log_level = logging.WARNING
 
 
 class ModelLost(NotReady):
@@ -306,12 +312,13 @@ class DeadlineExceeded(EditError):
     """The job did not finish within its time limit."""
 
     type, code, status, retryable = "DeadlineExceeded", "deadline_exceeded", 504, True
+    log_level = logging.WARNING
 
 
 class Cancelled(EditError):
     """The caller disconnected or cancelled the job. 499 is nginx's "client closed request"."""
 
-    type, code, status = "Cancelled", "cancelled", 499
+    type, code, status, log_level = "Cancelled", "cancelled", 499, logging.INFO
 
 
 def error_classes() -> list[type[EditError]]:

@@ -1,3 +1,4 @@
+import logging
 import re
 from typing import get_args
 
@@ -75,15 +76,26 @@ def test_only_faults_that_can_pass_are_retryable() -> None:
         "cache_unreadable",
         "deadline_exceeded",
         "model_lost",
-        "non_finite_result",
         "not_ready",
-        "out_of_memory",
         "queue_full",
         "source_connect_failed",
         "source_failing",
         "source_malformed",
         "source_timed_out",
         "storage_failed",
+        "store_unavailable",
+    }
+
+
+def test_only_our_own_faults_are_logged_as_errors() -> None:
+    assert {cls.code for cls in error_classes() if cls.log_level >= logging.ERROR} == {
+        "cache_unreadable",
+        "internal_error",
+        "model_failed",
+        "non_finite_result",
+        "out_of_memory",
+        "storage_failed",
+        "store_denied",
         "store_unavailable",
     }
 
