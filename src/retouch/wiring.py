@@ -33,14 +33,17 @@ def build_store(settings: Settings) -> Store:
     if settings.uses_s3:
         from retouch.storage.s3 import S3Settings, S3Store  # takes most of a second
 
+        server, public = settings.s3_server, settings.s3_public_server
         return S3Store(
             S3Settings(
-                endpoint=settings.s3_host,
+                endpoint=server.host,
                 access_key=settings.s3_access_key.get_secret_value(),
                 secret_key=settings.s3_secret_key.get_secret_value(),
                 bucket=settings.s3_bucket,
-                region=settings.s3_effective_region,
-                secure=settings.s3_secure,
+                region=server.region,
+                secure=bool(server.secure),
+                public_endpoint=public.host,
+                public_secure=bool(public.secure),
                 prefix=settings.s3_object_prefix,
                 timeout_s=settings.timeout_seconds,
             )

@@ -62,7 +62,8 @@ _ADVICE_ELSE = "check S3_ENDPOINT, S3_REGION, S3_BUCKET and the key"
 class S3Settings:
     """The bucket, its key and its time limits.
 
-    `endpoint` is `host[:port]`; `timeout_s` bounds an operation with its retries; `prefix` starts the
+    `endpoint` is `host[:port]`; links are signed for `public_endpoint`, or if it is empty for the same.
+    `timeout_s` bounds an operation with its retries; `prefix` starts the
     key of the object that `check` writes, for keys that are restricted to a prefix.
     """
 
@@ -72,6 +73,8 @@ class S3Settings:
     bucket: str
     region: str
     secure: bool = True
+    public_endpoint: str = ""
+    public_secure: bool = True
     prefix: str = ""
     timeout_s: float = 120.0
     connect_timeout_s: float = 3.0
@@ -130,14 +133,20 @@ class S3Store:
             read_timeout_s=settings.read_timeout_s,
             ca_certs=ca_certs,
         )
+        self._client = self._open(settings.endpoint, secure=settings.secure)
+        self._signer = self._client  # sends no request, so its host need not be reachable from here
+        if settings.public_endpoint:
+            self._signer = self._open(settings.public_endpoint, secure=settings.public_secure)
+
+    def _open(self, endpoint: str, *, secure: bool) -> Minio:
         try:
-            self._client = Minio(
-                endpoint=settings.endpoint,
-                access_key=settings.access_key,
-                secret_key=settings.secret_key,
-                secure=settings.secure,
+            return Minio(
+                endpoint=endpoint,
+                access_key=self._settings.access_key,
+                secret_key=self._settings.secret_key,
+                secure=secure,
                 # Without it minio first asks for the bucket's location, signed for us-east-1.
-                region=settings.region,
+                region=self._settings.region,
                 http_client=self._connections,
             )
         except ValueError as error:
@@ -165,7 +174,7 @@ class S3Store:
         """Presign a GET of the object, as a file to save."""
         require_key(key)
         try:
-            return self._client.presigned_get_object(
+            return self._signer.presigned_get_object(
                 bucket_name=self.name,
                 object_name=key,
                 expires=timedelta(seconds=expires_in_s),
