@@ -77,7 +77,7 @@ async def with_file(folder: Path) -> AsyncIterator[tuple[httpx.AsyncClient, str]
     store = LocalStore(folder, secret=b"s", public_url="", result_ttl_s=60)
     store.put("p/results/a/b.png", b"png", content_type="image/png", metadata={}, timeout_s=5)
     link = store.link("p/results/a/b.png", expires_in_s=60)
-    host = open_host(settings(api_keys=("k3y",)), House(), store=store)
+    host = open_host(settings(api_keys=("k3y-of-one-caller",)), House(), store=store)
     async with client(require_unreached, host=host) as http:
         yield http, link
 
