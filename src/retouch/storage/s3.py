@@ -8,7 +8,7 @@ import io
 import logging
 import secrets
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -55,7 +55,9 @@ _ADVICE = {
     "PermanentRedirect": "check S3_REGION and S3_ENDPOINT",
     "TemporaryRedirect": "check S3_REGION and S3_ENDPOINT",
 }
-_ADVICE_ELSE = "check S3_ENDPOINT, S3_REGION, S3_BUCKET and the key"
+_ADVICE_ELSE = "check S3_ENDPOINT, S3_SECURE, S3_REGION, S3_BUCKET and the key"
+# OpenSSL's reasons for what is not TLS at all; which of them depends on its version.
+_NOT_TLS = {"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST", "UNKNOWN_PROTOCOL"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +89,7 @@ def is_transient(fault: BaseException) -> bool:
     if isinstance(fault, S3Error):
         return fault.code in _TRANSIENT_CODES
     if isinstance(fault, SSLError):
-        return not any(isinstance(arg, ssl.SSLCertVerificationError) for arg in fault.args)
+        return not (_is_bad_certificate(fault) or _is_not_tls(fault))
     return isinstance(fault, HTTPError | OSError) and not isinstance(fault, LocationValueError)
 
 
@@ -102,11 +104,23 @@ def translate(fault: Exception, operation: str) -> StorageError:
     if is_transient(fault):
         text = "the object store is down, slow or overloaded, or S3_ENDPOINT is wrong"
         return StoreUnavailable(text, **context)
-    if isinstance(fault, SSLError):
-        advice = "its certificate is not valid; check S3_ENDPOINT and S3_SECURE"
+    if isinstance(fault, SSLError) and _is_not_tls(fault):
+        advice = (
+            "it does not answer by HTTPS; set S3_SECURE=false, or the HTTPS port in S3_ENDPOINT"
+        )
+    elif isinstance(fault, SSLError):
+        advice = "its certificate is not valid; check S3_ENDPOINT"
     else:
         advice = _ADVICE.get(code, _ADVICE_ELSE)
     return StoreDenied(f"the object store cannot be used as configured: {advice}", **context)
+
+
+def _is_bad_certificate(fault: SSLError) -> bool:
+    return any(isinstance(arg, ssl.SSLCertVerificationError) for arg in fault.args)
+
+
+def _is_not_tls(fault: SSLError) -> bool:
+    return any(getattr(arg, "reason", "") in _NOT_TLS for arg in fault.args)
 
 
 def wait_s(state: RetryCallState) -> float:
@@ -127,6 +141,7 @@ class S3Store:
         """
         self.name = settings.bucket
         self._settings = settings
+        self._is_denial_logged = False
         self._connections = Connections(
             max_connections=settings.max_connections,
             connect_timeout_s=settings.connect_timeout_s,
@@ -153,7 +168,11 @@ class S3Store:
             raise translate(error, "configure") from error
 
     def get(self, key: str, *, max_bytes: int, timeout_s: float) -> StoredObject | None:
-        """Return the object or None. Without the right to list the bucket S3 answers 403, not 404."""
+        """Return the object or None.
+
+        403 counts as None, with a warning: S3 answers so for a missing object where the key may not list
+        the bucket. Whether the key may read is shown by `check`.
+        """
         require_key(key)
         return self._run("get", timeout_s, lambda: self._get(key, max_bytes))
 
@@ -215,13 +234,18 @@ class S3Store:
         except _FAULTS as error:
             raise translate(error, operation) from error
 
-    def _get(self, key: str, max_bytes: int) -> StoredObject | None:
+    def _get(
+        self, key: str, max_bytes: int, *, misses: Collection[str] = ("NoSuchKey", "AccessDenied")
+    ) -> StoredObject | None:
         try:
             response = self._client.get_object(bucket_name=self.name, object_name=key)
         except S3Error as error:
-            if error.code == "NoSuchKey":
-                return None
-            raise
+            if error.code not in misses:
+                raise
+            if error.code == "AccessDenied" and not self._is_denial_logged:
+                self._is_denial_logged = True
+                event(log, "store.list_denied", level=logging.WARNING, bucket=self.name)
+            return None
         metadata = {
             name.lower().removeprefix(_META): value
             for name, value in response.headers.items()
@@ -246,10 +270,11 @@ class S3Store:
 
     def _probe(self, key: str) -> None:
         self._put(key, key.encode(), "text/plain", {})
-        found = self._get(key, len(key))
+        found = self._get(key, len(key), misses=("NoSuchKey",))
         self._client.remove_object(bucket_name=self.name, object_name=key)
         if found is None or found.body != key.encode():
             raise StorageError("the object store does not return what was stored")
+        self._get(key, len(key))  # now missing: a key that may not list the bucket shows itself
 
 
 def _read(response: BaseHTTPResponse, max_bytes: int) -> bytes:
