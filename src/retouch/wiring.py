@@ -45,6 +45,7 @@ def build_store(settings: Settings) -> Store:
                 public_endpoint=public.host,
                 public_secure=bool(public.secure),
                 prefix=settings.s3_object_prefix,
+                disposition=settings.link_disposition,
                 timeout_s=settings.timeout_seconds,
             )
         )
@@ -54,6 +55,8 @@ def build_store(settings: Settings) -> Store:
         secret=load_secret(folder, settings.link_secret.get_secret_value()),
         public_url=settings.public_url,
         result_ttl_s=settings.presign_expiry,
+        max_bytes=int(settings.local_store_max_gib * 2**30),
+        disposition=settings.link_disposition,
     )
 
 

@@ -69,6 +69,8 @@ def test_the_other_defaults_hold_too(environment: Environment) -> None:
     assert settings.allowed_source_hosts == ()
     assert settings.job_timeout_seconds == 600
     assert settings.edit_grace_seconds == 15
+    assert settings.local_store_max_gib == 10
+    assert settings.link_disposition == "inline"
     assert settings.max_queue == 32
     assert settings.api_keys == ()
     assert settings.local_store_dir == Path(".local-store")

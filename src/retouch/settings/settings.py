@@ -177,6 +177,12 @@ class Settings(BaseSettings):
     local_store_dir: Directory = Field(
         Path(".local-store"), description="directory of the local store, used without S3"
     )
+    local_store_max_gib: float = Field(
+        10, gt=0, le=65536, description="GiB of the local store; the oldest objects go first"
+    )
+    link_disposition: Literal["inline", "attachment"] = Field(
+        "inline", description="what a browser does with a link: show the image, or save it"
+    )
     link_secret: SecretStr = Field(
         _UNSET, description="signs local links; unset: one is made in the local store"
     )

@@ -28,7 +28,7 @@ from urllib3.response import BaseHTTPResponse
 
 from retouch.errors import StorageError, StoreDenied, StoreUnavailable
 from retouch.logs import event
-from retouch.storage.keys import attachment, require_key
+from retouch.storage.keys import disposition, require_key
 from retouch.storage.port import StoredObject
 from retouch.storage.s3_transport import Connections, TransientStatus, deadline
 
@@ -66,7 +66,8 @@ class S3Settings:
 
     `endpoint` is `host[:port]`; links are signed for `public_endpoint`, or if it is empty for the same.
     `timeout_s` bounds an operation with its retries; `prefix` starts the
-    key of the object that `check` writes, for keys that are restricted to a prefix.
+    key of the object that `check` writes, for keys that are restricted to a prefix. `disposition` is
+    `inline` for links that show the image, `attachment` for links that save it.
     """
 
     endpoint: str
@@ -78,6 +79,7 @@ class S3Settings:
     public_endpoint: str = ""
     public_secure: bool = True
     prefix: str = ""
+    disposition: str = "inline"
     timeout_s: float = 120.0
     connect_timeout_s: float = 3.0
     read_timeout_s: float = 10.0
@@ -190,14 +192,16 @@ class S3Store:
         self._run("put", timeout_s, lambda: self._put(key, body, content_type, metadata))
 
     def link(self, key: str, *, expires_in_s: int) -> str:
-        """Presign a GET of the object, as a file to save."""
+        """Presign a GET of the object."""
         require_key(key)
         try:
             return self._signer.presigned_get_object(
                 bucket_name=self.name,
                 object_name=key,
                 expires=timedelta(seconds=expires_in_s),
-                response_headers={"response-content-disposition": attachment(key)},
+                response_headers={
+                    "response-content-disposition": disposition(key, self._settings.disposition)
+                },
             )
         except ValueError as error:
             raise translate(error, "link") from error

@@ -88,7 +88,7 @@ async def test_a_signed_link_opens_its_file_without_a_key(tmp_path: Path) -> Non
         head = await http.head(link)
     assert (response.status_code, response.content) == (200, b"png")
     assert response.headers["content-type"] == "image/png"
-    assert response.headers["content-disposition"] == 'attachment; filename="b.png"'
+    assert response.headers["content-disposition"] == 'inline; filename="b.png"'
     assert "sandbox" in response.headers["content-security-policy"]
     assert (head.status_code, head.content, head.headers["content-length"]) == (200, b"", "3")
 
