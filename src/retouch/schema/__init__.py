@@ -3,6 +3,7 @@
 JSON Schema and OpenAPI are generated from these models, so every field has a description.
 """
 
+from retouch.schema.faults import invalid_request
 from retouch.schema.request import (
     BOTH_SIDES_OR_NONE,
     EXAMPLE,
@@ -11,7 +12,6 @@ from retouch.schema.request import (
     SCHEDULERS,
     SIDE_MULTIPLE_PX,
     EditRequest,
-    invalid_request,
 )
 from retouch.schema.response import (
     EditResult,
