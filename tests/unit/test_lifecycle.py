@@ -150,7 +150,7 @@ def test_a_setting_without_effect_is_warned_about(
 ) -> None:
     opened(wires, prefetch_jobs=2)
     (record,) = [record for record in caplog.records if record.message == "setting.ignored"]
-    assert vars(record)["fields"] == {"setting": "PREFETCH_JOBS"}
+    assert vars(record)["fields"] == {"reason": "PREFETCH_JOBS is ignored: unset it"}
 
 
 # --- a model that cannot be loaded -------------------------------------------------------------

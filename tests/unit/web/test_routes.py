@@ -1,4 +1,5 @@
 import logging
+import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from io import BytesIO
@@ -14,6 +15,7 @@ from support.fakes import House, until
 from support.web import client, open_host, require_error, require_unreached, settings
 
 from retouch import errors, wiring
+from retouch.errors import StoreUnavailable
 from retouch.lifecycle import ModelHost, State
 from retouch.storage.local import LocalStore
 from retouch.web.openapi import openapi_document
@@ -80,6 +82,17 @@ async def with_file(folder: Path) -> AsyncIterator[tuple[httpx.AsyncClient, str]
     host = open_host(settings(api_keys=("k3y-of-one-caller",)), House(), store=store)
     async with client(require_unreached, host=host) as http:
         yield http, link
+
+
+async def test_a_service_whose_disk_is_full_is_not_ready(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with with_file(tmp_path) as (http, _):
+        assert (await http.get("/readyz")).status_code == 200
+        usage = shutil.disk_usage(tmp_path)._replace(free=0)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+        require_error(await http.get("/readyz"), StoreUnavailable)
+        assert (await http.get("/livez")).status_code == 200
 
 
 async def test_a_signed_link_opens_its_file_without_a_key(tmp_path: Path) -> None:
