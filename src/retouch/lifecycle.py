@@ -143,8 +143,8 @@ class ModelHost:
         self._store = wiring.build_store(self.settings)
         if not self.settings.uses_s3:
             event(_log, "store.local", folder=self.settings.local_store_dir)
-        if self.settings.prefetch_jobs:
-            event(_log, "setting.ignored", level=logging.WARNING, setting="PREFETCH_JOBS")
+        for reason in self.settings.warnings:
+            event(_log, "setting.ignored", level=logging.WARNING, reason=reason)
 
     def load(self) -> None:
         """Load the model and warm it up, in the calling thread.

@@ -34,15 +34,19 @@ def build_store(settings: Settings) -> Store:
     if settings.uses_s3:
         from retouch.storage.s3 import S3Settings, S3Store  # takes most of a second
 
+        server, public = settings.s3_server, settings.s3_public_server
         return S3Store(
             S3Settings(
-                endpoint=settings.s3_host,
+                endpoint=server.host,
                 access_key=settings.s3_access_key.get_secret_value(),
                 secret_key=settings.s3_secret_key.get_secret_value(),
                 bucket=settings.s3_bucket,
-                region=settings.s3_effective_region,
-                secure=settings.s3_secure,
+                region=server.region,
+                secure=bool(server.secure),
+                public_endpoint=public.host,
+                public_secure=bool(public.secure),
                 prefix=settings.s3_object_prefix,
+                disposition=settings.link_disposition,
                 timeout_s=settings.timeout_seconds,
             )
         )
@@ -52,6 +56,8 @@ def build_store(settings: Settings) -> Store:
         secret=load_secret(folder, settings.link_secret.get_secret_value()),
         public_url=settings.public_url,
         result_ttl_s=settings.presign_expiry,
+        max_bytes=int(settings.local_store_max_gib * 2**30),
+        disposition=settings.link_disposition,
     )
 
 

@@ -239,7 +239,7 @@ def attack_keys(asked: argparse.Namespace) -> list[Row]:
         "one character": KEY[:1],
     }
     took_us: dict[str, list[float]] = {name: [] for name in guesses}
-    with attacked(API_KEYS=f"another,{KEY}") as (service, _):
+    with attacked(API_KEYS=f"another-key-of-callers,{KEY}") as (service, _):
         say_progress(f"{asked.guesses} guesses of each of {len(guesses)} kinds")
         order = [name for name in guesses for _ in range(asked.guesses)]
         random.Random(asked.seed).shuffle(order)  # noqa: S311 - an order, not a secret

@@ -8,7 +8,7 @@ from support.servers.bentoml_service import SAMPLE_URL, LiveOrigin, Service, ser
 from support.servers.ceph_rgw import Rgw
 
 # Planted secrets; after all tests each service's log is checked for them.
-API_KEY = "api-key-5d1f0c"
+API_KEY = "api-key-5d1f0c77"
 LINK_SECRET = "link-secret-9b2e47"  # noqa: S105 - planted
 
 
@@ -45,7 +45,7 @@ def strict(tmp_path_factory: pytest.TempPathFactory, origin: LiveOrigin) -> Iter
     """Require a key, let one edit wait, and give an edit 6 s."""
     settings = {
         "ALLOWED_SOURCE_HOSTS": origin.address,
-        "API_KEYS": f"another, {API_KEY}",
+        "API_KEYS": f"another-key-of-callers, {API_KEY}",
         "LINK_SECRET": LINK_SECRET,
         "MAX_QUEUE": "1",
         "JOB_TIMEOUT_SECONDS": "6",

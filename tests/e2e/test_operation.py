@@ -88,7 +88,7 @@ def test_while_an_edit_runs_readiness_is_quick_and_other_sources_are_fetched(
 
 def test_every_line_printed_is_json_and_tells_no_secret(tmp_path: Path, origin: LiveOrigin) -> None:
     planted = {
-        "API_KEYS": "api-key-5d1f0c",
+        "API_KEYS": "api-key-5d1f0c77",
         "LINK_SECRET": "link-secret-9b2e47",
         "HF_TOKEN": "hf-token-71c3aa",
     }

@@ -137,14 +137,14 @@ def test_a_malformed_key_is_refused(home: Home, key: str) -> None:
         link(home.store, key)
 
 
-def test_a_link_opens_as_a_file_to_save(home: Home) -> None:
+def test_a_link_shows_the_object(home: Home) -> None:
     put(home.store, KEY, b"picture")
     answer = home.open(link(home.store), "GET")
     assert answer.status_code == 200
     assert answer.content == b"picture"
     assert answer.headers["content-type"] == PNG
     assert answer.headers["content-length"] == "7"
-    assert answer.headers["content-disposition"] == 'attachment; filename="job-1.png"'
+    assert answer.headers["content-disposition"] == 'inline; filename="job-1.png"'
 
 
 def extended(url: str) -> str:

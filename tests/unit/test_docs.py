@@ -75,8 +75,15 @@ def plain_defaults() -> dict[str, str]:
 
 
 def test_every_setting_stands_in_env_example_with_its_default() -> None:
-    lines = [line for line in ENV.splitlines() if line and not line.startswith("#")]
-    assert dict(line.split("=", 1) for line in lines) == plain_defaults()
+    assert dict(re.findall(r"^#?([A-Z0-9_]+)=(.*)$", ENV, re.MULTILINE)) == plain_defaults()
+
+
+def test_env_example_sets_nothing_that_the_image_sets() -> None:
+    """With `docker --env-file` an empty MODEL_ID would turn off a baked model."""
+    dockerfile = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    of_image = set(re.findall(r"^(?:ENV| {4})\s*([A-Z0-9_]+)=", dockerfile, re.MULTILINE))
+    assert {"MODEL_ID", "LOCAL_STORE_DIR"} <= of_image
+    assert of_image.isdisjoint(re.findall(r"^([A-Z0-9_]+)=", ENV, re.MULTILINE))
 
 
 def test_every_setting_stands_in_the_docs_with_its_default() -> None:

@@ -1,3 +1,4 @@
+import logging
 import re
 from typing import get_args
 
@@ -29,7 +30,7 @@ def test_every_class_is_listed_once_but_groups_and_those_with_their_parents_code
         for cls in vars(errors).values()
         if isinstance(cls, type)
         and issubclass(cls, EditError)
-        and cls.__module__ == "retouch.errors"
+        and cls.__module__.startswith("retouch.errors")
     }
     groups = {
         errors.EditError,
@@ -87,9 +88,7 @@ def test_only_faults_that_can_pass_are_retryable() -> None:
         "deadline_exceeded",
         "decoder_busy",
         "model_lost",
-        "non_finite_result",
         "not_ready",
-        "out_of_memory",
         "downloads_full",
         "queue_full",
         "source_connect_failed",
@@ -97,6 +96,19 @@ def test_only_faults_that_can_pass_are_retryable() -> None:
         "source_malformed",
         "source_timed_out",
         "storage_failed",
+        "store_unavailable",
+    }
+
+
+def test_only_our_own_faults_are_logged_as_errors() -> None:
+    assert {cls.code for cls in error_classes() if cls.log_level >= logging.ERROR} == {
+        "cache_unreadable",
+        "internal_error",
+        "model_failed",
+        "non_finite_result",
+        "out_of_memory",
+        "storage_failed",
+        "store_denied",
         "store_unavailable",
     }
 

@@ -66,7 +66,7 @@ def wires(monkeypatch: pytest.MonkeyPatch) -> Wires:
 
 
 def settings(**changes: Any) -> Settings:
-    return Settings(_env_file=None, **({"api_keys": ("one",)} | changes))
+    return Settings(_env_file=None, **({"api_keys": ("one-key-of-callers",)} | changes))
 
 
 def wait_for_load() -> None:
@@ -125,7 +125,8 @@ def test_the_model_is_warmed_once_and_a_compiled_one_in_two_sizes(
 
 
 @pytest.mark.parametrize(
-    ("keys", "said"), [((), ["store.local", "access.open"]), (("one",), ["store.local"])]
+    ("keys", "said"),
+    [((), ["store.local", "access.open"]), (("one-key-of-callers",), ["store.local"])],
 )
 def test_opening_logs_where_results_go_and_that_access_is_open(
     wires: Wires, caplog: pytest.LogCaptureFixture, keys: tuple[str, ...], said: list[str]
@@ -149,7 +150,7 @@ def test_a_setting_without_effect_is_warned_about(
 ) -> None:
     opened(wires, prefetch_jobs=2)
     (record,) = [record for record in caplog.records if record.message == "setting.ignored"]
-    assert vars(record)["fields"] == {"setting": "PREFETCH_JOBS"}
+    assert vars(record)["fields"] == {"reason": "PREFETCH_JOBS is ignored: unset it"}
 
 
 # --- a model that cannot be loaded -------------------------------------------------------------

@@ -4,6 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from retouch.settings import InvalidSettings, Settings, load_settings, require_local_store
+from retouch.settings.s3_endpoint import S3Endpoint
 
 S3 = {
     "S3_ENDPOINT": "s3.us-east-005.backblazeb2.com",
@@ -11,6 +12,7 @@ S3 = {
     "S3_SECRET_KEY": "s3cr3t-key",
     "S3_BUCKET": "pictures",
 }
+KEY = "one-key-of-callers"
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +48,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> Environment:
 
 def test_the_defaults_of_the_project_hold(environment: Environment) -> None:
     settings = environment.load(**S3 | {"S3_ENDPOINT": "s3.example.com"})
-    assert settings.s3_effective_region == "us-west-000"
+    assert settings.s3_server.region == "us-west-000"
     assert settings.s3_secure is True
     assert settings.s3_object_prefix == "qwen-image-edit/"
     assert settings.presign_expiry == 86400
@@ -67,6 +69,8 @@ def test_the_other_defaults_hold_too(environment: Environment) -> None:
     assert settings.allowed_source_hosts == ()
     assert settings.job_timeout_seconds == 600
     assert settings.edit_grace_seconds == 15
+    assert settings.local_store_max_gib == 10
+    assert settings.link_disposition == "inline"
     assert settings.max_queue == 32
     assert settings.api_keys == ()
     assert settings.local_store_dir == Path(".local-store")
@@ -123,13 +127,22 @@ def test_a_wrong_line_in_the_dotenv_file_is_named_too(environment: Environment) 
         ("minio.example:9000", "", "us-west-000"),
         ("minio.example:9000", "eu-1", "eu-1"),
         ("s3.us-east-005.backblazeb2.com.example", "", "us-west-000"),
+        ("pictures.s3.us-east-005.backblazeb2.com", "", "us-east-005"),
+        ("s3.eu-central-1.amazonaws.com", "", "eu-central-1"),
+        ("s3-eu-west-1.amazonaws.com", "", "eu-west-1"),
+        ("s3.dualstack.eu-west-1.amazonaws.com", "", "eu-west-1"),
+        ("https://pictures.s3.eu-west-1.amazonaws.com", "", "eu-west-1"),
+        ("s3.amazonaws.com", "", "us-east-1"),
+        ("0123456789abcdef0123456789abcdef.r2.cloudflarestorage.com", "", "auto"),
+        ("pictures.nyc3.digitaloceanspaces.com", "", "nyc3"),
+        ("s3.fr-par.scw.cloud", "", "fr-par"),
     ],
 )
 def test_the_region_is_the_setting_or_the_endpoint_s(
     environment: Environment, endpoint: str, region: str, effective: str
 ) -> None:
     settings = environment.load(**S3 | {"S3_ENDPOINT": endpoint, "S3_REGION": region})
-    assert settings.s3_effective_region == effective
+    assert settings.s3_server.region == effective
 
 
 def test_a_region_that_contradicts_the_endpoint_is_refused(environment: Environment) -> None:
@@ -152,7 +165,53 @@ def test_an_endpoint_comes_with_or_without_its_scheme(
     environment: Environment, endpoint: str, secure: str, host: str
 ) -> None:
     settings = environment.load(**S3 | {"S3_ENDPOINT": endpoint, "S3_SECURE": secure})
-    assert settings.s3_host == host
+    assert settings.s3_server.host == host
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "host", "secure"),
+    [
+        ("http://minio:9000", "minio:9000", False),
+        ("https://minio:9000/", "minio:9000", True),
+        ("http://minio:9000/pictures", "minio:9000", False),
+        ("minio:9000/pictures/", "minio:9000", True),
+        ("https://pictures.s3.us-west-004.backblazeb2.com", "s3.us-west-004.backblazeb2.com", True),
+        ("MinIO.Example", "minio.example", True),
+    ],
+)
+def test_the_scheme_decides_where_s3_secure_is_unset(
+    environment: Environment, endpoint: str, host: str, secure: bool
+) -> None:
+    server = environment.load(**S3 | {"S3_ENDPOINT": endpoint}).s3_server
+    assert (server.host, server.secure) == (host, secure)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "advice"),
+    [
+        ("https://other.s3.us-west-004.backblazeb2.com", "write s3.us-west-004.backblazeb2.com"),
+        ("https://minio:9000/other/path", "write minio:9000"),
+        ("https://key:secret@minio:9000", "set S3_ACCESS_KEY and S3_SECRET_KEY"),
+        ("s3://pictures", "must be a host, such as"),
+    ],
+)
+def test_a_refused_endpoint_says_what_to_write(
+    environment: Environment, endpoint: str, advice: str
+) -> None:
+    assert advice in environment.refusal(**S3 | {"S3_ENDPOINT": endpoint})
+
+
+@pytest.mark.parametrize(
+    ("public", "host", "secure"),
+    [("", "minio:9000", False), ("https://files.example", "files.example", True)],
+)
+def test_links_can_name_another_endpoint_than_requests(
+    environment: Environment, public: str, host: str, secure: bool
+) -> None:
+    inside = {"S3_ENDPOINT": "http://minio:9000", "S3_PUBLIC_ENDPOINT": public}
+    settings = environment.load(**S3 | inside)
+    assert settings.s3_server == S3Endpoint("minio:9000", secure=False, region="us-west-000")
+    assert settings.s3_public_server == S3Endpoint(host, secure=secure, region="us-west-000")
 
 
 @pytest.mark.parametrize(
@@ -170,8 +229,10 @@ def test_a_scheme_that_contradicts_s3_secure_is_refused(
     "endpoint",
     [
         "ftp://s3.example",
+        "s3://pictures",
         "https://",
         "s3.example/bucket",
+        "other.s3.us-west-004.backblazeb2.com",
         "https://s3.example/?a=b",
         "https://user:pw@s3.example",
         "s3.example:port",
@@ -206,7 +267,7 @@ def test_an_invalid_endpoint_is_refused_by_name(environment: Environment, endpoi
             "ALLOWED_SOURCE_HOSTS",
             ["host", "host:port", "http://h:80", "u@h:80", "h:80,bad", "h:70000", ","],
         ),
-        ("API_KEYS", ["clé", ",", " "]),
+        ("API_KEYS", ["clé-of-some-caller", ",", " ", "k" * 15, f"{KEY},short"]),
         ("S3_BUCKET", ["a b", "bad!", "../x"]),
         ("LOCAL_STORE_DIR", [__file__]),
         (
@@ -274,13 +335,37 @@ def test_a_dotenv_file_that_is_not_text_ends_the_start_in_one_line(
 
 
 def test_every_wrong_setting_is_named_at_once(environment: Environment) -> None:
-    line = environment.refusal(MAX_QUEUE="x", DTYPE="y", LOG_LEVEL="z")
+    line = environment.refusal(MAX_QUEUE="x", DTYPE="y", LOG_LEVEL="z", S3_BUCKET="pictures")
     assert all(f"{name}: " in line for name in ("MAX_QUEUE", "DTYPE", "LOG_LEVEL"))
+    assert "S3_ENDPOINT, S3_ACCESS_KEY, S3_SECRET_KEY missing" in line
+
+
+def test_quotes_around_values_are_dropped_with_a_warning(environment: Environment) -> None:
+    quoted = {name: f'"{value}"' for name, value in S3.items()}
+    settings = environment.load(
+        **quoted, API_KEYS=f"'{KEY},{KEY}2'", MAX_QUEUE='""', DTYPE="float32"
+    )
+    plain = environment.load(**S3, API_KEYS=f"{KEY},{KEY}2", MAX_QUEUE="")
+    assert settings == plain
+    environment.load(**quoted, DTYPE="float32")
+    assert settings.warnings == [
+        f"{name} is set in quotes: they are dropped" for name in sorted(S3)
+    ]
+
+
+def test_a_name_close_to_a_setting_is_warned_about(environment: Environment) -> None:
+    Path(".env").write_text("MODEL_IDS=x\n")
+    warnings = environment.load(MAXQUEUE="4", API_KEY="secret", HOME="/").warnings
+    assert warnings == [
+        "API_KEY is not a setting: is API_KEYS meant?",
+        "MAXQUEUE is not a setting: is MAX_QUEUE meant?",
+        "MODEL_IDS is not a setting: is MODEL_ID meant?",
+    ]
 
 
 def test_a_secret_is_not_in_a_refusal_nor_in_the_repr(environment: Environment) -> None:
-    line = environment.refusal(**S3 | {"S3_ENDPOINT": "ftp://x"}, API_KEYS="k3y-öne")
-    planted = {"HF_TOKEN": "hf_t0ken", "LINK_SECRET": "l1nk", "API_KEYS": "k3y-one"}
+    line = environment.refusal(**S3 | {"S3_ENDPOINT": "ftp://x"}, API_KEYS="k3y-öne-of-the-caller")
+    planted = {"HF_TOKEN": "hf_t0ken", "LINK_SECRET": "l1nk", "API_KEYS": "k3y-one-of-the-caller"}
     settings = environment.load(**S3, **planted)
     for secret in ("s3cr3t-key", "hf_t0ken", "l1nk", "k3y-one", "k3y-öne"):
         assert secret not in line
@@ -289,11 +374,11 @@ def test_a_secret_is_not_in_a_refusal_nor_in_the_repr(environment: Environment) 
 
 def test_lists_are_split_at_commas_and_trimmed(environment: Environment) -> None:
     settings = environment.load(
-        API_KEYS=" one , two,,", ALLOWED_SOURCE_HOSTS="Files.Local:8080,[::1]:80"
+        API_KEYS=f" {KEY} , {KEY}2,,", ALLOWED_SOURCE_HOSTS="Files.Local:8080,[::1]:80"
     )
-    assert settings.api_keys == ("one", "two")
+    assert settings.api_keys == (KEY, KEY + "2")
     assert settings.allowed_source_hosts == ("files.local:8080", "[::1]:80")
-    assert Settings(api_keys=("one",)).api_keys == ("one",)
+    assert Settings(api_keys=(KEY,)).api_keys == (KEY,)
 
 
 @pytest.mark.parametrize(
@@ -331,15 +416,15 @@ def test_a_local_store_that_cannot_be_written_is_refused_where_it_is_used(
 
 
 def test_every_secret_is_listed_to_be_kept_out_of_the_logs(environment: Environment) -> None:
-    planted = {"HF_TOKEN": "hf-token", "LINK_SECRET": "link-secret", "API_KEYS": "one,two"}
+    planted = {"HF_TOKEN": "hf-token", "LINK_SECRET": "link-secret", "API_KEYS": f"{KEY},{KEY}2"}
     settings = environment.load(**S3, **planted)
     assert set(settings.secrets) == {
         "key-id",
         "s3cr3t-key",
         "hf-token",
         "link-secret",
-        "one",
-        "two",
+        KEY,
+        KEY + "2",
     }
 
 

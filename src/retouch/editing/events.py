@@ -7,7 +7,6 @@ from retouch.logs import event
 from retouch.schema import EditResult
 
 _log = logging.getLogger(__name__)
-_SERVER_FAULT = 500
 
 
 def log_success(result: EditResult) -> None:
@@ -26,13 +25,13 @@ def log_success(result: EditResult) -> None:
 
 
 def log_failure(error: EditError, job_id: str, *, cause: Exception | None = None) -> None:
-    """Log `edit.failed`: server faults at ERROR with the traceback of `cause`, others at INFO."""
-    is_server_fault = error.status >= _SERVER_FAULT
+    """Log `edit.failed` at the level of the error, a fault of ours with the trace of `cause`."""
+    is_ours = error.log_level >= logging.ERROR
     event(
         _log,
         "edit.failed",
-        level=logging.ERROR if is_server_fault else logging.INFO,
-        cause=cause if is_server_fault else None,
+        level=error.log_level,
+        cause=cause if is_ours else None,
         **{
             "reason": error.message,
             **error.context,  # an error's own `reason` is more exact

@@ -3,6 +3,7 @@
 JSON Schema and OpenAPI are generated from these models, so every field has a description.
 """
 
+from retouch.schema.faults import invalid_request
 from retouch.schema.request import (
     BOTH_SIDES_OR_NONE,
     EXAMPLE,
@@ -12,7 +13,6 @@ from retouch.schema.request import (
     SIDE_MULTIPLE_PX,
     CacheMode,
     EditRequest,
-    invalid_request,
 )
 from retouch.schema.response import (
     EditResult,

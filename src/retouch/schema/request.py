@@ -11,12 +11,10 @@ from pydantic import (
     ConfigDict,
     Field,
     JsonValue,
-    ValidationError,
     ValidationInfo,
     field_validator,
 )
 
-from retouch.errors import InvalidRequest
 from retouch.net.url import parse_url
 
 SchedulerName = Literal["Euler", "EulerAncestral", "UniPC", "EulerKarras", "EulerExponential"]
@@ -35,6 +33,9 @@ _CONTROL_TOKEN = re.compile(r"<\|.*?\|>", re.DOTALL)
 _URL_PATTERN = "^([hH][tT][tT][pP][sS]?://|[dD][aA][tT][aA]:)"
 _PROMPT_PATTERN = r"^(?![\s\S]*<\|[\s\S]*\|>)[\s\S]*\S[\s\S]*$"
 _TEXT_PATTERN = r"^(?![\s\S]*<\|[\s\S]*\|>)[\s\S]*$"
+
+# How JPEG, PNG, GIF, WebP, TIFF, AVIF and HEIC files begin in base64.
+_BASE64_STARTS = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR", "SUkqA", "TU0AK", "AAAA")
 
 
 def _to_integer(value: object) -> object:
@@ -59,6 +60,10 @@ def _require_source(text: str) -> str:
         if "," not in text[:256]:
             raise ValueError("must be data:[<type>][;base64],<data>")
         return text
+    if text.startswith(_BASE64_STARTS):
+        raise ValueError("must be a URL: base64 is sent as data:image/jpeg;base64,<data>")
+    if not text.lstrip()[:8].lower().startswith(("http://", "https://")):
+        raise ValueError("must be an http, https or data: URL")
     parse_url(text)
     return text
 
@@ -195,14 +200,3 @@ class EditRequest(BaseModel):
         if has_width != (height is not None):
             raise ValueError("give width and height together, or neither")
         return height
-
-
-def invalid_request(error: ValidationError) -> InvalidRequest:
-    """Name every wrong field of a request and its fault, never the given value."""
-    fields: dict[str, str] = {}
-    for fault in error.errors(include_url=False, include_context=False, include_input=False):
-        name = str(fault["loc"][0]) if fault["loc"] else "request"
-        if fault["type"] == "extra_forbidden":
-            name = name[:64].encode("ascii", "backslashreplace").decode()
-        fields.setdefault(name, fault["msg"].removeprefix("Value error, "))
-    return InvalidRequest.for_fields(dict(list(fields.items())[:32]))

@@ -64,10 +64,10 @@ def require_key(key: str) -> None:
         raise StorageError("the object key is not valid", key=key)
 
 
-def attachment(key: str) -> str:
-    """Return a Content-Disposition (RFC 6266) that makes browsers save the object by its name.
+def disposition(key: str, kind: str) -> str:
+    """Return a Content-Disposition (RFC 6266): `inline` shows the object, `attachment` saves it.
 
-    >>> attachment("p/results/ab12/job-1.jpg")
-    'attachment; filename="job-1.jpg"'
+    >>> disposition("p/results/ab12/job-1.jpg", "inline")
+    'inline; filename="job-1.jpg"'
     """
-    return f'attachment; filename="{key.rpartition("/")[2]}"'
+    return f'{kind}; filename="{key.rpartition("/")[2]}"'

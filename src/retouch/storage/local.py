@@ -10,6 +10,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import tempfile
 import threading
 import time
@@ -28,7 +29,7 @@ from retouch.errors import (
     StoreDenied,
     StoreUnavailable,
 )
-from retouch.storage.keys import is_result_key, require_key
+from retouch.storage.keys import disposition, is_result_key, require_key
 from retouch.storage.port import StoredObject
 
 SOURCE_LIFE_S = 30 * 24 * 3600
@@ -36,6 +37,8 @@ SWEEP_EVERY_S = 300
 DRAFT_LIFE_S = 600
 """The writer of an older draft is dead: no operation is given that long."""
 
+MIN_FREE_BYTES = 64 << 20
+_KEPT_OF_A_FULL_STORE = 0.9  # so that not every further object starts a sweep
 _MAX_HEADER_BYTES = 64 * 1024
 _SECRET_BYTES = 32
 LINK_QUERY = ("expires", "signature")
@@ -48,6 +51,7 @@ class LinkedFile:
 
     body: bytes
     content_type: str
+    disposition: str
     left_s: int
 
 
@@ -81,9 +85,14 @@ class LocalStore:
         secret: bytes,
         public_url: str,
         result_ttl_s: int,
+        max_bytes: int = 10 << 30,
+        disposition: str = "inline",
         clock: Callable[[], float] = time.time,
     ) -> None:
         """Create the directory and sweep it. Without `public_url` links are paths, `/files/...`.
+
+        Above `max_bytes` the oldest objects are deleted. `disposition` is `inline` for links that show
+        the image, `attachment` for links that save it.
 
         Raises:
             StorageError: the directory cannot be used.
@@ -93,8 +102,12 @@ class LocalStore:
         self._secret = secret
         self._public_url = public_url.rstrip("/")
         self._result_ttl_s = result_ttl_s
+        self._max_bytes = max_bytes
+        self._disposition = disposition
         self._clock = clock
+        self._sweeping = threading.Lock()
         self._swept_at_s = clock()
+        self._size_bytes = 0  # since the last sweep an estimate: a replaced object counts twice
         with _map_errors():
             for needed in (self._objects, self._drafts):
                 needed.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -124,7 +137,9 @@ class LocalStore:
                 _write(path, *content, drafts=self._drafts)
             except FileNotFoundError:  # a sweep removed the directory while it was empty
                 _write(path, *content, drafts=self._drafts)
-        if self._clock() - self._swept_at_s >= SWEEP_EVERY_S:
+        self._size_bytes += len(body)
+        is_due = self._clock() - self._swept_at_s >= SWEEP_EVERY_S
+        if is_due or self._size_bytes > self._max_bytes:
             self._swept_at_s = self._clock()
             threading.Thread(target=self.sweep, name="sweep", daemon=True).start()
 
@@ -168,16 +183,45 @@ class LocalStore:
         if found is None:
             raise RouteNotFound("the file of this link no longer exists")
         body, header = found
-        return LinkedFile(body, header["content_type"], left_s)
+        return LinkedFile(body, header["content_type"], disposition(key, self._disposition), left_s)
 
     def sweep(self) -> None:
-        """Delete results whose links have expired, old sources, and drafts of dead writers."""
-        now_s = self._clock()
-        for path in _files(self._drafts):
-            _delete_older(path, now_s - DRAFT_LIFE_S)
-        for path in _files(self._objects):
-            is_result = is_result_key(path.relative_to(self._objects).as_posix())
-            _delete_older(path, now_s - (self._result_ttl_s if is_result else SOURCE_LIFE_S))
+        """Delete what is too old, and then the oldest objects until the rest fits.
+
+        Too old are results whose links have expired, sources after a month, and drafts of dead writers.
+        One sweep runs at a time; another returns at once.
+        """
+        if not self._sweeping.acquire(blocking=False):
+            return
+        try:
+            now_s = self._clock()
+            _delete_old(self._drafts, lambda _: now_s - DRAFT_LIFE_S)
+            kept = _delete_old(self._objects, lambda path: now_s - self._life_s(path))
+            size_bytes = sum(size for _, size, _ in kept)
+            if size_bytes > self._max_bytes:
+                for _, size, path in sorted(kept):
+                    if size_bytes <= self._max_bytes * _KEPT_OF_A_FULL_STORE:
+                        break
+                    path.unlink(missing_ok=True)
+                    size_bytes -= size
+            self._size_bytes = size_bytes
+        finally:
+            self._sweeping.release()
+
+    def require_space(self) -> None:
+        """Require room on the disk for another object. Cheap enough for a health check.
+
+        Raises:
+            StoreUnavailable: the disk is full.
+        """
+        with _map_errors():
+            free_bytes = shutil.disk_usage(self._objects).free
+        if free_bytes < MIN_FREE_BYTES:
+            raise StoreUnavailable("the disk of LOCAL_STORE_DIR is full", free_bytes=free_bytes)
+
+    def _life_s(self, path: Path) -> float:
+        is_result = is_result_key(path.relative_to(self._objects).as_posix())
+        return self._result_ttl_s if is_result else SOURCE_LIFE_S
 
     def _path(self, key: str) -> Path:
         require_key(key)
@@ -203,20 +247,24 @@ class LocalStore:
         return hmac.new(self._secret, text.encode(), hashlib.sha256).hexdigest()
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    """Yield the files below `folder`, and remove the directories that are empty."""
+def _delete_old(folder: Path, oldest_s: Callable[[Path], float]) -> list[tuple[float, int, Path]]:
+    """Delete files older than `oldest_s` of each; return time, size and path of the others.
+
+    Removes empty directories too.
+    """
+    kept = []
     for directory, _, names in os.walk(folder, topdown=False):
-        yield from (Path(directory, name) for name in names)
+        for path in (Path(directory, name) for name in names):
+            with suppress(OSError):  # another process may sweep the same directory at the same time
+                found = path.lstat()
+                if found.st_mtime < oldest_s(path):
+                    path.unlink()
+                else:
+                    kept.append((found.st_mtime, found.st_size, path))
         if Path(directory) != folder:
             with suppress(OSError):  # it is not empty
                 Path(directory).rmdir()
-
-
-def _delete_older(path: Path, moment_s: float) -> None:
-    # Another process may sweep the same directory at the same time.
-    with suppress(OSError):
-        if path.lstat().st_mtime < moment_s:
-            path.unlink()
+    return kept
 
 
 def _write(path: Path, *parts: bytes, drafts: Path) -> None:

@@ -8,7 +8,7 @@ import io
 import logging
 import secrets
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -28,7 +28,7 @@ from urllib3.response import BaseHTTPResponse
 
 from retouch.errors import StorageError, StoreDenied, StoreUnavailable
 from retouch.logs import event
-from retouch.storage.keys import attachment, require_key
+from retouch.storage.keys import disposition, require_key
 from retouch.storage.port import StoredObject
 from retouch.storage.s3_transport import Connections, TransientStatus, deadline
 
@@ -55,15 +55,19 @@ _ADVICE = {
     "PermanentRedirect": "check S3_REGION and S3_ENDPOINT",
     "TemporaryRedirect": "check S3_REGION and S3_ENDPOINT",
 }
-_ADVICE_ELSE = "check S3_ENDPOINT, S3_REGION, S3_BUCKET and the key"
+_ADVICE_ELSE = "check S3_ENDPOINT, S3_SECURE, S3_REGION, S3_BUCKET and the key"
+# OpenSSL's reasons for what is not TLS at all; which of them depends on its version.
+_NOT_TLS = {"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST", "UNKNOWN_PROTOCOL"}
 
 
 @dataclass(frozen=True, slots=True)
 class S3Settings:
     """The bucket, its key and its time limits.
 
-    `endpoint` is `host[:port]`; `timeout_s` bounds an operation with its retries; `prefix` starts the
-    key of the object that `check` writes, for keys that are restricted to a prefix.
+    `endpoint` is `host[:port]`; links are signed for `public_endpoint`, or if it is empty for the same.
+    `timeout_s` bounds an operation with its retries; `prefix` starts the
+    key of the object that `check` writes, for keys that are restricted to a prefix. `disposition` is
+    `inline` for links that show the image, `attachment` for links that save it.
     """
 
     endpoint: str
@@ -72,7 +76,10 @@ class S3Settings:
     bucket: str
     region: str
     secure: bool = True
+    public_endpoint: str = ""
+    public_secure: bool = True
     prefix: str = ""
+    disposition: str = "inline"
     timeout_s: float = 120.0
     connect_timeout_s: float = 3.0
     read_timeout_s: float = 10.0
@@ -84,7 +91,7 @@ def is_transient(fault: BaseException) -> bool:
     if isinstance(fault, S3Error):
         return fault.code in _TRANSIENT_CODES
     if isinstance(fault, SSLError):
-        return not any(isinstance(arg, ssl.SSLCertVerificationError) for arg in fault.args)
+        return not (_is_bad_certificate(fault) or _is_not_tls(fault))
     return isinstance(fault, HTTPError | OSError) and not isinstance(fault, LocationValueError)
 
 
@@ -99,11 +106,23 @@ def translate(fault: Exception, operation: str) -> StorageError:
     if is_transient(fault):
         text = "the object store is down, slow or overloaded, or S3_ENDPOINT is wrong"
         return StoreUnavailable(text, **context)
-    if isinstance(fault, SSLError):
-        advice = "its certificate is not valid; check S3_ENDPOINT and S3_SECURE"
+    if isinstance(fault, SSLError) and _is_not_tls(fault):
+        advice = (
+            "it does not answer by HTTPS; set S3_SECURE=false, or the HTTPS port in S3_ENDPOINT"
+        )
+    elif isinstance(fault, SSLError):
+        advice = "its certificate is not valid; check S3_ENDPOINT"
     else:
         advice = _ADVICE.get(code, _ADVICE_ELSE)
     return StoreDenied(f"the object store cannot be used as configured: {advice}", **context)
+
+
+def _is_bad_certificate(fault: SSLError) -> bool:
+    return any(isinstance(arg, ssl.SSLCertVerificationError) for arg in fault.args)
+
+
+def _is_not_tls(fault: SSLError) -> bool:
+    return any(getattr(arg, "reason", "") in _NOT_TLS for arg in fault.args)
 
 
 def wait_s(state: RetryCallState) -> float:
@@ -124,27 +143,38 @@ class S3Store:
         """
         self.name = settings.bucket
         self._settings = settings
+        self._is_denial_logged = False
         self._connections = Connections(
             max_connections=settings.max_connections,
             connect_timeout_s=settings.connect_timeout_s,
             read_timeout_s=settings.read_timeout_s,
             ca_certs=ca_certs,
         )
+        self._client = self._open(settings.endpoint, secure=settings.secure)
+        self._signer = self._client  # sends no request, so its host need not be reachable from here
+        if settings.public_endpoint:
+            self._signer = self._open(settings.public_endpoint, secure=settings.public_secure)
+
+    def _open(self, endpoint: str, *, secure: bool) -> Minio:
         try:
-            self._client = Minio(
-                endpoint=settings.endpoint,
-                access_key=settings.access_key,
-                secret_key=settings.secret_key,
-                secure=settings.secure,
+            return Minio(
+                endpoint=endpoint,
+                access_key=self._settings.access_key,
+                secret_key=self._settings.secret_key,
+                secure=secure,
                 # Without it minio first asks for the bucket's location, signed for us-east-1.
-                region=settings.region,
+                region=self._settings.region,
                 http_client=self._connections,
             )
         except ValueError as error:
             raise translate(error, "configure") from error
 
     def get(self, key: str, *, max_bytes: int, timeout_s: float) -> StoredObject | None:
-        """Return the object or None. Without the right to list the bucket S3 answers 403, not 404."""
+        """Return the object or None.
+
+        403 counts as None, with a warning: S3 answers so for a missing object where the key may not list
+        the bucket. Whether the key may read is shown by `check`.
+        """
         require_key(key)
         return self._run("get", timeout_s, lambda: self._get(key, max_bytes))
 
@@ -162,14 +192,16 @@ class S3Store:
         self._run("put", timeout_s, lambda: self._put(key, body, content_type, metadata))
 
     def link(self, key: str, *, expires_in_s: int) -> str:
-        """Presign a GET of the object, as a file to save."""
+        """Presign a GET of the object."""
         require_key(key)
         try:
-            return self._client.presigned_get_object(
+            return self._signer.presigned_get_object(
                 bucket_name=self.name,
                 object_name=key,
                 expires=timedelta(seconds=expires_in_s),
-                response_headers={"response-content-disposition": attachment(key)},
+                response_headers={
+                    "response-content-disposition": disposition(key, self._settings.disposition)
+                },
             )
         except ValueError as error:
             raise translate(error, "link") from error
@@ -206,13 +238,18 @@ class S3Store:
         except _FAULTS as error:
             raise translate(error, operation) from error
 
-    def _get(self, key: str, max_bytes: int) -> StoredObject | None:
+    def _get(
+        self, key: str, max_bytes: int, *, misses: Collection[str] = ("NoSuchKey", "AccessDenied")
+    ) -> StoredObject | None:
         try:
             response = self._client.get_object(bucket_name=self.name, object_name=key)
         except S3Error as error:
-            if error.code == "NoSuchKey":
-                return None
-            raise
+            if error.code not in misses:
+                raise
+            if error.code == "AccessDenied" and not self._is_denial_logged:
+                self._is_denial_logged = True
+                event(log, "store.list_denied", level=logging.WARNING, bucket=self.name)
+            return None
         metadata = {
             name.lower().removeprefix(_META): value
             for name, value in response.headers.items()
@@ -237,10 +274,11 @@ class S3Store:
 
     def _probe(self, key: str) -> None:
         self._put(key, key.encode(), "text/plain", {})
-        found = self._get(key, len(key))
+        found = self._get(key, len(key), misses=("NoSuchKey",))
         self._client.remove_object(bucket_name=self.name, object_name=key)
         if found is None or found.body != key.encode():
             raise StorageError("the object store does not return what was stored")
+        self._get(key, len(key))  # now missing: a key that may not list the bucket shows itself
 
 
 def _read(response: BaseHTTPResponse, max_bytes: int) -> bytes:

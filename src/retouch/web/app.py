@@ -122,6 +122,8 @@ class App:
 
     async def _readyz(self, _: Request) -> Response:
         model = self._host.editor.info.model
+        if isinstance(self._host.store, LocalStore):
+            self._host.store.require_space()
         return PlainTextResponse(f"ready: {model}\n")
 
     async def _ping(self, request: Request) -> Response:

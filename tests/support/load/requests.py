@@ -19,7 +19,11 @@ from support.servers.origin import Exchange, answer
 
 PICTURES = 4096
 CACHED_URLS = 8
-KEYS = {"mixed": "key-of-mixed", "calm": "key-of-calm", "flood": "key-of-flood"}
+KEYS = {
+    "mixed": "the-api-key-of-mixed",
+    "calm": "the-api-key-of-calm",
+    "flood": "the-api-key-of-flood",
+}
 _DARK, _LIGHT = 64, 192
 _QUARTERS = ((0, 0), (1, 0), (0, 1), (1, 1))
 

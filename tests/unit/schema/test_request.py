@@ -1,3 +1,4 @@
+import base64
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -188,6 +189,31 @@ def test_an_answer_never_repeats_the_value_given() -> None:
     assert len(wrong) == 9  # the height that should be beside the width is one
     assert marker not in str(wrong)
     assert not any("Value error" in text for text in wrong.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("steps", "send num_inference_steps"),
+        ("cfg", "send guidance_scale"),
+        ("Image", "send image_url"),
+        ("size", "send width and height"),
+        ("guidance_scal", "is guidance_scale meant?"),
+        ("input", "send the fields in it by themselves"),
+    ],
+)
+def test_a_wrong_name_is_told_the_right_one(name: str, advice: str) -> None:
+    assert advice in faults(**{name: 1})[name]
+
+
+@pytest.mark.parametrize("body", [b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n", b"RIFF", b"GIF89a"])
+def test_bare_base64_is_told_how_to_be_sent(body: bytes) -> None:
+    text = base64.b64encode(body + bytes(9000)).decode()
+    assert "data:image/jpeg;base64,<data>" in faults(image_url=text)["image_url"]
+
+
+def test_a_source_of_another_scheme_is_told_all_that_are_taken() -> None:
+    assert faults(image_url="ftp://a/")["image_url"] == "must be an http, https or data: URL"
 
 
 def test_an_unknown_name_is_cut_and_escaped() -> None:

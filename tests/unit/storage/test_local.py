@@ -1,4 +1,5 @@
 import os
+import shutil
 import stat
 import threading
 import time
@@ -24,12 +25,13 @@ class Clock:
         return self.now_s
 
 
-def build(folder: Path, clock: Clock | None = None, public_url: str = "") -> LocalStore:
+def build(folder: Path, clock: Clock | None = None, max_bytes: int = 1 << 30) -> LocalStore:
     return LocalStore(
         folder,
         secret=b"s" * 32,
-        public_url=public_url,
+        public_url="",
         result_ttl_s=TTL_S,
+        max_bytes=max_bytes,
         clock=clock or Clock(),
     )
 
@@ -229,6 +231,42 @@ def test_a_sweep_deletes_the_drafts_of_dead_writers_only(tmp_path: Path) -> None
         age(tmp_path / "drafts" / name, clock.now_s - age_s)
     build(tmp_path, clock)
     assert [path.name for path in files(tmp_path)] == ["alive"]
+
+
+def fill(store: LocalStore, folder: Path, count: int, clock: Clock) -> list[str]:
+    """Put objects of 1000 bytes, the oldest first."""
+    keys = [f"sources/v1/{number:02}/{number}" for number in range(count)]
+    for age_s, key in enumerate(reversed(keys)):
+        put(store, key, bytes(1000))
+        age(folder / "objects" / key, clock.now_s - age_s)
+    return keys
+
+
+def test_a_store_over_its_size_loses_its_oldest_objects(tmp_path: Path) -> None:
+    clock = Clock()
+    keys = fill(build(tmp_path, clock), tmp_path, 8, clock)
+    store = build(tmp_path, clock, max_bytes=5500)
+    assert [key for key in keys if get(store, key)] == keys[-4:]
+
+
+def test_a_put_over_the_size_starts_a_sweep_at_once(tmp_path: Path) -> None:
+    clock = Clock()
+    store = build(tmp_path, clock, max_bytes=5500)
+    fill(store, tmp_path, 5, clock)
+    put(store, "sources/v1/99/99", bytes(1000))
+    for sweeping in threading.enumerate():
+        if sweeping.name == "sweep":
+            sweeping.join()
+    assert sum(path.stat().st_size for path in files(tmp_path)) <= 5500
+
+
+def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = build(tmp_path)
+    store.require_space()
+    usage = shutil.disk_usage(tmp_path)._replace(free=local.MIN_FREE_BYTES - 1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(StoreUnavailable, match="LOCAL_STORE_DIR is full"):
+        store.require_space()
 
 
 def test_a_configured_secret_wins_and_writes_nothing(tmp_path: Path) -> None:

@@ -106,6 +106,15 @@ def test_a_link_is_signed_for_the_region_without_a_request() -> None:
     assert "SECRETCANARY" not in url.query
 
 
+def test_a_link_is_signed_for_the_public_endpoint() -> None:
+    store = S3Store(
+        replace(SETTINGS, endpoint="minio:9000", secure=False, public_endpoint="files.example")
+    )
+    url = urlsplit(store.link("a/b.png", expires_in_s=77))
+    assert (url.scheme, url.netloc, url.path) == ("https", "files.example", "/pictures/a/b.png")
+    assert parse_qs(url.query)["X-Amz-SignedHeaders"] == ["host"]
+
+
 @pytest.mark.parametrize("change", [{"endpoint": "https://a/b"}, {"region": "no region"}])
 def test_a_malformed_endpoint_or_region_is_refused_at_once(change: dict[str, str]) -> None:
     with pytest.raises(StoreDenied, match="S3_ENDPOINT"):

@@ -29,7 +29,7 @@ async def test_an_edit_is_answered_without_bentoml() -> None:
 
 
 async def test_an_unknown_route_is_not_found_whatever_the_key() -> None:
-    async with client(require_unreached, api_keys=("k",)) as http:
+    async with client(require_unreached, api_keys=("k3y-of-one-caller",)) as http:
         for path in ("/nothing", "/edit/", "/task", "/static/x", "/docs.json", "/edit/x"):
             error = require_error(await http.get(path), errors.RouteNotFound)
             assert "/docs" in error["message"]
@@ -61,22 +61,24 @@ async def test_a_head_of_an_edit_is_no_edit() -> None:
 
 @pytest.mark.parametrize("path", ["/openapi.json", "/metrics", "/schema.json"])
 async def test_what_needs_a_key_is_closed_without_one(path: str) -> None:
-    async with client(api_keys=("k3y", "other")) as http:
+    async with client(api_keys=("k3y-of-one-caller", "k3y-of-another-one")) as http:
         response = await http.get(path)
         error = require_error(response, errors.Unauthorized)
         assert response.headers["www-authenticate"] == "Bearer"
         assert "Authorization: Bearer" in error["message"]
         assert "X-API-Key" in error["message"]
         assert (await http.get(path, headers={"X-API-Key": "wrong"})).status_code == 401
-        assert (await http.get(path, headers={"X-API-Key": "k3y"})).status_code == 200
-        assert (await http.get(path, headers={"Authorization": "Bearer other"})).status_code == 200
+        assert (await http.get(path, headers={"X-API-Key": "k3y-of-one-caller"})).status_code == 200
+        assert (
+            await http.get(path, headers={"Authorization": "Bearer k3y-of-another-one"})
+        ).status_code == 200
 
 
 async def test_an_edit_needs_a_key_before_its_body_is_looked_at() -> None:
-    async with client(require_unreached, api_keys=("k3y",)) as http:
+    async with client(require_unreached, api_keys=("k3y-of-one-caller",)) as http:
         require_error(await http.post("/edit", content=b"x" * 5000), errors.Unauthorized)
-    async with client(api_keys=("k3y",)) as http:
-        headers = {"Authorization": "Bearer k3y"}
+    async with client(api_keys=("k3y-of-one-caller",)) as http:
+        headers = {"Authorization": "Bearer k3y-of-one-caller"}
         assert (await http.post("/edit", json=BODY, headers=headers)).status_code == 200
 
 
@@ -84,7 +86,7 @@ async def test_an_edit_needs_a_key_before_its_body_is_looked_at() -> None:
     "path", ["/", "/docs", "/sample.jpg", "/demo.webp", "/livez", "/healthz", "/readyz", "/ping"]
 )
 async def test_page_and_health_need_no_key(path: str) -> None:
-    async with client(require_unreached, api_keys=("k3y",)) as http:
+    async with client(require_unreached, api_keys=("k3y-of-one-caller",)) as http:
         assert (await http.get(path)).status_code == 200
         assert (await http.head(path)).status_code == 200
 

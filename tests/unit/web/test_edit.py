@@ -86,7 +86,7 @@ async def test_a_model_that_still_loads_is_told_by_status_in_a_stream_too(accept
     ("fault", "level", "traced"),
     [
         (ModelError("broken"), logging.ERROR, True),
-        (SourceUnreachable(host="h", reason="refused"), logging.ERROR, True),
+        (SourceUnreachable(host="h", reason="refused"), logging.WARNING, False),
         (InvalidRequest.for_fields({"prompt": "odd"}), logging.INFO, False),
     ],
 )

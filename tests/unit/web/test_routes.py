@@ -1,4 +1,5 @@
 import logging
+import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from io import BytesIO
@@ -14,6 +15,7 @@ from support.fakes import House, until
 from support.web import client, open_host, require_error, require_unreached, settings
 
 from retouch import errors, wiring
+from retouch.errors import StoreUnavailable
 from retouch.lifecycle import ModelHost, State
 from retouch.storage.local import LocalStore
 from retouch.web.openapi import openapi_document
@@ -77,9 +79,20 @@ async def with_file(folder: Path) -> AsyncIterator[tuple[httpx.AsyncClient, str]
     store = LocalStore(folder, secret=b"s", public_url="", result_ttl_s=60)
     store.put("p/results/a/b.png", b"png", content_type="image/png", metadata={}, timeout_s=5)
     link = store.link("p/results/a/b.png", expires_in_s=60)
-    host = open_host(settings(api_keys=("k3y",)), House(), store=store)
+    host = open_host(settings(api_keys=("k3y-of-one-caller",)), House(), store=store)
     async with client(require_unreached, host=host) as http:
         yield http, link
+
+
+async def test_a_service_whose_disk_is_full_is_not_ready(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with with_file(tmp_path) as (http, _):
+        assert (await http.get("/readyz")).status_code == 200
+        usage = shutil.disk_usage(tmp_path)._replace(free=0)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+        require_error(await http.get("/readyz"), StoreUnavailable)
+        assert (await http.get("/livez")).status_code == 200
 
 
 async def test_a_signed_link_opens_its_file_without_a_key(tmp_path: Path) -> None:
@@ -88,7 +101,7 @@ async def test_a_signed_link_opens_its_file_without_a_key(tmp_path: Path) -> Non
         head = await http.head(link)
     assert (response.status_code, response.content) == (200, b"png")
     assert response.headers["content-type"] == "image/png"
-    assert response.headers["content-disposition"] == 'attachment; filename="b.png"'
+    assert response.headers["content-disposition"] == 'inline; filename="b.png"'
     assert "sandbox" in response.headers["content-security-policy"]
     assert (head.status_code, head.content, head.headers["content-length"]) == (200, b"", "3")
 

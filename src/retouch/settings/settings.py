@@ -1,13 +1,9 @@
-"""All settings, read once from the environment and `.env`, validated and frozen.
-
-Nothing else reads the environment; `wiring` hands each part what it needs.
-"""
+"""The fields of all settings, validated and frozen."""
 
 import os
 import re
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar
-from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -16,27 +12,29 @@ from pydantic import (
     Field,
     SecretStr,
     TypeAdapter,
-    ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    DotEnvSettingsSource,
+    EnvSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
-_B2_ENDPOINT = re.compile(r"^s3\.([a-z0-9-]+)\.backblazeb2\.com(?::\d+)?$")
+from retouch.settings.environment import find_warnings, strip_quotes
+from retouch.settings.s3_endpoint import DEFAULT_REGION, S3Endpoint, parse_endpoint
+
 _PREFIX = re.compile(r"^([0-9a-z_-][0-9a-z._-]*/)*$")
 _HOST_PORT = re.compile(r"^([^\s/@:]+|\[[0-9a-fA-F:.]+\]):\d{1,5}$")
 _BUCKET = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
 _MAX_PORT = 65535
 _S3_REQUIRED = ("s3_endpoint", "s3_access_key", "s3_secret_key", "s3_bucket")
-DEFAULT_REGION = "us-west-000"
+_MIN_KEY_CHARACTERS = 16
 T = TypeVar("T")
-
-
-class InvalidSettings(SystemExit):
-    """A setting is missing or wrong; the message names each in one line.
-
-    A `SystemExit`, so that the process ends with that line if nobody catches it.
-    """
 
 
 def _split(value: object) -> object:
@@ -54,9 +52,11 @@ def _require_host_port(entry: str) -> str:
     return entry.lower()
 
 
-def _require_ascii(key: str) -> str:
+def _require_key(key: str) -> str:
     if not (key.isascii() and key.isprintable()):
         raise ValueError("keys must be printable ASCII")
+    if len(key) < _MIN_KEY_CHARACTERS:  # short ones can be guessed, and cannot be kept out of logs
+        raise ValueError(f"keys must have at least {_MIN_KEY_CHARACTERS} characters")
     return key
 
 
@@ -89,7 +89,7 @@ def _require_directory(value: Path) -> Path:
 
 CommaList = Annotated[tuple[T, ...], NoDecode, BeforeValidator(_split)]
 HostPort = Annotated[str, AfterValidator(_require_host_port)]
-ApiKey = Annotated[str, AfterValidator(_require_ascii)]
+ApiKey = Annotated[str, AfterValidator(_require_key)]
 BaseUrl = Annotated[str, AfterValidator(_require_base_url)]
 KeyPrefix = Annotated[str, AfterValidator(_require_prefix)]
 Bucket = Annotated[str, AfterValidator(_require_bucket)]
@@ -109,14 +109,19 @@ class Settings(BaseSettings):
         validate_default=False,
     )
 
-    s3_endpoint: str = Field("", description="S3 endpoint, with or without scheme")
+    s3_secure: bool = Field(True, description="use HTTPS to reach the store")
+    s3_bucket: Bucket = Field("", description="bucket for cached sources and results")
     s3_access_key: SecretStr = Field(_UNSET, description="S3 key id")
     s3_secret_key: SecretStr = Field(_UNSET, description="S3 application key")
-    s3_bucket: Bucket = Field("", description="bucket for cached sources and results")
+    s3_endpoint: str = Field("", description="S3 endpoint, with or without scheme")
     s3_region: str = Field(
-        "", description="bucket region; unset: from a Backblaze endpoint, else us-west-000"
+        "",
+        validate_default=True,
+        description="bucket region; unset: from the endpoint if it names one, else us-west-000",
     )
-    s3_secure: bool = Field(True, description="use HTTPS to reach the store")
+    s3_public_endpoint: str = Field(
+        "", description="endpoint in links, if callers reach the store by another than S3_ENDPOINT"
+    )
     s3_object_prefix: KeyPrefix = Field("qwen-image-edit/", description="prefix of all object keys")
     presign_expiry: int = Field(86400, ge=1, le=604800, description="seconds a link lives")
     max_image_bytes: int = Field(
@@ -194,6 +199,12 @@ class Settings(BaseSettings):
     local_store_dir: Directory = Field(
         Path(".local-store"), description="directory of the local store, used without S3"
     )
+    local_store_max_gib: float = Field(
+        10, gt=0, le=65536, description="GiB of the local store; the oldest objects go first"
+    )
+    link_disposition: Literal["inline", "attachment"] = Field(
+        "inline", description="what a browser does with a link: show the image, or save it"
+    )
     link_secret: SecretStr = Field(
         _UNSET, description="signs local links; unset: one is made in the local store"
     )
@@ -208,15 +219,50 @@ class Settings(BaseSettings):
     def _upper(cls, value: object) -> object:
         return value.upper() if isinstance(value, str) else value
 
-    @model_validator(mode="after")
-    def _require_whole_s3(self) -> Self:
-        # A SecretStr is false where it is empty, as a str is.
-        missing = [name.upper() for name in _S3_REQUIRED if not getattr(self, name)]
+    # Validators of fields, because a model validator runs only if all fields are valid.
+    @field_validator("s3_endpoint", "s3_public_endpoint")
+    @classmethod
+    def _require_endpoint(cls, value: str, info: ValidationInfo) -> str:
+        if value:
+            parse_endpoint(value, bucket=info.data.get("s3_bucket", ""))
+        return value
+
+    @field_validator("s3_region")
+    @classmethod
+    def _require_whole_s3(cls, region: str, info: ValidationInfo) -> str:
+        missing = [name.upper() for name in _S3_REQUIRED if not info.data.get(name, "invalid")]
         if 0 < len(missing) < len(_S3_REQUIRED):
             raise ValueError(f"{', '.join(missing)} missing: set all four S3 settings, or none")
-        if self.s3_endpoint:
-            _ = self.s3_host, self.s3_effective_region
+        if endpoint := info.data.get("s3_endpoint"):
+            named = parse_endpoint(endpoint, bucket=info.data.get("s3_bucket", "")).region
+            if region and named and region != named:
+                raise ValueError(f"is {region}, but the endpoint is in {named}: unset S3_REGION")
+        return region
+
+    @model_validator(mode="after")
+    def _require_one_scheme(self) -> Self:
+        if self.uses_s3 and "s3_secure" in self.model_fields_set:
+            found = parse_endpoint(self.s3_endpoint, bucket=self.s3_bucket)
+            if found.secure not in (None, self.s3_secure):
+                raise ValueError(f"S3_ENDPOINT contradicts S3_SECURE={self.s3_secure}: unset it")
         return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Read arguments, then the environment without quotes around its values, then `.env`."""
+        if isinstance(env_settings, EnvSettingsSource):
+            plain = {
+                name: strip_quotes(value or "") for name, value in env_settings.env_vars.items()
+            }
+            env_settings.env_vars = {name: value for name, value in plain.items() if value}
+        return init_settings, env_settings, dotenv_settings
 
     @property
     def uses_s3(self) -> bool:
@@ -224,40 +270,20 @@ class Settings(BaseSettings):
         return bool(self.s3_endpoint)
 
     @property
-    def s3_host(self) -> str:
-        """The endpoint as `host[:port]`.
-
-        Raises:
-            ValueError: it is not an endpoint, or its scheme contradicts S3_SECURE.
-        """
-        text = self.s3_endpoint if "://" in self.s3_endpoint else f"//{self.s3_endpoint}"
-        fault = "S3_ENDPOINT must be a host, with or without https:// and a port"
-        try:
-            parts = urlsplit(text)
-            _ = parts.port  # raises if it is not a port
-        except ValueError:
-            raise ValueError(fault) from None
-        has_more = parts.path.strip("/") or parts.query or "@" in parts.netloc
-        is_printable = parts.netloc.isprintable() and " " not in parts.netloc
-        if not parts.hostname or has_more or not is_printable:
-            raise ValueError(fault)
-        if parts.scheme not in ("", "http", "https"):
-            raise ValueError("S3_ENDPOINT must be http or https")
-        if parts.scheme and (parts.scheme == "https") != self.s3_secure:
-            raise ValueError(f"S3_ENDPOINT says {parts.scheme}, S3_SECURE says {self.s3_secure}")
-        return parts.netloc
+    def s3_server(self) -> S3Endpoint:
+        """The store: its host, whether by TLS, and its region."""
+        found = parse_endpoint(self.s3_endpoint, bucket=self.s3_bucket)
+        secure = self.s3_secure if found.secure is None else found.secure
+        return S3Endpoint(found.host, secure, self.s3_region or found.region or DEFAULT_REGION)
 
     @property
-    def s3_effective_region(self) -> str:
-        """The region: as set, else the one in a Backblaze endpoint, else us-west-000.
-
-        Raises:
-            ValueError: the setting and a Backblaze endpoint name different regions.
-        """
-        found = _B2_ENDPOINT.match(self.s3_host.lower())
-        if found and self.s3_region and self.s3_region != found[1]:
-            raise ValueError(f"S3_REGION is {self.s3_region}, the endpoint's region is {found[1]}")
-        return self.s3_region or (found[1] if found else DEFAULT_REGION)
+    def s3_public_server(self) -> S3Endpoint:
+        """The store as callers reach it: where S3_PUBLIC_ENDPOINT is unset, the same."""
+        if not self.s3_public_endpoint:
+            return self.s3_server
+        found = parse_endpoint(self.s3_public_endpoint, bucket=self.s3_bucket)
+        secure = self.s3_server.secure if found.secure is None else found.secure
+        return S3Endpoint(found.host, secure, self.s3_server.region)
 
     @property
     def max_body_bytes(self) -> int:
@@ -272,35 +298,8 @@ class Settings(BaseSettings):
 
     @property
     def warnings(self) -> list[str]:
-        """What is set without effect, a sentence each; log it once logging is installed."""
-        return ["PREFETCH_JOBS is ignored: unset it"] if self.prefetch_jobs else []
-
-
-def require_local_store(settings: Settings) -> None:
-    """Check that the local store can be written, if it is the one in use.
-
-    Raises:
-        InvalidSettings: it cannot.
-    """
-    directory = settings.local_store_dir.absolute()
-    nearest = next(path for path in (directory, *directory.parents) if path.exists())
-    if not settings.uses_s3 and not os.access(nearest, os.W_OK | os.X_OK):
-        raise InvalidSettings(f"wrong settings: LOCAL_STORE_DIR: {nearest} is not writable")
-
-
-def load_settings() -> Settings:
-    """Read the environment and `.env`.
-
-    Raises:
-        InvalidSettings: one or more settings are wrong; the message names each in one line.
-    """
-    try:
-        return Settings()
-    except ValidationError as error:
-        faults = []
-        for fault in error.errors(include_input=False, include_url=False):
-            name = str(fault["loc"][0]).upper() + ": " if fault["loc"] else ""
-            faults.append(name + fault["msg"].removeprefix("Value error, "))
-        raise InvalidSettings("wrong settings: " + "; ".join(faults)) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidSettings(f"wrong settings: .env cannot be read: {error}") from None
+        """What is set with another effect than expected; log it once logging is installed."""
+        in_file = {name.upper(): "" for name in DotEnvSettingsSource(type(self)).env_vars}
+        names = [name.upper() for name in type(self).model_fields]
+        found = find_warnings({**in_file, **os.environ}, names)
+        return [*found, *(["PREFETCH_JOBS is ignored: unset it"] if self.prefetch_jobs else [])]

@@ -27,38 +27,27 @@
 The message and `details` of an error go to the caller; `context` goes to the log only.
 """
 
-from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+import logging
+from typing import ClassVar
+
+from retouch.errors.bad_input import (
+    AspectRatioTooExtreme as AspectRatioTooExtreme,
+    BadInput as BadInput,
+    BodyTooLarge as BodyTooLarge,
+    BrokenImage as BrokenImage,
+    DecodeLimitExceeded as DecodeLimitExceeded,
+    ImageTooLarge as ImageTooLarge,
+    InvalidRequest as InvalidRequest,
+    MalformedBody as MalformedBody,
+    MethodNotAllowed as MethodNotAllowed,
+    RouteNotFound as RouteNotFound,
+    SourceTooLarge as SourceTooLarge,
+    UnsupportedContentType as UnsupportedContentType,
+    UnsupportedImage as UnsupportedImage,
+)
+from retouch.errors.edit_error import EditError as EditError
 
 _RETRY_AFTER_S = 10
-
-
-class EditError(Exception):
-    """Base of all errors that a caller can get.
-
-    `type` is the coarse name of the contract, `code` the stable fine one, `status` the HTTP status,
-    `retryable` whether the same request may succeed later. `default_message` stands where an error is
-    raised without a message.
-    """
-
-    type: ClassVar[str] = "InternalError"
-    code: ClassVar[str] = "internal_error"
-    status: ClassVar[int] = 500
-    retryable: ClassVar[bool] = False
-    default_message: ClassVar[str] = ""
-
-    def __init__(
-        self,
-        message: str | None = None,
-        *,
-        details: Mapping[str, Any] | None = None,
-        **context: Any,
-    ) -> None:
-        """Take the text for the caller, its `details`, and by keyword the `context` for the log."""
-        self.message = self.default_message if message is None else message
-        super().__init__(self.message)
-        self.details: dict[str, Any] = dict(details or {})
-        self.context = context
 
 
 class InternalError(EditError):
@@ -67,98 +56,11 @@ class InternalError(EditError):
     default_message = "an internal error; the log has it under this request id"
 
 
-class BadInput(EditError):
-    """The request, or the image it names, cannot be used."""
-
-    type, code, status = "BadInput", "bad_input", 400
-
-
-class InvalidRequest(BadInput):
-    """One or more fields are wrong; `details.fields` says what is wrong with each."""
-
-    code = "invalid_request"
-
-    @classmethod
-    def for_fields(cls, fields: Mapping[str, str], **context: Any) -> Self:
-        """Build the error from a fault for each wrong field.
-
-        >>> str(InvalidRequest.for_fields({"seed": "must be an integer", "width": "Field required"}))
-        'seed: must be an integer; width: Field required'
-        """
-        text = "; ".join(f"{name}: {fault}" for name, fault in fields.items())
-        return cls(text, details={"fields": dict(fields)}, **context)
-
-
-class MalformedBody(BadInput):
-    """The body is not one JSON object in UTF-8."""
-
-    code = "malformed_body"
-
-
-class RouteNotFound(BadInput):
-    """There is no such path."""
-
-    code, status = "route_not_found", 404
-
-
-class MethodNotAllowed(BadInput):
-    """The path does not take this method."""
-
-    code, status = "method_not_allowed", 405
-
-
-class BodyTooLarge(BadInput):
-    """The request body is over its limit."""
-
-    code, status = "body_too_large", 413
-
-
-class UnsupportedContentType(BadInput):
-    """The request body is not declared as JSON."""
-
-    code, status = "unsupported_content_type", 415
-
-
-class SourceTooLarge(BadInput):
-    """The source image has more bytes than allowed."""
-
-    code, status = "source_too_large", 413
-
-
-class ImageTooLarge(BadInput):
-    """The source image has more pixels, or a longer side, than allowed."""
-
-    code, status = "image_too_large", 413
-
-
-class AspectRatioTooExtreme(BadInput):
-    """The sides of the source image differ too much."""
-
-    code = "image_too_narrow"
-
-
-class UnsupportedImage(BadInput):
-    """The source is not an image in one of the accepted formats."""
-
-    code = "unsupported_image"
-
-
-class BrokenImage(BadInput):
-    """The source image is damaged, truncated or inconsistent."""
-
-    code = "broken_image"
-
-
-class DecodeLimitExceeded(BadInput):
-    """Decoding the source image went over the limits of time or memory."""
-
-    code = "image_too_costly"
-
-
 class DownloadFailed(EditError):
     """The source image could not be downloaded."""
 
     type, code, status, retryable = "DownloadFailed", "download_failed", 502, True
+    log_level = logging.WARNING
     is_transient: ClassVar[bool] = True
     """Whether the origin may answer a moment later. Unlike `retryable`, callers do not see it."""
 
@@ -257,19 +159,19 @@ class ModelError(EditError):
 class OutOfMemory(ModelError):
     """The GPU ran out of memory on this edit; a smaller one may fit."""
 
-    code, retryable = "out_of_memory", True
+    code = "out_of_memory"
 
 
 class NonFiniteResult(ModelError):
     """The model produced non-finite values (NaN or infinity); no image is returned."""
 
-    code, retryable = "non_finite_result", True
+    code = "non_finite_result"
 
 
 class Unauthorized(EditError):
     """The API key is missing or wrong."""
 
-    type, code, status = "Unauthorized", "unauthorized", 401
+    type, code, status, log_level = "Unauthorized", "unauthorized", 401, logging.INFO
 
 
 class LinkInvalid(Unauthorized):
@@ -288,6 +190,7 @@ class Overloaded(EditError):
     """The queue is full; `details.retry_after` says in how many seconds a place is likely."""
 
     type, code, status, retryable = "Overloaded", "queue_full", 429, True
+    log_level = logging.WARNING
 
     @property
     def retry_after_s(self) -> int:
@@ -313,6 +216,7 @@ class NotReady(EditError):
     """The model is still loading."""
 
     type, code, status, retryable = "NotReady", "not_ready", 503, True
+    log_level = logging.WARNING
 
 
 class ModelLost(NotReady):
@@ -326,19 +230,20 @@ class DeadlineExceeded(EditError):
     """The job did not finish within its time limit."""
 
     type, code, status, retryable = "DeadlineExceeded", "deadline_exceeded", 504, True
+    log_level = logging.WARNING
 
 
 class Cancelled(EditError):
     """The caller disconnected or cancelled the job. 499 is nginx's "client closed request"."""
 
-    type, code, status = "Cancelled", "cancelled", 499
+    type, code, status, log_level = "Cancelled", "cancelled", 499, logging.INFO
 
 
 def error_classes() -> list[type[EditError]]:
     """Return every class that has a code of its own and is raised, parents first."""
     found: list[type[EditError]] = [EditError]
     for cls in found:
-        found.extend(sub for sub in cls.__subclasses__() if sub.__module__ == __name__)
+        found.extend(sub for sub in cls.__subclasses__() if sub.__module__.startswith(__name__))
     groups = {EditError, BadInput, DownloadFailed}
     same_code = {SourceUnresolved, SourceCertificateInvalid}
     return [cls for cls in found if cls not in groups | same_code]

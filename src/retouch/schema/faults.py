@@ -1,0 +1,58 @@
+"""What to send instead of a wrong field."""
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+
+from pydantic import ValidationError
+
+from retouch.errors import InvalidRequest
+from retouch.schema.request import EditRequest
+
+_MAX_FIELDS = 32
+_MAX_NAME_CHARACTERS = 64
+# Names that other services and tools give to the same thing.
+_MEANT: Mapping[str, str] = {
+    name: meant
+    for meant, names in {
+        "image_url": "image images image_base64 image_b64 image_urls input_image init_image file url",
+        "prompt": "text instruction instructions",
+        "negative_prompt": "negative",
+        "num_inference_steps": "steps num_steps inference_steps sampling_steps",
+        "guidance_scale": "cfg cfg_scale true_cfg_scale guidance",
+        "scheduler": "sampler sampler_name",
+        "output_format": "format",
+        "output_quality": "quality",
+        "width and height": "size aspect_ratio",
+    }.items()
+    for name in names.split()
+}
+
+
+def invalid_request(error: ValidationError) -> InvalidRequest:
+    """Name every wrong field of a request and its fault, never the given value."""
+    fields: dict[str, str] = {}
+    for fault in error.errors(include_url=False, include_context=False, include_input=False):
+        if len(fields) == _MAX_FIELDS:
+            break
+        name = str(fault["loc"][0]) if fault["loc"] else "request"
+        text = fault["msg"].removeprefix("Value error, ")
+        if fault["type"] == "extra_forbidden":
+            text = advise(name)
+            name = name[:_MAX_NAME_CHARACTERS].encode("ascii", "backslashreplace").decode()
+        fields.setdefault(name, text)
+    return InvalidRequest.for_fields(fields)
+
+
+def advise(name: str) -> str:
+    """Say what to send in place of a field that does not exist.
+
+    >>> advise("steps"), advise("promt"), advise("strength")
+    ('is not a field: send num_inference_steps', 'is not a field: is prompt meant?', 'is not a field')
+    """
+    if name == "input":
+        return "is not a field here: send the fields in it by themselves"
+    if meant := _MEANT.get(name.lower()):
+        return f"is not a field: send {meant}"
+    known = EditRequest.model_fields
+    close = get_close_matches(name[:_MAX_NAME_CHARACTERS].lower(), known, n=1, cutoff=0.75)
+    return f"is not a field: is {close[0]} meant?" if close else "is not a field"

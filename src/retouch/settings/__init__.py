@@ -1,0 +1,16 @@
+"""All settings: the fields, the S3 endpoint they name, and how they are read.
+
+Nothing else reads the environment; `wiring` hands each part what it needs.
+"""
+
+from retouch.settings.load import InvalidSettings, load_settings, require_local_store
+from retouch.settings.s3_endpoint import DEFAULT_REGION
+from retouch.settings.settings import Settings
+
+__all__ = [
+    "DEFAULT_REGION",
+    "InvalidSettings",
+    "Settings",
+    "load_settings",
+    "require_local_store",
+]

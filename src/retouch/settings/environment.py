@@ -1,0 +1,33 @@
+"""Variables that are set in a way that their author cannot have meant."""
+
+from collections.abc import Collection, Mapping
+from difflib import get_close_matches
+
+_LIKENESS = 0.84
+
+
+def strip_quotes(value: str) -> str:
+    """Return the value without the pair of quotes that `docker --env-file` leaves around it.
+
+    >>> strip_quotes('"alpha,beta"'), strip_quotes("it's")
+    ('alpha,beta', "it's")
+    """
+    text = value.strip()
+    is_quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
+    return text[1:-1] if is_quoted else value
+
+
+def find_warnings(variables: Mapping[str, str | None], settings: Collection[str]) -> list[str]:
+    """Name the settings in quotes, and the variables whose names are nearly those of settings.
+
+    >>> find_warnings({"DTYPE": "'float16'", "MAXQUEUE": "4", "PATH": "/bin"}, ["DTYPE", "MAX_QUEUE"])
+    ['DTYPE is set in quotes: they are dropped', 'MAXQUEUE is not a setting: is MAX_QUEUE meant?']
+    """
+    found = []
+    for name, value in sorted(variables.items()):
+        if name.upper() in settings:
+            if value and strip_quotes(value) != value:
+                found.append(f"{name} is set in quotes: they are dropped")
+        elif close := get_close_matches(name.upper(), settings, n=1, cutoff=_LIKENESS):
+            found.append(f"{name} is not a setting: is {close[0]} meant?")
+    return found
