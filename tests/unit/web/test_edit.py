@@ -77,7 +77,8 @@ async def test_a_local_link_has_the_host_that_the_caller_used_or_the_servers_add
 
 @pytest.mark.parametrize("accept", ["application/json", "text/event-stream"])
 async def test_a_model_that_still_loads_is_told_by_status_in_a_stream_too(accept: str) -> None:
-    loading = EditEndpoint(open_host(Settings(_env_file=None), None), Metrics())
+    host = open_host(Settings(_env_file=None), None)
+    loading = EditEndpoint(host, Metrics(host))
     with pytest.raises(NotReady):
         await loading.answer(Caller(accept=accept).ask(json.dumps(BODY).encode()))
 
