@@ -91,12 +91,9 @@ class EditEndpoint:
             EditError: any; `InternalError` for what nobody foresaw.
         """
         private = (request.prompt, request.negative_prompt or "")
-        with (
-            self._metrics.track_edit(progress) as note,
-            bind(caller.request_id, private=private),
-        ):
-            edit = self._edit(request, caller, note)
-            del request  # as in `_edit`
+        edit = self._edit(request, caller, progress)
+        del request  # as in `_edit`
+        with self._metrics.in_progress(), bind(caller.request_id, private=private):
             try:
                 result = await edit
             except asyncio.CancelledError:  # how a stream learns that its reader has gone

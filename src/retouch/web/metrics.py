@@ -2,8 +2,8 @@
 
 import logging
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import TypeVar
 
@@ -21,7 +21,7 @@ from starlette.responses import Response
 from retouch import __version__
 from retouch.errors import EditError
 from retouch.lifecycle import ModelHost
-from retouch.schema import EditResult, Progress
+from retouch.schema import EditResult
 
 M = TypeVar("M")
 _SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 60, 120, 300, 600)
@@ -65,32 +65,9 @@ class Metrics:
     def _add(self, kind: Callable[..., M], name: str, text: str, *labels: str) -> M:
         return kind(name, text, labels, registry=self._registry)
 
-    @contextmanager
-    def track_edit(
-        self, progress: Callable[[Progress], None]
-    ) -> Iterator[Callable[[Progress], None]]:
-        """Count an edit as in progress, and by its stage; yields `progress` with that added."""
-        gauges = dict.fromkeys(("condition", "denoise", "vae_decode"), self._running)
-        gauges["queue"] = self._waiting
-        now: Gauge | None = None
-
-        def move(gauge: Gauge | None) -> None:
-            nonlocal now
-            if now is not None:
-                now.dec()
-            if gauge is not None:
-                gauge.inc()
-            now = gauge
-
-        def note(news: Progress) -> None:
-            move(gauges.get(news.stage))
-            progress(news)
-
-        with self._inside.track_inprogress():
-            try:
-                yield note
-            finally:
-                move(None)
+    def in_progress(self) -> AbstractContextManager[None]:
+        """Count an edit as in progress while the block runs."""
+        return self._inside.track_inprogress()
 
     def count_success(self, answer: EditResult) -> None:
         """Count a delivered edit and its phases."""
@@ -116,11 +93,14 @@ class Metrics:
     def response(self) -> Response:
         """Return the answer of `/metrics`, in the text format of Prometheus."""
         try:
-            info = self._host.editor.info
+            editor = self._host.editor
         except EditError:
             self._ready.set(0)
         else:
+            info = editor.info
             self._ready.set(1)
+            self._waiting.set(editor.waiting)
+            self._running.set(editor.running)
             self._model.info(
                 {
                     "version": __version__,

@@ -1,20 +1,18 @@
+import asyncio
 import logging
 import sys
 from types import SimpleNamespace
-from typing import Literal
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from support.fakes import REQUEST, House
-from support.web import client, open_host, settings
+from support.fakes import REQUEST, House, Pause, until
+from support.web import Door, client, open_host, settings
 
 from retouch.errors import error_classes
 from retouch.logs import event
-from retouch.schema import Progress
 from retouch.web.metrics import Metrics
 
 KINDS = ("allocated", "reserved", "free", "total")
-Stage = Literal["queue", "source", "condition", "denoise", "vae_decode", "store"]
 
 
 def build(house: House | None = None) -> Metrics:
@@ -56,23 +54,18 @@ def test_a_failure_is_counted_by_its_code() -> None:
     assert found["retouch_edits_total[('code', 'cancelled')]"] == 1
 
 
-@pytest.mark.parametrize(
-    ("stage", "waiting", "running"),
-    [("source", 0, 0), ("queue", 1, 0), ("condition", 0, 1), ("denoise", 0, 1), ("store", 0, 0)],
-)
-def test_an_edit_in_progress_is_counted_by_its_stage(
-    stage: Stage, waiting: int, running: int
-) -> None:
-    metrics, told = build(), list[Progress]()
-    with metrics.track_edit(told.append) as progress:
-        for name in ("queue", "denoise", stage, stage):
-            progress(Progress(stage=name))
-        found = samples(metrics)
-        assert found["retouch_edits_inside[]"] == 1
-        assert found["retouch_edits_waiting[]"] == waiting
-        assert found["retouch_edits_running[]"] == running
-    assert len(told) == 4
-    found = samples(metrics)
+async def test_edits_are_counted_while_they_wait_and_run() -> None:
+    door, pause = Door(), Pause()
+    door.house.engine.at_step = lambda _: pause.hold()
+    edits = [asyncio.create_task(door.answer())]
+    await pause.reached()
+    edits += [asyncio.create_task(door.answer()) for _ in range(2)]
+    await until(lambda: "retouch_edits_waiting 2.0" in door.counts)
+    found = samples(door.metrics)
+    assert (found["retouch_edits_inside[]"], found["retouch_edits_running[]"]) == (3, 1)
+    pause.release()
+    await asyncio.gather(*edits)
+    found = samples(door.metrics)
     for name in ("inside", "waiting", "running"):
         assert found[f"retouch_edits_{name}[]"] == 0
 
