@@ -64,7 +64,7 @@ class Caller:
         return Request(scope, receive)
 
 
-class Door:
+class Endpoint:
     """`POST /edit` over an editor of fakes."""
 
     def __init__(self, house: House | None = None, **settings: Any) -> None:

@@ -211,12 +211,12 @@ def test_another_encoding_is_named_whatever_the_size(coding: str, size_character
         parse_request(body)
 
 
-def test_a_malformed_body_is_told_where_and_not_quoted() -> None:
+def test_the_error_of_malformed_json_has_the_position_and_no_quote() -> None:
     with pytest.raises(MalformedBody, match=r"in UTF-8 at line 1 column 2$"):
         parse_request(b"{'image_url': 's3cr3t'}")
 
 
-def test_an_image_as_bare_base64_is_told_how_to_send_it() -> None:
+def test_the_error_of_bare_base64_says_how_to_send_an_image() -> None:
     for name in ("image_url", "image_base64"):
         with pytest.raises(BodyTooLarge, match="begin with data:image/jpeg;base64,"):
             parse_request(json.dumps({"prompt": "x", name: "/9j/" * 20_000}).encode())

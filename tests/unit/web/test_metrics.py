@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from support.fakes import REQUEST, House, Pause, until
-from support.web import Door, client, open_host, settings
+from support.web import Endpoint, client, open_host, settings
 
 from retouch.errors import error_classes
 from retouch.logs import event
@@ -55,17 +55,17 @@ def test_a_failure_is_counted_by_its_code() -> None:
 
 
 async def test_edits_are_counted_while_they_wait_and_run() -> None:
-    door, pause = Door(), Pause()
-    door.house.engine.at_step = lambda _: pause.hold()
-    edits = [asyncio.create_task(door.answer())]
+    endpoint, pause = Endpoint(), Pause()
+    endpoint.house.engine.at_step = lambda _: pause.hold()
+    edits = [asyncio.create_task(endpoint.answer())]
     await pause.reached()
-    edits += [asyncio.create_task(door.answer()) for _ in range(2)]
-    await until(lambda: "retouch_edits_waiting 2.0" in door.counts)
-    found = samples(door.metrics)
+    edits += [asyncio.create_task(endpoint.answer()) for _ in range(2)]
+    await until(lambda: "retouch_edits_waiting 2.0" in endpoint.counts)
+    found = samples(endpoint.metrics)
     assert (found["retouch_edits_inside[]"], found["retouch_edits_running[]"]) == (3, 1)
     pause.release()
     await asyncio.gather(*edits)
-    found = samples(door.metrics)
+    found = samples(endpoint.metrics)
     for name in ("inside", "waiting", "running"):
         assert found[f"retouch_edits_{name}[]"] == 0
 
