@@ -127,7 +127,7 @@ def test_this_machine_and_allowed_hosts_may_call_a_loopback_address(
         {"host": "localhost:3000", "origin": "null"},
     ],
 )
-@pytest.mark.parametrize("at", [LOCAL, "127.0.0.2", "::1"])
+@pytest.mark.parametrize("at", [LOCAL, "127.0.0.2", "::1", "::ffff:127.0.0.1"])
 def test_a_foreign_host_or_origin_is_refused_there(headers: dict[str, str], at: str) -> None:
     with pytest.raises(HostNotAllowed, match="ALLOWED_HOSTS"):
         arrive(OPEN, at=at, **headers)
