@@ -1,5 +1,6 @@
 """The BentoML service: `bentoml serve`, `bentoml build` and the built image start here."""
 
+import logging
 import sys
 import uuid
 from pathlib import Path
@@ -24,7 +25,8 @@ require_local_store(settings)
 logs.install(settings.log_level, secrets=settings.secrets)
 server.install()
 host = ModelHost(settings)
-metrics = Metrics()
+metrics = Metrics(host)
+metrics.count_events(logging.getLogger("retouch"))
 edits = EditEndpoint(host, metrics)
 
 

@@ -26,6 +26,7 @@ EXIT_STATUS = 70
 """What a process ends with whose model hangs: EX_SOFTWARE of sysexits.h."""
 _LINGER_S = 2.0
 _WARM_UP_SEED = 0
+_WARM_UP_STEPS = 2
 
 
 class State(StrEnum):
@@ -71,6 +72,7 @@ class ModelHost:
         self.settings = settings
         self._store = store
         self._engine: Engine | None = None
+        self._expected_edit_s = 0.0
         self._editor = editor
         self._linger_s = linger_s
         self._end_process = end_process
@@ -123,6 +125,7 @@ class ModelHost:
                 self._engine,
                 self.store,
                 exits=self._exits,
+                expected_edit_s=self._expected_edit_s,
                 on_model_lost=self._lose_model,
             )
         return self._editor
@@ -156,13 +159,15 @@ class ModelHost:
         engine = wiring.build_engine(self.settings)
         loaded = time.perf_counter()
         warm_up(engine, compiled=self.settings.compile)
+        warm_up_s = time.perf_counter() - loaded
+        self._expected_edit_s = warm_up_s * engine.info.preset.steps / _WARM_UP_STEPS
         self._engine = engine
         event(
             _log,
             "engine.ready",
             model=engine.info.model,
             load_s=loaded - began,
-            warm_up_s=time.perf_counter() - loaded,
+            warm_up_s=warm_up_s,
         )
 
     def open(self) -> None:
@@ -213,7 +218,7 @@ def warm_up(engine: Engine, *, compiled: bool) -> None:
             prompt="keep the image unchanged",
             negative_prompt=" ",
             seed=_WARM_UP_SEED,
-            steps=2,
+            steps=_WARM_UP_STEPS,
             guidance_scale=engine.info.preset.guidance_scale,
             scheduler="Euler",
             width_px=side_px + wider_px,

@@ -161,13 +161,16 @@ def build_editor(
     store: Store,
     *,
     exits: AsyncExitStack,
+    expected_edit_s: float = 0.0,
     on_model_lost: Callable[[], None] = lambda: None,
 ) -> Editor:
     """Build the editor over a loaded engine and an open store.
 
-    `exits` lets edits in progress end. `on_model_lost` is called when the model hangs.
+    `exits` lets edits in progress end. `expected_edit_s` is how long an edit is likely to take. `on_model_lost` is called when the model hangs.
     """
-    admission = Admission(max_queue=settings.max_queue, on_model_lost=on_model_lost)
+    admission = Admission(
+        max_queue=settings.max_queue, expected_edit_s=expected_edit_s, on_model_lost=on_model_lost
+    )
     steps = Steps(
         sources=build_sources(settings, store, exits=exits),
         engine=engine,

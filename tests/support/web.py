@@ -64,13 +64,13 @@ class Caller:
         return Request(scope, receive)
 
 
-class Door:
+class Endpoint:
     """`POST /edit` over an editor of fakes."""
 
     def __init__(self, house: House | None = None, **settings: Any) -> None:
         self.house = house or House()
-        self.metrics = Metrics()
         host = open_host(Settings(_env_file=None, **settings), self.house)
+        self.metrics = Metrics(host)
         self.edits = EditEndpoint(host, self.metrics)
 
     async def answer(
@@ -132,16 +132,20 @@ def raising(error: BaseException) -> ASGIApp:
 
 
 def build_app(host: ModelHost, app: ASGIApp = inner) -> App:
-    metrics = Metrics()
+    metrics = Metrics(host)
     return App(app, host=host, edits=EditEndpoint(host, metrics), metrics=metrics)
 
 
 @asynccontextmanager
 async def client(
-    app: ASGIApp = inner, *, host: ModelHost | None = None, **changes: Any
+    app: ASGIApp = inner,
+    *,
+    host: ModelHost | None = None,
+    url: str = "http://retouch.example",
+    **changes: Any,
 ) -> AsyncIterator[httpx.AsyncClient]:
     transport = httpx.ASGITransport(build_app(host or open_host(settings(**changes), House()), app))
-    async with httpx.AsyncClient(transport=transport, base_url="http://retouch.example") as http:
+    async with httpx.AsyncClient(transport=transport, base_url=url) as http:
         yield http
 
 

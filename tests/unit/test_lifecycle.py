@@ -48,6 +48,7 @@ class Wires:
         store: Store,
         *,
         exits: AsyncExitStack,
+        expected_edit_s: float,
         on_model_lost: Callable[[], None],
     ) -> Editor:
         assert (engine, store) == (self.house.engine, self.house.store)

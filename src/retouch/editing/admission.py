@@ -22,6 +22,7 @@ class Admission:
         self,
         *,
         max_queue: int,
+        expected_edit_s: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
         on_model_lost: Callable[[], None] = lambda: None,
     ) -> None:
@@ -36,7 +37,10 @@ class Admission:
         self._idle = asyncio.Event()
         self._idle.set()
         self._places_taken = 0
-        self._typical_edit_s = 1.0
+        # Until an edit has ended, `expected_edit_s`.
+        self._typical_edit_s = expected_edit_s
+        self._has_measured = False
+        self._began_s = 0.0
         self.in_progress = 0
         """Edits between arrival and answer."""
         self.waiting = 0
@@ -49,8 +53,13 @@ class Admission:
 
     @property
     def retry_after_s(self) -> int:
-        """Seconds until a place is likely to be free: the moving average of recent edits."""
-        return max(1, math.ceil(self._typical_edit_s))
+        """Seconds until a place is likely to be free: when the edit on the model is likely to end.
+
+        It ends after the moving average of recent edits; one that is overdue is taken to need as long
+        again as it is overdue, which also serves before any edit has ended.
+        """
+        elapsed_s = self._clock() - self._began_s if self.running else 0.0
+        return max(1, math.ceil(abs(self._typical_edit_s - elapsed_s)))
 
     @contextmanager
     def admit(self) -> Iterator[None]:
@@ -106,12 +115,14 @@ class Admission:
             ) from error
         finally:
             self.waiting -= 1
-        began_s = self._clock()
+        self._began_s = self._clock()
         try:
             self._require_model()
             yield
-            took_s = self._clock() - began_s
-            self._typical_edit_s += _NEWEST_WEIGHT * (took_s - self._typical_edit_s)
+            took_s = self._clock() - self._began_s
+            weight = _NEWEST_WEIGHT if self._has_measured else 1.0
+            self._typical_edit_s += weight * (took_s - self._typical_edit_s)
+            self._has_measured = True
         finally:
             self._model.release()
 

@@ -45,6 +45,16 @@ class Editor:
         return self._admission.in_progress
 
     @property
+    def waiting(self) -> int:
+        """How many edits wait for the model."""
+        return self._admission.waiting
+
+    @property
+    def running(self) -> int:
+        """How many edits are on the model: 0 or 1."""
+        return self._admission.running
+
+    @property
     def retry_after_s(self) -> int:
         """Seconds until there is likely to be room for another edit."""
         return self._admission.retry_after_s
@@ -78,7 +88,8 @@ class Editor:
             progress(Progress(stage="source"))
             source = await self.steps.load_source(job)
             # Let go of an image inside the request: it is decoded, and up to 33 MB of text.
-            job = replace(job, request=request.model_copy(update={"image_url": ""}))
+            request = request.model_copy(update={"image_url": ""})
+            job = replace(job, request=request)
             with self._admission.take_place():
                 stored, meta, phases_ms = await self._edit_and_store(job, source)
         phases_ms["total"] = 1000 * (self._clock() - began_s)

@@ -18,7 +18,7 @@
   + ModelError
     - OutOfMemory, NonFiniteResult
   + Unauthorized
-    - LinkInvalid, LinkExpired
+    - LinkInvalid, LinkExpired, HostNotAllowed
   + Overloaded: DownloadsFull, DecoderBusy
   + NotReady: ModelLost
   + DeadlineExceeded
@@ -184,6 +184,12 @@ class LinkExpired(Unauthorized):
     """A file link has expired."""
 
     code, status = "link_expired", 403
+
+
+class HostNotAllowed(Unauthorized):
+    """A request to a loopback address names a host that is not this machine's."""
+
+    code, status = "host_not_allowed", 403
 
 
 class Overloaded(EditError):

@@ -193,6 +193,10 @@ class Settings(BaseSettings):
     api_keys: CommaList[ApiKey] = Field(
         (), repr=False, description="keys that callers may use; unset: open to all"
     )
+    metrics_key: SecretStr = Field(_UNSET, description="key for /metrics; unset: one of API_KEYS")
+    allowed_hosts: CommaList[str] = Field(
+        (), description="hosts that callers of a loopback address may name; *: any"
+    )
     public_url: BaseUrl = Field(
         "", description="base of local links; unset: the request's Host header"
     )
@@ -293,7 +297,13 @@ class Settings(BaseSettings):
     @property
     def secrets(self) -> list[str]:
         """Every secret value, to keep out of the logs."""
-        named = (self.s3_access_key, self.s3_secret_key, self.hf_token, self.link_secret)
+        named = (
+            self.s3_access_key,
+            self.s3_secret_key,
+            self.hf_token,
+            self.link_secret,
+            self.metrics_key,
+        )
         return [text for secret in named if (text := secret.get_secret_value())] + [*self.api_keys]
 
     @property

@@ -9,6 +9,7 @@ import re
 import time
 import uuid
 from collections.abc import Mapping
+from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
@@ -33,7 +34,7 @@ from retouch.lifecycle import ModelHost, State
 from retouch.logs import bind, event
 from retouch.schema import error_body
 from retouch.storage.local import LocalStore
-from retouch.web.auth import ApiKeyAuth
+from retouch.web.auth import ApiKeyAuth, HostCheck
 from retouch.web.edit import EditEndpoint
 from retouch.web.files import serve_file
 from retouch.web.metrics import Metrics
@@ -55,7 +56,13 @@ class App:
         self._app = app
         self._host = host
         self._metrics = metrics
-        key = [Middleware(ApiKeyAuth(host.settings.api_keys).protect)]
+        settings = host.settings
+        keys = ApiKeyAuth(settings.api_keys)
+        metrics_key = settings.metrics_key.get_secret_value()
+        hosts = HostCheck(
+            [*settings.allowed_hosts, urlsplit(settings.public_url).hostname or ""], keys
+        )
+        key = [Middleware(keys.protect)]
         static = StaticFiles(directory=STATIC)
         openapi = JSONResponse(openapi_document())
         routes = [
@@ -70,12 +77,16 @@ class App:
             Route("/edit", edits.answer, methods=["POST"], middleware=key),
             Route("/openapi.json", openapi, methods=["GET"], middleware=key),
             Route("/schema.json", self._schema, middleware=key),
-            Route("/metrics", self._metrics_text, middleware=key),
+            Route(
+                "/metrics",
+                self._metrics_text,
+                middleware=[Middleware(ApiKeyAuth((metrics_key,)).protect)] if metrics_key else key,
+            ),
         ]
-        if not host.settings.uses_s3:
+        if not settings.uses_s3:
             routes.append(Route("/files/{key:path}", self._file))
         self._router = ExceptionMiddleware(
-            Router(routes, redirect_slashes=False),
+            hosts.protect(Router(routes, redirect_slashes=False)),
             handlers={HTTPException: answer_error, Exception: answer_error},
         )
 
@@ -101,9 +112,19 @@ class App:
             try:
                 await self._router(scope, receive, send_named)
             finally:
-                if scope["path"] not in _UNLOGGED:
-                    ms = 1000 * (time.perf_counter() - began)
-                    event(_log, "http.answered", method=scope["method"], status=status, ms=ms)
+                seconds = time.perf_counter() - began
+                route = scope["route"].path_format if "route" in scope else "none"
+                self._metrics.count_request(route, status, seconds)
+                if route not in _UNLOGGED:
+                    event(
+                        _log,
+                        "http.answered",
+                        method=scope["method"],
+                        route=route,
+                        status=status,
+                        ms=1000 * seconds,
+                        key=scope["state"].get("key"),
+                    )
 
     async def _file(self, request: Request) -> Response:
         store = self._host.store

@@ -4,9 +4,9 @@ import asyncio
 import re
 import sys
 import weakref
-from itertools import islice
 
 from pydantic import ValidationError
+from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 
 from retouch.errors import (
@@ -22,7 +22,9 @@ from retouch.schema import EditRequest, invalid_request
 _WHOLE_BODIES = 8
 _MAX_FRAME_BYTES = 65536
 _MAX_TEXTS = 4
-_IMAGE = re.compile(rb'"data:[^"]*"', re.IGNORECASE)
+_IMAGE = re.compile(rb'"data:', re.IGNORECASE)
+_UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+_POSITION = re.compile(r" at line \d+ column \d+$")  # alone: the rest may quote the body
 _NOT_AN_OBJECT = ("json_invalid", "model_type", "model_attributes_type")
 
 
@@ -50,9 +52,7 @@ class BodyReader:
             MalformedBody: it is not one JSON object.
             InvalidRequest: fields are wrong; each is named.
         """
-        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind != "application/json":
-            raise UnsupportedContentType("the body must be sent as Content-Type: application/json")
+        _require_plain_json(request.headers)
         declared = request.headers.get("content-length", "")
         if declared.isdecimal() and int(declared[:20]) > self._max_bytes:
             raise self._too_large()
@@ -91,12 +91,35 @@ class BodyReader:
         return BodyTooLarge(f"the body is over {self._max_bytes} bytes (from MAX_IMAGE_BYTES)")
 
 
+def _require_plain_json(headers: Headers) -> None:
+    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise UnsupportedContentType(
+            "the body must be sent as Content-Type: application/json; a file goes into it as "
+            '{"image_url": "data:image/jpeg;base64,...", "prompt": "..."}'
+        )
+    coding = headers.get("content-encoding", "identity").strip().lower()
+    if coding != "identity":
+        raise UnsupportedContentType("the body must be sent without Content-Encoding")
+
+
 def _measure_image(body: bytes | bytearray) -> int:
-    """Return the bytes of the longest data: URL in a large body; any text may begin like one."""
+    """Return the bytes of the longest data: URL in a large body; any text may begin like one.
+
+    It is looked for only where the rest of the body may reach, and its end by memchr: 33 MiB take 2 ms.
+    """
+    longest, at = 0, 0
     if len(body) <= _MAX_FRAME_BYTES:
-        return 0
-    found = islice(_IMAGE.finditer(body), _MAX_TEXTS)
-    return max((text.end() - text.start() for text in found), default=0)
+        return longest
+    for _ in range(_MAX_TEXTS):
+        found = _IMAGE.search(body, at, at + _MAX_FRAME_BYTES)
+        if found is None:
+            break
+        at = body.find(b'"', found.end())
+        if at < 0:
+            break
+        longest = max(longest, at + 1 - found.start())
+    return longest
 
 
 def parse_request(body: bytes | bytearray) -> EditRequest:
@@ -110,12 +133,20 @@ def parse_request(body: bytes | bytearray) -> EditRequest:
         MalformedBody: it is not one JSON object.
         InvalidRequest: fields are wrong; each is named.
     """
+    if body[:2] in _UTF_16_MARKS or b"\0" in body[:2]:
+        raise MalformedBody("the body must be in UTF-8")
     if len(body) - _measure_image(body) > _MAX_FRAME_BYTES:
-        raise BodyTooLarge(f"beside an image the body is over {_MAX_FRAME_BYTES} bytes")
+        raise BodyTooLarge(
+            f"beside an image the body is over {_MAX_FRAME_BYTES} bytes; an image as base64 must be "
+            "in image_url and begin with data:image/jpeg;base64, or the like"
+        )
     try:
         return EditRequest.model_validate_json(body)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         if not first["loc"] and first["type"] in _NOT_AN_OBJECT:
-            raise MalformedBody("the body must be one JSON object in UTF-8") from None
+            where = _POSITION.search(first["msg"])
+            raise MalformedBody(
+                f"the body must be one JSON object in UTF-8{where[0] if where else ''}"
+            ) from None
         raise invalid_request(error) from None

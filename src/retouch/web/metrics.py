@@ -1,43 +1,69 @@
-"""Prometheus metrics with bounded labels, in place of BentoML's, which has a label a path."""
+"""Prometheus metrics with bounded labels, in place of BentoML's, which have a label a path."""
 
+import logging
+import sys
+from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
+from typing import TypeVar
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Info,
+    ProcessCollector,
+    generate_latest,
+)
 from starlette.responses import Response
 
+from retouch import __version__
+from retouch.errors import EditError
+from retouch.lifecycle import ModelHost
 from retouch.schema import EditResult
 
+M = TypeVar("M")
 _SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 60, 120, 300, 600)
 
 
 class Metrics:
-    """Counters, gauges and histograms of edits."""
+    """Counters, gauges and histograms of one process. `host` is asked at each scrape what is ready."""
 
-    def __init__(self) -> None:
+    def __init__(self, host: ModelHost) -> None:
+        self._host = host
         self._registry = CollectorRegistry()
-        self._edits = Counter(
-            "retouch_edits",
-            "Edits that ended, by error code, or success.",
-            ["code"],
-            registry=self._registry,
+        ProcessCollector(registry=self._registry)
+        add, timed = self._add, partial(Histogram, buckets=_SECONDS)
+        self._edits = add(
+            Counter, "retouch_edits", "Edits that ended, by error code, or success.", "code"
         )
-        self._phases = Histogram(
-            "retouch_phase_seconds",
-            "Seconds of each phase of successful edits.",
-            ["phase"],
-            buckets=_SECONDS,
-            registry=self._registry,
+        self._phases = add(timed, "retouch_phase_seconds", "Phases of successful edits.", "phase")
+        self._sources = add(Counter, "retouch_sources", "Sources used, by cache hit.", "cached")
+        precision = (
+            "Edits delivered, by the transformer's dtype; bfloat16 where float16 overflowed."
         )
-        self._sources = Counter(
-            "retouch_sources", "Sources used, by cache hit.", ["cached"], registry=self._registry
+        self._precision = add(Counter, "retouch_precision", precision, "dtype")
+        self._inside = add(Gauge, "retouch_edits_inside", "Edits in progress.")
+        self._waiting = add(Gauge, "retouch_edits_waiting", "Edits that wait for the model.")
+        self._running = add(Gauge, "retouch_edits_running", "Edits on the model.")
+        requests = "HTTP requests, by the pattern of their route and their status."
+        self._requests = add(timed, "retouch_http_request_seconds", requests, "route", "status")
+        self._events = add(
+            Counter, "retouch_events", "Log events by name, as store.retried.", "event"
         )
-        self._precision = Counter(
-            "retouch_precision",
-            "Edits delivered, by the transformer's dtype; bfloat16 where float16 overflowed.",
-            ["dtype"],
-            registry=self._registry,
+        self._ready = add(Gauge, "retouch_ready", "1 if the model is loaded and warm.")
+        self._model = add(Info, "retouch_model", "What is loaded.")
+        self._gpu = add(
+            Gauge,
+            "retouch_gpu_memory_bytes",
+            "GPU memory; allocated and reserved by this process.",
+            "kind",
         )
-        self._inside = Gauge("retouch_edits_inside", "Edits in progress.", registry=self._registry)
+        self._edits.labels("success")  # a series before the first edit
+
+    def _add(self, kind: Callable[..., M], name: str, text: str, *labels: str) -> M:
+        return kind(name, text, labels, registry=self._registry)
 
     def in_progress(self) -> AbstractContextManager[None]:
         """Count an edit as in progress while the block runs."""
@@ -56,8 +82,61 @@ class Metrics:
         """Count an edit that failed."""
         self._edits.labels(code).inc()
 
+    def count_request(self, route: str, status: int, seconds: float) -> None:
+        """Count an answered request by the pattern of its route."""
+        self._requests.labels(route, str(status)).observe(seconds)
+
+    def count_events(self, log: logging.Logger) -> None:
+        """Count what `log` and its children log through `retouch.logs.event`."""
+        log.addHandler(_EventCounter(self._events))
+
     def response(self) -> Response:
         """Return the answer of `/metrics`, in the text format of Prometheus."""
+        try:
+            editor = self._host.editor
+        except EditError:
+            self._ready.set(0)
+        else:
+            info = editor.info
+            self._ready.set(1)
+            self._waiting.set(editor.waiting)
+            self._running.set(editor.running)
+            self._model.info(
+                {
+                    "version": __version__,
+                    "model": info.model,
+                    "revision": info.revision,
+                    "dtype": info.dtype,
+                    "memory_plan": info.memory_plan,
+                }
+            )
+        for kind, count in _measure_gpu().items():
+            self._gpu.labels(kind).set(count)
         return Response(
             generate_latest(self._registry), media_type="text/plain; version=0.0.4; charset=utf-8"
         )
+
+
+class _EventCounter(logging.Handler):
+    def __init__(self, counter: Counter) -> None:
+        super().__init__()
+        self._counter = counter
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Count an event; its name is constant, so the labels are bounded."""
+        if hasattr(record, "fields"):
+            self._counter.labels(record.msg).inc()
+
+
+def _measure_gpu() -> dict[str, int]:
+    """Return bytes of the current GPU, or nothing without one; never the first to import torch."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return {}
+    free, total = torch.cuda.mem_get_info()
+    return {
+        "allocated": torch.cuda.memory_allocated(),
+        "reserved": torch.cuda.memory_reserved(),
+        "free": free,
+        "total": total,
+    }

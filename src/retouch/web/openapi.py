@@ -67,6 +67,7 @@ def _parameter(name: str, place: str, description: str, *, required: bool) -> di
 
 def _get(name: str, summary: str, responses: dict[str, Any], **more: Any) -> dict[str, Any]:
     """Describe a GET that needs no API key, unless `more` says so."""
+    responses = responses | _errors(403)
     about = {"summary": summary, "operationId": name, "responses": responses, "security": []}
     return {"get": about | more}
 
@@ -81,8 +82,9 @@ def _edit() -> dict[str, Any]:
     success = {
         "description": "The image is edited.",
         "headers": {"X-Request-ID": {"schema": {"type": "string"}}},
-        "content": _content("application/json", _ref("schemas", "EditResult"))
-        | _content("text/event-stream", {"type": "string"}),
+        "content": _content("application/json", _ref("schemas", "EditResult")),
+        # No content of its own: clients in TypeScript would get a union of both kinds for an answer.
+        "x-event-stream": _ref("schemas", "EditEvent"),
     }
     body = {"schema": _ref("schemas", "EditRequest"), "example": dict(EXAMPLE)}
     return {
@@ -96,7 +98,7 @@ def _edit() -> dict[str, Any]:
             "requestBody": {"required": True, "content": {"application/json": body}},
             "responses": {
                 "200": success,
-                **_errors(400, 401, 405, 413, 415, 429, 499, 500, 502, 503, 504),
+                **_errors(400, 401, 403, 405, 413, 415, 429, 499, 500, 502, 503, 504),
             },
         }
     }
@@ -108,7 +110,7 @@ def _file() -> dict[str, Any]:
         "file",
         "A file of the local store, by its signed link",
         # Without a type, which is the link's own: generators of clients know neither a range nor images.
-        {"200": {"description": "The image."}, **_errors(403, 404, 503)},
+        {"200": {"description": "The image."}, **_errors(404, 503)},
         parameters=[
             _parameter(name, place, "As the link has it.", required=True)
             for name, place in places.items()
@@ -134,6 +136,43 @@ def _paths() -> dict[str, Any]:
     }
 
 
+def _event(name: str, data: str) -> dict[str, Any]:
+    text = {"title": "Event", "description": "Name of the event.", "examples": [name]}
+    return {
+        "type": "object",
+        "title": f"{name.title()} event",
+        "properties": {
+            "event": {"type": "string", "const": name} | text,
+            "data": _ref("schemas", data),
+        },
+        "required": ["event", "data"],
+    }
+
+
+def _event_schemas() -> dict[str, Any]:
+    """Return the schemas of the stream: an event's name, and its data parsed from JSON."""
+    data = {"progress": "Progress", "result": "EditResult", "error": "ErrorBody"}
+    events = {f"{name.title()}Event": _event(name, kind) for name, kind in data.items()}
+    any_of_them = {
+        "title": "Edit event",
+        "description": "One event of a stream: `event` is its name, `data` its data as JSON.",
+        "oneOf": [_ref("schemas", name) for name in events],
+        "discriminator": {
+            "propertyName": "event",
+            "mapping": {kind: f"#/components/schemas/{kind.title()}Event" for kind in data},
+        },
+    }
+    return events | {"EditEvent": any_of_them}
+
+
+def _word_defaults(schema: dict[str, Any]) -> None:
+    """Say defaults in words: generators of clients make a field with a default required, or send it."""
+    for field in schema["properties"].values():
+        default = field.pop("default", None)
+        if default is not None:
+            field["description"] += f" Default: {default}."
+
+
 def openapi_document() -> dict[str, Any]:
     """Return the document: OpenAPI 3.1, JSON Schema 2020-12."""
     _, schemas = models_json_schema(
@@ -146,6 +185,7 @@ def openapi_document() -> dict[str, Any]:
         ref_template="#/components/schemas/{model}",
     )
     schemas["$defs"]["EditRequest"] |= BOTH_SIDES_OR_NONE
+    _word_defaults(schemas["$defs"]["EditRequest"])
     return {
         "openapi": "3.1.0",
         "info": {
@@ -158,7 +198,7 @@ def openapi_document() -> dict[str, Any]:
         "security": _SECURITY,
         "paths": _paths(),
         "components": {
-            "schemas": schemas["$defs"],
+            "schemas": schemas["$defs"] | _event_schemas(),
             "responses": _error_responses(),
             "securitySchemes": {
                 "bearer": {"type": "http", "scheme": "bearer"},

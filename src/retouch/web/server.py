@@ -13,6 +13,23 @@ from uvicorn.config import HTTP_PROTOCOLS
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 
+class _Parser(h11.Connection):
+    """Refuses a request of two lengths, of which a proxy in front may believe the other.
+
+    h11 believes Transfer-Encoding and goes on with the connection (RFC 9112, section 6.1, has a server
+    close it, or refuse).
+    """
+
+    def next_event(self) -> Any:
+        """Return the next event."""
+        event = super().next_event()
+        if isinstance(event, h11.Request):
+            names = {name for name, _ in event.headers}
+            if {b"content-length", b"transfer-encoding"} <= names:
+                raise h11.RemoteProtocolError("both Content-Length and Transfer-Encoding")
+        return event
+
+
 class Connection(H11Protocol, asyncio.BufferedProtocol):
     """One HTTP connection that is closed if it stalls or if there are too many.
 
@@ -37,7 +54,7 @@ class Connection(H11Protocol, asyncio.BufferedProtocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.conn = h11.Connection(h11.SERVER, self.max_head_bytes)
+        self.conn = _Parser(h11.SERVER, self.max_head_bytes)
         self._unread_bytes = 0
         self._checked: object = None
 

@@ -27,6 +27,7 @@ ROUTES = {
     "/edit": "POST",
     "/files/a": "GET HEAD",
 }
+_LENGTH = re.compile(rb"(?i)\r\ncontent-length: *(\d+)")
 _TRACE = re.compile(rb"Traceback|File \"|site-packages|\.py\b|0x[0-9a-f]{8}")
 
 
@@ -56,12 +57,13 @@ def send(port: int, call: Call, *, timeout_s: float = 30) -> Answer:
             while not is_whole(raw, call.raw) and (piece := connection.recv(65536)):
                 raw += piece
     head, _, body = raw.partition(b"\r\n\r\n")
-    return Answer(int(head[9:12] or ENDED), head, body)
+    length = _LENGTH.search(head)  # what follows answers the next request
+    return Answer(int(head[9:12] or ENDED), head, body[: int(length[1])] if length else body)
 
 
 def is_whole(answer: bytes, asked: bytes) -> bool:
     head, end, body = answer.partition(b"\r\n\r\n")
-    said = re.search(rb"(?i)\r\ncontent-length: *(\d+)", head)
+    said = _LENGTH.search(head)
     bare = asked.startswith(b"HEAD ") or head[9:12] == b"204"
     return bool(end) and (bare or (said is not None and len(body) >= int(said[1])))
 
@@ -81,13 +83,15 @@ def fault(call: Call, answer: Answer) -> str:
 
 
 def post(body: bytes, *headers: bytes, kind: bytes = b"application/json") -> bytes:
-    lines = [b"POST /edit HTTP/1.1", b"Host: a", b"Content-Type: " + kind, *headers]
+    lines = [b"POST /edit HTTP/1.1", b"Host: localhost", b"Content-Type: " + kind, *headers]
     if not any(header.lower().startswith((b"content-l", b"transfer")) for header in headers):
         lines.append(b"Content-Length: %d" % len(body))
     return b"\r\n".join(lines) + b"\r\n\r\n" + body
 
 
-def get(target: bytes, *headers: bytes, method: bytes = b"GET", host: bytes = b"a") -> bytes:
+def get(
+    target: bytes, *headers: bytes, method: bytes = b"GET", host: bytes = b"localhost"
+) -> bytes:
     lines = [method + b" " + target + b" HTTP/1.1", b"Host: " + host, *headers]
     return b"\r\n".join(lines) + b"\r\n\r\n"
 
@@ -189,9 +193,9 @@ def hostile_lengths(max_bytes: int) -> Iterator[Call]:
         [b"Transfer-Encoding:\x0bchunked", b"Content-Length: 5"],
         [b"X: a\nTransfer-Encoding: chunked", b"Content-Length: 5"],
         [b"X: a\rTransfer-Encoding: chunked", b"Content-Length: 5"],
-        [b" Transfer-Encoding: chunked"],
+        [b" Transfer-Encoding: chunked"],  # h11 folds it into the content type before it
     ):
-        yield Call(f"smuggled {codings!r}", post(smuggled, *codings), ended)
+        yield Call(f"smuggled {codings!r}", post(smuggled, *codings), ended | {415})
     # h11 takes a size of up to 20 digits, and waits for its bytes as for any body.
     for size in (b"-1", b"g", b"f" * 21, b"0x1", b"1 ", b"", b"1;\n"):
         yield Call(f"chunk of {size!r}", post(size + b"\r\nA\r\n0\r\n\r\n", coded), ended)

@@ -159,14 +159,36 @@ async def test_retry_after_follows_how_long_edits_take() -> None:
     admission = Admission(max_queue=0, clock=clock)
     assert await wait_told(admission) == 1
     waits = []
-    for _ in range(30):
+    for took_s in (10.5, *[40.5] * 30):
         async with admission.acquire_model(timeout_s=1):
-            clock.now_s += 40.5
+            clock.now_s += took_s
         waits.append(await wait_told(admission))
-    assert waits[0] == 9  # a fifth of the way from 1 s to 40.5 s
+    assert waits[0] == 11
     assert waits == sorted(waits)
     assert waits[-1] == 41
     for _ in range(60):
         async with admission.acquire_model(timeout_s=1):
             clock.now_s += 0.0
     assert await wait_told(admission) == 1
+
+
+async def test_before_an_edit_has_ended_retry_after_is_what_the_warm_up_foretells() -> None:
+    admission = Admission(max_queue=0, expected_edit_s=9.5, clock=Clock())
+    assert await wait_told(admission) == 10
+    async with admission.acquire_model(timeout_s=1):
+        pass
+    assert await wait_told(admission) == 1
+
+
+@pytest.mark.parametrize(
+    ("expected_s", "elapsed_s", "told_s"),
+    [(10, 0, 10), (10, 7, 3), (10, 9.9, 1), (10, 12, 2), (10, 25, 15), (0, 8, 8), (0, 0, 1)],
+)
+async def test_retry_after_is_what_is_left_of_the_edit_on_the_model(
+    expected_s: float, elapsed_s: float, told_s: int
+) -> None:
+    clock = Clock()
+    admission = Admission(max_queue=0, expected_edit_s=expected_s, clock=clock)
+    async with admission.acquire_model(timeout_s=1):
+        clock.now_s += elapsed_s
+        assert await wait_told(admission) == told_s

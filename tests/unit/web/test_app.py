@@ -45,7 +45,7 @@ async def test_an_unknown_route_is_not_found_whatever_the_key() -> None:
         ("PUT", "/files/a.png", "GET, HEAD"),
     ],
 )
-async def test_a_wrong_method_is_told_the_right_ones(method: str, path: str, allow: str) -> None:
+async def test_a_wrong_method_gets_the_allowed_ones(method: str, path: str, allow: str) -> None:
     async with client(require_unreached) as http:
         response = await http.request(method, path)
     assert response.headers["allow"] == allow
@@ -139,7 +139,7 @@ async def test_wrong_fields_are_named_all_at_once() -> None:
     assert "s3cr3t" not in response.text
 
 
-async def test_a_crash_tells_its_request_id_and_nothing_else(
+async def test_a_crash_shows_its_request_id_and_nothing_else(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async with client(raising(ValueError("the s3cr3t thing"))) as http:

@@ -1,8 +1,10 @@
+import hashlib
+
 import pytest
 from starlette.datastructures import Headers
 
-from retouch.errors import Unauthorized
-from retouch.web.auth import ApiKeyAuth
+from retouch.errors import HostNotAllowed, Unauthorized
+from retouch.web.auth import ApiKeyAuth, HostCheck
 
 KEYS = ApiKeyAuth(("first-key", "second-key"))
 
@@ -64,3 +66,80 @@ def test_every_key_is_compared_whichever_matches(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("hmac.compare_digest", compare)
     KEYS.require(Headers({"X-API-Key": "first-key"}))
     assert compared == [False, False, True, False]
+
+
+def test_a_key_is_named_by_the_beginning_of_its_digest() -> None:
+    name = KEYS.identify(Headers({"X-API-Key": "first-key"}))
+    assert name == hashlib.sha256(b"first-key").hexdigest()[:8]
+    assert name == KEYS.require(Headers({"Authorization": "Bearer first-key"}))
+    assert name != KEYS.identify(Headers({"X-API-Key": "second-key"}))
+    assert KEYS.identify(Headers({"X-API-Key": "wrong"})) is None
+
+
+LOCAL = "127.0.0.1"
+
+
+def arrive(check: HostCheck, *, at: str = LOCAL, **headers: str) -> None:
+    raw = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+    check.require({"type": "http", "server": (at, 3000), "headers": raw})
+
+
+OPEN = HostCheck(["Shop.example", ""], ApiKeyAuth(()))
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"host": "localhost:3000"},
+        {"host": "LOCALHOST"},
+        {"host": "127.0.0.1:3000"},
+        {"host": "127.8.8.8"},
+        {"host": "[::1]:3000"},
+        {"host": "app.localhost:3000"},
+        {"host": "192.168.1.5:3000"},
+        {"host": "shop.example"},
+        {"host": "localhost:3000", "origin": "http://localhost:3000"},
+        {"host": "localhost:3000", "origin": "http://127.0.0.1:8080"},
+        {"host": "192.168.1.5:3000", "origin": "http://192.168.1.5:3000"},
+        {"host": "127.0.0.1:3000", "origin": "https://shop.example"},
+    ],
+)
+def test_this_machine_and_allowed_hosts_may_call_a_loopback_address(
+    headers: dict[str, str],
+) -> None:
+    arrive(OPEN, **headers)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"host": "evil.example"},
+        {"host": "evil.example:3000", "origin": "http://evil.example:3000"},
+        {"host": "localhost.evil.example"},
+        {"host": "127.0.0.1.evil.example"},
+        {"host": "notlocalhost"},
+        {"host": ""},
+        {"host": "[::1"},
+        {"host": "shop.example@evil.example"},
+        {"host": "localhost:3000", "origin": "http://evil.example"},
+        {"host": "localhost:3000", "origin": "http://203.0.113.5"},
+        {"host": "localhost:3000", "origin": "null"},
+    ],
+)
+@pytest.mark.parametrize("at", [LOCAL, "127.0.0.2", "::1", "::ffff:127.0.0.1"])
+def test_a_foreign_host_or_origin_is_refused_there(headers: dict[str, str], at: str) -> None:
+    with pytest.raises(HostNotAllowed, match="ALLOWED_HOSTS"):
+        arrive(OPEN, at=at, **headers)
+
+
+@pytest.mark.parametrize("at", ["10.0.0.1", "::", "service.example", "/run/retouch.sock"])
+def test_at_another_address_any_host_may_call(at: str) -> None:
+    arrive(OPEN, at=at, host="evil.example")
+
+
+def test_a_valid_key_or_a_star_lets_any_host_call() -> None:
+    arrive(HostCheck([], KEYS), host="evil.example", x_api_key="first-key")
+    arrive(HostCheck(["*"], KEYS), host="evil.example")
+    with pytest.raises(HostNotAllowed):
+        arrive(HostCheck([], KEYS), host="evil.example", x_api_key="wrong")

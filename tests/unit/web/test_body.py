@@ -95,6 +95,14 @@ async def test_another_content_type_is_refused_before_the_body_is_read(
 ) -> None:
     error = await refused(UnsupportedContentType, None, headers=headers)
     assert "application/json" in error.message
+    assert "data:image/jpeg;base64," in error.message
+
+
+@pytest.mark.parametrize("coding", ["gzip", "br", "identity, gzip"])
+async def test_a_compressed_body_is_refused_before_it_is_read(coding: str) -> None:
+    headers = JSON | {"Content-Encoding": coding}
+    error = await refused(UnsupportedContentType, None, headers=headers)
+    assert "Content-Encoding" in error.message
 
 
 @pytest.mark.parametrize("declared", ["41", "9" * 30, "9" * 5000])
@@ -185,7 +193,6 @@ def test_a_body_becomes_a_request() -> None:
         b"{}{}",
         b"\xff{}",
         b"\xef\xbb\xbf{}",
-        '{"prompt": "x"}'.encode("utf-16"),
         b'{"prompt": "\\ud800"}',
         b"[" * 60_000,
         b"{'prompt': 'x'}",
@@ -194,6 +201,25 @@ def test_a_body_becomes_a_request() -> None:
 def test_what_is_not_one_json_object_in_utf_8_is_malformed(body: bytes) -> None:
     with pytest.raises(MalformedBody, match="one JSON object in UTF-8"):
         parse_request(body)
+
+
+@pytest.mark.parametrize("coding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("size_characters", [1, 70_000])
+def test_another_encoding_is_named_whatever_the_size(coding: str, size_characters: int) -> None:
+    body = json.dumps({"prompt": "x" * size_characters}).encode(coding)
+    with pytest.raises(MalformedBody, match="must be in UTF-8"):
+        parse_request(body)
+
+
+def test_the_error_of_malformed_json_has_the_position_and_no_quote() -> None:
+    with pytest.raises(MalformedBody, match=r"in UTF-8 at line 1 column 2$"):
+        parse_request(b"{'image_url': 's3cr3t'}")
+
+
+def test_the_error_of_bare_base64_says_how_to_send_an_image() -> None:
+    for name in ("image_url", "image_base64"):
+        with pytest.raises(BodyTooLarge, match="begin with data:image/jpeg;base64,"):
+            parse_request(json.dumps({"prompt": "x", name: "/9j/" * 20_000}).encode())
 
 
 @pytest.mark.parametrize(

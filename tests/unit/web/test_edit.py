@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from support.fakes import PNG, REQUEST, URL, Pause, settle
-from support.web import BODY, Caller, Door, open_host
+from support.web import BODY, Caller, Endpoint, open_host
 
 from retouch import logs
 from retouch.errors import (
@@ -31,22 +31,22 @@ DATA_REQUEST = REQUEST.model_copy(
 
 
 async def test_an_edit_is_answered_as_json() -> None:
-    door = Door()
-    response = await door.answer()
+    endpoint = Endpoint()
+    response = await endpoint.answer()
     answer = EditResult.model_validate_json(bytes(response.body))
     assert response.status_code == 200
     assert response.media_type == "application/json"
     assert answer.result.meta.request_id == "r-1"
-    assert answer.result.object_key in door.house.store.objects
-    assert 'retouch_edits_total{code="success"} 1.0' in door.counts
-    await door.require_idle()
+    assert answer.result.object_key in endpoint.house.store.objects
+    assert 'retouch_edits_total{code="success"} 1.0' in endpoint.counts
+    await endpoint.require_idle()
 
 
 async def test_an_answer_ends_with_a_log_line_with_its_phases(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO)
-    await Door().answer()
+    await Endpoint().answer()
     (record,) = [record for record in caplog.records if record.message == "edit.finished"]
     fields = vars(record)["fields"]
     phases = ("queue", "fetch", "source_decode", "condition", "denoise", "vae_decode", "total")
@@ -68,16 +68,17 @@ async def test_an_answer_ends_with_a_log_line_with_its_phases(
 async def test_a_local_link_has_the_host_that_the_caller_used_or_the_servers_address(
     host: str, link: str, public: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    door = Door()
-    monkeypatch.setattr(door.house.store, "link", lambda *_, **__: link)
-    response = await door.answer(Caller(host=host))
+    endpoint = Endpoint()
+    monkeypatch.setattr(endpoint.house.store, "link", lambda *_, **__: link)
+    response = await endpoint.answer(Caller(host=host))
     answer = EditResult.model_validate_json(bytes(response.body))
     assert answer.result.presigned_url == public
 
 
 @pytest.mark.parametrize("accept", ["application/json", "text/event-stream"])
-async def test_a_model_that_still_loads_is_told_by_status_in_a_stream_too(accept: str) -> None:
-    loading = EditEndpoint(open_host(Settings(_env_file=None), None), Metrics())
+async def test_while_the_model_loads_a_stream_is_refused_by_its_status_too(accept: str) -> None:
+    host = open_host(Settings(_env_file=None), None)
+    loading = EditEndpoint(host, Metrics(host))
     with pytest.raises(NotReady):
         await loading.answer(Caller(accept=accept).ask(json.dumps(BODY).encode()))
 
@@ -94,42 +95,42 @@ async def test_a_failure_is_raised_logged_and_counted(
     fault: EditError, level: int, *, traced: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    door = Door()
-    door.house.engine.fault = fault
+    endpoint = Endpoint()
+    endpoint.house.engine.fault = fault
     with pytest.raises(type(fault)):
-        await door.answer()
+        await endpoint.answer()
     (record,) = [record for record in caplog.records if record.message == "edit.failed"]
     assert record.levelno == level
     assert bool(record.exc_info) is traced
     fields = vars(record)["fields"]
     assert (fields["type"], fields["code"]) == (fault.type, fault.code)
     assert fields["reason"] == fault.context.get("reason", fault.message)
-    assert f'retouch_edits_total{{code="{fault.code}"}} 1.0' in door.counts
-    await door.require_idle()
+    assert f'retouch_edits_total{{code="{fault.code}"}} 1.0' in endpoint.counts
+    await endpoint.require_idle()
 
 
 @pytest.mark.parametrize("name", ["reason", "code", "type", "job_id"])
 async def test_no_context_of_an_error_can_hide_it(name: str) -> None:
     context: dict[str, Any] = {name: "of the context"}
-    door = Door()
-    door.house.engine.fault = ModelError("broken", **context)
+    endpoint = Endpoint()
+    endpoint.house.engine.fault = ModelError("broken", **context)
     with pytest.raises(ModelError):
-        await door.answer()
+        await endpoint.answer()
 
 
 async def test_a_bug_is_an_internal_error_with_its_trace_in_the_log(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    door = Door()
-    door.house.engine.fault = ValueError("the s3cr3t thing")
+    endpoint = Endpoint()
+    endpoint.house.engine.fault = ValueError("the s3cr3t thing")
     with pytest.raises(InternalError) as caught:
-        await door.answer()
+        await endpoint.answer()
     assert "s3cr3t" not in caught.value.message
     (record,) = [record for record in caplog.records if record.message == "edit.failed"]
     assert record.exc_info
     assert record.exc_info[0] is ValueError
-    assert 'retouch_edits_total{code="internal_error"} 1.0' in door.counts
-    await door.require_idle()
+    assert 'retouch_edits_total{code="internal_error"} 1.0' in endpoint.counts
+    await endpoint.require_idle()
 
 
 async def test_a_fault_that_quotes_the_prompt_is_logged_without_it(
@@ -137,71 +138,71 @@ async def test_a_fault_that_quotes_the_prompt_is_logged_without_it(
 ) -> None:
     monkeypatch.setattr(caplog.handler, "formatter", logs.JsonFormatter(()))
     request = REQUEST.model_copy(update={"prompt": " the prompt\n", "negative_prompt": "the other"})
-    door = Door()
-    door.house.engine.fault = ModelError("cannot do 'the prompt' without 'the other'")
+    endpoint = Endpoint()
+    endpoint.house.engine.fault = ModelError("cannot do 'the prompt' without 'the other'")
     with pytest.raises(ModelError):
-        await door.answer(request=request)
+        await endpoint.answer(request=request)
     assert "cannot do '[redacted]' without '[redacted]'" in caplog.text
     assert "the prompt" not in caplog.text
     assert '"requestId": "r-1"' in caplog.text
 
 
-async def test_a_caller_that_leaves_ends_the_edit() -> None:
-    door, caller, pause = Door(), Caller(), Pause()
-    door.house.engine.at_step = lambda step: pause.hold() if step == 1 else None
-    answer = asyncio.create_task(door.answer(caller))
+async def test_a_caller_that_disconnects_cancels_the_edit() -> None:
+    endpoint, caller, pause = Endpoint(), Caller(), Pause()
+    endpoint.house.engine.at_step = lambda step: pause.hold() if step == 1 else None
+    answer = asyncio.create_task(endpoint.answer(caller))
     await pause.reached()
     caller.left.set()
     with pytest.raises(Cancelled):
         await answer
     await settle()
     pause.release()
-    await door.require_idle()
-    assert door.house.engine.steps_taken == 1
-    assert door.house.store.results == []
-    assert 'retouch_edits_total{code="cancelled"} 1.0' in door.counts
+    await endpoint.require_idle()
+    assert endpoint.house.engine.steps_taken == 1
+    assert endpoint.house.store.results == []
+    assert 'retouch_edits_total{code="cancelled"} 1.0' in endpoint.counts
 
 
 async def test_an_answer_that_is_cancelled_ends_the_edit() -> None:
-    door, pause = Door(), Pause()
-    door.house.engine.at_step = lambda step: pause.hold() if step == 1 else None
-    answer = asyncio.create_task(door.answer())
+    endpoint, pause = Endpoint(), Pause()
+    endpoint.house.engine.at_step = lambda step: pause.hold() if step == 1 else None
+    answer = asyncio.create_task(endpoint.answer())
     await pause.reached()
     answer.cancel()
     with pytest.raises(asyncio.CancelledError):
         await answer
     await settle()
     pause.release()
-    await door.require_idle()
-    assert door.house.store.results == []
+    await endpoint.require_idle()
+    assert endpoint.house.store.results == []
 
 
-async def test_edits_in_the_house_are_counted_while_they_are_there() -> None:
-    door, pause = Door(), Pause()
-    door.house.engine.at_step = lambda _: pause.hold()
-    answer = asyncio.create_task(door.answer())
+async def test_edits_in_progress_are_counted() -> None:
+    endpoint, pause = Endpoint(), Pause()
+    endpoint.house.engine.at_step = lambda _: pause.hold()
+    answer = asyncio.create_task(endpoint.answer())
     await pause.reached()
-    assert "retouch_edits_inside 1.0" in door.counts
+    assert "retouch_edits_inside 1.0" in endpoint.counts
     pause.release()
     await answer
-    await door.require_idle()
+    await endpoint.require_idle()
 
 
 async def test_a_data_url_works_as_any_other() -> None:
-    door = Door()
-    response = await door.answer(request=DATA_REQUEST)
+    endpoint = Endpoint()
+    response = await endpoint.answer(request=DATA_REQUEST)
     answer = EditResult.model_validate_json(bytes(response.body))
-    assert door.house.origin.asked == []
+    assert endpoint.house.origin.asked == []
     assert answer.result.meta.source.bytes == len(PNG)
     assert URL not in bytes(response.body).decode()
 
 
 async def test_a_body_is_let_go_of_once_its_image_is_decoded() -> None:
-    door, pause = Door(), Pause()
-    door.house.engine.at_step = lambda _: pause.hold()
-    answer = asyncio.create_task(door.answer(request=DATA_REQUEST))
+    endpoint, pause = Endpoint(), Pause()
+    endpoint.house.engine.at_step = lambda _: pause.hold()
+    answer = asyncio.create_task(endpoint.answer(request=DATA_REQUEST))
     await pause.reached()
     gc.collect()
-    assert door.edits.bodies.held_bytes == 0
+    assert endpoint.edits.bodies.held_bytes == 0
     pause.release()
     await answer

@@ -2,6 +2,7 @@ import logging
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -133,7 +134,8 @@ async def test_a_request_is_logged_once_with_its_status_and_without_its_address(
     (record,) = [record for record in caplog.records if record.name.startswith("retouch")]
     fields = vars(record)["fields"]
     assert record.message == "http.answered"
-    assert (fields["method"], fields["status"]) == ("GET", 404)
+    assert (fields["method"], fields["route"], fields["status"]) == ("GET", "none", 404)
+    assert fields["key"] is None
     assert fields["ms"] >= 0
     assert "s3cr3t" not in str(fields)
 
@@ -154,3 +156,41 @@ async def test_what_the_app_sends_in_pieces_goes_on_in_pieces() -> None:
         response = await http.get("/schema.json")
     assert response.text == "one"
     assert response.headers.get_list("x-request-id") == [response.headers["x-request-id"]]
+
+
+async def test_an_answered_request_names_its_route_and_key(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    key = "k3y-of-16-letters"
+    async with client(api_keys=(key,)) as http:
+        await http.get("/schema.json", headers={"X-API-Key": key})
+        await http.get("/files/a/b?signature=s3cr3t")
+    answered = [vars(r)["fields"] for r in caplog.records if r.message == "http.answered"]
+    assert [fields["route"] for fields in answered] == ["/schema.json", "/files/{key}"]
+    assert [fields["key"] for fields in answered] == [sha256(key.encode()).hexdigest()[:8], None]
+    assert "s3cr3t" not in str(answered)
+
+
+async def test_metrics_have_a_key_of_their_own_where_one_is_set() -> None:
+    async with client(api_keys=("k3y",), metrics_key="m3trics") as http:
+        require_error(await http.get("/metrics"), errors.Unauthorized)
+        wrong = await http.get("/metrics", headers={"X-API-Key": "k3y"})
+        require_error(wrong, errors.Unauthorized)
+        assert (await http.get("/metrics", headers={"X-API-Key": "m3trics"})).status_code == 200
+        other = await http.get("/schema.json", headers={"X-API-Key": "m3trics"})
+        require_error(other, errors.Unauthorized)
+
+
+@pytest.mark.parametrize("path", ["/", "/livez", "/metrics", "/schema.json", "/nothing"])
+async def test_a_page_that_rebinds_its_name_to_this_machine_gets_nothing(path: str) -> None:
+    async with client(url="http://127.0.0.1:3000") as http:
+        response = await http.get(path, headers={"Host": "evil.example"})
+        require_error(response, errors.HostNotAllowed)
+
+
+async def test_the_host_of_public_url_and_allowed_hosts_may_call() -> None:
+    hosts = {"public_url": "https://shop.example/edit", "allowed_hosts": ("other.example",)}
+    async with client(url="http://127.0.0.1:3000", **hosts) as http:
+        for host in ("shop.example", "other.example:8080"):
+            assert (await http.get("/livez", headers={"Host": host})).status_code == 200

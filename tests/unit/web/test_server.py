@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -33,6 +34,10 @@ class Transport(asyncio.Transport):
     def __init__(self) -> None:
         super().__init__()
         self.written = b""
+        self.is_aborted = False
+
+    def abort(self) -> None:
+        self.is_aborted = True
 
     def write(self, data: Any) -> None:
         self.written += data
@@ -50,12 +55,14 @@ class Transport(asyncio.Transport):
         pass
 
 
-def connect(kind: type[H11Protocol]) -> tuple[H11Protocol, Transport]:
+@contextmanager
+def connect(kind: type[H11Protocol]) -> Iterator[tuple[H11Protocol, Transport]]:
     config = uvicorn.Config(Response("ok"), http=kind, log_config=None, ws="none")
     connection = kind(config, ServerState(), {}, asyncio.get_running_loop())
     transport = Transport()
     connection.connection_made(transport)
-    return connection, transport
+    yield connection, transport
+    connection.connection_lost(None)
 
 
 def test_bentoml_hands_no_choice_of_protocol_on_to_uvicorn() -> None:
@@ -103,27 +110,37 @@ async def test_uvicorn_takes_a_wish_for_another_protocol_for_a_fault_and_ours_do
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     upgrade = GET + b"Connection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
-    connect(H11Protocol)[0].data_received(upgrade)
+    with connect(H11Protocol) as (connection, _):
+        connection.data_received(upgrade)
     assert "Unsupported upgrade request." in caplog.messages
     caplog.clear()
-    connect(server.Connection)[0].data_received(upgrade)
+    with connect(server.Connection) as (connection, _):
+        connection.data_received(upgrade)
     assert caplog.messages == []
+
+
+async def test_uvicorn_takes_a_request_of_two_lengths_and_ours_refuses_it() -> None:
+    two = GET.replace(b"GET", b"POST") + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n"
+    for kind, answer in ((H11Protocol, b""), (server.Connection, b"HTTP/1.1 400 ")):
+        with connect(kind) as (connection, transport):
+            connection.data_received(two)
+            assert transport.written.startswith(answer)
+            assert bool(transport.written) is bool(answer)
 
 
 async def test_uvicorn_fails_where_a_body_breaks_in_the_middle_of_the_answer_and_ours_ends_it(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.CRITICAL)
-    for kind, fault in ((H11Protocol, True), (server.Connection, False)):
-        connection, transport = connect(kind)
-        head = GET.replace(b"GET", b"POST") + b"Transfer-Encoding: chunked\r\n\r\n"
+    head = GET.replace(b"GET", b"POST") + b"Transfer-Encoding: chunked\r\n\r\n"
+    begun = {"type": "http.response.start", "status": 200, "headers": []}
+    with connect(H11Protocol) as (connection, _):
         connection.data_received(head)
-        await connection.cycle.send({"type": "http.response.start", "status": 200, "headers": []})
-        aborted: list[bool] = []
-        transport.abort = lambda aborted=aborted: aborted.append(True)  # type: ignore[method-assign,misc]
-        if fault:
-            with pytest.raises(Exception, match="can't handle event type Response"):
-                connection.data_received(b"broken\r\n")
-        else:
+        await connection.cycle.send(begun)
+        with pytest.raises(Exception, match="can't handle event type Response"):
             connection.data_received(b"broken\r\n")
-            assert aborted == [True]
+    with connect(server.Connection) as (connection, transport):
+        connection.data_received(head)
+        await connection.cycle.send(begun)
+        connection.data_received(b"broken\r\n")
+        assert transport.is_aborted

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from support.snapshots import require_snapshot
-from support.web import Door, read, streaming
+from support.web import Endpoint, read, streaming
 
 from retouch import errors
 from retouch.errors import EditError, error_classes
@@ -25,18 +25,18 @@ def lay_out(body: bytes | memoryview) -> str:
 
 
 async def test_success() -> None:
-    response = await Door().answer()
+    response = await Endpoint().answer()
     require_snapshot(FOLDER / "success.json", lay_out(response.body))
 
 
 async def test_a_stream_that_succeeds() -> None:
-    require_snapshot(FOLDER / "stream.txt", await read(await Door().answer(streaming())))
+    require_snapshot(FOLDER / "stream.txt", await read(await Endpoint().answer(streaming())))
 
 
 async def test_a_stream_that_fails() -> None:
-    door = Door()
-    door.house.engine.fault = errors.OutOfMemory("the GPU ran out of memory")
-    require_snapshot(FOLDER / "stream_error.txt", await read(await door.answer(streaming())))
+    endpoint = Endpoint()
+    endpoint.house.engine.fault = errors.OutOfMemory("the GPU ran out of memory")
+    require_snapshot(FOLDER / "stream_error.txt", await read(await endpoint.answer(streaming())))
 
 
 def build(kind: type[EditError]) -> EditError:

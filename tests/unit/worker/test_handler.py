@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from runpod import RunPodLogger
 from support.fakes import PNG, REQUEST, URL, House, Pause, settle, until
-from support.web import Door
+from support.web import Endpoint
 from support.worker import build_worker
 from support.worlds import require_idle
 
@@ -304,30 +304,30 @@ DATA = f"data:image/png;base64,{base64.b64encode(PNG).decode()}"
     ],
 )
 async def test_both_entry_points_give_the_same_result(change: dict[str, Any]) -> None:
-    door, rig = Door(), Rig()
+    endpoint, rig = Endpoint(), Rig()
     request = EditRequest.model_validate({**INPUT, **change})
     by_http = EditResult.model_validate_json(
-        bytes((await door.answer(request=request)).body)
+        bytes((await endpoint.answer(request=request)).body)
     ).result
     by_job = EditResult.model_validate(await rig.answer({**INPUT, **change})).result
     assert by_http.meta.model_dump(exclude=OWN) == by_job.meta.model_dump(exclude=OWN)
     assert by_http.model_dump(exclude=OWN_RESULT) == by_job.model_dump(exclude=OWN_RESULT)
     bodies = [
         place.store.objects[result.object_key].body
-        for place, result in ((door.house, by_http), (rig.house, by_job))
+        for place, result in ((endpoint.house, by_http), (rig.house, by_job))
     ]
     assert bodies[0] == bodies[1]
 
 
 @pytest.mark.parametrize("cls", error_classes(), ids=lambda cls: cls.code)
 async def test_both_entry_points_give_the_same_error(cls: type[EditError]) -> None:
-    door, rig = Door(), Rig()
-    door.house.engine.fault, rig.house.engine.fault = (
+    endpoint, rig = Endpoint(), Rig()
+    endpoint.house.engine.fault, rig.house.engine.fault = (
         cls("it went wrong", details={"allow": ["POST"]}, key="inner"),
         cls("it went wrong", details={"allow": ["POST"]}, key="inner"),
     )
     with pytest.raises(cls) as raised:
-        await door.answer()
+        await endpoint.answer()
     by_http = json.loads(bytes(error_response(raised.value, request_id="r-1").body))
     by_job = json.loads((await rig.answer())["error"])
     for body in (by_http, by_job):
