@@ -125,6 +125,7 @@ def _add_train_demo(train: argparse.ArgumentParser) -> None:
         default = Path(".demo") / name
         text = f"{meaning} (default: {default})"
         train.add_argument(f"--{name}", type=Path, metavar="FOLDER", default=default, help=text)
+    train.add_argument("--init", type=Path, metavar="FOLDER", help="a checkpoint to fine-tune")
     train.add_argument("--device", choices=("cuda", "cpu"), help="default: cuda if there is a GPU")
     train.add_argument("--seed", type=int, default=0, help="of all random numbers (default: 0)")
     stages = {"autoencoder": 330.0, "editor": 505.0}  # as for the shipped weights, on an H100

@@ -6,36 +6,23 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
-from demo_prompts import FEW, LADDERS, OUT_OF_SCOPE, PAIRS, PROMPTS, RUNGS, SIZES, THREE
+from demo_prompts import (
+    FEW,
+    OUT_OF_SCOPE,
+    PAIRS,
+    PROMPTS,
+    SIZES,
+    THREE,
+)
+from demo_strength import Bench, grain_share, measure_ladders, measure_slight
 from demo_tables import Table
 from support.demo import measures
 
 from retouch.demo.edits import Change
-
-
-class Bench(Protocol):
-    """`demo_quality.Bench`, as the parts use it."""
-
-    steps: int
-    only: Sequence[str]
-    photos: dict[str, measures.Pixels]
-
-    def photo(self, name: str, width_px: int, height_px: int) -> measures.Pixels: ...
-    def edit(
-        self,
-        photo: measures.Pixels,
-        prompt: str,
-        *,
-        seed: int = 3,
-        steps: int = 0,
-        guidance: float = 1.0,
-    ) -> measures.Pixels: ...
-    def limit(self, photo: measures.Pixels) -> measures.Pixels: ...
-    def exact(self, photo: measures.Pixels, changes: Sequence[Change]) -> measures.Pixels: ...
 
 
 def _against(
@@ -43,20 +30,6 @@ def _against(
 ) -> list[float]:
     """Return the PSNR to the exact edit of the result, the untouched photo and the limit."""
     return [measures.psnr_db(picture, wanted) for picture in (result, photo, bench.limit(wanted))]
-
-
-def _grain_share(
-    bench: Bench, photo: measures.Pixels, result: measures.Pixels, changes: Sequence[Change]
-) -> float:
-    """Return the energy of the grain in `result` as a share of the exact grain's.
-
-    The grain is the texture that `result` has and the autoencoder's reconstruction of the same edit
-    without grain lacks. So detail that the autoencoder loses does not count.
-    """
-    smooth = bench.exact(photo, [change for change in changes if change.name != "grain"])
-    grainy = bench.exact(photo, changes)
-    added = measures.added_texture(bench.limit(smooth), result)
-    return measures.energy(added) / measures.energy(measures.added_texture(smooth, grainy))
 
 
 def measure_edits(bench: Bench) -> Table:
@@ -100,10 +73,10 @@ def measure_grain(bench: Bench) -> Table:
         one, two = (measures.added_texture(smooth, picture) for picture in (result, other))
         unchanged = bench.edit(photo, PROMPTS["unchanged"])
         row = [
-            _grain_share(bench, photo, result, changes),
+            grain_share(bench, photo, result, changes),
             measures.correlate(one, measures.fine(photo)),
             measures.correlate(one, two),
-            _grain_share(bench, photo, unchanged, changes),
+            grain_share(bench, photo, unchanged, changes),
         ]
         found.append(row)
         table.add(name, *row, digits=2)
@@ -153,7 +126,7 @@ def _change(
     changes: Sequence[Change],
 ) -> float:
     if name == "grain":
-        return _grain_share(bench, photo, result, changes)
+        return grain_share(bench, photo, result, changes)
     if name == "psnr":
         return measures.psnr_db(result, photo)
     return measures.MEASURES[name](result) - measures.MEASURES[name](photo)
@@ -169,34 +142,8 @@ def measure_pairs(bench: Bench) -> Table:
             result = bench.edit(photo, prompt)
             found.append(_against(bench, photo, result, bench.exact(photo, changes)))
             if changes[-1].name == "grain":
-                grain.append(_grain_share(bench, photo, result, changes))
+                grain.append(grain_share(bench, photo, result, changes))
         table.add(prompt, *np.mean(found, 0), f"{np.mean(grain):.2f}" if grain else "")
-    return table
-
-
-def measure_ladders(bench: Bench) -> Table:
-    """Measure slight, plain and strong amounts of each edit."""
-    columns = ["edit", "prompt", "slightly", "plain", "strongly"]
-    title = f"Strength: share of the plain exact change, {bench.steps} steps, {' and '.join(FEW)}"
-    table = Table(title, columns)
-    for edit, form in LADDERS.items():
-        shares = np.zeros((len(FEW), len(RUNGS)))
-        for row, name in enumerate(FEW):
-            photo = bench.photos[name]
-            plain = [Change(edit)]
-            for column, rung in enumerate(RUNGS):
-                result = bench.edit(photo, form.format(**rung))
-                if edit == "grain":
-                    shares[row, column] = _grain_share(bench, photo, result, plain)
-                else:
-                    whole = measures.changed_by(edit, photo, bench.exact(photo, plain))
-                    shares[row, column] = measures.changed_by(edit, photo, result) / whole
-        mean = shares.mean(0)
-        asked = form.format(adverb="(slightly) ", adjective="(light) ")
-        table.add(edit.replace("_", " "), asked, *mean, digits=2)
-        table.verdicts.append(
-            (bool(mean[0] < mean[1] < mean[2]), f"{edit}: slight < plain < strong")
-        )
     return table
 
 
@@ -240,7 +187,7 @@ def measure_steps(bench: Bench) -> Table:
         shares = []
         for photo in photos:
             result = bench.edit(photo, PROMPTS["grain"], steps=steps)
-            shares.append(_grain_share(bench, photo, result, [Change("grain")]))
+            shares.append(grain_share(bench, photo, result, [Change("grain")]))
         table.add(str(steps), *found, f"{np.mean(shares):.2f}")
     return table
 
@@ -290,6 +237,7 @@ PARTS: dict[str, Callable[[Any], Table]] = {
     "grain": measure_grain,
     "wordings": measure_wordings,
     "pairs": measure_pairs,
+    "slight": measure_slight,
     "ladders": measure_ladders,
     "out_of_scope": measure_out_of_scope,
     "steps": measure_steps,

@@ -39,6 +39,19 @@ PAIRS = {
         Change("grain", STRONG),
     ),
 }
+SLIGHT_PROMPTS = {
+    "make colors warmer and add gentle film grain": (Change("warmer"), Change("grain", SLIGHT)),
+    "add gentle film grain": (Change("grain", SLIGHT),),
+    "add subtle film grain": (Change("grain", SLIGHT),),
+    "add a little film grain": (Change("grain", SLIGHT),),
+    "slightly add film grain": (Change("grain", SLIGHT),),
+    "gently make it warmer": (Change("warmer", SLIGHT),),
+    "make it a little warmer": (Change("warmer", SLIGHT),),
+    "subtly darken the photo": (Change("darker", SLIGHT),),
+    "make it slightly brighter": (Change("brighter", SLIGHT),),
+    "add a subtle vignette": (Change("vignette", SLIGHT),),
+}
+"""The words that mean slight. The first prompt is the README's example request."""
 LADDERS = {
     "warmer": "make the photo {adverb}warmer",
     "cooler": "make the photo {adverb}cooler",

@@ -153,6 +153,21 @@ def _text_config(tokenizer: Any) -> Qwen2_5_VLConfig:
     )
 
 
+def load_components(folder: Path) -> Components:
+    """Load the components of a checkpoint in fp32, to train them further."""
+    vae, transformer, text_encoder = (
+        model.from_pretrained(folder / name, torch_dtype=torch.float32)
+        for name, model in (
+            ("vae", AutoencoderKLQwenImage),
+            ("transformer", QwenImageTransformer2DModel),
+            ("text_encoder", Qwen2_5_VLForConditionalGeneration),
+        )
+    )
+    return Components(
+        vae, transformer, text_encoder, Qwen2Tokenizer.from_pretrained(folder / "tokenizer")
+    )
+
+
 def build(size: ModelSize) -> Components:
     """Build all networks with random weights from torch's default generator."""
     tokenizer = train_tokenizer()

@@ -13,19 +13,20 @@ from retouch.demo.transformer import Rotary, rotary_embedding, velocity
 
 Size = tuple[int, int]
 """(height, width) in pixels, multiples of 16."""
-_LR = 8e-4
 
 
 class EditModel:
     """Trains `components` on pairs of latents; bf16 on a GPU, fp32 on a CPU."""
 
-    def __init__(self, components: build.Components, maker: PairMaker, device: str) -> None:
+    def __init__(
+        self, components: build.Components, maker: PairMaker, device: str, *, lr: float = 8e-4
+    ) -> None:
         self.maker, self.device = maker, device
         self._transformer = components.transformer
         self._text_encoder = components.text_encoder
         language_model = components.text_encoder.model.language_model
         self.params = [*components.transformer.parameters(), *language_model.parameters()]
-        self.optimizer = Optimizer(self.params, _LR)
+        self.optimizer = Optimizer(self.params, lr)
         self._weights = self._channel_weights()
         self._positions = torch.arange(prompts.PROMPT_TOKENS, device=device)
         self._steps: dict[Size, tuple[Callable[[], Tensor], list[Tensor]]] = {}

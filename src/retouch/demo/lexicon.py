@@ -2,7 +2,7 @@
 
 Braces are slots. Filled by any word: {o} an object, {k} colours, {x} and {y} nouns, {g} random letters.
 Filled by the strength: {c} before an adjective, {v} before a verb, {e} at the end, {n} before a noun,
-{a} after an article.
+{a} after an article, {s} before a state.
 """
 
 from dataclasses import dataclass
@@ -19,28 +19,46 @@ COLORS = ("the colors", "colors", "all colors", "the colours", "all the colors",
 STRENGTHS: dict[str, dict[float, tuple[str, ...]]] = {
     "c": {
         PLAIN: ("",),
-        SLIGHT: ("slightly ", "a little ", "a bit ", "a touch ", "somewhat ", "a tiny bit "),
+        SLIGHT: (
+            *("slightly ", "a little ", "a bit ", "a touch ", "somewhat ", "a tiny bit "),
+            *("gently ", "subtly ", "mildly ", "just a little ", "ever so slightly ", "a tad "),
+        ),
         STRONG: ("much ", "a lot ", "way ", "far ", "strongly ", "really "),
     },
     "v": {
         PLAIN: ("",),
-        SLIGHT: ("slightly ", "gently ", "subtly ", "lightly "),
+        SLIGHT: ("slightly ", "gently ", "subtly ", "lightly ", "softly ", "mildly "),
         STRONG: ("strongly ", "heavily ", "really ", "drastically "),
     },
     "e": {
         PLAIN: ("",),
-        SLIGHT: (" slightly", " a little", " a bit", " a touch", " a little bit", " just a bit"),
+        SLIGHT: (
+            *(" slightly", " a little", " a bit", " a touch", " a little bit", " just a bit"),
+            *(" gently", " subtly", " just a little", " ever so slightly", " a tad"),
+        ),
         STRONG: (" strongly", " a lot", " very much", " heavily", " drastically"),
     },
     "n": {
         PLAIN: ("", "", "some "),
-        SLIGHT: ("gentle ", "subtle ", "light ", "slight ", "a little ", "a bit of ", "soft "),
+        SLIGHT: (
+            *("gentle ", "subtle ", "light ", "slight ", "a little ", "a bit of ", "soft "),
+            *("gentle ", "subtle ", "a touch of ", "a hint of ", "just a little ", "faint "),
+            *("very light ", "very subtle ", "delicate ", "mild ", "slightly more ", "a gentle "),
+        ),
         STRONG: ("strong ", "heavy ", "a lot of ", "intense ", "lots of ", "extreme "),
     },
     "a": {
         PLAIN: ("",),
-        SLIGHT: ("gentle ", "subtle ", "light ", "slight ", "soft ", "faint "),
+        SLIGHT: (
+            *("gentle ", "subtle ", "light ", "slight ", "soft ", "faint "),
+            *("delicate ", "mild ", "very subtle ", "slightly "),
+        ),
         STRONG: ("strong ", "heavy ", "deep ", "intense ", "powerful "),
+    },
+    "s": {
+        PLAIN: ("",),
+        SLIGHT: ("slightly ", "a little ", "a bit ", "gently ", "subtly "),
+        STRONG: ("very ", "really ", "extremely "),
     },
 }
 """Words for each amount, by slot. One slot of a sentence gets one, the others stay plain."""

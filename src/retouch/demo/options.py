@@ -24,7 +24,8 @@ class TrainOptions:
 
     `pictures` holds the training JPEGs and is filled if it has none. `work` holds the state to resume
     from. The checkpoint is written to `out`. `device` is cuda or cpu. `quick` trains tiny networks,
-    to check that everything runs.
+    to check that everything runs. `init` is a checkpoint to fine-tune: its autoencoder and tokenizer
+    are kept, and only the second stage runs.
     """
 
     pictures: Path
@@ -35,6 +36,7 @@ class TrainOptions:
     autoencoder_s: float
     editor_s: float
     quick: bool
+    init: Path | None = None
 
     @property
     def cadence(self) -> Cadence:

@@ -57,8 +57,8 @@ def _expand(entry: Entry) -> Iterator[tuple[str, ...]]:
             "{{o}} should be {{c}}{x}",
         )
     )
-    yield tuple(f"make {{o}} {x}" for x in entry.states) + tuple(
-        f"make {{o}} look {x}" for x in entry.states if "look" not in x and x != "pop"
+    yield tuple(f"make {{o}} {{s}}{x}" for x in entry.states) + tuple(
+        f"make {{o}} look {{s}}{x}" for x in entry.states if "look" not in x and x != "pop"
     )
     yield tuple(
         form.format(x=x)
@@ -71,7 +71,10 @@ def _expand(entry: Entry) -> Iterator[tuple[str, ...]]:
     yield tuple(
         form.format(x=x)
         for x in entry.things
-        for form in ("add {{n}}{x}", "add {{n}}{x}", "add {{n}}{x} to {{o}}", "give {{o}} {{n}}{x}")
+        for form in (
+            *("add {{n}}{x}", "add {{n}}{x}", "add {{n}}{x} to {{o}}", "give {{o}} {{n}}{x}"),
+            *("{{v}}add {x}{{e}}", "{{v}}add {x} to {{o}}{{e}}"),
+        )
     )
 
 

@@ -30,17 +30,26 @@ def _load_albums(options: TrainOptions) -> tuple[photos.Album, photos.Album]:
     )
 
 
+def _components(options: TrainOptions) -> build.Components:
+    if options.init is None:
+        return build.build(_QUICK if options.quick else build.ModelSize())
+    components = build.load_components(options.init)
+    components.vae.eval().requires_grad_(requires_grad=False)
+    return components
+
+
 def train(options: TrainOptions) -> None:
-    """Run both stages; the checkpoint directory is written after each."""
+    """Run both stages, or the second alone on `options.init`; each writes the checkpoint directory."""
     torch.manual_seed(options.seed)
     torch.set_flush_denormal(True)  # near-zero branches get denormal gradients, slow on a CPU
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     options.work.mkdir(parents=True, exist_ok=True)
     album, validation = _load_albums(options)
-    components = build.build(_QUICK if options.quick else build.ModelSize())
+    components = _components(options)
     for network in (components.vae, components.transformer, components.text_encoder):
         network.to(options.device)
-    train_autoencoder(components, album, validation, options)
-    build.save(components, options.out)
+    if options.init is None:
+        train_autoencoder(components, album, validation, options)
+        build.save(components, options.out)
     train_edit_model(components, album, validation, options)
     build.save(components, options.out)

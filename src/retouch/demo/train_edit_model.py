@@ -17,7 +17,7 @@ from retouch.demo.pool import PairMaker, PairPool
 from retouch.demo.prompts import PromptTokenizer
 from retouch.demo.steps import StageClock, warm_cosine
 
-_WARM_UP = 300
+_LR, _FINE_TUNING_LR, _WARM_UP = 8e-4, 3e-4, 300
 _FIRST_BATCHES = 96
 _AVERAGE_SHARE, _EARLY_AVERAGE_SHARE, _EARLY = 0.012, 0.2, 600
 # (height, width) in pixels: pairs a step, share early, share late, pairs in the pool, sources a refill
@@ -165,13 +165,17 @@ def train_edit_model(
 ) -> None:
     """Train the transformer and the text encoder for `options.editor_s` seconds; keep the average.
 
-    Resumes an earlier run. The autoencoder must be trained already.
+    Resumes an earlier run. The autoencoder must be trained already. With `options.init` the networks are
+    fine-tuned from their weights, at a lower learning rate.
     """
     clock, state = StageClock("editor", options.editor_s), options.work / "editor.pt"
-    init_as_identity(components.transformer.cpu())
-    components.transformer.to(options.device)
+    if options.init is None:
+        init_as_identity(components.transformer.cpu())
+        components.transformer.to(options.device)
     components.text_encoder.model.visual.requires_grad_(requires_grad=False)
-    model = EditModel(components, _pair_maker(components, album, options), options.device)
+    lr = _LR if options.init is None else _FINE_TUNING_LR
+    maker = _pair_maker(components, album, options)
+    model = EditModel(components, maker, options.device, lr=lr)
     average = _Average(model.params)
     if state.exists():
         _restore(state, model, average, clock)

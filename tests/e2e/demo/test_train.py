@@ -44,10 +44,10 @@ def _fakes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(photos, "fetch", write_pictures)
 
 
-def train(folder: Path, *, autoencoder_s: float, editor_s: float) -> int:
+def train(folder: Path, *options: str, autoencoder_s: float, editor_s: float) -> int:
     folders = [f"--{name}={folder / name}" for name in ("pictures", "work", "out")]
     stages = [f"--autoencoder-s={autoencoder_s}", f"--editor-s={editor_s}"]
-    return main(["train-demo", "--quick", "--device=cpu", *folders, *stages])
+    return main(["train-demo", "--quick", "--device=cpu", *folders, *stages, *options])
 
 
 def logged_steps(lines: str, stage: str) -> list[int]:
@@ -104,3 +104,18 @@ def test_an_interrupted_run_resumes_and_writes_a_checkpoint_that_edits(
     with Image.open(SAMPLE) as photo:
         image, _ = run_edit(engine, [photo.convert("RGB")], params)
     assert image.size == (96, 64)
+
+
+def test_fine_tuning_keeps_the_autoencoder_and_the_tokenizer(tmp_path: Path) -> None:
+    init = tmp_path / "init"
+    build.save(build.build(build.ModelSize(base=8, layers=1, heads=6)), init)
+    assert train(tmp_path, f"--init={init}", autoencoder_s=0, editor_s=2) == 0
+    weights = "diffusion_pytorch_model.safetensors"
+
+    def is_kept(name: str) -> bool:
+        return (tmp_path / "out" / name).read_bytes() == (init / name).read_bytes()
+
+    assert is_kept(f"vae/{weights}")
+    assert is_kept("tokenizer/tokenizer.json")
+    assert not is_kept(f"transformer/{weights}")
+    assert not is_kept("text_encoder/model.safetensors")

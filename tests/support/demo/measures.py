@@ -152,6 +152,9 @@ def energy(texture: Pixels) -> float:
 GRAIN_SHARES = (0.5, 1.5)
 """The least and the most grain energy, as shares of the exact grain's."""
 
+SLIGHT_SHARES = (0.5, 1.5)
+"""The least and the most change by a slight edit, as shares of the exact slight edit's."""
+
 
 def find_faults(
     wording: Mapping[str, Any], changes: Mapping[str, float], closer_db: float

@@ -48,7 +48,7 @@ def test_an_edit_moves_its_measure_by_its_amount(name: str) -> None:
         sign * measure(measured, image) for image in (photo(), *(edit(name, a) for a in amounts))
     ]
     assert moved == sorted(moved)
-    assert moved[0] + 0.004 < moved[1] < moved[2] < moved[3]
+    assert moved[0] + 0.001 < moved[1] < moved[2] < moved[3]
 
 
 def test_black_and_white_has_no_colour_and_the_same_brightness() -> None:
@@ -76,7 +76,7 @@ def test_inverting_twice_or_changing_nothing_returns_the_photo() -> None:
 
 def test_grain_is_grey_and_has_its_standard_deviation() -> None:
     grey = torch.full((1, 3, 128, 128), 0.5)
-    for amount, sigma in ((SLIGHT, 0.06), (PLAIN, 0.1), (STRONG, 0.14)):
+    for amount, sigma in ((SLIGHT, 0.03), (PLAIN, 0.07), (STRONG, 0.12)):
         added = edits.grain(grey, amount) - grey
         assert torch.equal(added[:, 0], added[:, 2])
         assert float(added.std()) == pytest.approx(sigma, rel=0.01)
