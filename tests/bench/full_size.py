@@ -224,6 +224,7 @@ def row_load(rig: Rig, cap: str) -> dict[str, Any]:
         began = time.perf_counter()
         weights = build.load_weights(
             rig.folder,
+            build.read_configs(rig.folder),
             dtype=torch.float32 if rig.tiny else rig.dtype,
             device=rig.device,
             shape=EditShape(),
