@@ -255,15 +255,15 @@ class ModelError(EditError):
 
 
 class OutOfMemory(ModelError):
-    """The GPU ran out of memory on this edit; a smaller one may fit."""
+    """The GPU ran out of memory on this edit: the same edit will again, a smaller one may fit."""
 
-    code, retryable = "out_of_memory", True
+    code = "out_of_memory"
 
 
 class NonFiniteResult(ModelError):
-    """The model produced non-finite values (NaN or infinity); no image is returned."""
+    """The model produced non-finite values (NaN or infinity), as it will again; no image is returned."""
 
-    code, retryable = "non_finite_result", True
+    code = "non_finite_result"
 
 
 class Unauthorized(EditError):
