@@ -94,6 +94,7 @@ class QwenEngine:
             ),
             notes=preset.notes,
             attention=attention,
+            max_area_px=weights.plan.max_area_px,
         )
         self.weights = weights
         self._scheduler = scheduler

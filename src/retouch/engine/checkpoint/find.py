@@ -19,7 +19,7 @@ class CheckpointSettings:
 
     `model_id` is a directory or a hub id. `dtype` is float16, bfloat16 or float32; a CPU always runs
     float32. `cache_dir` is a directory in the hub library's layout. `gpu_memory_gib` limits the
-    engine's GPU memory, unless it is 0.
+    engine's GPU memory, unless it is 0. `max_result_px` is an area of results to make room for.
     """
 
     model_id: str = ""
@@ -27,6 +27,7 @@ class CheckpointSettings:
     dtype: str = "float16"
     cache_dir: str = ""
     gpu_memory_gib: float = 0.0
+    max_result_px: int = 0
     attention_backend: str = "auto"
     compile: bool = False
     hf_token: str = field(default="", repr=False)

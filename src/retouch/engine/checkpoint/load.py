@@ -62,7 +62,8 @@ def _load_engine(
 
     preset = read_preset(folder)
     shape = EditShape(
-        area_px=preset.area_px, condition_area_px=min(preset.condition_area_px, 1024 * 1024)
+        area_px=max(preset.area_px, settings.max_result_px),
+        condition_area_px=min(preset.condition_area_px, 1024 * 1024),
     )
     dtype = getattr(torch, settings.dtype if device.type == "cuda" else "float32")
     # Before the weights take the memory, and before diffusers' models import xformers.

@@ -4,7 +4,7 @@ Pure arithmetic on bytes, so it also answers for a GPU that is not there.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from retouch.errors import ModelError
 
@@ -16,6 +16,9 @@ RESERVE_BYTES = 1024 * MIB
 """Lost by the allocator to rounding and fragmentation, or taken by libraries."""
 HOST_RESERVE_BYTES = 3 * GIB
 """Taken by the process beside the weights."""
+MAX_AREA_PX = 2048 * 2048
+"""The largest result that a request can ask for."""
+AREA_STEP_PX = 1 << 14
 BUS_GIB_PER_S = 20.0
 """Bandwidth of a PCIe 4 x16 slot from pinned memory; used in reports only."""
 
@@ -91,7 +94,7 @@ class Plan:
 
     `pinned_bytes` is pinned host memory, for what streams; `host_bytes` is all host memory that the
     weights keep. `peak_bytes` is the most GPU memory that an edit is expected to take. Without slots
-    nothing streams, not even the modulation.
+    nothing streams, not even the modulation. `max_area_px` is the largest result that fits.
     """
 
     name: str
@@ -103,6 +106,7 @@ class Plan:
     pinned_bytes: int = 0
     host_bytes: int = 0
     peak_bytes: int = 0
+    max_area_px: int = MAX_AREA_PX
 
 
 RESIDENT = Plan("resident")
@@ -130,7 +134,19 @@ def make_plan(sizes: Sizes, shape: EditShape, memory: FreeMemory) -> Plan:
         shortfalls.append(_shortfall("host", need=need, free=memory.host_bytes))
     if shortfalls:
         raise ModelError("not enough memory: " + ", and ".join(shortfalls))
-    return plan
+    room_bytes = memory.gpu_bytes - plan.peak_bytes + shape.activation_bytes()
+    return replace(plan, max_area_px=largest_area_px(shape, room_bytes))
+
+
+def largest_area_px(shape: EditShape, room_bytes: int) -> int:
+    """Return the largest result, from the area of `shape` to `MAX_AREA_PX`, that takes `room_bytes`.
+
+    >>> largest_area_px(EditShape(), 8 << 30) == MAX_AREA_PX
+    True
+    """
+    areas_px = range(MAX_AREA_PX, shape.area_px, -AREA_STEP_PX)
+    fitting = (a for a in areas_px if replace(shape, area_px=a).activation_bytes() <= room_bytes)
+    return next(fitting, shape.area_px)
 
 
 def _candidates(sizes: Sizes, over: int) -> Iterator[Plan]:

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -133,6 +134,21 @@ def test_the_explanation_names_the_plan_and_what_moves() -> None:
     assert "in every edit" not in "\n".join(explain(plan_for(48), FULL, SHAPE))
     assert "before an edit" in "\n".join(explain(plan_for(48), FULL, SHAPE))
     assert "before an edit" not in "\n".join(explain(plan_for(80), FULL, SHAPE))
+
+
+def test_the_largest_edit_that_fits_is_stated() -> None:
+    small, large = plan_for(16), plan_for(80)
+    assert large.max_area_px == 2048 * 2048
+    assert 1024 * 1024 <= small.max_area_px < 2048 * 2048
+    least = replace(SHAPE, area_px=small.max_area_px).activation_bytes()
+    assert small.peak_bytes - SHAPE.activation_bytes() + least <= 16 * GIB
+
+
+def test_room_is_made_for_a_larger_edit_that_is_planned() -> None:
+    shape = EditShape(area_px=2048 * 2048)
+    plan = make_plan(FULL, shape, FreeMemory(16 * GIB, 64 * GIB))
+    assert plan.max_area_px == 2048 * 2048
+    assert plan.peak_bytes <= 16 * GIB
 
 
 def test_sizes_add_up() -> None:
