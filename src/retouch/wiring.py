@@ -93,6 +93,7 @@ def build_engine(settings: Settings) -> Engine:
             dtype=settings.dtype,
             cache_dir=str(find_runpod_cache(model_id) or ""),
             gpu_memory_gib=settings.gpu_memory_gib,
+            max_result_px=settings.max_result_pixels,
             attention_backend=settings.attention_backend,
             compile=settings.compile,
             hf_token=settings.hf_token.get_secret_value(),

@@ -144,7 +144,7 @@ def row_leak(rig: Rig, cap: str) -> dict[str, Any]:
             edit(rig, request, stop)
         except Stopped:
             ends["cancelled"] += 1
-    handle = rig.engine.weights.transformer.img_in.register_forward_pre_hook(fail)
+    handle = rig.engine.weights.transformer.txt_norm.register_forward_pre_hook(fail)
     for _ in range(max(1, rig.edits // 10)):
         try:
             edit(rig, request)
@@ -224,6 +224,7 @@ def row_load(rig: Rig, cap: str) -> dict[str, Any]:
         began = time.perf_counter()
         weights = build.load_weights(
             rig.folder,
+            build.read_configs(rig.folder),
             dtype=torch.float32 if rig.tiny else rig.dtype,
             device=rig.device,
             shape=EditShape(),

@@ -22,6 +22,7 @@ from retouch import schema
 from retouch.editing.ports import EditParams, run_edit
 from retouch.engine.engine import QwenEngine
 from retouch.engine.text_encoder import TextEncoder, describe_template
+from retouch.engine.transformer import run_block
 
 pytestmark = pytest.mark.e2e
 
@@ -97,17 +98,17 @@ def test_the_image_is_seen_once_and_both_prompts_are_read_in_one_pass(engine: Qw
     assert calls[1] == ("layer", 2)
 
 
-def test_both_branches_go_through_a_block_before_the_next(engine: QwenEngine) -> None:
-    order: list[int] = []
-    blocks = engine.weights.transformer.transformer_blocks
-    hooks = [
-        block.img_mlp.register_forward_hook(lambda *_, number=number: order.append(number))
-        for number, block in enumerate(blocks)
-    ]
+def test_both_branches_go_through_a_block_before_the_next() -> None:
+    order: list[torch.nn.Module] = []
+
+    def record(block: torch.nn.Module, *rest: Any) -> Any:
+        order.append(block)
+        return run_block(block, *rest)
+
+    engine = build_tiny(run_block=record)
     edit(engine, replace(WORK, steps=2))
-    for hook in hooks:
-        hook.remove()
-    assert order == [0, 0, 1, 1] * 2
+    first, second = engine.weights.transformer.transformer_blocks
+    assert order == [first, first, second, second] * 2
 
 
 @pytest.mark.parametrize("size", [(144, 96), (96, 144), (16, 16), (208, 32)])
@@ -155,22 +156,10 @@ def test_braces_in_a_prompt_are_text(engine: QwenEngine) -> None:
 
 
 def count_image_tokens(engine: QwenEngine) -> tuple[int, int]:
-    """Count the image tokens that the transformer and the text encoder see in one edit."""
-    seen: dict[str, int] = {}
-    weights = engine.weights
-    merge = weights.text_encoder.config.vision_config.spatial_merge_size**2
-    hooks = [
-        weights.transformer.img_in.register_forward_pre_hook(
-            lambda _m, inputs: seen.update(dit=inputs[0].shape[1])
-        ),
-        weights.text_encoder.model.visual.register_forward_pre_hook(
-            lambda _m, inputs: seen.update(vl=len(inputs[0]) // merge)
-        ),
-    ]
-    edit(engine, replace(WORK, width_px=64, height_px=64, steps=1), make_image(100, 100))
-    for hook in hooks:
-        hook.remove()
-    return seen["dit"] - 16, seen["vl"]
+    """Count the tokens of the condition image for the transformer and for the text encoder."""
+    inputs = engine.prepare([make_image(100, 100)], WORK).inputs
+    (rows, columns), merge = inputs.grids[1], 2
+    return rows * columns, int(inputs.text.grids.prod()) // merge**2
 
 
 @pytest.mark.parametrize("plus", [False, True])

@@ -1,5 +1,6 @@
 """Checkpoints saved and loaded for real: bit-equal, or refused in one line."""
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -9,12 +10,14 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
+from support.models.checkpoints import make_folder
 from support.models.reference_edits import edit
 from support.models.tiny import PRESET, build_tiny, build_tiny_pipeline
+from support.servers.model_hub import Hub
 
 from retouch.demo.processor import save_checkpoint
 from retouch.engine import preset
-from retouch.engine.checkpoint import build, load, safetensors_reader
+from retouch.engine.checkpoint import build, find, load, safetensors_reader
 from retouch.engine.checkpoint.files import WEIGHTED, compute_revision
 from retouch.engine.checkpoint.find import CheckpointSettings
 from retouch.engine.memory.weights import Weights
@@ -37,7 +40,7 @@ def test_a_saved_engine_loads_bit_equal(tmp_path: Path, plus: bool) -> None:
     parts: list[str] = []
     settings = CheckpointSettings(model_id=str(tmp_path))
     loaded = load.load(settings, progress=parts.append)
-    assert parts == ["weights", "processor"]
+    assert parts == ["processor", "weights"]
     assert loaded.info == replace(built.info, revision=compute_revision(tmp_path))
     assert edit(loaded) == edit(built)
 
@@ -52,8 +55,8 @@ def test_loading_tells_how_far_it_is_and_lets_go_of_what_it_took(
         monkeypatch.setattr(Weights, name, lambda _, name=name: called.append(name))
     load.load(settings, progress=reported.append)
     assert called == ["pin", "release"]
-    assert reported[0] == "weights"
-    assert re.fullmatch(r"weights: (\d+) of \1 MiB read", reported[-2])
+    assert reported[:2] == ["processor", "weights"]
+    assert re.fullmatch(r"weights: (\d+) of \1 MiB read", reported[-1])
 
     def fail(_: Weights) -> None:
         raise ModelError("0.1 GiB of host memory could not be pinned")
@@ -144,6 +147,32 @@ def damage_preset(folder: Path) -> None:
     (folder / preset.PRESET_FILE).write_text('{"steps": 0}')
 
 
+def change_image_token(folder: Path) -> None:
+    """Files of two versions mixed: the text encoder would never see the image."""
+    path = folder / "text_encoder" / "config.json"
+    config = json.loads(path.read_bytes())
+    config["image_token_id"] += 300
+    path.write_text(json.dumps(config))
+
+
+def change_tokenizer(folder: Path) -> None:
+    path = folder / "tokenizer" / "tokenizer.json"
+    tokenizer = json.loads(path.read_bytes())
+    for token in tokenizer["added_tokens"]:
+        token["id"] += token["content"] == "<|vision_end|>"
+    path.write_text(json.dumps(tokenizer))
+
+
+def cut_tokenizer(folder: Path) -> None:
+    path = folder / "processor" / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_bytes()) | {"model": {}}))
+
+
+def damage_number(folder: Path) -> None:
+    path = folder / "vae" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_bytes()) | {"base_dim": "wide"}))
+
+
 def drop_vocabulary(folder: Path) -> None:
     (folder / "processor" / "tokenizer.json").unlink()
 
@@ -158,6 +187,13 @@ def drop_vocabulary(folder: Path) -> None:
         (cut_weights, "transformer/diffusion_pytorch_model.safetensors is damaged or truncated"),
         (damage_config, r"32 weights are missing .* transformer\.transformer_blocks\.2"),
         (damage_preset, "retouch_preset.json: steps: "),
+        (
+            change_image_token,
+            r"<\|image_pad\|> is \d+ in processor/ and \d+ in text_encoder/config",
+        ),
+        (change_tokenizer, r"<\|vision_end\|> is \d+ in processor/ and \d+ in tokenizer/"),
+        (cut_tokenizer, "processor/ cannot be used: "),
+        (damage_number, "vae/config.json cannot be used: "),
         (drop_vocabulary, "the tokenizer makes .* tokens of the template's prefix, not 64"),
     ],
 )
@@ -177,5 +213,28 @@ def test_a_hub_id_without_a_network_fails_with_one_line(
     settings = CheckpointSettings(model_id="org/name", cache_dir=str(tmp_path))
     with pytest.raises(ModelError, match="the checkpoint org/name cannot be used: ") as caught:
         load.load(settings)
-    assert "the hub cannot be reached" in caught.value.message
+    assert "not cached completely, and the download failed (" in caught.value.message
     assert "\n" not in caught.value.message
+
+
+def test_the_hubs_answers_are_explained_and_its_files_downloaded_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_folder(tmp_path / "model")
+    (folder / "vae" / "model.fp16.safetensors").write_bytes(b"not needed")
+    with Hub(folder, model_id="org/name", token="secret") as server:  # noqa: S106 - made up
+        template = f"{server.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.url)
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+        settings = CheckpointSettings(cache_dir=str(tmp_path / "hub"))
+        with pytest.raises(ModelError, match="check MODEL_ID"):
+            find.find("org/name", settings)
+        settings = CheckpointSettings(cache_dir=str(tmp_path / "hub"), hf_token="secret")  # noqa: S106
+        reported: list[str] = []
+        snapshot = find.find("org/name", settings, progress=reported.append)
+        downloads = server.downloads
+        assert find.find("org/name", settings) == snapshot
+        assert server.downloads == downloads
+    assert reported[0].startswith("downloading org/name, 0.0 GiB, to ")
+    assert not (snapshot / "vae" / "model.fp16.safetensors").exists()
+    assert json.loads((snapshot / "model_index.json").read_bytes())

@@ -14,6 +14,7 @@ from support.models.tiny import build_tiny, build_tiny_pipeline
 from retouch.editing.ports import run_edit
 from retouch.engine.engine import QwenEngine
 from retouch.engine.hooks import StepState
+from retouch.engine.transformer import run_block
 from retouch.errors import ModelError, NonFiniteResult, OutOfMemory
 
 pytestmark = pytest.mark.e2e
@@ -24,14 +25,17 @@ def engine() -> QwenEngine:
     return build_tiny()
 
 
-def test_steps_are_reported_before_they_run_and_the_phases_timed(engine: QwenEngine) -> None:
+def test_steps_are_reported_before_they_run_and_the_phases_timed() -> None:
     reported, forwards = [], []
-    block = engine.weights.transformer.transformer_blocks[0]
-    hook = block.img_mlp.register_forward_pre_hook(lambda *_: forwards.append(len(reported)))
+
+    def record(*block_and_streams: Any) -> Any:
+        forwards.append(len(reported))
+        return run_block(*block_and_streams)
+
+    engine = build_tiny(run_block=record)
     _, edited = run_edit(engine, [IMAGE], WORK, on_step=lambda *step: reported.append(step))
-    hook.remove()
     assert reported == [(0, 3), (1, 3), (2, 3), (3, 3)]
-    assert forwards == [1, 1, 2, 2, 3, 3]  # two branches a step
+    assert forwards == [*4 * [1], *4 * [2], *4 * [3]]  # two branches and two blocks a step
     assert min(edited.condition_ms, edited.denoise_ms, edited.vae_decode_ms) > 0
 
 
@@ -81,7 +85,7 @@ def test_the_error_of_a_stopped_edit_keeps_no_tensor_alive(engine: QwenEngine) -
 def test_non_finite_values_never_become_an_image(engine: QwenEngine, part: str) -> None:
     before = edit(engine)
     weights = engine.weights
-    module = weights.transformer.proj_out if part == "transformer" else weights.vae.decoder
+    module = weights.transformer.txt_norm if part == "transformer" else weights.vae.decoder
     hook = module.register_forward_hook(lambda _m, _i, output: output * float("nan"))
     with pytest.raises(NonFiniteResult):
         edit(engine)

@@ -94,6 +94,26 @@ def test_the_streamed_text_encoder_gives_the_same_bits(weights: Weights) -> None
     assert torch.equal(streamed, stayed)
 
 
+def test_a_text_encoder_that_streams_in_part_gives_the_same_bits() -> None:
+    modules = modules_of(build_tiny_pipeline())
+    sizes = flatten_pipeline(**modules).sizes
+    plan = Plan(
+        "two of four",
+        streamed_layers=frozenset({0, 3}),
+        slot_bytes=max(*sizes.layers, *sizes.modulation),
+        slots=2,
+    )
+    weights = Weights(**modules, plan=plan, device=CPU)
+    weights.allocate()
+    stock = build_tiny_pipeline().text_encoder
+    ids = torch.arange(12).reshape(2, 6)
+    with torch.inference_mode():
+        streamed = weights.text_encoder(input_ids=ids, output_hidden_states=True).hidden_states[-1]
+        stayed = stock(input_ids=ids, output_hidden_states=True).hidden_states[-1]
+    assert torch.equal(streamed, stayed)
+    assert weights.copied_bytes == sizes.layers[3]  # no image: the vision layer 0 did not run
+
+
 def test_an_interrupted_pass_leaves_the_weights_in_storage(weights: Weights) -> None:
     before = snapshot(weights.transformer)
     home = [addresses(block) for block in weights.transformer.transformer_blocks]

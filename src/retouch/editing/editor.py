@@ -85,6 +85,7 @@ class Editor:
         job = Job(request, job_id, request_id, deadline_s, progress)
         with self._admission.admit():
             self._require_tokens(request)
+            self._require_area(request)
             progress(Progress(stage="source"))
             source = await self.steps.load_source(job)
             # Let go of an image inside the request: it is decoded, and up to 33 MB of text.
@@ -161,6 +162,12 @@ class Editor:
         }
         if fields:
             raise InvalidRequest.for_fields(fields)
+
+    def _require_area(self, request: EditRequest) -> None:
+        area_px, max_px = (request.width or 0) * (request.height or 0), self.info.max_area_px
+        if area_px > max_px:
+            fault = f"width x height is {area_px} pixels; what is loaded takes at most {max_px}"
+            raise InvalidRequest.for_fields({"width": fault, "height": fault})
 
     def _result_key(self, source_id: str, job_id: str, request: EditRequest) -> str:
         extension = encode.EXTENSIONS[request.file_format]

@@ -47,7 +47,7 @@ class GenerationDefaults:
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """What is loaded: names for `meta`, and the generation defaults."""
+    """What is loaded: names for `meta`, the generation defaults, and the largest result in pixels."""
 
     model: str
     revision: str
@@ -56,6 +56,7 @@ class EngineInfo:
     preset: GenerationDefaults
     notes: tuple[str, ...] = ()
     attention: str = "native"
+    max_area_px: int = 2048 * 2048
 
 
 @dataclass(frozen=True, slots=True)

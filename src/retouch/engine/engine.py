@@ -28,7 +28,7 @@ from retouch.engine.modulation import ModulationCache
 from retouch.engine.precision import Fp16Overflow
 from retouch.engine.preset import PresetFile
 from retouch.engine.schedulers import build_scheduler, start_schedule
-from retouch.engine.text_encoder import TextEncoder, TextInputs, describe_template
+from retouch.engine.text_encoder import PromptTemplate, TextEncoder, TextInputs
 from retouch.engine.transformer import (
     BlockCall,
     Grid,
@@ -65,11 +65,7 @@ class QwenEngine:
     """`Engine` over `weights`, which it then owns; named by its preset, or else `model`.
 
     `processor` has the checkpoint's `tokenizer` and `image_processor`, `scheduler` is its scheduler
-    configuration, `pipeline` the class that its index names, and `run_block` runs a block
-    with the attention kernel that `attention` names.
-
-    Raises:
-        ModelError: the tokenizer is not this family's.
+    configuration, and `run_block` runs a block with the attention kernel that `attention` names.
     """
 
     def __init__(  # noqa: PLR0913 - each names a part of a checkpoint
@@ -78,7 +74,7 @@ class QwenEngine:
         *,
         processor: Any,
         scheduler: Mapping[str, Any],
-        pipeline: str,
+        template: PromptTemplate,
         preset: PresetFile,
         model: str,
         revision: str,
@@ -98,12 +94,13 @@ class QwenEngine:
             ),
             notes=preset.notes,
             attention=attention,
+            max_area_px=weights.plan.max_area_px,
         )
         self.weights = weights
         self._scheduler = scheduler
         self._preset = preset
         self._text_encoder = TextEncoder(
-            weights.text_encoder, processor=processor, template=describe_template(pipeline)
+            weights.text_encoder, processor=processor, template=template
         )
         self._vae = SingleFrameVae(weights.vae)
         self._transformer = Transformer(weights, run_block)

@@ -1,7 +1,7 @@
 """Cache of AdaLN modulation (shift, scale, gate) per timestep: a third of the weights that denoising never needs.
 
-`img_mod` and `txt_mod` depend on the timestep only, so their outputs for a schedule are computed once
-and kept. They are computed row by row, as the model itself does: the table is equal bit for bit.
+`img_mod` and `txt_mod` depend on the timestep only, so their outputs for a schedule are computed once,
+for all its steps in one product a block, and kept.
 """
 
 from collections import OrderedDict
@@ -13,8 +13,8 @@ from torch import nn
 
 from retouch.engine.memory.weights import Weights
 
-MAX_SCHEDULES = 4
-"""About 133 MB of host memory for each 30 steps of the full model in half precision."""
+MAX_TABLE_BYTES = 1 << 30
+"""Host memory for tables: of the full model in half precision, 8 of 30 steps or 60 of 4 steps."""
 
 
 @dataclass(frozen=True)
@@ -30,13 +30,18 @@ class ModulationTable:
     text: torch.Tensor
     last: torch.Tensor
 
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the table."""
+        return self.image.nbytes + self.text.nbytes + self.last.nbytes
+
     def to(self, device: torch.device) -> "ModulationTable":
         """Return the table on `device`; the same tensors if it is there already."""
         return ModulationTable(self.image.to(device), self.text.to(device), self.last.to(device))
 
 
 class ModulationCache:
-    """Computes tables, and keeps those of the last `MAX_SCHEDULES` schedules in host memory."""
+    """Computes tables, and keeps the latest `MAX_TABLE_BYTES` of them in host memory."""
 
     def __init__(self, weights: Weights) -> None:
         self._weights = weights
@@ -47,39 +52,37 @@ class ModulationCache:
         key = (self._weights.transformer.proj_out.weight.dtype, *timesteps.tolist())
         if key not in self._tables:
             self._tables[key] = self._compute(timesteps).to(torch.device("cpu"))
-            if len(self._tables) > MAX_SCHEDULES:
+            while len(self._tables) > 1 and self._size_bytes() > MAX_TABLE_BYTES:
                 self._tables.popitem(last=False)
         self._tables.move_to_end(key)
         return self._tables[key].to(self._weights.device)
 
+    def _size_bytes(self) -> int:
+        return sum(table.size_bytes for table in self._tables.values())
+
     def _compute(self, timesteps: torch.Tensor) -> ModulationTable:
         transformer, device = self._weights.transformer, self._weights.device
         like = transformer.proj_out.weight
-        embedded = [
-            _embed(time, transformer, like) for time in (timesteps.float() / 1000).to(device)
-        ]
+        times = torch.cat([timesteps.float() / 1000, torch.zeros(1)]).to(device)
+        # (step + 1, dim): every step's, and time zero's for condition tokens
+        embedded = nn.functional.silu(transformer.time_text_embed(times, like))
         image, text = [], []
         for image_mod, text_mod in self._weights.modulations():
             image_linear, text_linear = (
                 linear_on(modulation[-1], device, like.dtype)  # the linear layer after the SiLU
                 for modulation in (image_mod, text_mod)
             )
-            image.append(torch.stack([_apply(image_linear, rows, 6) for rows in embedded]))
-            text.append(torch.stack([_apply(text_linear, rows[:1], 6) for rows in embedded]))
+            parts = _apply(image_linear, embedded, 6)  # (step + 1, 6, 1, dim)
+            rows = [parts[:-1]]
+            if transformer.config.zero_cond_t:
+                rows.append(parts[-1:].expand_as(rows[0]))
+            image.append(torch.cat(rows, dim=2))  # (step, 6, row, dim)
+            text.append(_apply(text_linear, embedded[:-1], 6))
         for table in (*image, *text):  # (step, 6, row, dim): 6 = shift, scale, gate of two norms
             table[:, [1, 4]] += 1
-        last = torch.stack([_apply(transformer.norm_out.linear, rows[:1], 2) for rows in embedded])
+        last = _apply(transformer.norm_out.linear, embedded[:-1], 2)
         last[:, 0] += 1  # (step, 2, 1, dim): here the scale comes first
         return ModulationTable(torch.stack(image, 1), torch.stack(text, 1), last)
-
-
-def _embed(time: torch.Tensor, transformer: Any, like: torch.Tensor) -> torch.Tensor:
-    """Embed one timestep (0 to 1), and time zero after it for models that want it: (row, dim)."""
-    times = time.expand(1)
-    if transformer.config.zero_cond_t:
-        times = torch.cat([times, times * 0])
-    embedded: torch.Tensor = transformer.time_text_embed(times, like)
-    return embedded
 
 
 def linear_on(linear: Any, device: torch.device, dtype: torch.dtype) -> Any:
@@ -92,6 +95,6 @@ def linear_on(linear: Any, device: torch.device, dtype: torch.dtype) -> Any:
 
 
 def _apply(linear: Any, rows: torch.Tensor, parts: int) -> torch.Tensor:
-    """Apply SiLU and `linear`: (row, dim) -> (part, row, dim)."""
-    out: torch.Tensor = linear(nn.functional.silu(rows))  # (row, part x dim)
-    return out.view(len(out), parts, -1).transpose(0, 1)  # (row, part, dim) -> (part, row, dim)
+    """Apply `linear` and split its output: (step, dim) -> (step, part, 1, dim)."""
+    out: torch.Tensor = linear(rows)  # (step, part x dim)
+    return out.view(len(out), parts, 1, -1)

@@ -60,6 +60,7 @@ class EulerAncestral(FlowMatchEulerDiscreteScheduler):
         return ((share / share_down * lower + noise * added).to(model_output.dtype),)
 
 
+_SIGMA_KINDS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
 SCHEDULERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "Euler": (FlowMatchEulerDiscreteScheduler, {}),
     "EulerAncestral": (EulerAncestral, {}),
@@ -85,7 +86,8 @@ def build_scheduler(
     # the private keys, its list of defaults, it would silently drop them and changes to them.
     settings = {key: value for key, value in config.items() if not key.startswith("_")}
     settings |= {"_class_name": "FlowMatchEulerDiscreteScheduler", "stochastic_sampling": False}
-    settings |= changes
+    # The checkpoint's own kind of sigmas must not join that of the named scheduler.
+    settings |= dict.fromkeys(_SIGMA_KINDS, False) | changes
     if steps == 1:
         # Stretching to the terminal divides by 1 - the last sigma, here 0: NaN, a black image.
         settings["shift_terminal"] = None

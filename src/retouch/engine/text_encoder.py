@@ -58,6 +58,22 @@ def describe_template(pipeline: str) -> PromptTemplate:
     )
 
 
+def require_template(template: PromptTemplate, tokenizer: Any) -> None:
+    """Check that the template's prefix has as many tokens as are cut off.
+
+    From a folder without its vocabulary transformers builds an empty tokenizer without a word.
+
+    Raises:
+        ModelError: it has not, so the tokenizer is not this family's.
+    """
+    prefix = re.split(r"<\|vision_start\|>|{}", template.text)[0]
+    found, expected = len(Tokenizer(tokenizer).encode(prefix)), template.prefix_tokens
+    if found != expected:
+        raise ModelError(
+            f"the tokenizer makes {found} tokens of the template's prefix, not {expected}"
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class TextInputs:
     """Inputs of the text encoder, on the host, for all guidance branches of one edit.
@@ -75,30 +91,13 @@ class TextInputs:
 
 
 class TextEncoder:
-    """Qwen2.5-VL (`module`) as the pipelines of this family use it.
-
-    Raises:
-        ModelError: the tokenizer is not this family's.
-    """
+    """Qwen2.5-VL (`module`) as the pipelines of this family use it."""
 
     def __init__(self, module: Any, *, processor: Any, template: PromptTemplate) -> None:
         self._module = module
         self._images = processor.image_processor
         self.tokenizer = Tokenizer(processor.tokenizer)
         self.template = template
-        self._require_template()
-
-    def _require_template(self) -> None:
-        """Check that the template's prefix has as many tokens as are cut off.
-
-        From a folder without its vocabulary transformers builds an empty tokenizer without a word.
-        """
-        prefix = re.split(r"<\|vision_start\|>|{}", self.template.text)[0]
-        found, expected = len(self.tokenizer.encode(prefix)), self.template.prefix_tokens
-        if found != expected:
-            raise ModelError(
-                f"the tokenizer makes {found} tokens of the template's prefix, not {expected}"
-            )
 
     def prepare(self, images: Sequence[Image], prompts: Sequence[str]) -> TextInputs:
         """Build the inputs for all prompts over all images. Host only, any thread.

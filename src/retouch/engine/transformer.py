@@ -16,6 +16,7 @@ import torch
 from torch.nn import functional
 
 from retouch.engine.attention import Attend, attend_native
+from retouch.engine.linear import linear, linear_joined
 from retouch.engine.memory.weights import Weights
 from retouch.engine.modulation import ModulationTable
 
@@ -68,7 +69,7 @@ class Transformer:
         module, weight = self._module, self._module.txt_in.weight
         branches = [
             GuidanceBranch(
-                text=module.txt_in(module.txt_norm(text.to(weight.device, weight.dtype))),
+                text=linear(module.txt_in, module.txt_norm(text.to(weight.device, weight.dtype))),
                 angles=rotary_embedding(module.pos_embed, grids, text.shape[1]).to(weight.device),
             )
             for text in texts
@@ -92,7 +93,7 @@ class Transformer:
         """Return each branch's velocity in float32 for `latents`, both (1, token, 4 channels)."""
         module = self._module
         tokens = torch.cat([latents.to(conditioning.condition.dtype), conditioning.condition], 1)
-        image = module.img_in(tokens)  # (1, i, dim)
+        image = linear(module.img_in, tokens)  # (1, i, dim)
         streams = [(image, branch.text) for branch in conditioning.branches]
         last = len(module.transformer_blocks) - 1
         for index, block in enumerate(self._weights.blocks()):
@@ -108,7 +109,8 @@ class Transformer:
         scale, shift = modulation.last[step]
         norm = module.norm_out.norm
         return [
-            module.proj_out(_modulate(image, norm, shift, scale)).float() for image, _ in streams
+            linear(module.proj_out, _modulate(image, norm, shift, scale)).float()
+            for image, _ in streams
         ]
 
 
@@ -183,14 +185,8 @@ def run_block(
 
 
 def feed_forward(layers: Any, stream: torch.Tensor) -> torch.Tensor:
-    """Apply a block's two linear layers; on a GPU the GELU between them is fused into the first."""
-    if not stream.is_cuda:
-        return layers(stream)  # type: ignore[no-any-return]
-    # On a CPU this operator has the exact GELU, not the model's approximation by tanh.
-    first, last = layers.net[0].proj, layers.net[2]  # pragma: no cover - needs a GPU
-    return last(  # type: ignore[no-any-return]  # pragma: no cover
-        torch._addmm_activation(first.bias, stream[0], first.weight.t(), use_gelu=True)[None]  # noqa: SLF001 - it has no public name
-    )
+    """Apply a block's two linear layers with the GELU between them: (1, token, dim)."""
+    return linear(layers.net[2], linear(layers.net[0].proj, stream, gelu=True))
 
 
 def select_modulation(part: torch.Tensor, is_condition: torch.Tensor | None) -> torch.Tensor:
@@ -220,9 +216,8 @@ def _attend(
     """
     count, channels = text.shape[1], attn.inner_dim // attn.heads
 
-    def project(text_linear: Any, image_linear: Any) -> torch.Tensor:
-        weights = text_linear.weight, text_linear.bias, image_linear.weight, image_linear.bias
-        joined: torch.Tensor = project_joined(text, image, *weights)
+    def project(text_layer: Any, image_layer: Any) -> torch.Tensor:
+        joined = linear_joined((text_layer, image_layer), (text, image))
         return joined.view(1, joined.shape[1], -1, channels)  # (1, t + i, dim) -> (1, t + i, h, c)
 
     key = qk_norm(project(attn.add_k_proj, attn.to_k), attn.norm_added_k, attn.norm_k, count)
@@ -231,7 +226,9 @@ def _attend(
         query_angles = angles
     else:
         # (1, token, dim) -> (1, token, h, c)
-        query = attn.to_q(image[:, :num_output_tokens]).unflatten(-1, (-1, channels))
+        query = linear(attn.to_q, image[:, :num_output_tokens]).view(
+            1, num_output_tokens, -1, channels
+        )
         query_angles, count = angles[count:][:num_output_tokens], 0
     query = qk_norm(query, attn.norm_added_q, attn.norm_q, count)
     joint = attend(
@@ -239,7 +236,7 @@ def _attend(
         apply_rotary(key, angles).to(image.dtype),
         project(attn.add_v_proj, attn.to_v),
     ).flatten(2)  # (1, t + i, h, c) -> (1, t + i, dim)
-    return attn.to_out[0](joint[:, count:]), attn.to_add_out(joint[:, :count])
+    return linear(attn.to_out[0], joint[:, count:]), linear(attn.to_add_out, joint[:, :count])
 
 
 def qk_norm(heads: torch.Tensor, text_norm: Any, image_norm: Any, text_tokens: int) -> torch.Tensor:
@@ -252,34 +249,6 @@ def qk_norm(heads: torch.Tensor, text_norm: Any, image_norm: Any, text_tokens: i
     weight = torch.where(is_text[:, None, None], text_norm.weight, image_norm.weight)
     normed = functional.rms_norm(heads, heads.shape[-1:], eps=image_norm.eps)
     return normed * weight.float()
-
-
-@torch.library.custom_op("retouch::project_joined", mutates_args=())
-def project_joined(
-    text: torch.Tensor,
-    image: torch.Tensor,
-    text_weight: torch.Tensor,
-    text_bias: torch.Tensor,
-    image_weight: torch.Tensor,
-    image_bias: torch.Tensor,
-) -> torch.Tensor:
-    """Apply a linear layer to each stream, (1, t, dim) and (1, i, dim), into one (1, t + i, dim).
-
-    Each product is written to its place: `torch.cat` would copy both, which for queries, keys and
-    values takes a thirtieth of a block's time.
-    """
-    count = text.shape[1]
-    joined = text.new_empty(1, count + image.shape[1], len(text_bias))
-    torch.addmm(text_bias, text[0], text_weight.t(), out=joined[0, :count])
-    torch.addmm(image_bias, image[0], image_weight.t(), out=joined[0, count:])
-    return joined
-
-
-@project_joined.register_fake
-def _(
-    text: torch.Tensor, image: torch.Tensor, _weight: torch.Tensor, bias: torch.Tensor, *_: object
-) -> torch.Tensor:
-    return text.new_empty(1, text.shape[1] + image.shape[1], len(bias))
 
 
 def apply_rotary(heads: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:

@@ -157,13 +157,13 @@ class ModelError(EditError):
 
 
 class OutOfMemory(ModelError):
-    """The GPU ran out of memory on this edit; a smaller one may fit."""
+    """The GPU ran out of memory on this edit: the same edit will again, a smaller one may fit."""
 
     code = "out_of_memory"
 
 
 class NonFiniteResult(ModelError):
-    """The model produced non-finite values (NaN or infinity); no image is returned."""
+    """The model produced non-finite values (NaN or infinity), as it will again; no image is returned."""
 
     code = "non_finite_result"
 

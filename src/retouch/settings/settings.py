@@ -141,6 +141,12 @@ class Settings(BaseSettings):
     gpu_memory_gib: float = Field(
         0, ge=0, le=1024, description="GPU memory to use; 0: what is free"
     )
+    max_result_pixels: int = Field(
+        0,
+        ge=0,
+        le=2048 * 2048,
+        description="make room for results of so many pixels; 0: as planned",
+    )
     attention_backend: str = Field(
         "auto",
         description="attention kernel: auto measures at the start; fa3, or a name in diffusers",

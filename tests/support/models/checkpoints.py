@@ -16,6 +16,7 @@ def make_folder(folder: Path) -> Path:
     for part in files.PARTS:
         (folder / part).mkdir(parents=True)
         (folder / part / "config.json").write_text("{}")
+    (folder / "scheduler" / "scheduler_config.json").write_text("{}")
     (folder / "model_index.json").write_text('{"_class_name": "QwenImageEditPipeline"}')
     for part in ("vae", "text_encoder"):
         save_file({"a": np.zeros(8)}, folder / part / "model.safetensors")

@@ -23,6 +23,7 @@ from retouch.engine.memory.plan import GIB, EditShape, FreeMemory, Plan, evenly_
 from retouch.engine.memory.probe import measure_host
 from retouch.engine.memory.weights import Weights
 from retouch.engine.preset import PresetFile
+from retouch.engine.text_encoder import describe_template
 from support.models import full_model
 from support.models.tiny import AREA_PX, build_tiny_pipeline
 
@@ -109,7 +110,7 @@ class Rig:
             weights,
             processor=toy.processor,
             scheduler=toy.scheduler.config,
-            pipeline="QwenImageEditPipeline",
+            template=describe_template("QwenImageEditPipeline"),
             preset=PresetFile(area_px=side, condition_area_px=side),
             model="random",
             revision="",

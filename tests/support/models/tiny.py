@@ -17,6 +17,7 @@ from retouch.demo.processor import build_processor
 from retouch.engine.engine import QwenEngine
 from retouch.engine.memory.weights import Weights
 from retouch.engine.preset import PresetFile
+from retouch.engine.text_encoder import describe_template
 from retouch.engine.transformer import BlockCall, run_block
 
 AREA_PX = 128 * 128
@@ -62,7 +63,7 @@ def build_engine(
         ),
         processor=pipe.processor,
         scheduler=pipe.scheduler.config,
-        pipeline=type(pipe).__name__,
+        template=describe_template(type(pipe).__name__),
         preset=preset,
         model="tiny",
         revision=revision,

@@ -3,6 +3,7 @@ import base64
 import hashlib
 import json
 import logging
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from io import BytesIO
 from typing import Any
@@ -290,3 +291,12 @@ async def test_too_many_tokens_are_refused_by_field_before_anything_is_fetched()
     }
     assert (house.origin.asked, house.store.gets) == ([], [])
     await require_idle(house)
+
+
+async def test_a_result_over_the_loaded_maximum_is_refused_before_anything_is_fetched() -> None:
+    house = House()
+    house.engine.info = replace(house.engine.info, max_area_px=1024 * 1024)
+    error = await refused(house, InvalidRequest, width=2048, height=1024)
+    assert "at most 1048576" in error.details["fields"]["width"]
+    assert (house.origin.asked, house.store.gets) == ([], [])
+    assert (await run(house, width=1024, height=1024)).status == "success"

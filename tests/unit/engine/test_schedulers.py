@@ -101,6 +101,20 @@ def test_a_stochastic_checkpoint_config_is_made_repeatable() -> None:
     assert not scheduler.config.stochastic_sampling
 
 
+@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize("kind", ["karras", "exponential", "beta"])
+def test_the_checkpoints_own_kind_of_sigmas_does_not_join_the_named_schedulers(
+    name: str, kind: str
+) -> None:
+    generator = torch.Generator()
+    plain = build_scheduler(name, CONFIG, steps=4, generator=generator)
+    config = {**CONFIG, f"use_{kind}_sigmas": True}
+    changed = build_scheduler(name, config, steps=4, generator=generator)
+    for scheduler in (plain, changed):
+        start_schedule(scheduler, steps=4, image_tokens=2000)
+    assert torch.equal(plain.sigmas, changed.sigmas)
+
+
 @pytest.mark.parametrize("steps", [2, 8, 30, 50])
 def test_the_ancestral_step_equals_the_librarys_bit_for_bit(steps: int) -> None:
     ours = start("EulerAncestral", steps)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import init_empty_weights  # type: ignore[import-untyped]
@@ -16,7 +16,9 @@ from torch import nn
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.initialization import no_init_weights
 
-from retouch.engine import precision
+from retouch.engine import precision, text_encoder, tokenizer
+from retouch.engine.checkpoint.files import INDEX_FILE, naming, read_json
+from retouch.engine.checkpoint.markers import require_markers
 from retouch.engine.checkpoint.safetensors_reader import TensorEntry, read_headers, read_weights
 from retouch.engine.memory.flat_params import MODULATION
 from retouch.engine.memory.plan import RESIDENT, EditShape, FreeMemory, make_plan
@@ -27,6 +29,7 @@ Dtypes = dict[str, torch.dtype]
 
 def load_weights(
     folder: Path,
+    configs: dict[str, Any],
     *,
     dtype: torch.dtype,
     device: torch.device,
@@ -34,12 +37,12 @@ def load_weights(
     memory: FreeMemory,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Weights:
-    """Load a checkpoint's weights to where the plan for `memory` and edits of `shape` puts them.
+    """Load a checkpoint's weights, for modules of `configs`, to where the plan for `memory` and edits of `shape` puts them.
 
     Raises:
         ModelError: a weight is missing, a file is damaged, or memory is short.
     """
-    modules = build_modules(read_configs(folder), precision.choose_dtypes(dtype, device))
+    modules = build_modules(configs, precision.choose_dtypes(dtype, device))
     stored = read_headers(folder)
     keep_modulation(modules["transformer"], stored)
     weights = Weights(**modules, plan=RESIDENT, device=device)
@@ -64,32 +67,68 @@ def load_weights(
     return weights
 
 
+class Parts(NamedTuple):
+    """What a checkpoint's small files hold."""
+
+    template: text_encoder.PromptTemplate
+    processor: tokenizer.Processor
+    configs: dict[str, Any]
+    scheduler: dict[str, Any]
+
+
+def read_parts(folder: Path) -> Parts:
+    """Read and check everything but the weights.
+
+    Raises:
+        ModelError: names the file that cannot be used.
+    """
+    template = text_encoder.describe_template(read_json(folder / INDEX_FILE)["_class_name"])
+    with naming("processor/"):
+        processor = tokenizer.load_processor(folder / "processor")
+        text_encoder.require_template(template, processor.tokenizer)
+    configs = read_configs(folder)
+    require_markers(folder, processor.tokenizer, configs["text_encoder"])
+    with naming("scheduler/scheduler_config.json"):
+        scheduler = read_scheduler(folder / "scheduler")
+    return Parts(template, processor, configs, scheduler)
+
+
 def read_configs(folder: Path) -> dict[str, Any]:
-    """Read the configurations of the three parts with weights."""
-    transformer: Any = QwenImageTransformer2DModel
-    vae: Any = AutoencoderKLQwenImage
-    return {
-        "transformer": transformer.load_config(folder / "transformer"),
-        "vae": vae.load_config(folder / "vae"),
-        "text_encoder": Qwen2_5_VLConfig.from_pretrained(
-            folder / "text_encoder", local_files_only=True
-        ),
+    """Read the configurations of the three parts with weights.
+
+    Raises:
+        ModelError: names the file that cannot be used.
+    """
+    readers: dict[str, Any] = {
+        "transformer": QwenImageTransformer2DModel.load_config,
+        "vae": AutoencoderKLQwenImage.load_config,
+        "text_encoder": partial(Qwen2_5_VLConfig.from_pretrained, local_files_only=True),
     }
+    configs = {}
+    for part, read in readers.items():
+        with naming(f"{part}/config.json"):
+            configs[part] = read(folder / part)
+    return configs
 
 
 def build_modules(configs: dict[str, Any], dtypes: Dtypes) -> dict[str, Any]:
     """Build the three parts with weights on `meta`: of their dtype, without memory.
 
     The text encoder has no output layer: its 1 GiB of weights is not used here.
+
+    Raises:
+        ModelError: names the configuration that cannot be used.
     """
-    transformer: Any = QwenImageTransformer2DModel
-    vae: Any = AutoencoderKLQwenImage
+    builders: dict[str, Any] = {
+        "transformer": QwenImageTransformer2DModel.from_config,
+        "vae": AutoencoderKLQwenImage.from_config,
+        "text_encoder": Qwen2_5_VLForConditionalGeneration,
+    }
+    modules: dict[str, Any] = {}
     with init_empty_weights(include_buffers=False), no_init_weights():
-        modules = {
-            "transformer": transformer.from_config(configs["transformer"]),
-            "vae": vae.from_config(configs["vae"]),
-            "text_encoder": Qwen2_5_VLForConditionalGeneration(configs["text_encoder"]),
-        }
+        for part, build in builders.items():
+            with naming(f"{part}/config.json"):
+                modules[part] = build(configs[part])
     modules["text_encoder"].lm_head = nn.Identity()
     for name, module in modules.items():
         module.eval()

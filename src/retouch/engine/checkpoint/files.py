@@ -3,8 +3,9 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePath
 from typing import Any
 
 from retouch.errors import ModelError
@@ -13,12 +14,28 @@ INDEX_FILE = "model_index.json"
 PIPELINES = ("QwenImageEditPipeline", "QwenImageEditPlusPipeline")
 WEIGHTED = ("transformer", "vae", "text_encoder")
 PARTS = (*WEIGHTED, "scheduler", "tokenizer", "processor")
+REQUIRED = (*(f"{part}/config.json" for part in WEIGHTED), "scheduler/scheduler_config.json")
 MAX_HASHED_BYTES = 64 << 20
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+
+
+def reason_of(error: Exception) -> str:
+    """Return an error's first line: the loaders' messages have many, and the log needs one."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+@contextmanager
+def naming(name: str) -> Iterator[None]:
+    """Raise what the block raises as a ModelError that names the file or folder `name`."""
+    try:
+        yield
+    except Exception as error:
+        raise ModelError(f"{name} cannot be used: {reason_of(error)}") from error
 
 
 def require_complete(folder: Path) -> None:
-    """Check that `folder` has every part of a known pipeline and no truncated weights file.
+    """Check that `folder` has every part of a known pipeline, readable and without truncated weights.
 
     Raises:
         ModelError: names the first fault.
@@ -31,65 +48,98 @@ def require_complete(folder: Path) -> None:
     for part in PARTS:
         if not (folder / part).is_dir():
             raise ModelError(f"the folder {part} is missing")
+    found = {path for part in PARTS for path in (folder / part).glob("*.json")}
+    for path in sorted(found | {folder / name for name in REQUIRED}):
+        read_json(path)
+    for path in (folder / part / "merges.txt" for part in ("tokenizer", "processor")):
+        if path.exists():
+            _require_content(path)
     for part in WEIGHTED:
-        read_json(folder / part / "config.json")
         for path in list_weights(folder / part):
             _require_complete_weights(path)
 
 
-def list_weights(folder: Path) -> Iterator[Path]:
-    """Yield the weights files of one part: the shards that its index names, else the only file.
+def list_weights(folder: Path) -> list[Path]:
+    """Return the weights files of one part: the shards that its index lists, else the only file.
 
-    Variants in another precision (`model.fp16.safetensors`) are left out where there is a plain
-    file, as the stock libraries do by default.
+    Raises:
+        ModelError: the index is malformed, or there is not exactly one file and no index.
     """
-    indexes = sorted(folder.glob("*.safetensors.index.json"), key=_is_variant)
-    if indexes:
-        shards = read_json(indexes[0]).get("weight_map")
-        names = list(shards.values()) if isinstance(shards, dict) else []
-        if not names or not all(isinstance(name, str) for name in names):
-            raise ModelError(f"{folder.name}/{indexes[0].name} lists no weights files")
-        yield from (folder / name for name in sorted(set(names)))
-        return
-    found = list(folder.glob("*.safetensors"))
-    plain = [path for path in found if not _is_variant(path)] or found
-    if len(plain) != 1:
-        raise ModelError(f"{folder.name} has {len(plain)} weights files and no index")
-    yield plain[0]
+    names = {path.name for path in folder.iterdir() if ".safetensors" in path.name}
+    chosen = choose_weights(names)
+    if index := next((name for name in chosen if name.endswith(".json")), None):
+        shards = read_json(folder / index).get("weight_map")
+        listed = list(shards.values()) if isinstance(shards, dict) else []
+        if not listed or not all(isinstance(name, str) for name in listed):
+            raise ModelError(f"{folder.name}/{index} lists no weights files")
+        return [folder / name for name in sorted(set(listed))]
+    if len(chosen) != 1:
+        raise ModelError(f"{folder.name} has {len(chosen)} weights files and no index")
+    return [folder / chosen[0]]
 
 
-def _is_variant(path: Path) -> bool:
-    return "." in path.name.partition(".safetensors")[0]
+def choose_weights(names: Iterable[str]) -> list[str]:
+    """Choose among a part's weights files and indexes: the plain ones, else those of a variant.
+
+    A variant has another precision and its name a dot more, as diffusers and transformers write
+    it. Shards stay beside their index.
+
+    >>> choose_weights(["model.fp16.safetensors", "model.safetensors"])
+    ['model.safetensors']
+    >>> choose_weights(["m.safetensors.index.fp16.json", "m.fp16-00001-of-00001.safetensors"])
+    ['m.fp16-00001-of-00001.safetensors', 'm.safetensors.index.fp16.json']
+    """
+
+    def is_variant(name: str) -> bool:
+        stem, _, rest = name.partition(".safetensors")
+        return "." in stem or rest.removesuffix(".json") not in {"", ".index"}
+
+    found = sorted(names)
+    return [name for name in found if not is_variant(name)] or found
 
 
 def _require_complete_weights(path: Path) -> None:
     from safetensors import SafetensorError, safe_open
 
-    name = f"{path.parent.name}/{path.name}"
+    _require_content(path)
     try:
         with safe_open(path, framework="np"):
             pass
-    except FileNotFoundError:
-        raise ModelError(f"{name} is missing") from None
     except (SafetensorError, OSError) as error:
-        raise ModelError(f"{name} is damaged or truncated") from error
+        raise ModelError(f"{_name(path)} is damaged or truncated") from error
+
+
+def _require_content(path: Path) -> None:
+    """Check that a file is there, and not the pointer that Git LFS leaves in its place."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(_LFS_POINTER))
+    except OSError as error:
+        fault = "is missing" if isinstance(error, FileNotFoundError) else "cannot be read"
+        raise ModelError(f"{_name(path)} {fault}") from error
+    if start == _LFS_POINTER:
+        raise ModelError(
+            f"{_name(path)} is a Git LFS pointer, not the file: run `git lfs pull` in its repository"
+        )
+
+
+def _name(path: PurePath) -> str:
+    return path.name if path.name == INDEX_FILE else f"{path.parent.name}/{path.name}"
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object of a checkpoint.
 
     Raises:
-        ModelError: it is missing or is not a JSON object.
+        ModelError: it is missing, a Git LFS pointer or not a JSON object.
     """
-    name = path.name if path.name == INDEX_FILE else f"{path.parent.name}/{path.name}"
+    _require_content(path)
     try:
         data = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise ModelError(f"{name} is missing") from None
     except ValueError:
-        raise ModelError(f"{name} is not valid JSON") from None
+        raise ModelError(f"{_name(path)} is not valid JSON") from None
     if not isinstance(data, dict):
-        raise ModelError(f"{name} is not a JSON object")
+        raise ModelError(f"{_name(path)} is not a JSON object")
     return data
 
 

@@ -6,7 +6,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from retouch.engine.checkpoint.files import INDEX_FILE, compute_revision, read_json
+from retouch.engine.checkpoint.files import (
+    compute_revision,
+    read_json,
+    reason_of,
+)
 from retouch.engine.checkpoint.find import CheckpointSettings, find
 from retouch.engine.memory.plan import EditShape, FreeMemory
 from retouch.engine.memory.probe import find_device, measure_cpus, measure_free
@@ -41,11 +45,8 @@ def load(
     try:
         folder = find(model_id, settings, progress=progress)
         return _load_engine(folder, settings, memory, device, progress)
-    except ModelError as error:
-        raise ModelError(f"the checkpoint {model_id} cannot be used: {error.message}") from error
     except Exception as error:  # the loaders raise many kinds; the log needs one line
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise ModelError(f"the checkpoint {model_id} cannot be used: {reason}") from error
+        raise ModelError(f"the checkpoint {model_id} cannot be used: {reason_of(error)}") from error
 
 
 def _load_engine(
@@ -61,7 +62,8 @@ def _load_engine(
 
     preset = read_preset(folder)
     shape = EditShape(
-        area_px=preset.area_px, condition_area_px=min(preset.condition_area_px, 1024 * 1024)
+        area_px=max(preset.area_px, settings.max_result_px),
+        condition_area_px=min(preset.condition_area_px, 1024 * 1024),
     )
     dtype = getattr(torch, settings.dtype if device.type == "cuda" else "float32")
     # Before the weights take the memory, and before diffusers' models import xformers.
@@ -72,25 +74,27 @@ def _load_engine(
         shape=_read_attention_shape(folder, shape),
     )
     event(_log, "attention.chosen", name=chosen.name, times_ms=times_ms)
-    from retouch.engine import compilation, tokenizer, transformer
+    from retouch.engine import compilation, transformer
     from retouch.engine.checkpoint import build
     from retouch.engine.engine import QwenEngine
 
+    progress("processor")
+    parts = build.read_parts(folder)
     weights = build.load_weights(
         folder,
+        parts.configs,
         dtype=dtype,
         device=device,
         shape=shape,
         memory=memory,
         progress=progress,
     )
-    progress("processor")
     run_block: transformer.BlockCall = partial(transformer.run_block, attend=chosen.attend)
     return QwenEngine(
         weights,
-        processor=tokenizer.load_processor(folder / "processor"),
-        scheduler=build.read_scheduler(folder / "scheduler"),
-        pipeline=read_json(folder / INDEX_FILE)["_class_name"],
+        processor=parts.processor,
+        scheduler=parts.scheduler,
+        template=parts.template,
         preset=preset,
         model=_public_name(settings.model_id),
         revision=compute_revision(folder),

@@ -3,7 +3,8 @@
 Pure arithmetic on bytes, so it also answers for a GPU that is not there.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 from retouch.errors import ModelError
 
@@ -15,6 +16,9 @@ RESERVE_BYTES = 1024 * MIB
 """Lost by the allocator to rounding and fragmentation, or taken by libraries."""
 HOST_RESERVE_BYTES = 3 * GIB
 """Taken by the process beside the weights."""
+MAX_AREA_PX = 2048 * 2048
+"""The largest result that a request can ask for."""
+AREA_STEP_PX = 1 << 14
 BUS_GIB_PER_S = 20.0
 """Bandwidth of a PCIe 4 x16 slot from pinned memory; used in reports only."""
 
@@ -32,8 +36,8 @@ class Sizes:
     """Bytes of a model's weights, by what may be done with them.
 
     `blocks` and `layers` can stream, in order: the transformer's blocks without their modulation,
-    and the text encoder's vision and language layers. `fixed` is always on the GPU; `modulation`
-    (of each block) and `host` (the token embedding) never stay there.
+    and the text encoder's vision and language layers. `fixed` is always on the GPU. `modulation`
+    (of each block) and `host` (the token embedding) stay there only where everything does.
     """
 
     blocks: tuple[int, ...]
@@ -90,7 +94,7 @@ class Plan:
 
     `pinned_bytes` is pinned host memory, for what streams; `host_bytes` is all host memory that the
     weights keep. `peak_bytes` is the most GPU memory that an edit is expected to take. Without slots
-    nothing streams, not even the modulation.
+    nothing streams, not even the modulation. `max_area_px` is the largest result that fits.
     """
 
     name: str
@@ -102,6 +106,7 @@ class Plan:
     pinned_bytes: int = 0
     host_bytes: int = 0
     peak_bytes: int = 0
+    max_area_px: int = MAX_AREA_PX
 
 
 RESIDENT = Plan("resident")
@@ -111,57 +116,74 @@ RESIDENT = Plan("resident")
 def make_plan(sizes: Sizes, shape: EditShape, memory: FreeMemory) -> Plan:
     """Keep as much on the GPU as fits, and stream the rest.
 
-    The text encoder's layers stream first: they are needed once an edit, a block in every step.
+    First to go to the host is the modulation, needed once a schedule; then the text encoder's layers
+    one by one, needed once an edit; then blocks, needed in every step.
 
     Raises:
         ModelError: it does not fit; the message says which memory is short by how much.
     """
     over = shape.activation_bytes() + RESERVE_BYTES
-    candidates = [_plan_keeping(sizes, over, kept=len(sizes.blocks), keeps_layers=True)]
-    for slots in (RING_SLOTS, 2):
-        bare = _plan_keeping(sizes, over, kept=0, keeps_layers=False, slots=slots)
-        room = memory.gpu_bytes - bare.peak_bytes
-        kept = min(len(sizes.blocks), max(0, room) // max(sizes.blocks))
-        candidates.append(_plan_keeping(sizes, over, kept=kept, keeps_layers=False, slots=slots))
-    plan = next((one for one in candidates if one.peak_bytes <= memory.gpu_bytes), None)
     shortfalls = []
-    if plan is None:
-        plan = candidates[-1]
+    for plan in _candidates(sizes, over):
+        if plan.peak_bytes <= memory.gpu_bytes:
+            break
+    else:
         shortfalls.append(_shortfall("GPU", need=plan.peak_bytes, free=memory.gpu_bytes))
-    if plan.host_bytes + HOST_RESERVE_BYTES > memory.host_bytes:
-        shortfalls.append(
-            _shortfall("host", need=plan.host_bytes + HOST_RESERVE_BYTES, free=memory.host_bytes)
-        )
+    need = plan.host_bytes + HOST_RESERVE_BYTES
+    if need > memory.host_bytes:
+        shortfalls.append(_shortfall("host", need=need, free=memory.host_bytes))
     if shortfalls:
         raise ModelError("not enough memory: " + ", and ".join(shortfalls))
-    return plan
+    room_bytes = memory.gpu_bytes - plan.peak_bytes + shape.activation_bytes()
+    return replace(plan, max_area_px=largest_area_px(shape, room_bytes))
 
 
-def _plan_keeping(
-    sizes: Sizes, over: int, *, kept: int, keeps_layers: bool, slots: int = 2
-) -> Plan:
-    """Plan to keep `kept` blocks, and all of the text encoder's layers or none of them."""
-    count = len(sizes.blocks)
-    streamed = evenly_spaced(count - kept, of=count)
-    layers = frozenset[int]() if keeps_layers else frozenset(range(len(sizes.layers)))
-    streaming = [sizes.blocks[i] for i in streamed] + [sizes.layers[i] for i in layers]
-    hosted = sum(streaming) + sum(sizes.modulation) + sizes.host
-    slot_bytes = max([*streaming, *sizes.modulation])
-    resident = sizes.total - hosted
-    if streamed:
-        name = f"{len(streamed)} of {count} blocks streamed"
-    else:
-        name = "text encoder streamed" if layers else "resident"
+def largest_area_px(shape: EditShape, room_bytes: int) -> int:
+    """Return the largest result, from the area of `shape` to `MAX_AREA_PX`, that takes `room_bytes`.
+
+    >>> largest_area_px(EditShape(), 8 << 30) == MAX_AREA_PX
+    True
+    """
+    areas_px = range(MAX_AREA_PX, shape.area_px, -AREA_STEP_PX)
+    fitting = (a for a in areas_px if replace(shape, area_px=a).activation_bytes() <= room_bytes)
+    return next(fitting, shape.area_px)
+
+
+def _candidates(sizes: Sizes, over: int) -> Iterator[Plan]:
+    """Yield plans from the fastest to the smallest."""
+    yield _lay_out(sizes, over)
+    for slots in (RING_SLOTS, 2):
+        for layers in range(len(sizes.layers) + 1):
+            yield _lay_out(sizes, over, slots=slots, layers=layers)
+        for blocks in range(1, len(sizes.blocks) + 1):
+            yield _lay_out(sizes, over, slots=slots, layers=len(sizes.layers), blocks=blocks)
+
+
+def _lay_out(sizes: Sizes, over: int, *, slots: int = 0, layers: int = 0, blocks: int = 0) -> Plan:
+    """Plan to stream so many layers and blocks; without slots everything stays on the GPU."""
+    streamed_blocks = evenly_spaced(blocks, of=len(sizes.blocks))
+    streamed_layers = evenly_spaced(layers, of=len(sizes.layers))
+    streamed = [sizes.blocks[i] for i in streamed_blocks]
+    streamed += [sizes.layers[i] for i in streamed_layers]
+    hosted = sum(streamed) + (sum(sizes.modulation) + sizes.host if slots else 0)
+    slot_bytes = max([*streamed, *sizes.modulation]) if slots else 0
+    name = "resident"
+    if blocks:
+        name = f"{blocks} of {len(sizes.blocks)} blocks streamed"
+    elif layers:
+        whole = layers == len(sizes.layers)
+        count = "" if whole else f"{layers} of {len(sizes.layers)} layers of the "
+        name = f"{count}text encoder streamed"
     return Plan(
         name=name,
-        streamed_blocks=streamed,
-        streamed_layers=layers,
+        streamed_blocks=streamed_blocks,
+        streamed_layers=streamed_layers,
         slot_bytes=slot_bytes,
         slots=slots,
-        resident_bytes=resident,
-        pinned_bytes=sum(streaming),
+        resident_bytes=sizes.total - hosted,
+        pinned_bytes=sum(streamed),
         host_bytes=hosted,
-        peak_bytes=resident + slots * slot_bytes + over,
+        peak_bytes=sizes.total - hosted + slots * slot_bytes + over,
     )
 
 

@@ -43,11 +43,12 @@ def explain(plan: Plan, sizes: Sizes, shape: EditShape) -> list[str]:
             f"{shape.activation_bytes() / GIB:.1f} for the edit, {RESERVE_BYTES / GIB:.1f} in reserve"
         ),
         f"host: {plan.host_bytes / GIB:.1f} GiB, of which {plan.pinned_bytes / GIB:.1f} pinned",
-        (
+    ]
+    if plan.slots:
+        lines.append(
             f"before an edit with a new size or number of steps: {modulation_gib:.1f} GiB are copied "
             f"once, {modulation_gib / BUS_GIB_PER_S:.1f} s at {BUS_GIB_PER_S:.0f} GiB/s"
-        ),
-    ]
+        )
     if layers:
         lines.append(
             f"in every edit: {layers / GIB:.1f} GiB of the text encoder are copied once, "

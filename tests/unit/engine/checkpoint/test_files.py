@@ -1,3 +1,4 @@
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +9,11 @@ from support.models.checkpoints import cut_short, make_folder
 
 from retouch.engine.checkpoint import files
 from retouch.errors import ModelError
+
+LFS_POINTER = """version https://git-lfs.github.com/spec/v1
+oid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393
+size 12345
+"""
 
 
 def test_a_complete_folder_passes(tmp_path: Path) -> None:
@@ -24,6 +30,25 @@ def test_a_complete_folder_passes(tmp_path: Path) -> None:
         (
             lambda f: (f / "model_index.json").write_text('{"_class_name": "FluxPipeline"}'),
             "names the pipeline FluxPipeline",
+        ),
+        (
+            lambda f: (f / "scheduler" / "scheduler_config.json").unlink(),
+            "scheduler/scheduler_config.json is missing",
+        ),
+        (
+            lambda f: (f / "processor" / "tokenizer.json").write_text('{"model": '),
+            "processor/tokenizer.json is not valid JSON",
+        ),
+        *(
+            (
+                lambda f, name=name: (f / name).write_text(LFS_POINTER),
+                f"{name} is a Git LFS pointer, not the file: run `git lfs pull`",
+            )
+            for name in (
+                "vae/model.safetensors",
+                "processor/tokenizer.json",
+                "tokenizer/merges.txt",
+            )
         ),
         (lambda f: (f / "processor").rename(f / "p"), "the folder processor is missing"),
         (lambda f: (f / "vae" / "config.json").unlink(), "vae/config.json is missing"),
@@ -80,6 +105,19 @@ def test_variants_in_another_precision_are_left_out(tmp_path: Path) -> None:
     before = [files.list_weights(tmp_path / part) for part in files.WEIGHTED]
     names = [path.name for part in before for path in part]
     assert "model.fp16.safetensors" not in names
+    files.require_complete(tmp_path)
+
+
+def test_shards_of_a_variant_are_read_by_their_index(tmp_path: Path) -> None:
+    """As `save_pretrained(variant="fp16", max_shard_size=...)` writes them."""
+    transformer = make_folder(tmp_path) / "transformer"
+    (transformer / "w.safetensors.index.json").unlink()
+    for number in (1, 2):
+        (transformer / f"{number}.safetensors").rename(transformer / f"w.fp16-{number}.safetensors")
+    index = {"weight_map": {"1": "w.fp16-1.safetensors", "2": "w.fp16-2.safetensors"}}
+    (transformer / "w.safetensors.index.fp16.json").write_text(json.dumps(index))
+    names = [path.name for path in files.list_weights(transformer)]
+    assert names == ["w.fp16-1.safetensors", "w.fp16-2.safetensors"]
     files.require_complete(tmp_path)
 
 

@@ -3,7 +3,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.models.checkpoints import COMMIT, cut_short, make_cache, make_folder
+from support.models.checkpoints import COMMIT, make_cache, make_folder
 
 from retouch.engine.checkpoint import find
 from retouch.engine.checkpoint.files import compute_revision
@@ -59,32 +59,6 @@ def test_a_pinned_revision_is_found_in_the_cache(tmp_path: Path) -> None:
     snapshot = make_cache(tmp_path)
     settings = CheckpointSettings(cache_dir=str(tmp_path), revision=COMMIT)
     assert find.find("org/name", settings) == snapshot
-
-
-def test_an_interrupted_download_is_continued(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    snapshot = make_cache(tmp_path)
-    shard = snapshot / "transformer" / "2.safetensors"
-    whole = shard.read_bytes()
-    cut_short(shard)
-    calls = []
-
-    def snapshot_download(
-        model_id: str, *, local_files_only: bool = False, **wanted: object
-    ) -> str:
-        calls.append((model_id, local_files_only, wanted["token"], wanted["revision"]))
-        if not local_files_only:
-            shard.write_bytes(whole)
-        return str(snapshot)
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
-    settings = CheckpointSettings(revision="v1", hf_token="hf_secret")  # noqa: S106 - made up
-    assert find.find("org/name", settings) == snapshot
-    assert calls == [
-        ("org/name", True, "hf_secret", "v1"),
-        ("org/name", False, "hf_secret", "v1"),
-    ]
 
 
 def test_a_missing_path_is_not_taken_for_a_hub_id(tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,26 +20,37 @@ from retouch.engine.memory.probe import measure_cpus, measure_free, measure_host
 from retouch.engine.memory.report import explain
 from retouch.errors import ModelError
 
-PICTURE = EditShape()
+SHAPE = EditShape()
 
 
 def plan_for(gpu_gib: float, host_gib: float = 64) -> Plan:
-    return make_plan(FULL, PICTURE, FreeMemory(int(gpu_gib * GIB), int(host_gib * GIB)))
+    return make_plan(FULL, SHAPE, FreeMemory(int(gpu_gib * GIB), int(host_gib * GIB)))
 
 
-@pytest.mark.parametrize(
-    ("gpu_gib", "name"),
-    [
-        (80, "resident"),
-        (48, "resident"),
-        (40, "text encoder streamed"),
-        (32, "text encoder streamed"),
-    ],
-)
-def test_a_large_card_streams_no_block(gpu_gib: float, name: str) -> None:
+@pytest.mark.parametrize("gpu_gib", [56, 48, 40, 32])
+def test_a_large_card_streams_no_block(gpu_gib: float) -> None:
+    assert not plan_for(gpu_gib).streamed_blocks
+
+
+def test_where_everything_fits_nothing_streams_not_even_the_modulation() -> None:
+    plan = plan_for(80)
+    assert (plan.name, plan.slots, plan.host_bytes) == ("resident", 0, 0)
+    assert plan.resident_bytes == FULL.total
+
+
+@pytest.mark.parametrize("gpu_gib", [40, 36, 32])
+def test_the_text_encoder_keeps_what_fits(gpu_gib: float) -> None:
     plan = plan_for(gpu_gib)
-    assert plan.name == name
-    assert not plan.streamed_blocks
+    count = len(plan.streamed_layers)
+    assert plan.name == f"{count} of 60 layers of the text encoder streamed"
+    assert plan.peak_bytes > (gpu_gib - 0.5) * GIB, "memory is left unused"
+    assert sum(FULL.layers[i] for i in plan.streamed_layers) == plan.pinned_bytes
+
+
+def test_a_smaller_card_streams_more_of_the_text_encoder() -> None:
+    counts = [len(plan_for(gpu_gib).streamed_layers) for gpu_gib in (48, 40, 36, 32)]
+    assert counts == sorted(set(counts))
+    assert counts[0] == 0
 
 
 def test_a_smaller_card_streams_more_blocks_and_never_takes_more_than_it_has() -> None:
@@ -58,14 +70,14 @@ def test_every_weight_is_somewhere() -> None:
         assert plan.resident_bytes + plan.host_bytes == FULL.total
 
 
-def test_the_modulation_never_stays_on_the_gpu_nor_is_pinned() -> None:
-    plan = plan_for(80)
+def test_the_modulation_is_first_to_go_to_the_host_and_not_pinned() -> None:
+    plan = plan_for(48)
     assert plan.host_bytes == sum(FULL.modulation) + FULL.host
     assert plan.pinned_bytes == 0
 
 
 def test_a_slot_holds_the_largest_part_that_streams() -> None:
-    assert plan_for(80).slot_bytes == max(FULL.modulation)
+    assert plan_for(48).slot_bytes == max(FULL.modulation)
     assert plan_for(16).slot_bytes == max(*FULL.blocks, *FULL.layers)
 
 
@@ -86,7 +98,7 @@ def test_both_memories_may_be_short() -> None:
         plan_for(1, host_gib=1)
 
 
-def test_a_larger_picture_leaves_room_for_fewer_blocks() -> None:
+def test_a_larger_edit_leaves_room_for_fewer_blocks() -> None:
     large = make_plan(FULL, EditShape(area_px=4 << 20), FreeMemory(16 * GIB, 64 * GIB))
     assert len(large.streamed_blocks) > len(plan_for(16).streamed_blocks)
 
@@ -115,11 +127,28 @@ def test_streamed_blocks_are_spread_evenly(of: int) -> None:
 
 
 def test_the_explanation_names_the_plan_and_what_moves() -> None:
-    lines = "\n".join(explain(plan_for(16), FULL, PICTURE))
+    lines = "\n".join(explain(plan_for(16), FULL, SHAPE))
     assert "of 60 blocks streamed" in lines
     assert "in every step" in lines
-    assert "in every step" not in "\n".join(explain(plan_for(40), FULL, PICTURE))
-    assert "in every edit" not in "\n".join(explain(plan_for(80), FULL, PICTURE))
+    assert "in every step" not in "\n".join(explain(plan_for(40), FULL, SHAPE))
+    assert "in every edit" not in "\n".join(explain(plan_for(48), FULL, SHAPE))
+    assert "before an edit" in "\n".join(explain(plan_for(48), FULL, SHAPE))
+    assert "before an edit" not in "\n".join(explain(plan_for(80), FULL, SHAPE))
+
+
+def test_the_largest_edit_that_fits_is_stated() -> None:
+    small, large = plan_for(16), plan_for(80)
+    assert large.max_area_px == 2048 * 2048
+    assert 1024 * 1024 <= small.max_area_px < 2048 * 2048
+    least = replace(SHAPE, area_px=small.max_area_px).activation_bytes()
+    assert small.peak_bytes - SHAPE.activation_bytes() + least <= 16 * GIB
+
+
+def test_room_is_made_for_a_larger_edit_that_is_planned() -> None:
+    shape = EditShape(area_px=2048 * 2048)
+    plan = make_plan(FULL, shape, FreeMemory(16 * GIB, 64 * GIB))
+    assert plan.max_area_px == 2048 * 2048
+    assert plan.peak_bytes <= 16 * GIB
 
 
 def test_sizes_add_up() -> None:
@@ -204,4 +233,4 @@ def test_a_containers_quota_of_cpus_counts(
 
 def test_a_model_of_one_block_that_fits_has_a_plan() -> None:
     sizes = Sizes(blocks=(9,), layers=(9,), modulation=(7,), fixed=1, host=1)
-    assert make_plan(sizes, PICTURE, FreeMemory(80 * GIB, 64 * GIB)).slot_bytes == 7
+    assert make_plan(sizes, SHAPE, FreeMemory(80 * GIB, 64 * GIB)).name == "resident"

@@ -1,0 +1,132 @@
+"""Checkpoints of the Hugging Face hub: complete snapshots in a cache, and downloads."""
+
+from collections.abc import Callable, Iterator
+from http import HTTPStatus
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from retouch.engine.checkpoint.download_progress import make_line_bar
+from retouch.engine.checkpoint.files import (
+    INDEX_FILE,
+    PARTS,
+    WEIGHTED,
+    choose_weights,
+    reason_of,
+    require_complete,
+)
+from retouch.engine.preset import PRESET_FILE
+from retouch.errors import ModelError
+
+_SMALL_FILES = ("json", "txt", "jinja")
+_ELSEWHERE = "set HF_ENDPOINT to a mirror, or MODEL_ID to a directory"
+
+
+def find_repositories(model_id: str, cache: Path) -> Iterator[Path]:
+    """Yield the directories of `model_id` in a hub cache. Hub ids ignore the case of letters."""
+    name = f"models--{model_id.replace('/', '--')}".casefold()
+    if cache.is_dir():
+        yield from (path for path in cache.iterdir() if path.name.casefold() == name)
+
+
+def find_snapshot(
+    model_id: str, cache: Path, *, revision: str, progress: Callable[[str], None]
+) -> Path | None:
+    """Return the complete snapshot in a hub cache that `revision` names, or None.
+
+    Without a revision the one of `main` comes first, then the newest: caches are copied without
+    their `refs`, and an interrupted download of a newer snapshot must not hide a complete one.
+    """
+    for repository in find_repositories(model_id, cache):
+        reference = repository / "refs" / (revision or "main")
+        commit = reference.read_text(encoding="utf-8").strip() if reference.is_file() else revision
+        snapshots = [path for path in (repository / "snapshots").glob("*") if path.is_dir()]
+        snapshots.sort(key=lambda path: (path.name == commit, path.stat().st_mtime), reverse=True)
+        for snapshot in snapshots:
+            if revision and snapshot.name != commit:
+                break
+            try:
+                require_complete(snapshot)
+            except ModelError as error:
+                progress(f"the cached snapshot {snapshot.name[:12]} is not used: {error.message}")
+                continue
+            if snapshot.name != commit:
+                progress(f"using the cached snapshot {snapshot.name[:12]}, the newest complete one")
+            return snapshot
+    return None
+
+
+def download(
+    model_id: str, *, revision: str, cache: Path, token: str, progress: Callable[[str], None]
+) -> Path:
+    """Download what the engine needs of `model_id` into a hub cache; return the snapshot.
+
+    Raises:
+        ModelError: the hub refuses or cannot be reached; the message says what to do.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        api = HfApi(token=token or None)
+        commit = api.model_info(model_id, revision=revision or "main").sha
+        tree = api.list_repo_tree(model_id, recursive=True, revision=commit)
+        sizes = {item.path: getattr(item, "size", None) or 0 for item in tree}
+        needed = choose_files(sizes)
+        gib = sum(sizes[name] for name in needed) / (1 << 30)
+        progress(f"downloading {model_id}, {gib:.1f} GiB, to {cache}; to avoid it, set MODEL_ID")
+        return Path(
+            snapshot_download(
+                model_id,
+                revision=revision or None,
+                cache_dir=cache,
+                token=token or None,
+                allow_patterns=needed,
+                tqdm_class=make_line_bar(progress),
+            )
+        )
+    except HFValidationError:
+        raise ModelError("there is no such directory, and it is not a valid hub id") from None
+    except HfHubHTTPError as error:
+        raise ModelError(explain(error, revision)) from error
+    except Exception as error:  # its HTTP client's errors, offline mode, a full disk
+        raise ModelError(
+            f"it is not cached completely, and the download failed ({reason_of(error)}): check the network, or "
+            f"{_ELSEWHERE}"
+        ) from error
+
+
+def choose_files(names: Any) -> list[str]:
+    """Choose the files that the engine needs: small files, and each part's weights in one precision."""
+    chosen = []
+    for part in PARTS:
+        inside = [path for path in map(PurePosixPath, names) if str(path.parent) == part]
+        weights = [path.name for path in inside if ".safetensors" in path.name]
+        chosen += [
+            f"{part}/{path.name}"
+            for path in inside
+            if path.name not in weights and path.suffix[1:] in _SMALL_FILES
+        ]
+        if part in WEIGHTED:
+            chosen += [f"{part}/{name}" for name in choose_weights(weights)]
+    return [name for name in (INDEX_FILE, PRESET_FILE) if name in names] + chosen
+
+
+def explain(error: Any, revision: str) -> str:
+    """Say what the hub's HTTP error means and what to do about it."""
+    status = error.response.status_code
+    code = error.response.headers.get("X-Error-Code", "")
+    if status == HTTPStatus.NOT_FOUND and (code == "RevisionNotFound" or (revision and not code)):
+        return f"the hub has no revision {revision} of it: check MODEL_REVISION"
+    if status == HTTPStatus.FORBIDDEN or code == "GatedRepo":
+        return (
+            "the hub denies access: accept the model's terms on its page, and set HF_TOKEN to a token "
+            "that may read it"
+        )
+    if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.NOT_FOUND}:
+        return (
+            "the hub has no such model, or it is private: check MODEL_ID, and for a private model set "
+            "HF_TOKEN to a token that may read it"
+        )
+    if status == HTTPStatus.TOO_MANY_REQUESTS:
+        return f"the hub limits requests (429): try again later, set HF_TOKEN, or {_ELSEWHERE}"
+    return f"the hub fails ({status}): try again later, or {_ELSEWHERE}"

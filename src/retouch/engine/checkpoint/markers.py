@@ -1,0 +1,59 @@
+"""Check that tokenizer, text encoder and processor agree on the ids of the template's markers.
+
+Files of two versions mixed load without a word, and the text encoder then never sees the image.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from retouch.engine.checkpoint.files import read_json
+from retouch.errors import ModelError
+
+CONFIG_IDS = {
+    "<|image_pad|>": "image_token_id",
+    "<|video_pad|>": "video_token_id",
+    "<|vision_start|>": "vision_start_token_id",
+    "<|vision_end|>": "vision_end_token_id",
+}
+MARKERS = ("<|im_start|>", "<|im_end|>", *CONFIG_IDS)
+
+
+def require_markers(folder: Path, tokenizer: Any, config: Any) -> None:
+    """Compare the processor's `tokenizer` with the text encoder's `config` and with `tokenizer/`.
+
+    Raises:
+        ModelError: names the first marker whose ids differ.
+    """
+    vocabulary = tokenizer.get_vocab()
+    ids = {marker: vocabulary.get(marker) for marker in MARKERS}
+    of_config = {marker: getattr(config, name, None) for marker, name in CONFIG_IDS.items()}
+    _require_equal(ids, of_config, "text_encoder/config.json")
+    _require_equal(ids, read_added_tokens(folder / "tokenizer"), "tokenizer/")
+    if missing := [marker for marker, number in ids.items() if number is None]:
+        raise ModelError(f"the tokenizer in processor/ does not know {missing[0]}")
+
+
+def _require_equal(
+    ids: Mapping[str, int | None], others: Mapping[str, int | None], where: str
+) -> None:
+    for marker in MARKERS:
+        other = others.get(marker)
+        if other is not None and other != ids[marker]:
+            raise ModelError(
+                f"files of different versions: {marker} is {ids[marker]} in processor/ and {other} in "
+                f"{where}; copy all files of one version"
+            )
+
+
+def read_added_tokens(folder: Path) -> dict[str, int | None]:
+    """Return the ids of the added tokens in a tokenizer's folder, from whichever file has them."""
+    found: dict[str, int | None] = {}
+    if (path := folder / "added_tokens.json").exists():
+        found |= read_json(path)
+    if (path := folder / "tokenizer_config.json").exists():
+        decoder = read_json(path).get("added_tokens_decoder", {})
+        found |= {entry["content"]: int(number) for number, entry in decoder.items()}
+    if (path := folder / "tokenizer.json").exists():
+        found |= {entry["content"]: entry["id"] for entry in read_json(path)["added_tokens"]}
+    return found
