@@ -40,11 +40,6 @@ class Editor:
         return self.steps.engine.info
 
     @property
-    def in_progress(self) -> int:
-        """How many edits are in progress, from download to upload."""
-        return self._admission.in_progress
-
-    @property
     def retry_after_s(self) -> int:
         """Seconds until there is likely to be room for another edit."""
         return self._admission.retry_after_s
