@@ -19,6 +19,7 @@ from retouch import wiring
 from retouch.editing.editor import Editor
 from retouch.editing.ports import EditParams, Engine, run_edit
 from retouch.editing.steps import ignore
+from retouch.engine import compilation
 from retouch.errors import ModelError, ModelLost, NotReady
 from retouch.logs import event
 from retouch.schema import EditRequest, EditResult, Progress
@@ -53,8 +54,6 @@ def prepare_process() -> None:
         os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
     # Threads that spin while they wait slow each other down on a CPU that has other work too.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from retouch.engine import compilation
-
     if cache := compilation.find_code_cache():
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
 
