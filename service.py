@@ -14,7 +14,7 @@ from retouch import logs
 from retouch.lifecycle import ModelHost, prepare_process
 from retouch.schema import EditRequest, EditResult
 from retouch.settings import load_settings, require_local_store
-from retouch.web import server
+from retouch.web import server, shutdown
 from retouch.web.app import App
 from retouch.web.edit import Caller, EditEndpoint
 from retouch.web.metrics import Metrics
@@ -24,6 +24,7 @@ settings = load_settings()
 require_local_store(settings)
 logs.install(settings.log_level, secrets=settings.secrets)
 server.install()
+shutdown.log_dead_processes()
 host = ModelHost(settings)
 metrics = Metrics(host)
 metrics.count_events(logging.getLogger("retouch"))
@@ -44,6 +45,8 @@ class Retouch:
 
     def __init__(self) -> None:
         host.open()
+        shutdown.stop_on_signals(host)
+        shutdown.end_without_supervisor()
 
     # BentoML describes it in /schema.json, from which its clients are made. Requests to the route are
     # answered by the same endpoint one layer above, which parses the body once and within limits:
@@ -56,7 +59,7 @@ class Retouch:
 
     @bentoml.on_shutdown  # type: ignore[untyped-decorator]
     async def close(self) -> None:
-        """Let the running edit end."""
+        """End threads and child processes, and edits where no signal came."""
         await host.close()
 
 

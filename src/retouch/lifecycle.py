@@ -3,21 +3,26 @@
 Both entry points use it, so start-up and the model's states are the same over HTTP and on Runpod.
 """
 
+import asyncio
 import logging
 import os
 import threading
 import time
 from collections.abc import Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from enum import StrEnum
+from typing import Any
 
 from PIL import Image
 
 from retouch import wiring
 from retouch.editing.editor import Editor
 from retouch.editing.ports import EditParams, Engine, run_edit
+from retouch.editing.steps import ignore
+from retouch.engine import compilation
 from retouch.errors import ModelError, ModelLost, NotReady
 from retouch.logs import event
+from retouch.schema import EditRequest, EditResult, Progress
 from retouch.settings import Settings
 from retouch.storage.port import Store
 
@@ -25,16 +30,20 @@ _log = logging.getLogger(__name__)
 EXIT_STATUS = 70
 """What a process ends with whose model hangs: EX_SOFTWARE of sysexits.h."""
 _LINGER_S = 2.0
+_CANCEL_S = 4.0
+"""For cancelled edits to end at their next step: with the grace below the 30 s of Kubernetes."""
+_STOPPING = "the service is stopping"
 _WARM_UP_SEED = 0
 _WARM_UP_STEPS = 2
 
 
 class State(StrEnum):
-    """States of the model. `FAILED` and `DEFUNCT` are final: only another process helps."""
+    """States of the model. The last three are final: only another process edits again."""
 
     STARTING = "starting"
     READY = "ready"
     BUSY = "busy"
+    STOPPING = "stopping"
     FAILED = "failed"
     DEFUNCT = "defunct"
 
@@ -46,8 +55,6 @@ def prepare_process() -> None:
         os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
     # Threads that spin while they wait slow each other down on a CPU that has other work too.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from retouch.engine import compilation
-
     if cache := compilation.find_code_cache():
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
 
@@ -77,7 +84,9 @@ class ModelHost:
         self._linger_s = linger_s
         self._end_process = end_process
         self._final: State | None = None
-        self._is_closed = False
+        self._is_stopping = False
+        self._is_grace_over = False
+        self._edits: set[asyncio.Task[Any]] = set()  # the tasks that are in `run`
         self._exits = AsyncExitStack()
 
     @property
@@ -85,9 +94,11 @@ class ModelHost:
         """The state of the model now."""
         if self._final is not None:
             return self._final
-        if self._editor is not None:
-            return State.BUSY if self._editor.in_progress else State.READY
-        return State.READY if self._engine is not None else State.STARTING
+        if self._is_stopping:
+            return State.STOPPING
+        if self._edits:
+            return State.BUSY
+        return State.READY if self._editor or self._engine else State.STARTING
 
     @property
     def store(self) -> Store:
@@ -115,11 +126,11 @@ class ModelHost:
         if self._final is State.DEFUNCT:
             raise ModelLost
         self.require_alive()
+        if self._is_stopping:
+            raise NotReady(_STOPPING)
         if self._editor is None:
             if self._engine is None:
                 raise NotReady("the model is still loading")
-            if self._is_closed:
-                raise NotReady("the service is stopping")
             self._editor = wiring.build_editor(
                 self.settings,
                 self._engine,
@@ -180,10 +191,60 @@ class ModelHost:
             event(_log, "access.open", level=logging.WARNING, setting="API_KEYS")
         threading.Thread(target=self._load_or_fail, name="load", daemon=True).start()
 
+    async def run(
+        self,
+        request: EditRequest,
+        *,
+        job_id: str,
+        request_id: str,
+        progress: Callable[[Progress], None] = ignore,
+    ) -> EditResult:
+        """Edit as `Editor.run` does. When the process stops, the edit has until the grace is over.
+
+        Raises:
+            NotReady: the model is still loading, or the process stops.
+            EditError: as `editor` and `Editor.run`.
+        """
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - for mypy: a coroutine runs in a task
+        editor = self.editor
+        self._edits.add(task)
+        try:
+            return await editor.run(
+                request, job_id=job_id, request_id=request_id, progress=progress
+            )
+        except asyncio.CancelledError:
+            if not self._is_grace_over or task.uncancel():
+                raise  # the caller cancelled it
+            raise NotReady(_STOPPING) from None
+        finally:
+            self._edits.discard(task)
+
     async def close(self) -> None:
-        """Take no more edits, let those in progress end, and end threads and child processes."""
-        self._is_closed = True
-        await self._exits.aclose()
+        """Take no more edits, let those in progress end, and end threads and child processes.
+
+        Edits that are not done after STOP_GRACE_SECONDS are cancelled: their callers get `NotReady`,
+        which they may retry.
+        """
+        if not self._is_stopping:
+            self._is_stopping = True
+            await self._end_edits()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_CANCEL_S):
+                await self._exits.aclose()
+
+    async def _end_edits(self) -> None:
+        edits = set(self._edits)
+        event(_log, "stop.began", edits=len(edits))
+        if edits:
+            await asyncio.wait(edits, timeout=self.settings.stop_grace_seconds)
+        self._is_grace_over = True
+        late = edits & self._edits  # a task outside `run` may still deliver its result
+        for edit in late:
+            edit.cancel()
+        if late:
+            await asyncio.wait(late, timeout=_CANCEL_S)
+        event(_log, "stop.finished", finished=len(edits) - len(late), cancelled=len(late))
 
     def _load_or_fail(self) -> None:
         try:

@@ -28,8 +28,29 @@ def test_a_worker_that_gets_sigterm_delivers_its_job() -> None:
     worker_runs.run_sigterms(2)
 
 
+def test_an_idle_worker_ends_at_once_and_leaves_the_next_job_in_the_queue() -> None:
+    with sleepy(hold_s=60) as worker:
+        worker.platform.wait(worker.platform.submit(REQUEST))
+        worker.platform.wait_for(lambda: worker.platform.is_polled)
+        worker.process.terminate()
+        assert worker.process.wait(10) == 0
+        late = worker.platform.submit(REQUEST)
+        time.sleep(0.5)
+        assert late.state == "IN_QUEUE"
+
+
+def test_a_job_that_outlasts_the_grace_fails_and_may_be_retried() -> None:
+    with sleepy("--step-s", "0.5", "--grace-s", "1") as worker:
+        job = worker.platform.submit(REQUEST)
+        worker.platform.wait_for(lambda: worker.count(job, "step"))
+        worker.process.terminate()
+        assert worker.process.wait(10) == 0
+        assert job.state == "FAILED"
+        details = ErrorBody.model_validate_json(job.error).error.details
+        assert (details.code, details.retryable) == ("not_ready", True)
+
+
 def test_a_job_that_comes_while_a_worker_ends_stays_in_the_queue() -> None:
-    """With several jobs at a time the SDK takes more while it ends, and never runs them."""
     with sleepy("--step-s", "0.15", hold_s=10) as worker:
         first = worker.platform.submit(REQUEST)
         worker.platform.wait_for(lambda: worker.count(first, "step") > 9)

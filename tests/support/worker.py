@@ -1,6 +1,7 @@
 """Runpod workers and model hosts over fakes: no platform, no loading."""
 
 from functools import partial
+from typing import Any
 
 from retouch.lifecycle import ModelHost
 from retouch.settings import Settings
@@ -10,9 +11,9 @@ from retouch.worker.progress import Reporter
 from support.fakes import House
 
 
-def build_host(house: House) -> ModelHost:
+def build_host(house: House, **settings: Any) -> ModelHost:
     """A host whose model is loaded: the house's editor and store."""
-    return ModelHost(Settings(_env_file=None), store=house.store, editor=house.editor)
+    return ModelHost(Settings(_env_file=None, **settings), store=house.store, editor=house.editor)
 
 
 def build_worker(house: House) -> Worker:

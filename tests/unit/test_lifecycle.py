@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.fakes import PATIENCE_S, House, Pause, settle, until
-from support.worlds import run
+from support.fakes import PATIENCE_S, REQUEST, House, Pause, settle, until
 
 from retouch import lifecycle, wiring
 from retouch.editing.editor import Editor
@@ -18,6 +17,7 @@ from retouch.editing.ports import Engine
 from retouch.engine import compilation
 from retouch.errors import ModelError, ModelLost, NotReady
 from retouch.lifecycle import ModelHost, State
+from retouch.schema import EditResult
 from retouch.settings import Settings
 from retouch.storage.port import Store
 
@@ -201,11 +201,9 @@ def test_loading_in_the_calling_thread_raises_what_went_wrong(wires: Wires) -> N
 
 
 async def test_the_model_is_busy_while_an_edit_is_in_progress(wires: Wires) -> None:
-    host = opened(wires)
-    _ = host.editor
-    pause = Pause()
+    host, pause = opened(wires), Pause()
     wires.house.engine.at_step = lambda _: pause.hold()
-    editing = asyncio.create_task(run(wires.house))
+    editing = asyncio.create_task(edit(host))
     await pause.reached()
     assert host.state is State.BUSY
     pause.release()
@@ -238,20 +236,64 @@ async def test_a_lost_model_is_defunct_and_ends_the_process_after_callers_had_th
 # --- the end -----------------------------------------------------------------------------------
 
 
-async def test_closing_lets_the_running_edit_end_and_takes_no_more(wires: Wires) -> None:
-    host = opened(wires)
-    _ = host.editor
-    pause = Pause()
+async def edit(host: ModelHost, job_id: str = "job-1") -> EditResult:
+    return await host.run(REQUEST, job_id=job_id, request_id=job_id)
+
+
+async def start_stopping(host: ModelHost, wires: Wires, pause: Pause) -> tuple[Any, Any]:
+    """Have an edit on the model, and then a host that stops."""
     wires.house.engine.at_step = lambda _: pause.hold()
-    editing = asyncio.create_task(run(wires.house))
+    editing = asyncio.create_task(edit(host))
     await pause.reached()
     closing = asyncio.create_task(host.close())
     await settle()  # the event loop goes on meanwhile
-    assert not closing.done()
+    return editing, closing
+
+
+async def test_stopping_lets_edits_in_progress_end_and_takes_no_more(
+    wires: Wires, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    host, pause = opened(wires), Pause()
+    editing, closing = await start_stopping(host, wires, pause)
+    assert host.state is State.STOPPING
+    host.require_alive()
     with pytest.raises(NotReady, match="stopping"):
-        await run(wires.house, job_id="late")
+        await edit(host, "late")
     pause.release()
     assert (await editing).result.object_key in wires.house.store.objects
+    await closing
+    fields = [vars(record)["fields"] for record in caplog.records if "stop." in record.message]
+    assert fields == [{"edits": 1}, {"finished": 1, "cancelled": 0}]
+
+
+async def test_edits_that_outlast_the_grace_are_cancelled_and_may_be_retried(
+    wires: Wires, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    host, pause = opened(wires, stop_grace_seconds=0.05), Pause()
+    editing, closing = await start_stopping(host, wires, pause)
+    await asyncio.sleep(0.1)
+    pause.release()  # the model comes to its next step
+    with pytest.raises(NotReady, match="stopping") as stopped:
+        await editing
+    assert stopped.value.retryable
+    await closing
+    assert wires.house.store.results == []
+    fields = [vars(record)["fields"] for record in caplog.records if "stop." in record.message]
+    assert fields == [{"edits": 1}, {"finished": 0, "cancelled": 1}]
+
+
+async def test_an_edit_that_its_caller_cancels_while_the_host_stops_stays_cancelled(
+    wires: Wires,
+) -> None:
+    host, pause = opened(wires), Pause()
+    editing, closing = await start_stopping(host, wires, pause)
+    editing.cancel()
+    await settle()
+    pause.release()
+    with pytest.raises(asyncio.CancelledError):
+        await editing
     await closing
 
 

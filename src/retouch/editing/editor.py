@@ -40,11 +40,6 @@ class Editor:
         return self.steps.engine.info
 
     @property
-    def in_progress(self) -> int:
-        """How many edits are in progress, from download to upload."""
-        return self._admission.in_progress
-
-    @property
     def waiting(self) -> int:
         """How many edits wait for the model."""
         return self._admission.waiting

@@ -192,6 +192,9 @@ class Settings(BaseSettings):
         0, ge=0, le=1 << 40, description="their bytes together; 0: 33 x MAX_IMAGE_BYTES"
     )
     downloads_per_host: int = Field(8, ge=1, le=1000, description="connections to one origin")
+    stop_grace_seconds: Seconds = Field(
+        25, description="seconds for edits to end when the process stops"
+    )
     max_queue: int = Field(32, ge=0, le=10000, description="edits that may wait")
     prefetch_jobs: int = Field(
         0, ge=0, le=4, description="ignored; accepted so that old configurations start"

@@ -115,7 +115,7 @@ class EditEndpoint:
     ) -> EditResult:
         """Wait for the edit, or cancel it when the caller disconnects."""
         edit = self._spawn(
-            self._host.editor.run(
+            self._host.run(
                 request, job_id=caller.job_id, request_id=caller.request_id, progress=progress
             )
         )

@@ -52,6 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         build_reporter=lambda job: Reporter(partial(send, job)),
     )
     config["handler"] = worker.handle
+    sdk.close_on_stop(host.close)
     try:
         _serve(StartupChecks(host).checks, config, is_local=is_local)
     finally:

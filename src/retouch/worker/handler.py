@@ -75,13 +75,12 @@ class Worker:
         self, body: object, job_id: str, progress: Callable[[Progress], None]
     ) -> EditResult:
         request = read_input(body)
-        editor = self._host.editor
         try:
-            found = await editor.find(request, job_id=job_id, request_id=job_id)
+            found = await self._host.editor.find(request, job_id=job_id, request_id=job_id)
         except StorageError as error:  # editing again costs time; refusing would cost the job
             event(_log, "result.unknown", level=logging.WARNING, code=error.code, **error.context)
             found = None
-        return found or await editor.run(
+        return found or await self._host.run(
             request, job_id=job_id, request_id=job_id, progress=progress
         )
 

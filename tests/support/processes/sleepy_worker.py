@@ -77,6 +77,7 @@ def main() -> None:
     parser.add_argument("--step-s", type=float, default=0.05, help="seconds of a step")
     parser.add_argument("--every-s", type=float, default=1.0, help="seconds between progress")
     parser.add_argument("--jobs", type=int, default=1, help="jobs taken at a time")
+    parser.add_argument("--grace-s", type=float, default=25, help="seconds for edits after SIGTERM")
     options, _ = parser.parse_known_args()
     from runpod import serverless
 
@@ -90,8 +91,10 @@ def main() -> None:
     )
     config: dict[str, Any] = {"concurrency_modifier": lambda _: options.jobs}
     send = sdk.discard_progress if sdk.IS_LOCAL_TEST else sdk.send_progress
+    host = build_host(house, stop_grace_seconds=options.grace_s)
+    sdk.close_on_stop(host.close)
     worker = handler.Worker(
-        build_host(house),
+        host,
         refresh=partial(sdk.request_refresh, config),
         is_gpu_lost=lambda: engine.is_lost,
         build_reporter=lambda job: Reporter(partial(send, job), every_s=options.every_s),

@@ -59,6 +59,7 @@ class Platform:
         self.batches: list[int] = []
         self.stopped_at_s: dict[str, float] = {}
         self.progress_delay_s = 0.0
+        self.is_polled = False
         self._hold_s = hold_s
         self._queue: deque[Job] = deque()
         self._stops: deque[str] = deque()
@@ -148,7 +149,10 @@ class Platform:
                 web.post(base + "/cancel/{id}", self._cancel),
             ]
         )
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+        # A poll whose worker has hung up takes no job.
+        self._runner = web.AppRunner(
+            app, access_log=None, shutdown_timeout=0.1, handler_cancellation=True
+        )
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", 0)
         await site.start()
@@ -170,7 +174,11 @@ class Platform:
     async def _take(self, request: web.Request) -> web.StreamResponse:
         batched = "job-take-batch" in request.path
         size = int(request.query.get("batch_size", "1"))
-        await self._hold(lambda: self._queue)
+        self.is_polled = True
+        try:
+            await self._hold(lambda: self._queue)
+        finally:  # also where the worker hangs up
+            self.is_polled = False
         taken = [self._queue.popleft() for _ in range(min(size, len(self._queue)))]
         if not taken:
             return web.Response(status=204)

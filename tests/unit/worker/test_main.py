@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 from runpod import RunPodLogger, serverless
-from runpod.serverless.modules import rp_fitness
+from runpod.serverless.modules import rp_fitness, rp_scale
 
 from retouch.settings import Settings
 from retouch.worker import __main__, sdk
@@ -54,6 +54,7 @@ def platform(monkeypatch: pytest.MonkeyPatch) -> Sdk:
     monkeypatch.setattr(serverless, "start", platform.start)
     monkeypatch.setattr(rp_fitness, "_fitness_checks", platform.checks)
     monkeypatch.setattr(RunPodLogger, "log", RunPodLogger.log)
+    monkeypatch.setattr(rp_scale, "JobScaler", rp_scale.JobScaler)
     monkeypatch.setattr(__main__.logs, "install", lambda *_, **__: None)
     monkeypatch.setattr(sdk, "IS_LOCAL_TEST", False)
     return platform
