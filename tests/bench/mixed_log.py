@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from support.servers.origin import Origin
 KINDS = ("cached", "wrong", "new", "failing", "data", "unreachable", "stream", "failing", "hang-up")
 ROUNDS_A_PLANT = 5
 MOST_SHOWN = 25
+START_S = 600.0
 
 
 def requests(make: Requests) -> Iterator[Ask]:
@@ -81,13 +83,24 @@ async def run(
         plant(folder)
         service.start()
         try:
-            await asyncio.to_thread(service.wait_until_ready)
+            await asyncio.to_thread(wait_until_ready, service)
             asks = requests(Requests(hosts, side_px=64, steps=1))
             attempts = await load(options, service, asks)
             await asyncio.sleep(1)  # until the last requests are logged
         finally:
             await asyncio.to_thread(service.stop)
     return attempts, [read(line) for line in service.output.splitlines()]
+
+
+def wait_until_ready(service: Service) -> None:
+    """Wait longer than tests do: the machine may be busy."""
+    give_up_at_s = time.monotonic() + START_S
+    while time.monotonic() < give_up_at_s:
+        with suppress(httpx.TransportError):
+            if service.client.get("/readyz").status_code == httpx.codes.OK:
+                return
+        time.sleep(1)
+    raise TimeoutError(service.output[-3000:])
 
 
 def read(line: str) -> dict[str, Any]:
