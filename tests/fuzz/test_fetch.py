@@ -3,7 +3,7 @@ import ssl
 
 import httpcore
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.servers.origin import fetch_alone
 
@@ -52,6 +52,7 @@ async def fetch(answer: list[bytes]) -> Download | EditError:
         return error
 
 
+@settings(deadline=None)  # on a busy machine
 @given(answers() | st.lists(st.binary(min_size=1), max_size=4))
 def test_any_answer_is_an_image_within_the_limit_or_a_typed_error(answer: list[bytes]) -> None:
     fetched = asyncio.run(fetch(answer))

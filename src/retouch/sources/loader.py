@@ -34,6 +34,7 @@ from retouch.sources.cache_entry import CachedSource, lifetime_s, sha256_hex
 from retouch.sources.data_url import decode_data_url, is_data_url
 from retouch.sources.signed_url import valid_for_s
 from retouch.sources.single_flight import SingleFlight
+from retouch.sources.trailing_bytes import trim
 from retouch.storage.port import Store
 
 _log = logging.getLogger(__name__)
@@ -282,9 +283,10 @@ class SourceLoader:
             event(_log, "cache.confirmed", bytes=len(cached.body))
             return cached
         event(_log, "source.fetched", host=load.url.host, bytes=len(download.body))
+        body = await run_in(self._compute, partial(trim, download.body))
         return CachedSource(
-            body=download.body,
-            sha256=await run_in(self._compute, partial(sha256_hex, download.body)),
+            body=body,
+            sha256=await run_in(self._compute, partial(sha256_hex, body)),
             fetched_at_s=self._now(),
             fresh_s=fresh_s,
             etag=download.etag,

@@ -1,5 +1,7 @@
 """Which copy answers: request field `cache`, signed URLs, stale copies, clocks and an outage."""
 
+import asyncio
+
 import pytest
 from support.fakes import PNG, URL, Asked, Clock, Page, picture, settle, until
 from support.worlds import KEY, World
@@ -75,6 +77,27 @@ async def test_a_confirmation_keeps_the_lifetime_that_the_origin_gave() -> None:
     world.clock.now_s += 1
     await world.load()
     assert len(world.origin.asked) == 3
+
+
+async def test_what_is_behind_the_image_is_not_kept() -> None:
+    world = World(Page(PNG + bytes(1 << 20)))
+    source = await world.fill()
+    assert world.store.objects[KEY].body == PNG
+    world.restart()
+    again = await world.load()
+    assert again.content_sha256 == source.content_sha256
+    assert again.size_bytes == source.size_bytes == len(PNG)
+
+
+async def test_a_source_whose_caller_left_before_it_was_decoded_is_not_kept() -> None:
+    world = World()
+    world.origin.is_open.clear()
+    load = asyncio.create_task(world.load())
+    await until(lambda: world.origin.flying)
+    load.cancel()
+    world.origin.is_open.set()
+    await settle()
+    assert world.store.puts == []
 
 
 async def test_a_stale_copy_answers_for_its_time_only() -> None:
