@@ -120,7 +120,7 @@ def _dishonest(decoded: decode.Decoded) -> list[str]:
     fits = (
         image.mode == "RGB"
         and 0 < image.width * image.height <= LIMITS.working_pixels
-        and 0 < decoded.width_px * decoded.height_px <= LIMITS.max_pixels
+        and 0 < decoded.width_px * decoded.height_px <= LIMITS.max_pixels_of(decoded.format)
     )
     return [] if fits else [f"a picture of {image.mode}, {image.size}"]
 
