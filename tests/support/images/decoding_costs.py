@@ -52,7 +52,7 @@ class MeteredDecoder:
         self.close = self._decoder.close
 
     async def decode(self, body: bytes) -> decode.Decoded:
-        return await self._decoder.decode(body, timeout_s=PATIENCE_S)
+        return await self._decoder.decode(body, timeout_s=4 * PATIENCE_S)
 
     def take_ended(self) -> list[MeteredChild]:
         """Return the children that ended since the last call."""
