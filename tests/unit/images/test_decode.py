@@ -146,6 +146,14 @@ def test_a_png_with_an_image_before_its_animation_gives_the_first_frame() -> Non
     assert decoded.notes == ("only the first frame of the source was used",)
 
 
+def test_a_png_whose_animation_is_not_announced_is_a_single_image() -> None:
+    first, *frames = (Image.new("RGB", (16, 16), colour) for colour in (RED, GREEN, BLUE))
+    body = saved(first, "PNG", save_all=True, append_images=frames, default_image=True)
+    at = body.index(b"acTL") - 4
+    decoded = decode.decode(body[:at] + body[at + 20 :], LIMITS)
+    assert (decoded.image.getpixel((0, 0)), decoded.notes) == (RED, ())
+
+
 def test_a_png_that_lacks_only_its_end_marker_is_decoded_with_a_note() -> None:
     body = samples.samples()["png"]
     for kept in (12, 16):  # the end marker, and before it a checksum
