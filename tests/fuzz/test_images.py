@@ -26,7 +26,7 @@ def require_honest(decoded: decode.Decoded) -> None:
     image = decoded.image
     assert image.mode == "RGB"
     assert 0 < image.width * image.height <= LIMITS.working_pixels
-    assert 0 < decoded.width_px * decoded.height_px <= LIMITS.max_pixels
+    assert 0 < decoded.width_px * decoded.height_px <= LIMITS.max_pixels_of(decoded.format)
     assert len(image.tobytes()) == image.width * image.height * 3
 
 

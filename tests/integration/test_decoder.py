@@ -47,10 +47,11 @@ async def test_a_child_decodes_as_this_process_does(decoding: sandbox.Decoder) -
     [
         b"",
         b"<svg/>",
-        PHOTO[:-2],
+        PHOTO[:-2000],
         samples.saved(Image.new("1", (8000, 8000)), "PNG"),
         samples.saved(Image.new("1", (2100, 100)), "PNG"),
         samples.wide_webp(16383, 16383),
+        samples.scan_bomb(64, 2010),
     ],
 )
 async def test_a_refusal_arrives_unchanged(decoding: sandbox.Decoder, body: bytes) -> None:
@@ -80,13 +81,6 @@ async def test_50_megapixels_decode_within_the_limits(
 
 
 # --- limits ------------------------------------------------------------------------
-
-
-async def test_a_jpeg_of_thousands_of_scans_ends_at_the_cpu_limit(
-    decoding: sandbox.Decoder,
-) -> None:
-    with pytest.raises(errors.DecodeLimitExceeded):
-        await decoding.decode(samples.scan_bomb(4000, 2010), timeout_s=PATIENCE_S)
 
 
 async def test_processor_time_is_limited(build: Callable[..., sandbox.Decoder]) -> None:

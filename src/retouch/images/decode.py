@@ -75,7 +75,7 @@ def decode(body: bytes, limits: Limits) -> Decoded:
         UnsupportedImage: not one of these formats, or a kind of TIFF that would be decoded wrongly.
         ImageTooLarge: more pixels, or a longer side, than `limits` allow.
         AspectRatioTooExtreme: one side is too long for the other.
-        DecodeLimitExceeded: memory ran out.
+        DecodeLimitExceeded: a JPEG has too many scans, or memory ran out.
         BrokenImage: damaged, truncated or of a kind that Pillow cannot decode.
     """
     name = sniff(body)

@@ -8,11 +8,17 @@ from typing import Final
 from PIL import ImageChops
 from PIL.JpegImagePlugin import JpegImageFile
 
+from retouch.errors import DecodeLimitExceeded
+
 # Markers of a frame and of a scan (T.81, B.2.2 and B.2.3). Coded data never holds them.
 _FRAMES: Final = (b"\xff\xc0", b"\xff\xc1", b"\xff\xc2")
 _SCAN: Final = re.compile(rb"\xff\xda")
 _LAST_COEFFICIENT: Final = 63
 _ENOUGH_ROWS: Final = 0.99
+# A marker that has a length: not a stuffed zero, TEM, a restart or a fill byte.
+_MARKER: Final = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
+_START_OF_SCAN, _END_OF_IMAGE = b"\xff\xda", b"\xff\xd9"
+_MAX_SCANS: Final = 100
 _OTHER_DATA: Final = b"\x5a\xa5\x3c\xc3" * 64
 
 
@@ -23,8 +29,10 @@ def load_jpeg(source: JpegImageFile, body: bytes, enough_pixels: int) -> JpegIma
         `source`, or the same file opened anew with `end_missing` in its `info`.
 
     Raises:
+        DecodeLimitExceeded: there are more than 100 scans.
         Exception: of any type, from Pillow, where the file is damaged or rows are missing.
     """
+    _require_few_scans(body)
     factor = min(1.0, math.sqrt(enough_pixels / (source.width * source.height)))
     target = int(source.width * factor), int(source.height * factor)
     source.draft(None, target)
@@ -35,6 +43,23 @@ def load_jpeg(source: JpegImageFile, body: bytes, enough_pixels: int) -> JpegIma
             raise
         return _load_without_end(body, target)
     return source
+
+
+def _require_few_scans(body: bytes) -> None:
+    """Refuse a JPEG that repeats its scans; about ten are usual.
+
+    Each is a pass over the image: thousands of empty ones keep a decoder busy up to its limit
+    (libjpeg-turbo issue 284, LJT-01-003). Only the first image counts: motion photos append a video.
+    """
+    if body.count(_START_OF_SCAN) <= _MAX_SCANS:
+        return
+    scans, position = 0, 2
+    while (marker := _MARKER.search(body, position)) and marker[0] != _END_OF_IMAGE:
+        position = marker.end()
+        scans += marker[0] == _START_OF_SCAN
+        if scans > _MAX_SCANS:
+            raise DecodeLimitExceeded(f"the JPEG has more than {_MAX_SCANS} scans")
+        position += int.from_bytes(body[position : position + 2], "big")
 
 
 def _has_all_scans(body: bytes) -> bool:

@@ -67,10 +67,10 @@ class _Animation:
 
     def add(self, name: bytes, data: bytes, chunks: Mapping[bytes, bytes]) -> None:
         if name == b"acTL":
-            self.frames = int.from_bytes(data[:4], "big")
+            self.frames = 0 if b"IDAT" in chunks else int.from_bytes(data[:4], "big")
         elif name == b"fcTL":
             first = bytes(4) + chunks.get(b"IHDR", b"")[:8] + bytes(8)  # number, size, offset
-            self._is_apart = b"IDAT" in chunks and data[:20] == first
+            self._is_apart = self.frames > 0 and b"IDAT" in chunks and data[:20] == first
         elif self._is_apart:
             self.first_frame.append(_pack(b"IDAT", data[4:], b""))
 

@@ -52,7 +52,7 @@ class MeteredDecoder:
         self.close = self._decoder.close
 
     async def decode(self, body: bytes) -> decode.Decoded:
-        return await self._decoder.decode(body, timeout_s=PATIENCE_S)
+        return await self._decoder.decode(body, timeout_s=4 * PATIENCE_S)
 
     def take_ended(self) -> list[MeteredChild]:
         """Return the children that ended since the last call."""
@@ -120,7 +120,7 @@ def _dishonest(decoded: decode.Decoded) -> list[str]:
     fits = (
         image.mode == "RGB"
         and 0 < image.width * image.height <= LIMITS.working_pixels
-        and 0 < decoded.width_px * decoded.height_px <= LIMITS.max_pixels
+        and 0 < decoded.width_px * decoded.height_px <= LIMITS.max_pixels_of(decoded.format)
     )
     return [] if fits else [f"a picture of {image.mode}, {image.size}"]
 

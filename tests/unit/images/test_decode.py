@@ -146,6 +146,14 @@ def test_a_png_with_an_image_before_its_animation_gives_the_first_frame() -> Non
     assert decoded.notes == ("only the first frame of the source was used",)
 
 
+def test_a_png_whose_animation_is_not_announced_is_a_single_image() -> None:
+    first, *frames = (Image.new("RGB", (16, 16), colour) for colour in (RED, GREEN, BLUE))
+    body = saved(first, "PNG", save_all=True, append_images=frames, default_image=True)
+    at = body.index(b"acTL") - 4
+    decoded = decode.decode(body[:at] + body[at + 20 :], LIMITS)
+    assert (decoded.image.getpixel((0, 0)), decoded.notes) == (RED, ())
+
+
 def test_a_png_that_lacks_only_its_end_marker_is_decoded_with_a_note() -> None:
     body = samples.samples()["png"]
     for kept in (12, 16):  # the end marker, and before it a checksum
@@ -330,6 +338,36 @@ def test_more_memory_than_there_is_makes_the_image_too_costly(monkeypatch: Any) 
     monkeypatch.setattr(decode, "to_plain_mode", hungry)
     with pytest.raises(errors.DecodeLimitExceeded, match="too much memory"):
         decode.decode(samples.samples()["png"], LIMITS)
+
+
+# --- scans -----------------------------------------------------------------------------------
+
+
+def test_a_jpeg_of_a_hundred_scans_decodes_and_one_more_is_refused() -> None:
+    assert decode.decode(samples.scan_bomb(64, 100), LIMITS).width_px == 64
+    with pytest.raises(errors.DecodeLimitExceeded, match="more than 100 scans"):
+        decode.decode(samples.scan_bomb(64, 101), LIMITS)
+
+
+def test_scans_do_not_hide_behind_a_marker_without_a_length() -> None:
+    jpeg = samples.scan_bomb(64, 50)
+    scan = jpeg[jpeg.rindex(b"\xff\xda") : -2]
+    with pytest.raises(errors.DecodeLimitExceeded, match="more than 100 scans"):
+        decode.decode(jpeg[:-2] + (b"\xff\x01" + scan) * 60 + jpeg[-2:], LIMITS)
+
+
+def test_start_of_scan_bytes_outside_the_picture_do_not_count() -> None:
+    film = b"\xff\xda" * 500
+    jpeg = samples.samples()["jpeg"]
+    comment = b"\xff\xfe" + struct.pack(">H", len(film) + 2) + film
+    assert decode.decode(jpeg + film, LIMITS).width_px == 64
+    assert decode.decode(jpeg[:2] + comment + jpeg[2:], LIMITS).width_px == 64
+
+
+def test_counting_ends_where_the_bytes_end() -> None:
+    body = b"\xff\xd8\xff\xfe\xff\xff" + b"\xff\xda" * 101
+    with pytest.raises(errors.BrokenImage):
+        decode.decode(body, LIMITS)
 
 
 # --- encode ----------------------------------------------------------------------------------
