@@ -20,6 +20,7 @@ _URL = re.compile(
 )
 _DATA_URL = re.compile(r"""\bdata:[^\s"\\,]{0,256},[^\s"\\]*""", re.IGNORECASE)
 _QUERY = re.compile(r"""\?[^\s"'\\?=]{1,256}=[^\s"'\\]*""")  # also after a path without a host
+_CLOSING = "'])}>,.;"  # what follows a URL in a text, such as the repr of a dict
 _MIN_PRIVATE_CHARACTERS = 4
 
 _request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
@@ -67,7 +68,15 @@ def redact(text: str, secrets: Iterable[str] = ()) -> str:
         text = text.replace(secret, REDACTED)
     text = _DATA_URL.sub(f"data:{REDACTED}", text)
     text = _QUERY.sub(f"?{REDACTED}", text)
-    return _URL.sub(lambda url: url[1] + url[2] + (f"/{REDACTED}" if url[3] else ""), text)
+    return _URL.sub(_cut_to_host, text)
+
+
+def _cut_to_host(url: re.Match[str]) -> str:
+    if not url[3]:
+        return url[1] + url[2]
+    rest = url[3].replace(REDACTED, "")
+    closing = rest[len(rest.rstrip(_CLOSING)) :]
+    return f"{url[1]}{url[2]}/{REDACTED}{closing}"
 
 
 class JsonFormatter(logging.Formatter):

@@ -355,11 +355,14 @@ def test_quotes_around_values_are_dropped_with_a_warning(environment: Environmen
 
 def test_a_name_close_to_a_setting_is_warned_about(environment: Environment) -> None:
     Path(".env").write_text("MODEL_IDS=x\n")
-    warnings = environment.load(MAXQUEUE="4", API_KEY="secret", HOME="/").warnings
+    warnings = environment.load(
+        MAXQUEUE="4", API_KEY="secret", S3_ENDPOINT_URL="x", AWS_REGION="x", HOME="/"
+    ).warnings
     assert warnings == [
         "API_KEY is not a setting: is API_KEYS meant?",
         "MAXQUEUE is not a setting: is MAX_QUEUE meant?",
         "MODEL_IDS is not a setting: is MODEL_ID meant?",
+        "S3_ENDPOINT_URL is not a setting: is S3_ENDPOINT meant?",
     ]
 
 

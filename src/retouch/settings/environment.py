@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping
 from difflib import get_close_matches
 
-_LIKENESS = 0.84
+_LIKENESS = 0.845  # S3_ENDPOINT_URL is meant for S3_ENDPOINT, AWS_REGION is not for S3_REGION
 
 
 def strip_quotes(value: str) -> str:

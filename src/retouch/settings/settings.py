@@ -1,17 +1,12 @@
 """The fields of all settings, validated and frozen."""
 
 import os
-import re
 from pathlib import Path
-from typing import Annotated, Literal, Self, TypeVar
+from typing import Literal, Self
 
 from pydantic import (
-    AfterValidator,
-    AnyHttpUrl,
-    BeforeValidator,
     Field,
     SecretStr,
-    TypeAdapter,
     ValidationInfo,
     field_validator,
     model_validator,
@@ -20,81 +15,24 @@ from pydantic_settings import (
     BaseSettings,
     DotEnvSettingsSource,
     EnvSettingsSource,
-    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
 )
 
 from retouch.settings.environment import find_warnings, strip_quotes
 from retouch.settings.s3_endpoint import DEFAULT_REGION, S3Endpoint, parse_endpoint
+from retouch.settings.values import (
+    ApiKey,
+    BaseUrl,
+    Bucket,
+    CommaList,
+    Directory,
+    HostPort,
+    KeyPrefix,
+    Seconds,
+)
 
-_PREFIX = re.compile(r"^([0-9a-z_-][0-9a-z._-]*/)*$")
-_HOST_PORT = re.compile(r"^([^\s/@:]+|\[[0-9a-fA-F:.]+\]):\d{1,5}$")
-_BUCKET = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
-_MAX_PORT = 65535
 _S3_REQUIRED = ("s3_endpoint", "s3_access_key", "s3_secret_key", "s3_bucket")
-_MIN_KEY_CHARACTERS = 16
-T = TypeVar("T")
-
-
-def _split(value: object) -> object:
-    if not isinstance(value, str):
-        return value
-    items = tuple(item for part in value.split(",") if (item := part.strip()))
-    if not items:
-        raise ValueError("has no entries")
-    return items
-
-
-def _require_host_port(entry: str) -> str:
-    if not _HOST_PORT.match(entry) or int(entry.rpartition(":")[2]) > _MAX_PORT:
-        raise ValueError(f"{entry!r} is not host:port")
-    return entry.lower()
-
-
-def _require_key(key: str) -> str:
-    if not (key.isascii() and key.isprintable()):
-        raise ValueError("keys must be printable ASCII")
-    if len(key) < _MIN_KEY_CHARACTERS:  # short ones can be guessed, and cannot be kept out of logs
-        raise ValueError(f"keys must have at least {_MIN_KEY_CHARACTERS} characters")
-    return key
-
-
-def _require_base_url(value: str) -> str:
-    url = TypeAdapter(AnyHttpUrl).validate_python(value)
-    if url.query is not None or url.fragment is not None or url.username is not None:
-        raise ValueError("must be an http or https URL without a query")
-    return str(url).rstrip("/")
-
-
-def _require_prefix(value: str) -> str:
-    value = value.strip("/") + "/" if value.strip("/") else ""
-    if not _PREFIX.match(value) or ".." in value:
-        raise ValueError("must be segments of a-z, 0-9, '.', '_' and '-', each ended by '/'")
-    return value
-
-
-def _require_bucket(value: str) -> str:
-    if not _BUCKET.match(value):
-        raise ValueError("is not a bucket name: up to 63 letters, digits, '.', '_' and '-'")
-    return value
-
-
-def _require_directory(value: Path) -> Path:
-    directory = value.expanduser()
-    if directory.exists() and not directory.is_dir():
-        raise ValueError("is not a directory")
-    return directory
-
-
-CommaList = Annotated[tuple[T, ...], NoDecode, BeforeValidator(_split)]
-HostPort = Annotated[str, AfterValidator(_require_host_port)]
-ApiKey = Annotated[str, AfterValidator(_require_key)]
-BaseUrl = Annotated[str, AfterValidator(_require_base_url)]
-KeyPrefix = Annotated[str, AfterValidator(_require_prefix)]
-Bucket = Annotated[str, AfterValidator(_require_bucket)]
-Directory = Annotated[Path, AfterValidator(_require_directory)]
-Seconds = Annotated[float, Field(gt=0, le=3600)]
 _UNSET = SecretStr("")
 
 
