@@ -90,9 +90,9 @@ def _edit() -> dict[str, Any]:
     return {
         "post": {
             "summary": "Edit an image",
-            "description": "Answers when the edit is done. With Accept: text/event-stream the answer "
-            "is a stream of `progress` events (data: Progress) that ends with one `result` "
-            "(data: EditResult) or `error` event (data: ErrorBody).",
+            "description": "Answers when the edit is done. With Accept: text/event-stream the answer is "
+            "a stream of server-sent events, EditEvent: progress events, then one result or error. An "
+            "error before the first event has its HTTP status.",
             "operationId": "edit",
             "parameters": [request_id],
             "requestBody": {"required": True, "content": {"application/json": body}},
