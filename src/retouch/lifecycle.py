@@ -207,12 +207,11 @@ class ModelHost:
         """
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - for mypy: a coroutine runs in a task
-        editor = self.editor
+        edit = self.editor.run(request, job_id=job_id, request_id=request_id, progress=progress)
+        del request  # the edit lets go of the image in it once it is decoded
         self._edits.add(task)
         try:
-            return await editor.run(
-                request, job_id=job_id, request_id=request_id, progress=progress
-            )
+            return await edit
         except asyncio.CancelledError:
             if not self._is_grace_over or task.uncancel():
                 raise  # the caller cancelled it
