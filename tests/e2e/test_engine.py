@@ -159,7 +159,7 @@ def count_image_tokens(engine: QwenEngine) -> tuple[int, int]:
     """Count the tokens of the condition image for the transformer and for the text encoder."""
     inputs = engine.prepare([make_image(100, 100)], WORK).inputs
     (rows, columns), merge = inputs.grids[1], 2
-    return rows * columns, int(inputs.text.grids.prod()) // merge**2
+    return rows * columns, int(inputs.text.vision.grids.prod()) // merge**2
 
 
 @pytest.mark.parametrize("plus", [False, True])

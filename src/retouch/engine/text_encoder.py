@@ -10,6 +10,7 @@ from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit, pipeline_qwen
 from PIL.Image import Image
 
 from retouch.engine.tokenizer import Tokenizer
+from retouch.engine.vision import VisionInputs, encode_vision, prepare_vision
 from retouch.errors import ModelError
 
 _IMAGE_PAD = "<|image_pad|>"
@@ -79,15 +80,13 @@ class TextInputs:
     """Inputs of the text encoder, on the host, for all guidance branches of one edit.
 
     `ids` is (branch, token), padded on the right; `lengths` has each branch's tokens without
-    padding; `positions` is (3, branch, token): time, row, column. `patches` is (patch, value) of all
-    images together, `grids` is (image, 3): frames, rows and columns of patches.
+    padding; `positions` is (3, branch, token): time, row, column.
     """
 
     ids: torch.Tensor
     lengths: tuple[int, ...]
     positions: torch.Tensor
-    patches: torch.Tensor
-    grids: torch.Tensor
+    vision: VisionInputs
 
 
 class TextEncoder:
@@ -123,7 +122,8 @@ class TextEncoder:
             image_grid_thw=grids.repeat(len(rows), 1),
             attention_mask=mask,
         )
-        return TextInputs(ids, lengths, positions, patches["pixel_values"], grids)
+        vision = prepare_vision(patches["pixel_values"], grids, self._module.config.vision_config)
+        return TextInputs(ids, lengths, positions, vision)
 
     def encode(self, inputs: TextInputs, device: torch.device) -> list[torch.Tensor]:
         """Return each branch's hidden states without the template's prefix: (1, token, dim).
@@ -131,12 +131,12 @@ class TextEncoder:
         The vision tower sees each image once; all branches run in one pass.
         """
         model = self._module.model
-        vision = model.get_image_features(inputs.patches.to(device), inputs.grids.to(device))
+        vision = encode_vision(model.visual, inputs.vision, device)
         embedding = model.language_model.embed_tokens  # may stay on the host: few rows are read
         embedded = embedding(inputs.ids.to(embedding.weight.device)).to(device)
         is_image = (inputs.ids == self._module.config.image_token_id)[..., None].to(device)
         # (image token, dim) -> (branch x image token, dim): scattered in the order of the rows
-        pictures = torch.cat(vision.pooler_output).to(embedded.dtype).repeat(len(inputs.ids), 1)
+        pictures = vision.to(embedded.dtype).repeat(len(inputs.ids), 1)
         hidden = model.language_model(
             inputs_embeds=embedded.masked_scatter(is_image, pictures),
             position_ids=inputs.positions.to(device),
