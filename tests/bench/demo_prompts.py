@@ -25,6 +25,7 @@ PROMPTS = {
     "grain": "add film grain",
 }
 PAIRS = {
+    "make it warmer and add a subtle vignette": (Change("warmer"), Change("vignette", SLIGHT)),
     "make colors warmer and add gentle film grain": (Change("warmer"), Change("grain", SLIGHT)),
     "make it brighter and add a vignette": (Change("brighter"), Change("vignette")),
     "make it black and white and increase the contrast": (

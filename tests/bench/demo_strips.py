@@ -21,13 +21,13 @@ from retouch.engine.checkpoint import find, load
 SHIPPED = Path(retouch.demo.__file__).parent / "checkpoint"
 STATIC = Path(retouch.web.__file__).parent / "static"
 PROMPTS = (
+    "make it warmer and add a subtle vignette",
     "make colors warmer and add gentle film grain",
     "make it cooler",
     "convert to black and white",
     "make it sepia and add a vignette",
     "invert the colors",
     "strongly increase the contrast",
-    "add a purple tint",
 )
 SEED = 3
 COLUMNS = 4

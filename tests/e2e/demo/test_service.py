@@ -79,6 +79,14 @@ def test_an_instruction_moves_its_measure(
     assert moved * np.sign(least) >= abs(least)
 
 
+def test_the_readmes_first_instruction_makes_both_edits(
+    service: Service, untouched: Pixels
+) -> None:
+    result = edited(service, "make it warmer and add a subtle vignette")
+    assert gain("red_minus_blue", result, untouched) > 0.06
+    assert gain("centre_over_corners", result, untouched) > 0.03
+
+
 def test_black_and_white_has_no_color(service: Service, untouched: Pixels) -> None:
     assert MEASURES["saturation"](untouched) > 0.1
     assert MEASURES["saturation"](edited(service, "convert to black and white")) < 0.03
