@@ -3,7 +3,7 @@
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from typing import Literal, TypeVar
 
 from retouch.editing.ports import EditParams, Engine, EngineOutput, PreparedEdit, Source, Sources
 from retouch.editing.result import EncodedResult, StoredResult, to_object_metadata
-from retouch.errors import Cancelled, DeadlineExceeded
+from retouch.errors import Cancelled, DeadlineExceeded, StoreUnavailable
 from retouch.images import encode
 from retouch.schema import EditRequest, Meta, Progress
 from retouch.storage.port import Store, StoredObject
@@ -195,7 +195,7 @@ class Steps:
             store_ms = 1000 * (self.clock() - began_s)
             return self.link(key, encoded.content_type, store_ms=store_ms)
 
-        return await run_in(self._host_threads, put)
+        return await _within(timeout_s, run_in(self._host_threads, put))
 
     def link(self, key: str, content_type: str, *, store_ms: float = 0.0) -> StoredResult:
         """Sign a link to a stored result.
@@ -215,16 +215,32 @@ class Steps:
             StorageError: as `Store.get`.
         """
         timeout_s = min(_FIND_TIMEOUT_S, self.settings.store_timeout_s)
-        return await run_in(
-            self._host_threads,
-            lambda: self.storage.get(key, max_bytes=_MAX_RESULT_BYTES, timeout_s=timeout_s),
-        )
+
+        def get() -> StoredObject | None:
+            return self.storage.get(key, max_bytes=_MAX_RESULT_BYTES, timeout_s=timeout_s)
+
+        return await _within(timeout_s, run_in(self._host_threads, get))
 
 
 def run_in(threads: Executor, function: Callable[[], T]) -> asyncio.Future[T]:
     """Run `function` in one of `threads`, with the caller's context for the log."""
     loop = asyncio.get_running_loop()
     return loop.run_in_executor(threads, copy_context().run, function)
+
+
+async def _within(timeout_s: float, call: Awaitable[T]) -> T:
+    """Wait for a call of the store, a quarter longer than its own limit.
+
+    That limit does not end a server that sends byte by byte. The thread goes on until it does.
+
+    Raises:
+        StoreUnavailable: the call has not ended.
+    """
+    try:
+        async with asyncio.timeout(1.25 * timeout_s):
+            return await call
+    except TimeoutError as error:
+        raise StoreUnavailable("the object store did not answer in time") from error
 
 
 async def _settle(

@@ -48,6 +48,14 @@ async def test_a_store_that_fails_is_told() -> None:
     await require_idle(house)
 
 
+async def test_a_store_that_outlasts_its_own_limit_is_given_up() -> None:
+    house = House(settings=EditorSettings(store_timeout_s=0.05))
+    house.store.is_open.clear()
+    error = await refused(house, StoreUnavailable)
+    house.store.is_open.set()
+    assert error.message == "the object store did not answer in time"
+
+
 async def test_a_link_that_cannot_be_signed_is_told() -> None:
     house = House()
     house.store.link_fault = StoreDenied("the link cannot be signed")

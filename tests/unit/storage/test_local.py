@@ -302,3 +302,18 @@ def test_a_sweep_deletes_the_draft_of_a_secret_whose_writer_is_dead(
     age(draft, clock.now_s - local.DRAFT_LIFE_S - 1)
     build(tmp_path, clock)
     assert files(tmp_path) == []
+
+
+def test_one_sweep_runs_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    store = build(tmp_path, clock)
+    walks: list[object] = []
+
+    def walk(folder: Path, **_: object) -> list[tuple[str, list[str], list[str]]]:
+        walks.append(folder)
+        store.sweep()  # as another thread would
+        return []
+
+    monkeypatch.setattr(os, "walk", walk)
+    store.sweep()
+    assert len(walks) == 2  # drafts and objects, once
