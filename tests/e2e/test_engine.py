@@ -20,6 +20,7 @@ from support.models.tiny import AREA_PX, build_tiny, build_tiny_pipeline
 
 from retouch import schema
 from retouch.editing.ports import EditParams, run_edit
+from retouch.engine import text_encoder
 from retouch.engine.engine import QwenEngine
 from retouch.engine.text_encoder import TextEncoder, describe_template
 from retouch.engine.transformer import run_block
@@ -80,11 +81,12 @@ def test_an_edit_at_full_area_equals_the_untouched_stock_pipeline() -> None:
     torch.testing.assert_close(ours, stock, rtol=0, atol=1e-5)
 
 
-def test_the_image_is_seen_once_and_both_prompts_are_read_in_one_pass(engine: QwenEngine) -> None:
+def test_the_image_is_seen_once_and_both_prompts_are_read_in_one_pass() -> None:
+    engine = build_tiny()
     calls: list[tuple[str, int]] = []
-    text_encoder = engine.weights.text_encoder
-    modules = {"vision": text_encoder.model.visual, "words": text_encoder.lm_head}
-    modules["layer"] = text_encoder.model.language_model.layers[0]
+    encoder = engine.weights.text_encoder
+    modules = {"vision": encoder.model.visual, "words": encoder.lm_head}
+    modules["layer"] = encoder.model.language_model.layers[0]
     hooks = [
         module.register_forward_hook(
             lambda _m, inputs, _o, name=name: calls.append((name, len(inputs[0])))
@@ -96,6 +98,33 @@ def test_the_image_is_seen_once_and_both_prompts_are_read_in_one_pass(engine: Qw
         hook.remove()
     assert [name for name, _ in calls] == ["vision", "layer"]
     assert calls[1] == ("layer", 2)
+
+
+def test_a_repeated_prompt_and_image_are_encoded_once_and_give_the_same_bits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def count_passes(engine: QwenEngine) -> list[int]:
+        passes: list[int] = []
+        layer = engine.weights.text_encoder.model.language_model.layers[0]
+        layer.register_forward_hook(lambda *_: passes.append(1))
+        return passes
+
+    engine = build_tiny()
+    passes = count_passes(engine)
+    first, again = edit(engine), edit(engine)
+    edit(engine, replace(WORK, seed=8, scheduler="UniPC", width_px=96))
+    assert first == again
+    assert len(passes) == 1
+    for changed in (replace(WORK, prompt="x"), replace(WORK, negative_prompt="x")):
+        edit(engine, changed)
+    edit(engine, image=make_image().rotate(180))
+    edit(engine, replace(WORK, guidance_scale=1.0))
+    assert len(passes) == 5
+    monkeypatch.setattr(text_encoder, "MAX_EMBEDDING_BYTES", 0)
+    keeps_none = build_tiny()
+    passes = count_passes(keeps_none)
+    assert edit(keeps_none) == edit(keeps_none) == first
+    assert len(passes) == 2
 
 
 def test_both_branches_go_through_a_block_before_the_next() -> None:

@@ -4,11 +4,11 @@
 for all its steps in one product a block, and kept.
 """
 
-from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from cachetools import LRUCache
 from torch import nn
 
 from retouch.engine.memory.weights import Weights
@@ -45,20 +45,19 @@ class ModulationCache:
 
     def __init__(self, weights: Weights) -> None:
         self._weights = weights
-        self._tables: OrderedDict[tuple[Any, ...], ModulationTable] = OrderedDict()
+        self._tables: LRUCache[tuple[Any, ...], ModulationTable] = LRUCache(
+            MAX_TABLE_BYTES, getsizeof=lambda table: table.size_bytes
+        )
 
     def get(self, timesteps: torch.Tensor) -> ModulationTable:
         """Return the table of `timesteps` (step,), 0 to 1000, on the device of the weights."""
         key = (self._weights.transformer.proj_out.weight.dtype, *timesteps.tolist())
-        if key not in self._tables:
-            self._tables[key] = self._compute(timesteps).to(torch.device("cpu"))
-            while len(self._tables) > 1 and self._size_bytes() > MAX_TABLE_BYTES:
-                self._tables.popitem(last=False)
-        self._tables.move_to_end(key)
-        return self._tables[key].to(self._weights.device)
-
-    def _size_bytes(self) -> int:
-        return sum(table.size_bytes for table in self._tables.values())
+        table = self._tables.get(key)
+        if table is None:
+            table = self._compute(timesteps).to(torch.device("cpu"))
+            if table.size_bytes <= self._tables.maxsize:
+                self._tables[key] = table
+        return table.to(self._weights.device)
 
     def _compute(self, timesteps: torch.Tensor) -> ModulationTable:
         transformer, device = self._weights.transformer, self._weights.device

@@ -1,11 +1,13 @@
 """Encode prompts over images with Qwen2.5-VL: template, tokens, positions, hidden states."""
 
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from cachetools import LRUCache
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus
 from PIL.Image import Image
 
@@ -13,6 +15,8 @@ from retouch.engine.tokenizer import Tokenizer
 from retouch.engine.vision import VisionInputs, encode_vision, prepare_vision
 from retouch.errors import ModelError
 
+MAX_EMBEDDING_BYTES = 64 << 20
+"""Host memory for text embeddings: about 10 MB a prompt of the full model. 0 keeps none."""
 _IMAGE_PAD = "<|image_pad|>"
 _PICTURE = f"Picture {{}}: <|vision_start|>{_IMAGE_PAD}<|vision_end|>"
 
@@ -80,13 +84,14 @@ class TextInputs:
     """Inputs of the text encoder, on the host, for all guidance branches of one edit.
 
     `ids` is (branch, token), padded on the right; `lengths` has each branch's tokens without
-    padding; `positions` is (3, branch, token): time, row, column.
+    padding; `positions` is (3, branch, token): time, row, column. `key` names images and prompts.
     """
 
     ids: torch.Tensor
     lengths: tuple[int, ...]
     positions: torch.Tensor
     vision: VisionInputs
+    key: bytes
 
 
 class TextEncoder:
@@ -97,6 +102,9 @@ class TextEncoder:
         self._images = processor.image_processor
         self.tokenizer = Tokenizer(processor.tokenizer)
         self.template = template
+        self._embeddings: LRUCache[bytes, list[torch.Tensor]] = LRUCache(
+            MAX_EMBEDDING_BYTES, getsizeof=_count_bytes
+        )
 
     def prepare(self, images: Sequence[Image], prompts: Sequence[str]) -> TextInputs:
         """Build the inputs for all prompts over all images. Host only, any thread.
@@ -123,13 +131,28 @@ class TextEncoder:
             attention_mask=mask,
         )
         vision = prepare_vision(patches["pixel_values"], grids, self._module.config.vision_config)
-        return TextInputs(ids, lengths, positions, vision)
+        digest = hashlib.sha256(
+            repr([image.size for image in images]).encode() + ids.numpy().tobytes()
+        )
+        for image in images:
+            digest.update(image.tobytes())
+        return TextInputs(ids, lengths, positions, vision, digest.digest())
 
     def encode(self, inputs: TextInputs, device: torch.device) -> list[torch.Tensor]:
         """Return each branch's hidden states without the template's prefix: (1, token, dim).
 
-        The vision tower sees each image once; all branches run in one pass.
+        Those of the latest edits are kept on the host. All branches are kept or computed together: of
+        another batch, half precision would give other bits, and the result depend on what was kept.
         """
+        if (kept := self._embeddings.get(inputs.key)) is not None:
+            return [hidden.to(device) for hidden in kept]
+        computed = self._encode(inputs, device)
+        if _count_bytes(computed) <= self._embeddings.maxsize:
+            self._embeddings[inputs.key] = [hidden.cpu() for hidden in computed]
+        return computed
+
+    def _encode(self, inputs: TextInputs, device: torch.device) -> list[torch.Tensor]:
+        """The vision tower sees each image once; all branches run in one pass."""
         model = self._module.model
         vision = encode_vision(model.visual, inputs.vision, device)
         embedding = model.language_model.embed_tokens  # may stay on the host: few rows are read
@@ -144,3 +167,7 @@ class TextEncoder:
         ).last_hidden_state
         first = self.template.prefix_tokens
         return [row[None, first:end] for row, end in zip(hidden, inputs.lengths, strict=True)]
+
+
+def _count_bytes(tensors: Sequence[torch.Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors)
