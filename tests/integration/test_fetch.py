@@ -75,10 +75,13 @@ async def test_redirects_are_followed_up_to_their_limit() -> None:
 
 
 @pytest.mark.parametrize("status", [502, 503, 504])
-async def test_a_transient_status_is_retried_once(status: int) -> None:
+async def test_a_transient_status_is_retried_once(
+    status: int, caplog: pytest.LogCaptureFixture
+) -> None:
     scripts = {"a.example": in_turn(answer(status=status), answer(b"abc"))}
     async with internet(scripts, limits=LIMITS) as (net, _):
         assert (await net.get("http://a.example/")).body == b"abc"
+    assert caplog.messages.count("source.retried") == 1
 
 
 async def test_a_failed_connect_is_retried_once() -> None:

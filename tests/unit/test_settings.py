@@ -443,3 +443,9 @@ def test_settings_cannot_be_changed(environment: Environment) -> None:
 
 def test_an_uncaught_refusal_ends_the_process_with_its_line() -> None:
     assert issubclass(InvalidSettings, SystemExit)
+
+
+def test_a_metrics_key_is_held_to_the_length_of_api_keys() -> None:
+    assert Settings(_env_file=None, metrics_key="m" * 16).metrics_key.get_secret_value()
+    with pytest.raises(ValidationError, match="at least 16 characters"):
+        Settings(_env_file=None, metrics_key="m" * 15)

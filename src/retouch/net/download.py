@@ -6,6 +6,7 @@ No connection is reused, no proxy is taken from the environment and no body is d
 import asyncio
 import contextlib
 import io
+import logging
 import re
 import ssl
 from collections.abc import AsyncIterator
@@ -29,6 +30,7 @@ from retouch.errors import (
     SourceTimedOut,
     SourceTooLarge,
 )
+from retouch.logs import event
 from retouch.net.connect import Connector, Resolve, map_errors, resolve_host
 from retouch.net.download_limiter import Place
 from retouch.net.freshness import heuristic_lifetime_s, read_freshness
@@ -39,6 +41,7 @@ from retouch.net.url import SourceUrl, require_port, resolve_redirect
 _MIN_PIECE_BYTES = 256
 _MANY_PIECES = 1024
 _RETRY_PAUSE_S = 0.25
+_log = logging.getLogger(__name__)
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _TRANSIENT = frozenset({502, 503, 504})
 # Any other name is none: S3 and its like return what an upload said, such as aws-chunked or utf-8.
@@ -168,6 +171,7 @@ class Downloader:
             except SourceServerError as error:
                 if error.details["origin_status"] not in _TRANSIENT:
                     raise
+            event(_log, "source.retried", level=logging.WARNING, host=url.host)
             await asyncio.sleep(_RETRY_PAUSE_S)
             return await self._follow(url, chain)
         except TimeoutError as error:

@@ -30,6 +30,7 @@ from retouch.settings.values import (
     HostPort,
     KeyPrefix,
     Seconds,
+    SecretKey,
 )
 
 _S3_REQUIRED = ("s3_endpoint", "s3_access_key", "s3_secret_key", "s3_bucket")
@@ -140,7 +141,7 @@ class Settings(BaseSettings):
     api_keys: CommaList[ApiKey] = Field(
         (), repr=False, description="keys that callers may use; unset: open to all"
     )
-    metrics_key: SecretStr = Field(_UNSET, description="key for /metrics; unset: one of API_KEYS")
+    metrics_key: SecretKey = Field(_UNSET, description="key for /metrics; unset: one of API_KEYS")
     allowed_hosts: CommaList[str] = Field(
         (), description="hosts that callers of a loopback address may name; *: any"
     )

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Annotated, TypeVar
 
-from pydantic import AfterValidator, AnyHttpUrl, BeforeValidator, Field, TypeAdapter
+from pydantic import AfterValidator, AnyHttpUrl, BeforeValidator, Field, SecretStr, TypeAdapter
 from pydantic_settings import NoDecode
 
 _PREFIX = re.compile(r"^([0-9a-z_-][0-9a-z._-]*/)*$")
@@ -52,6 +52,11 @@ def _require_prefix(value: str) -> str:
     return value
 
 
+def _require_secret_key(key: SecretStr) -> SecretStr:
+    _require_key(key.get_secret_value())
+    return key
+
+
 def _require_bucket(value: str) -> str:
     if not _BUCKET.match(value):
         raise ValueError("is not a bucket name: up to 63 letters, digits, '.', '_' and '-'")
@@ -68,6 +73,7 @@ def _require_directory(value: Path) -> Path:
 CommaList = Annotated[tuple[T, ...], NoDecode, BeforeValidator(_split)]
 HostPort = Annotated[str, AfterValidator(_require_host_port)]
 ApiKey = Annotated[str, AfterValidator(_require_key)]
+SecretKey = Annotated[SecretStr, AfterValidator(_require_secret_key)]
 BaseUrl = Annotated[str, AfterValidator(_require_base_url)]
 KeyPrefix = Annotated[str, AfterValidator(_require_prefix)]
 Bucket = Annotated[str, AfterValidator(_require_bucket)]

@@ -21,6 +21,7 @@ from retouch.lifecycle import ModelHost, State
 from retouch.storage.local import LocalStore
 from retouch.web.openapi import openapi_document
 
+METRICS_KEY = "m3trics-of-prometheus"
 S3: dict[str, Any] = {
     "s3_endpoint": "s3.example",
     "s3_access_key": "a",
@@ -173,12 +174,12 @@ async def test_an_answered_request_names_its_route_and_key(
 
 
 async def test_metrics_have_a_key_of_their_own_where_one_is_set() -> None:
-    async with client(api_keys=("k3y",), metrics_key="m3trics") as http:
+    async with client(api_keys=("k3y-of-one-caller",), metrics_key=METRICS_KEY) as http:
         require_error(await http.get("/metrics"), errors.Unauthorized)
-        wrong = await http.get("/metrics", headers={"X-API-Key": "k3y"})
+        wrong = await http.get("/metrics", headers={"X-API-Key": "k3y-of-one-caller"})
         require_error(wrong, errors.Unauthorized)
-        assert (await http.get("/metrics", headers={"X-API-Key": "m3trics"})).status_code == 200
-        other = await http.get("/schema.json", headers={"X-API-Key": "m3trics"})
+        assert (await http.get("/metrics", headers={"X-API-Key": METRICS_KEY})).status_code == 200
+        other = await http.get("/schema.json", headers={"X-API-Key": METRICS_KEY})
         require_error(other, errors.Unauthorized)
 
 
