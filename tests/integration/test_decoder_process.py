@@ -1,5 +1,6 @@
 import asyncio
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -90,6 +91,17 @@ async def test_a_child_has_no_secrets_no_files_and_no_way_to_open_any(
     assert limits["Max open files"] == ["3", "3"]
     assert limits["Max cpu time"] == ["10", "11"]
     assert int(limits["Max address space"][1]) < (1 << 30) + (200 << 20)
+
+
+async def test_a_child_survives_the_sigterm_that_the_supervisor_passes_on(
+    build: Callable[..., sandbox.Decoder],
+) -> None:
+    decoding = build(children=1)
+    (pid,) = await idle(1)
+    os.kill(pid, signal.SIGTERM)
+    await asyncio.sleep(0.2)
+    assert is_running(pid)
+    await decoding.decode(PHOTO, timeout_s=PATIENCE_S)
 
 
 async def test_no_file_is_opened_for_writing(decoding: sandbox.Decoder) -> None:

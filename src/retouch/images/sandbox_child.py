@@ -8,6 +8,7 @@ no file can be opened after it.
 import json
 import os
 import resource
+import signal
 import struct
 import sys
 from collections.abc import Callable
@@ -39,6 +40,8 @@ _REFUSALS: Final = {
 
 def main() -> None:  # pragma: no cover  # runs in the child, where tests/integration sees it
     """Restrict this process, decode one image from stdin to stdout, exit."""
+    # The supervisor sends SIGTERM to every process; edits in progress still need theirs decoded.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     options: dict[str, Any] = json.loads(sys.argv[-1])
     limits = decode.Limits(**options["limits"])
     # WebP's canvas is allocated on opening; Pillow refuses over twice this number of pixels before.
