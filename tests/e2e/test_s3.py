@@ -149,5 +149,6 @@ def test_an_unreadable_cache_makes_an_edit_slow_and_does_not_fail_it(
             events.skip_to("progress", stage="denoise")
         finally:
             resume()
-    assert s3.events("cache.failed", requestId=events.request_id)
+    # An edit before may have met the outage first: the cache is then left alone for some seconds.
+    assert s3.events("cache.failed")
     assert origin.count("/slow-day.jpg") == 1

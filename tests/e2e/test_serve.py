@@ -36,6 +36,7 @@ META = {
     "revision",
     "dtype",
     "memory_plan",
+    "attention",
     "source",
     "timings_ms",
     "notes",

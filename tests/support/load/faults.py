@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from support.load.requests import Ask, Requests, serve_picture
+from support.load.requests import OVERLOAD, Ask, Requests, serve_picture
 from support.servers.origin import Exchange, Script, answer, redirect, reset_after, say
 
 FIRST_PLANTED_SEED = 4_000_000_000
@@ -76,7 +76,7 @@ def failing(make: Requests, number: int, turn: int) -> Ask:
     ask = make.edit(number, "new")
     body = json.loads(ask.content)
     body["image_url"] = body["image_url"].replace(f"/new-{number}/", f"/{name}_{number}/")
-    codes = _FAILING[name][1] | {"queue_full"}
+    codes = _FAILING[name][1] | OVERLOAD
     return replace(ask, kind=name, content=json.dumps(body).encode(), codes=codes)
 
 

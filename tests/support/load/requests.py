@@ -27,6 +27,9 @@ KEYS = {
 _DARK, _LIGHT = 64, 192
 _QUARTERS = ((0, 0), (1, 0), (0, 1), (1, 1))
 
+OVERLOAD = frozenset({"queue_full", "downloads_full", "decoder_busy"})
+"""Codes of requests that come when the service has too many; all may be sent again."""
+
 
 @dataclass(frozen=True, slots=True)
 class Hosts:
@@ -149,7 +152,7 @@ class Requests:
             number=number,
             kind=kind,
             content=self._body(number, image_url=url),
-            codes=frozenset({"success", "queue_full"}),
+            codes=OVERLOAD | {"success"},
             client=client,
             headers=_headers(client, streamed=streamed),
             streamed=streamed,
@@ -187,7 +190,7 @@ class Requests:
                 headers,
                 "POST",
                 "/edit",
-                ("unsupported_image", "queue_full"),
+                ("unsupported_image", *OVERLOAD),
             ),
         )
         content, headers, method, path, codes = cases[turn % len(cases)]
@@ -207,7 +210,7 @@ class Requests:
             number,
             "unreachable",
             self._body(number, image_url=url),
-            frozenset({code, "queue_full"}),
+            OVERLOAD | {code},
             headers=_headers("mixed"),
         )
 

@@ -7,6 +7,7 @@ from itertools import pairwise
 import numpy as np
 
 from support.load.answers import Attempt
+from support.load.requests import OVERLOAD
 
 _EDITED = ("cached", "new", "data", "stream")
 
@@ -27,7 +28,7 @@ def by_phase(attempts: list[Attempt], began: dict[str, float], ended_s: float) -
     for (phase, client), group in groups.items():
         length_s = began.get(ends[phase], ended_s) - began[phase]
         edits = [each for each in group if each.kind in _EDITED and each.code == "success"]
-        refused = [each for each in group if each.code == "queue_full"]
+        refused = [each for each in group if each.code in OVERLOAD]
         asked = [each for each in group if each.kind in _EDITED]
         back = [each for each in group if "." in each.id]
         served = sum(each.code == "success" for each in back)

@@ -106,7 +106,7 @@ def test_an_error_that_was_not_to_come_is_a_fault() -> None:
     details = {"code": "internal_error", "request_id": "load-7"}
     error = json.dumps({"status": "error", "error": {"details": details}})
     assert judged(ASK, error, status=500).faults == [
-        "answered internal_error, not queue_full or success"
+        "answered internal_error, not decoder_busy or downloads_full or queue_full or success"
     ]
 
 
