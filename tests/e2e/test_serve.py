@@ -45,6 +45,7 @@ PHASES = {
     "queue",
     "fetch",
     "source_decode",
+    "prepare",
     "condition",
     "denoise",
     "vae_decode",
