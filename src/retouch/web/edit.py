@@ -16,6 +16,7 @@ from retouch.logs import bind
 from retouch.schema import EditRequest, EditResult, Progress
 from retouch.web import sse
 from retouch.web.body import BodyReader
+from retouch.web.files import complete_link
 from retouch.web.metrics import Metrics
 
 
@@ -125,7 +126,7 @@ class EditEndpoint:
             await asyncio.wait({edit, disconnected}, return_when=asyncio.FIRST_COMPLETED)
             if not edit.done():
                 raise Cancelled("the caller disconnected")
-            return _complete_link(edit.result(), caller.base_url)
+            return complete_link(edit.result(), caller.base_url)
         finally:
             disconnected.cancel()
             edit.cancel()
@@ -146,12 +147,3 @@ class EditEndpoint:
     ) -> None:
         log_failure(error, caller.job_id, cause=cause)
         self._metrics.count_failure(error.code)
-
-
-def _complete_link(answer: EditResult, base_url: str) -> EditResult:
-    """Put `base_url` in front of a local link, where PUBLIC_URL gives it no host."""
-    link = answer.result.presigned_url
-    if not link.startswith("/"):
-        return answer
-    result = answer.result.model_copy(update={"presigned_url": base_url + link})
-    return answer.model_copy(update={"result": result})
