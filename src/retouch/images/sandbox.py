@@ -32,6 +32,8 @@ _ENTRY: Final = (
     "import sys; sys.path[:] = [sys.argv[1], *sys.path, sys.argv[2]];"
     "from retouch.images.sandbox_child import main; main()"
 )
+_MAX_WALL_S: Final = 60.0
+"""A decode that blocks without using the processor gives its child back after this."""
 _TRIES: Final = 3
 # A child that is killed from outside, as by the kernel's OOM killer, says nothing about its image. Other
 # signals do: the CPU limit's, and crashes, since not every library checks allocations.
@@ -119,10 +121,11 @@ class Decoder:
 
         Raises:
             BadInput: as `decode.decode`; `DecodeLimitExceeded` also past the limits of the settings.
-            DecoderBusy: no child was free, or done, within `timeout_s`, or each was killed.
+            DecoderBusy: no child was free, or done, within `timeout_s` and a minute, or each was killed.
             NotReady: the decoder is closed.
             InternalError: children cannot be started.
         """
+        timeout_s = min(timeout_s, _MAX_WALL_S)
         job = _Job(body, time.monotonic() + timeout_s)
         try:
             future = self._workers.submit(self._run, job)

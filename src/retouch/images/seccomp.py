@@ -7,6 +7,7 @@ import ctypes
 import errno
 import os
 import struct
+import sys
 from typing import Final, NamedTuple
 
 
@@ -35,7 +36,7 @@ _KILL, _FAIL, _ALLOW = 0x80000000, 0x00050000, 0x7FFF0000
 def forbid_processes() -> bool:
     """Let fork, vfork, exec and clone, but for threads, fail with EPERM; return whether that was possible."""
     calls = _BY_MACHINE.get(os.uname().machine)
-    if calls is None:
+    if calls is None or sys.platform != "linux":
         return False
     refuse, no_such_call = _FAIL | errno.EPERM, _FAIL | errno.ENOSYS
     program = [

@@ -66,7 +66,13 @@ def load_secret(folder: Path, configured: str) -> bytes:
     path = folder / "link_secret"
     with _map_errors():
         if not path.exists():
-            _write(path, secrets.token_bytes(_SECRET_BYTES), drafts=folder / "drafts")
+            made = folder / f"{path.name}-{secrets.token_hex(8)}"
+            _write(made, secrets.token_bytes(_SECRET_BYTES), drafts=folder / "drafts")
+            with suppress(
+                FileExistsError
+            ):  # of two processes that start at once the first one's counts
+                os.link(made, path)
+            made.unlink()
         return path.read_bytes()
 
 

@@ -3,6 +3,7 @@ import shutil
 import stat
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -317,3 +318,11 @@ def test_one_sweep_runs_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(os, "walk", walk)
     store.sweep()
     assert len(walks) == 2  # drafts and objects, once
+
+
+def test_processes_that_start_together_share_one_secret(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda _: load_secret(tmp_path / "store", ""), range(8)))
+    assert len(set(made)) == 1
+    files = [path.name for path in (tmp_path / "store").iterdir() if path.is_file()]
+    assert files == ["link_secret"]

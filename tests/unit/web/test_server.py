@@ -128,6 +128,19 @@ async def test_uvicorn_takes_a_request_of_two_lengths_and_ours_refuses_it() -> N
             assert bool(transport.written) is bool(answer)
 
 
+@pytest.mark.parametrize(("size", "is_taken"), [(1, False), (300, True)])
+async def test_a_body_in_many_tiny_chunks_is_refused(size: int, is_taken: bool) -> None:
+    head = GET.replace(b"GET", b"POST") + b"Transfer-Encoding: chunked\r\n\r\n"
+    chunk = b"%x\r\n%b\r\n" % (size, b"x" * size)
+    with connect(server.Connection) as (connection, transport):
+        connection.data_received(head)
+        for _ in range(11):
+            if not transport.written:
+                connection.data_received(chunk * 100)
+        assert transport.written.startswith(b"" if is_taken else b"HTTP/1.1 400 ")
+        assert bool(transport.written) is not is_taken
+
+
 async def test_uvicorn_fails_where_a_body_breaks_in_the_middle_of_the_answer_and_ours_ends_it(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
