@@ -52,7 +52,7 @@ def test_a_backend_that_fails_is_refused_by_name() -> None:
         choose("_native_cudnn")
 
 
-def test_fa3_without_its_package_is_refused_by_name() -> None:
+def test_fa3_without_a_hopper_gpu_is_refused_by_name() -> None:
     with pytest.raises(ModelError, match="ATTENTION_BACKEND: fa3 does not run here: "):
         choose("fa3")
 

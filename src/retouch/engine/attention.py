@@ -180,7 +180,7 @@ def _build(name: str) -> Attend:
 
 def _build_fa3() -> Attend:  # pragma: no cover - needs a Hopper GPU
     """Wrap FA3 as an operator of ours, which the compiler leaves whole."""
-    import fa3_fwd_interface  # type: ignore[import-not-found]  # an optional package
+    import fa3_fwd_interface
 
     @torch.library.custom_op("retouch::fa3", mutates_args=(), device_types="cuda")
     def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
