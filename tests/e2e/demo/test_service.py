@@ -122,9 +122,13 @@ def test_the_readmes_example_request_works(service: Service, untouched: Pixels) 
     assert meta["model"] == "retouch-demo"
     assert any("guidance" in note for note in meta["notes"])
     assert any("small demo model" in note for note in meta["notes"])
-    made = to_pixels(Image.open(io.BytesIO(opened(result["presigned_url"]).content)))
+    smooth = service.edit(**{**BRIEF, "prompt": "make colors warmer"})
+    made, warmer = (
+        to_pixels(Image.open(io.BytesIO(opened(each["presigned_url"]).content)))
+        for each in (result, smooth)
+    )
     assert MEASURES["red_minus_blue"](made) > MEASURES["red_minus_blue"](untouched) + 0.08
-    assert float(fine(made).std()) > float(fine(untouched).std())
+    assert float(fine(made).std()) > float(fine(warmer).std())
 
 
 def test_an_unknown_instruction_hardly_changes_the_picture(
