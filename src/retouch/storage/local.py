@@ -68,9 +68,7 @@ def load_secret(folder: Path, configured: str) -> bytes:
         if not path.exists():
             made = folder / f"{path.name}-{secrets.token_hex(8)}"
             _write(made, secrets.token_bytes(_SECRET_BYTES), drafts=folder / "drafts")
-            with suppress(
-                FileExistsError
-            ):  # of two processes that start at once the first one's counts
+            with suppress(FileExistsError):  # another process was first: its secret counts
                 os.link(made, path)
             made.unlink()
         return path.read_bytes()
