@@ -66,10 +66,10 @@ def describe_template(pipeline: str) -> PromptTemplate:
 def require_template(template: PromptTemplate, tokenizer: Any) -> None:
     """Check that the template's prefix has as many tokens as are cut off.
 
-    From a folder without its vocabulary transformers builds an empty tokenizer without a word.
+    From a directory without a vocabulary, transformers silently builds an empty tokenizer.
 
     Raises:
-        ModelError: it has not, so the tokenizer is not this family's.
+        ModelError: the count differs, so the tokenizer is not this family's.
     """
     prefix = re.split(r"<\|vision_start\|>|{}", template.text)[0]
     found, expected = len(Tokenizer(tokenizer).encode(prefix)), template.prefix_tokens

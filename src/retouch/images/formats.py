@@ -56,7 +56,7 @@ def sniff(body: bytes) -> str:
     """Name the format, one of `FORMATS`, by the first bytes.
 
     Raises:
-        UnsupportedImage: it is none of them; the message says what it is, where that is known.
+        UnsupportedImage: the format is not accepted; the message names it if it is known.
     """
     for name, (signature, _) in FORMATS.items():
         if signature.match(body):

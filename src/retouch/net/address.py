@@ -39,7 +39,7 @@ def is_public(address: str) -> bool:
 
     Anything but an address literal is not public.
 
-    `ipaddress.is_global` is no substitute: on CPython 3.11 it is true for NAT64, 6to4 and multicast
+    `ipaddress.is_global` cannot replace it: on CPython 3.11 it is true for NAT64, 6to4 and multicast
     (github.com/python/cpython/issues/113171 changed some of it between patch releases).
 
     >>> is_public("93.184.215.14"), is_public("64:ff9b::7f00:1")

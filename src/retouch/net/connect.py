@@ -58,7 +58,7 @@ class Resolver:
                 answer.set_result(self._resolve(host, port))
             except Exception as error:  # noqa: BLE001 - it is raised in the waiting task
                 answer.set_exception(error)
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            with contextlib.suppress(RuntimeError):  # the loop is closed and has no waiters
                 loop.call_soon_threadsafe(self._free.release)
 
         try:

@@ -140,7 +140,7 @@ class EditEndpoint:
     def _forget(self, task: asyncio.Task[EditResult]) -> None:
         self.running.discard(task)
         if not task.cancelled():
-            task.exception()  # retrieved, also where nobody waits any more
+            task.exception()  # retrieved, or asyncio logs it when its caller has gone
 
     def _record_failure(
         self, error: EditError, caller: Caller, *, cause: Exception | None = None

@@ -1,6 +1,6 @@
 """Check that tokenizer, text encoder and processor agree on the ids of the template's markers.
 
-Files of two versions mixed load without a word, and the text encoder then never sees the image.
+A mix of files from two versions loads without an error, but the text encoder never sees the image.
 """
 
 from collections.abc import Mapping
