@@ -15,6 +15,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 
 from support.attacks.lone_fetch import measure
+from support.attacks.report import run_attacks
 from support.attacks.ssrf_matrix import Watch, run_matrix
 from support.servers.origin import (
     Exchange,
@@ -227,11 +228,7 @@ def main() -> int:
     parser.add_argument("--drips", type=int, default=100, help="dripping origins")
     parser.add_argument("--lookups", type=int, default=400, help="names that hang")
     parser.add_argument("--healthy", type=int, default=15, help="healthy fetches timed, each way")
-    asked = parser.parse_args()
-    rows = [row for name in asked.attacks or ATTACKS for row in asyncio.run(ATTACKS[name](asked))]
-    for name, bar, told, held in rows:
-        print(f"{'held' if held else 'MISSED'} | {name} | {bar} | {told}")  # noqa: T201
-    return 0 if all(held for *_, held in rows) else 1
+    return run_attacks(ATTACKS, parser.parse_args())
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from support.attacks.report import run_attacks
 from support.fakes import PNG, REQUEST, FakeOrigin, House, build_test_sources
 from support.servers.origin import Exchange, answer, internet, say
 
@@ -162,11 +163,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("attacks", nargs="*", choices=[[], *ATTACKS], metavar="ATTACK")
     parser.add_argument("--seconds", type=int, default=50, help="of the attack by slow origins")
-    asked = parser.parse_args()
-    rows = [row for name in asked.attacks or ATTACKS for row in asyncio.run(ATTACKS[name](asked))]
-    for name, bar, told, held in rows:
-        print(f"{'held' if held else 'MISSED'} | {name} | {bar} | {told}")  # noqa: T201
-    return 0 if all(held for *_, held in rows) else 1
+    return run_attacks(ATTACKS, parser.parse_args())
 
 
 if __name__ == "__main__":

@@ -1,30 +1,16 @@
 import pytest
 import torch
+from support.demo import measures
 from support.demo.album import photo
 from support.demo.measures import MEASURES, from_tensor
 
 from retouch.demo import edits
 from retouch.demo.edits import EDITS, PLAIN, SLIGHT, STRONG, Change
 
-DIRECTIONS = {
-    "warmer": ("red_minus_blue", 1),
-    "cooler": ("red_minus_blue", -1),
-    "brighter": ("brightness", 1),
-    "darker": ("brightness", -1),
-    "more_contrast": ("contrast", 1),
-    "less_contrast": ("contrast", -1),
-    "more_saturation": ("saturation", 1),
-    "less_saturation": ("saturation", -1),
-    "grain": ("detail", 1),
-    "blur": ("detail", -1),
-    "sharpen": ("detail", 1),
-    "vignette": ("centre_over_corners", 1),
-    "red": ("red", 1),
-    "green": ("green", 1),
-    "blue": ("blue", 1),
-    "purple": ("purple", 1),
-}
 WITHOUT_AMOUNT = {"black_and_white", "sepia", "invert", "unchanged"}
+DIRECTIONS = {
+    name: way for name, way in measures.DIRECTIONS.items() if name not in WITHOUT_AMOUNT
+} | {"grain": ("detail", 1)}
 
 
 def measure(name: str, image: torch.Tensor) -> float:
