@@ -108,3 +108,10 @@ def test_a_scalar_has_no_rows() -> None:
 
 def test_equal_encodings_have_equal_hashes() -> None:
     assert len({Plain(torch.float16), Plain(torch.float16), INT8, FP8, NF4}) == 4
+
+
+@pytest.mark.parametrize("packer", PACKERS, ids=ids)
+def test_no_step_of_expanding_depends_on_the_data(packer: Packer) -> None:
+    packed = torch.empty(packer.size_bytes((8, 64)), dtype=torch.uint8, device="meta")
+
+    packer.expand(packed, torch.empty(8, 64, device="meta"))  # has no data to look at
