@@ -98,6 +98,10 @@ def _build_parser() -> argparse.ArgumentParser:
     plan = commands.add_parser("plan", help="print where the full model's weights would be kept")
     plan.add_argument("--gpu-gib", type=_gib, help="GiB of GPU memory (default: what is free)")
     plan.add_argument("--host-gib", type=_gib, help="GiB of host memory (default: what is free)")
+    adapter = commands.add_parser(
+        "adapter", help="say what a LoRA file is, and which model it fits"
+    )
+    adapter.add_argument("file", type=Path, metavar="FILE", help="a safetensors file")
     _add_train_demo(commands.add_parser("train-demo", help="train the demo model from scratch"))
     return parser
 
@@ -179,7 +183,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings = load_settings()
     logs.install("ERROR", secrets=settings.secrets)
     try:
-        {"edit": _run_edit, "plan": _run_plan}[options.command](options, settings)
+        run = {"edit": _run_edit, "plan": _run_plan, "adapter": _run_adapter}[options.command]
+        run(options, settings)
     except (EditError, OSError) as error:
         print(f"retouch: {error}", file=sys.stderr)
         return 1
@@ -196,6 +201,10 @@ def _run_plan(options: argparse.Namespace, settings: Settings) -> None:
         gpu_memory_gib=settings.gpu_memory_gib,
     )
     print(*lines, sep="\n")
+
+
+def _run_adapter(options: argparse.Namespace, _: Settings) -> None:
+    print(*wiring.describe_adapter(options.file), sep="\n")
 
 
 def _run_edit(options: argparse.Namespace, settings: Settings) -> None:

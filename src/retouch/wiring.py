@@ -3,12 +3,14 @@
 import logging
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from pathlib import Path
 
 from retouch import __version__, demo
 from retouch.editing.admission import Admission
 from retouch.editing.editor import Editor
 from retouch.editing.ports import Engine
 from retouch.editing.steps import EditorSettings, Steps
+from retouch.engine.checkpoint.files import read_json
 from retouch.engine.checkpoint.find import FULL_MODEL, CheckpointSettings, find_runpod_cache
 from retouch.engine.checkpoint.load import load
 from retouch.engine.memory import plan, probe
@@ -100,6 +102,22 @@ def build_engine(settings: Settings) -> Engine:
         ),
         progress=_report_loading,
     )
+
+
+def describe_adapter(path: Path) -> list[str]:
+    """Describe a LoRA file, a fact a line, for the full model or the demo model.
+
+    Raises:
+        ModelError: it cannot be applied in full to either; the message says why.
+    """
+    from retouch.engine.adapters import describe, keys, shapes
+
+    demo_config = read_json(demo.CHECKPOINT_DIR / "transformer" / "config.json")
+    bases = {"Qwen-Image-Edit, 2509 and 2511": shapes.FULL_CONFIG, "the demo model": demo_config}
+    try:
+        return describe.describe_adapter(path, bases)
+    except keys.AdapterRefused as error:
+        raise ModelError(f"{path.name}: {error}") from error
 
 
 def build_user_agent(contact_url: str) -> str:

@@ -5,7 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
+from support.models.lora_files import build_tensors, write
 
 from retouch import __version__
 from retouch.__main__ import main
@@ -141,3 +143,17 @@ def test_help_lists_the_arguments(capsys: pytest.CaptureFixture[str]) -> None:
         main(["edit", "--help"])
     assert ended.value.code == 0
     assert "PHOTO_OR_URL" in capsys.readouterr().out
+
+
+def test_a_lora_file_is_described_and_a_foreign_one_refused_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    layer = {"proj_out": (torch.ones(2, 256), torch.ones(64, 2))}
+    path = write(tmp_path / "a.safetensors", build_tensors(layer, "peft"))
+    assert main(["adapter", str(path)]) == 0
+    assert "fits: the demo model" in capsys.readouterr().out
+    write(path, {"unet.lora_A.weight": torch.ones(1, 1)})
+    assert main(["adapter", str(path)]) == 1
+    assert capsys.readouterr().err == (
+        "retouch: a.safetensors: the model has no layer for the key unet.lora_A.weight\n"
+    )

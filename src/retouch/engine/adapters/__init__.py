@@ -1,0 +1,1 @@
+"""LoRA adapters: read any key style, check every key, merge or apply."""
