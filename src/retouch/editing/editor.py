@@ -10,7 +10,7 @@ from retouch.editing.admission import Admission
 from retouch.editing.params import resolve_params
 from retouch.editing.ports import EngineInfo, Source
 from retouch.editing.result import StoredResult, build_meta, read_meta
-from retouch.editing.steps import Job, Steps, ignore
+from retouch.editing.steps import Job, Steps, ignore, include_file
 from retouch.errors import InvalidRequest
 from retouch.images import encode
 from retouch.schema import (
@@ -83,8 +83,7 @@ class Editor:
             self._require_area(request)
             progress(Progress(stage="source"))
             source = await self.steps.load_source(job)
-            # Let go of an image inside the request: it is decoded, and up to 33 MB of text.
-            request = request.model_copy(update={"image_url": ""})
+            request = request.without_sources()  # its image is decoded
             job = replace(job, request=request)
             with self._admission.take_place():
                 stored, meta, phases_ms = await self._edit_and_store(job, source)
@@ -137,7 +136,7 @@ class Editor:
             StorageError: the store did not answer.
         """
         began_s = self._clock()
-        source_id = await self.steps.sources.source_id(request.image_url)
+        source_id = await self.steps.sources.source_id(request.find_source(request.image_url))
         key = self._result_key(source_id, job_id, request)
         found = await self.steps.get_stored(key)
         if found is None:
@@ -146,7 +145,8 @@ class Editor:
         meta = read_meta(found, job_id=job_id, request_id=request_id, get_ms=get_ms)
         if meta is None:
             return None
-        return self._answer(self.steps.link(key, encode.CONTENT_TYPES[request.file_format]), meta)
+        stored = self.steps.link(key, encode.CONTENT_TYPES[request.file_format])
+        return self._answer(include_file(stored, found.body, request.response_format), meta)
 
     def _require_tokens(self, request: EditRequest) -> None:
         texts = {"prompt": request.prompt, "negative_prompt": request.negative_prompt or ""}
@@ -176,6 +176,7 @@ class Editor:
             content_type=stored.content_type,
             expires_in=self._settings.link_expires_in_s,
             expires_at=stored.expires_at.strftime("%Y-%m-%dT%H:%M:%SZ"),
+            b64_json=stored.b64_json,
             meta=meta,
         )
         return EditResult(result=result)

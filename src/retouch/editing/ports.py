@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from PIL.Image import Image
 
-from retouch.schema import CacheMode
+from retouch.schema import CacheMode, Upload
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +157,7 @@ def run_edit(
 class Sources(Protocol):
     """Where decoded source images come from."""
 
-    async def source_id(self, image_url: str) -> str:
+    async def source_id(self, image: str | Upload) -> str:
         """Return the `id` of the source that `load` would return, without loading it.
 
         Raises:
@@ -166,9 +166,9 @@ class Sources(Protocol):
         ...
 
     async def load(
-        self, image_url: str, *, timeout_s: float, cache: CacheMode = "default"
+        self, image: str | Upload, *, timeout_s: float, cache: CacheMode = "default"
     ) -> Source:
-        """Return the picture at `image_url`, from the cache or its origin.
+        """Return the picture in `image`, or at that URL: from the cache or its origin.
 
         `cache`: no-store neither reads nor keeps a copy, revalidate asks the origin whether it is
         current.

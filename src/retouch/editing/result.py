@@ -29,13 +29,14 @@ class EncodedResult:
 
 @dataclass(frozen=True, slots=True)
 class StoredResult:
-    """A stored result: its signed link, key and expiry."""
+    """A stored result: its signed link, key and expiry, and the file as base64 if asked for."""
 
     link: str
     key: str
     content_type: str
     expires_at: datetime
     store_ms: float = 0.0
+    b64_json: str | None = None
 
 
 def build_meta(

@@ -1,12 +1,13 @@
 """The steps of an edit, each usable alone. `editor` puts them in order."""
 
 import asyncio
+import base64
 import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextvars import copy_context
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Literal, TypeVar
 
@@ -14,7 +15,7 @@ from retouch.editing.ports import EditParams, Engine, EngineOutput, PreparedEdit
 from retouch.editing.result import EncodedResult, StoredResult, to_object_metadata
 from retouch.errors import Cancelled, DeadlineExceeded, StoreUnavailable
 from retouch.images import encode
-from retouch.schema import EditRequest, Meta, Progress
+from retouch.schema import EditRequest, Meta, Progress, ResponseFormat
 from retouch.storage.port import Store, StoredObject
 
 T = TypeVar("T")
@@ -98,9 +99,8 @@ class Steps:
         left_s = self.left_s(job)
         try:
             async with asyncio.timeout(left_s):
-                return await self.sources.load(
-                    job.request.image_url, timeout_s=left_s, cache=job.request.cache
-                )
+                image = job.request.find_source(job.request.image_url)
+                return await self.sources.load(image, timeout_s=left_s, cache=job.request.cache)
         except TimeoutError as error:
             raise DeadlineExceeded("the job's time ran out while its image was loaded") from error
 
@@ -193,7 +193,8 @@ class Steps:
                 timeout_s=timeout_s,
             )
             store_ms = 1000 * (self.clock() - began_s)
-            return self.link(key, encoded.content_type, store_ms=store_ms)
+            stored = self.link(key, encoded.content_type, store_ms=store_ms)
+            return include_file(stored, encoded.body, job.request.response_format)
 
         return await _within(timeout_s, run_in(self._host_threads, put))
 
@@ -220,6 +221,13 @@ class Steps:
             return self.storage.get(key, max_bytes=_MAX_RESULT_BYTES, timeout_s=timeout_s)
 
         return await _within(timeout_s, run_in(self._host_threads, get))
+
+
+def include_file(stored: StoredResult, body: bytes, form: ResponseFormat) -> StoredResult:
+    """Return `stored` with its file as base64, where the answer has to contain it."""
+    return (
+        replace(stored, b64_json=base64.b64encode(body).decode()) if form == "b64_json" else stored
+    )
 
 
 def run_in(threads: Executor, function: Callable[[], T]) -> asyncio.Future[T]:

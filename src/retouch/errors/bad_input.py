@@ -30,7 +30,7 @@ class InvalidRequest(BadInput):
 
 
 class MalformedBody(BadInput):
-    """The body is not one JSON object in UTF-8."""
+    """The body is not one JSON object in UTF-8, or not a whole multipart form."""
 
     code = "malformed_body"
 
@@ -54,7 +54,7 @@ class BodyTooLarge(BadInput):
 
 
 class UnsupportedContentType(BadInput):
-    """The request body is not declared as JSON."""
+    """The request body is declared as neither JSON nor multipart/form-data."""
 
     code, status = "unsupported_content_type", 415
 

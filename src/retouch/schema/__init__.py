@@ -13,6 +13,7 @@ from retouch.schema.request import (
     SIDE_MULTIPLE_PX,
     CacheMode,
     EditRequest,
+    ResponseFormat,
 )
 from retouch.schema.response import (
     EditResult,
@@ -24,6 +25,7 @@ from retouch.schema.response import (
     Timings,
     error_body,
 )
+from retouch.schema.upload import Upload
 
 __all__ = [
     "BOTH_SIDES_OR_NONE",
@@ -38,9 +40,11 @@ __all__ = [
     "ErrorBody",
     "Meta",
     "Progress",
+    "ResponseFormat",
     "Result",
     "SourceMeta",
     "Timings",
+    "Upload",
     "error_body",
     "invalid_request",
 ]

@@ -1,8 +1,9 @@
 """The request of both entry points. Validation is pure: it resolves no name and fetches nothing."""
 
 import re
-from collections.abc import Mapping
-from typing import Annotated, Literal, get_args
+import sys
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
     AfterValidator,
@@ -11,16 +12,19 @@ from pydantic import (
     ConfigDict,
     Field,
     JsonValue,
+    PrivateAttr,
     ValidationInfo,
     field_validator,
 )
 
 from retouch.net.url import parse_url
+from retouch.schema.upload import Upload
 
 SchedulerName = Literal["Euler", "EulerAncestral", "UniPC", "EulerKarras", "EulerExponential"]
 SCHEDULERS: tuple[str, ...] = get_args(SchedulerName)
 OutputFormat = Literal["png", "jpeg", "jpg", "webp", "avif"]
 CacheMode = Literal["default", "no-store", "revalidate"]
+ResponseFormat = Literal["url", "b64_json"]
 MAX_STEPS = 50
 MAX_PROMPT_CHARACTERS = 800
 MAX_PROMPT_TOKENS = 512
@@ -55,7 +59,9 @@ def _require_prompt(text: str) -> str:
     return _require_plain_text(text)
 
 
-def _require_source(text: str) -> str:
+def _require_source(text: str, info: ValidationInfo) -> str:
+    if text in (info.context or {}):  # an upload
+        return text
     if text[:5].lower() == "data:":
         if "," not in text[:256]:
             raise ValueError("must be data:[<type>][;base64],<data>")
@@ -186,6 +192,40 @@ class EditRequest(BaseModel):
         "revalidate: ask the origin whether it is current.",
         examples=["default"],
     )
+    response_format: ResponseFormat = Field(
+        default="url",
+        description="b64_json: the answer contains the image as base64 too, beside its link.",
+        examples=["url"],
+    )
+    _uploads: Mapping[str, Upload] = PrivateAttr(default_factory=dict)
+
+    @classmethod
+    def with_uploads(cls, fields: Mapping[str, object], uploads: Iterable[Upload]) -> Self:
+        """Validate `fields`, which may name `uploads` by their references in place of URLs.
+
+        Raises:
+            ValidationError: fields are wrong.
+        """
+        return cls.model_validate(fields, context={one.reference: one for one in uploads})
+
+    def model_post_init(self, context: Any) -> None:
+        """Keep the uploads that came as the context of the validation."""
+        self._uploads = context or {}
+
+    def find_source(self, url: str) -> str | Upload:
+        """Return what a URL in a field stands for: the upload of that reference, or the URL itself."""
+        return self._uploads.get(url, url)
+
+    def without_sources(self) -> Self:
+        """Return a copy that holds no image: a data: URL has up to 33 MB of text."""
+        bare = self.model_copy(update={"image_url": ""})
+        bare.model_post_init(None)
+        return bare
+
+    @property
+    def sources_bytes(self) -> int:
+        """The memory that URLs and uploads take."""
+        return sys.getsizeof(self.image_url) + sum(len(one.body) for one in self._uploads.values())
 
     @property
     def file_format(self) -> str:

@@ -87,6 +87,12 @@ class Result(BaseModel):
         examples=["2026-11-24T18:00:00Z"],
         json_schema_extra={"format": "date-time"},
     )
+    b64_json: str | None = Field(
+        default=None,
+        exclude_if=lambda text: text is None,
+        description="The file as base64, where response_format is b64_json.",
+        examples=["iVBORw0KGgo..."],
+    )
     meta: Meta = Field(description="Effective parameters and timings.")
 
 

@@ -28,7 +28,7 @@ from retouch.logs import event
 from retouch.net.download import Download
 from retouch.net.download_limiter import DownloadLimiter, Place
 from retouch.net.url import SourceUrl, parse_url
-from retouch.schema import CacheMode
+from retouch.schema import CacheMode, Upload
 from retouch.sources.cache import SourceCache, run_in
 from retouch.sources.cache_entry import CachedSource, lifetime_s, sha256_hex
 from retouch.sources.data_url import decode_data_url, is_data_url
@@ -150,22 +150,22 @@ class SourceLoader:
         self._cache.close()
         self._compute.shutdown()
 
-    async def source_id(self, image_url: str) -> str:
-        """Hash the canonical URL, or the bytes of a data: URL."""
-        if is_data_url(image_url):
-            return (await self._read_data_url(image_url)).sha256
-        return _hash_url(parse_url(image_url))
+    async def source_id(self, image: str | Upload) -> str:
+        """Hash the canonical URL, or the bytes of a data: URL or an upload."""
+        if isinstance(image, Upload) or is_data_url(image):
+            return (await self._read_image(image)).sha256
+        return _hash_url(parse_url(image))
 
     async def load(
-        self, image_url: str, *, timeout_s: float, cache: CacheMode = "default"
+        self, image: str | Upload, *, timeout_s: float, cache: CacheMode = "default"
     ) -> Source:
         """Return the picture; concurrent calls for one URL share one cache read and one download."""
-        if is_data_url(image_url):
+        if isinstance(image, Upload) or is_data_url(image):
             with self._limiter.admit() as place:
-                found = await self._read_data_url(image_url)
+                found = await self._read_image(image)
                 place.hold(len(found.body))
                 return await self._decode_source(found.sha256, found, timeout_s=timeout_s)
-        url = parse_url(image_url)
+        url = parse_url(image)
         source_id = _hash_url(url)
         if cache == "default":
             failure = self._failures.get(source_id)
@@ -176,12 +176,12 @@ class SourceLoader:
         start = partial(self._load_url, url, source_id, cache)
         return await self._loads.do(f"{cache} {source_id}", start)
 
-    async def _read_data_url(self, image_url: str) -> CachedSource:
-        def read() -> CachedSource:
-            body = decode_data_url(image_url, max_bytes=self._settings.max_bytes)
-            return CachedSource(body, sha256_hex(body))
-
-        return await run_in(self._compute, read)
+    async def _read_image(self, image: str | Upload) -> CachedSource:
+        if isinstance(image, Upload):
+            return CachedSource(image.body, image.sha256)
+        decode = partial(decode_data_url, image, max_bytes=self._settings.max_bytes)
+        body = await run_in(self._compute, decode)
+        return CachedSource(body, await run_in(self._compute, partial(sha256_hex, body)))
 
     async def _load_url(self, url: SourceUrl, source_id: str, cache: CacheMode) -> Source:
         began = time.perf_counter()

@@ -1,9 +1,10 @@
-"""Reads a request body within limits of bytes, time and memory, and parses it once."""
+"""Reads a request body within limits of bytes, time and memory, and parses it once: JSON or a form."""
 
 import asyncio
 import re
-import sys
 import weakref
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from pydantic import ValidationError
 from starlette.datastructures import Headers
@@ -18,14 +19,19 @@ from retouch.errors import (
     UnsupportedContentType,
 )
 from retouch.schema import EditRequest, invalid_request
+from retouch.web.form import MAX_FRAME_BYTES, Form, FormParser, parse_edit_form
 
+_JSON, _FORM = "application/json", "multipart/form-data"
 _WHOLE_BODIES = 8
-_MAX_FRAME_BYTES = 65536
 _MAX_TEXTS = 4
 _IMAGE = re.compile(rb'"data:', re.IGNORECASE)
 _UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _POSITION = re.compile(r" at line \d+ column \d+$")  # alone: the rest may quote the body
 _NOT_AN_OBJECT = ("json_invalid", "model_type", "model_attributes_type")
+
+
+Body = bytearray | Form
+"""A body as it came: the bytes of JSON, or a form."""
 
 
 class BodyReader:
@@ -35,8 +41,9 @@ class BodyReader:
     the request when its image is decoded makes room for the next body.
     """
 
-    def __init__(self, *, max_bytes: int, timeout_s: float) -> None:
+    def __init__(self, *, max_bytes: int, max_file_bytes: int, timeout_s: float) -> None:
         self._max_bytes = max_bytes
+        self._max_file_bytes = max_file_bytes
         self._timeout_s = timeout_s
         self.held_bytes = 0
 
@@ -44,45 +51,69 @@ class BodyReader:
         """Read the body of `request` and return the edit it asks for.
 
         Raises:
-            UnsupportedContentType: the body is not declared as JSON.
+            EditError: as `receive`.
+            MalformedBody: the body is neither one JSON object nor a form.
+            InvalidRequest: fields are wrong; each is named.
+        """
+        async with self.receive(request) as body:
+            edit = parse_edit_form(body) if isinstance(body, Form) else parse_request(body)
+        self.hold(edit)
+        return edit
+
+    @asynccontextmanager
+    async def receive(self, request: Request) -> AsyncIterator[Body]:
+        """Read the body of `request`; it counts as held until the block ends.
+
+        Raises:
+            UnsupportedContentType: the body is declared as neither JSON nor a form.
             BodyTooLarge: it is, or is declared, larger than allowed.
+            SourceTooLarge: a file in it is.
             Overloaded: too many large bodies are held.
             DeadlineExceeded: it did not arrive in time.
             Cancelled: the caller disconnected.
-            MalformedBody: it is not one JSON object.
-            InvalidRequest: fields are wrong; each is named.
+            MalformedBody: it is no form although declared as one.
         """
-        _require_plain_json(request.headers)
+        kind = _require_kind(request.headers)
         declared = request.headers.get("content-length", "")
         if declared.isdecimal() and int(declared[:20]) > self._max_bytes:
             raise self._too_large()
         body = bytearray()
+        parser = None
+        if kind == _FORM:
+            content_type = request.headers["content-type"]
+            parser = FormParser(content_type, max_file_bytes=self._max_file_bytes)
+        count = 0
         try:
             async with asyncio.timeout(self._timeout_s):
                 async for piece in request.stream():
-                    self._append(body, piece)
-            edit = parse_request(body)
+                    self._require_room(count, len(piece))
+                    count += len(piece)
+                    self.held_bytes += len(piece)
+                    if parser:
+                        parser.write(piece)
+                    else:
+                        body += piece
+            yield parser.close() if parser else body
         except TimeoutError as error:
             raise DeadlineExceeded("the request body did not arrive in time") from error
         except ClientDisconnect as error:
             raise Cancelled("the caller disconnected") from error
         finally:
-            self.held_bytes -= len(body)
-        self._hold(edit)
-        return edit
+            self.held_bytes -= count
+            if parser:
+                parser.release()
 
-    def _append(self, body: bytearray, piece: bytes) -> None:
-        if len(body) + len(piece) > self._max_bytes:
-            raise self._too_large()
-        if self.held_bytes + len(piece) > _WHOLE_BODIES * self._max_bytes:
-            raise Overloaded("too many large requests at once", details={"retry_after": 1})
-        body += piece
-        self.held_bytes += len(piece)
-
-    def _hold(self, edit: EditRequest) -> None:
-        size_bytes = sys.getsizeof(edit.image_url)
+    def hold(self, edit: EditRequest) -> None:
+        """Count the images in `edit` as held for as long as it is referenced."""
+        size_bytes = edit.sources_bytes
         self.held_bytes += size_bytes
         weakref.finalize(edit, self._release, size_bytes).atexit = False
+
+    def _require_room(self, count: int, more: int) -> None:
+        if count + more > self._max_bytes:
+            raise self._too_large()
+        if self.held_bytes + more > _WHOLE_BODIES * self._max_bytes:
+            raise Overloaded("too many large requests at once", details={"retry_after": 1})
 
     def _release(self, size_bytes: int) -> None:
         self.held_bytes -= size_bytes
@@ -91,16 +122,18 @@ class BodyReader:
         return BodyTooLarge(f"the body is over {self._max_bytes} bytes (from MAX_IMAGE_BYTES)")
 
 
-def _require_plain_json(headers: Headers) -> None:
+def _require_kind(headers: Headers) -> str:
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
+    if kind not in (_JSON, _FORM):
         raise UnsupportedContentType(
-            "the body must be sent as Content-Type: application/json; a file goes into it as "
-            '{"image_url": "data:image/jpeg;base64,...", "prompt": "..."}'
+            f"the body must be sent as Content-Type: {_JSON} or {_FORM}; a file is sent by "
+            f"curl -F image=@photo.jpg -F 'prompt=make it warmer' http://HOST/edit"
+            ' or in JSON as {"image_url": "data:image/jpeg;base64,...", "prompt": "..."}'
         )
     coding = headers.get("content-encoding", "identity").strip().lower()
     if coding != "identity":
         raise UnsupportedContentType("the body must be sent without Content-Encoding")
+    return kind
 
 
 def _measure_image(body: bytes | bytearray) -> int:
@@ -109,10 +142,10 @@ def _measure_image(body: bytes | bytearray) -> int:
     It is looked for only where the rest of the body may reach, and its end by memchr: 33 MiB take 2 ms.
     """
     longest, at = 0, 0
-    if len(body) <= _MAX_FRAME_BYTES:
+    if len(body) <= MAX_FRAME_BYTES:
         return longest
     for _ in range(_MAX_TEXTS):
-        found = _IMAGE.search(body, at, at + _MAX_FRAME_BYTES)
+        found = _IMAGE.search(body, at, at + MAX_FRAME_BYTES)
         if found is None:
             break
         at = body.find(b'"', found.end())
@@ -135,9 +168,9 @@ def parse_request(body: bytes | bytearray) -> EditRequest:
     """
     if body[:2] in _UTF_16_MARKS or b"\0" in body[:2]:
         raise MalformedBody("the body must be in UTF-8")
-    if len(body) - _measure_image(body) > _MAX_FRAME_BYTES:
+    if len(body) - _measure_image(body) > MAX_FRAME_BYTES:
         raise BodyTooLarge(
-            f"beside an image the body is over {_MAX_FRAME_BYTES} bytes; an image as base64 must be "
+            f"beside an image the body is over {MAX_FRAME_BYTES} bytes; an image as base64 must be "
             "in image_url and begin with data:image/jpeg;base64, or the like"
         )
     try:

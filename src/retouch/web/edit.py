@@ -61,7 +61,9 @@ class EditEndpoint:
         self._metrics = metrics
         settings = host.settings
         self.bodies = BodyReader(
-            max_bytes=settings.max_body_bytes, timeout_s=settings.timeout_seconds
+            max_bytes=settings.max_body_bytes,
+            max_file_bytes=settings.max_image_bytes,
+            timeout_s=settings.timeout_seconds,
         )
         self.running: set[asyncio.Task[EditResult]] = set()
         """Edits, cancelled ones until they have ended too: the loop itself keeps no task alive."""

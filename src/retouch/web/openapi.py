@@ -86,7 +86,10 @@ def _edit() -> dict[str, Any]:
         # No content of its own: clients in TypeScript would get a union of both kinds for an answer.
         "x-event-stream": _ref("schemas", "EditEvent"),
     }
-    body = {"schema": _ref("schemas", "EditRequest"), "example": dict(EXAMPLE)}
+    body = {
+        "application/json": {"schema": _ref("schemas", "EditRequest"), "example": dict(EXAMPLE)},
+        **_content("multipart/form-data", _ref("schemas", "EditForm")),
+    }
     return {
         "post": {
             "summary": "Edit an image",
@@ -95,7 +98,7 @@ def _edit() -> dict[str, Any]:
             "error before the first event has its HTTP status.",
             "operationId": "edit",
             "parameters": [request_id],
-            "requestBody": {"required": True, "content": {"application/json": body}},
+            "requestBody": {"required": True, "content": body},
             "responses": {
                 "200": success,
                 **_errors(400, 401, 403, 405, 413, 415, 429, 499, 500, 502, 503, 504),
@@ -173,6 +176,24 @@ def _word_defaults(schema: dict[str, Any]) -> None:
             field["description"] += f" Default: {default}."
 
 
+def _edit_form(request: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of a form: the fields of a request, and a file in place of `image_url`."""
+    image = {
+        "type": "string",
+        "format": "binary",
+        "description": "The image to edit, in place of image_url. Its bytes say what it is.",
+        "examples": ["(a file)"],
+    }
+    return {
+        "type": "object",
+        "title": "Edit form",
+        "description": "A file and the instruction to edit it by.",
+        "properties": {"image": image, **request["properties"]},
+        "required": ["prompt"],
+        "additionalProperties": False,
+    }
+
+
 def openapi_document() -> dict[str, Any]:
     """Return the document: OpenAPI 3.1, JSON Schema 2020-12."""
     _, schemas = models_json_schema(
@@ -186,6 +207,7 @@ def openapi_document() -> dict[str, Any]:
     )
     schemas["$defs"]["EditRequest"] |= BOTH_SIDES_OR_NONE
     _word_defaults(schemas["$defs"]["EditRequest"])
+    form = _edit_form(schemas["$defs"]["EditRequest"])
     return {
         "openapi": "3.1.0",
         "info": {
@@ -198,7 +220,7 @@ def openapi_document() -> dict[str, Any]:
         "security": _SECURITY,
         "paths": _paths(),
         "components": {
-            "schemas": schemas["$defs"] | _event_schemas(),
+            "schemas": schemas["$defs"] | _event_schemas() | {"EditForm": form},
             "responses": _error_responses(),
             "securitySchemes": {
                 "bearer": {"type": "http", "scheme": "bearer"},

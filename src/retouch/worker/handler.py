@@ -29,6 +29,8 @@ _log = logging.getLogger(__name__)
 Answer = dict[str, Any]
 
 MAX_ANSWER_BYTES = 8192
+MAX_FILE_CHARACTERS = 9_000_000
+_FILE_TOO_LARGE = "the image is too large for b64_json on Runpod: it is at presigned_url"
 _SHORT_CHARACTERS = 200
 _MAX_ID_CHARACTERS = 128
 _LOCAL_JOB = "local_test"  # the id that the SDK gives every job of --test_input
@@ -113,10 +115,19 @@ def read_input(body: object) -> EditRequest:
 
 
 def build_success(result: EditResult) -> Answer:
-    """Return `result` as JSON, without its notes where it would be over `MAX_ANSWER_BYTES`."""
+    """Return `result` as JSON, without its notes where it would be over `MAX_ANSWER_BYTES`.
+
+    Beside them an image as base64 may have `MAX_FILE_CHARACTERS`; a larger one is left out with a
+    note, because Runpod takes no answer over 10 MB.
+    """
     answer = result.model_dump(mode="json")
+    file = answer["result"].pop("b64_json", "")
     if len(json.dumps(answer)) > MAX_ANSWER_BYTES:
         answer["result"]["meta"]["notes"] = []
+    if len(file) > MAX_FILE_CHARACTERS:
+        answer["result"]["meta"]["notes"].append(_FILE_TOO_LARGE)
+    elif file:
+        answer["result"]["b64_json"] = file
     return answer
 
 

@@ -53,6 +53,7 @@ def test_everything_but_image_and_prompt_has_a_default() -> None:
         "width": None,
         "height": None,
         "cache": "default",
+        "response_format": "url",
     }
 
 

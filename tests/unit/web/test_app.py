@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 from starlette.types import Message, Receive, Scope, Send
-from support.fakes import House
+from support.fakes import PNG, House
 from support.web import (
     BODY,
     build_app,
@@ -113,14 +113,15 @@ async def test_a_body_over_the_limit_is_refused_by_what_it_sends() -> None:
     require_error(response, errors.BodyTooLarge)
 
 
-async def test_a_body_that_is_not_said_to_be_json_is_refused() -> None:
+async def test_a_body_that_is_said_to_be_neither_json_nor_a_form_is_refused() -> None:
     async with client(require_unreached) as http:
         for response in (
             await http.post("/edit", content=json.dumps(BODY)),
             await http.post("/edit", data={"prompt": "x"}),
-            await http.post("/edit", files={"image": b"x"}),
+            await http.post("/edit?prompt=x", content=PNG, headers={"Content-Type": "image/png"}),
         ):
-            require_error(response, errors.UnsupportedContentType)
+            error = require_error(response, errors.UnsupportedContentType)
+            assert "curl -F image=@photo.jpg" in error["message"]
 
 
 async def test_malformed_json_is_refused() -> None:

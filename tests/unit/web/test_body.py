@@ -50,7 +50,7 @@ def asking(receive: Receive, headers: Mapping[str, str] = JSON) -> Request:
 
 
 def build_reader(timeout_s: float = 5) -> BodyReader:
-    return BodyReader(max_bytes=MAX_BYTES, timeout_s=timeout_s)
+    return BodyReader(max_bytes=MAX_BYTES, max_file_bytes=20, timeout_s=timeout_s)
 
 
 async def refused(
@@ -167,7 +167,7 @@ async def test_bodies_held_at_once_are_bounded_and_given_back() -> None:
 
 
 async def test_a_request_counts_for_as_long_as_it_is_held() -> None:
-    reader = BodyReader(max_bytes=200_000, timeout_s=5)
+    reader = BodyReader(max_bytes=200_000, max_file_bytes=200_000, timeout_s=5)
     url = "data:image/png;base64," + "A" * 100_000
     body = json.dumps(dict(EXAMPLE) | {"image_url": url}).encode()
     request = await reader.read(asking(sending(body)))

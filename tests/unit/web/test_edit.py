@@ -1,13 +1,23 @@
 import asyncio
 import base64
 import gc
+import hashlib
 import json
 import logging
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from support.fakes import PNG, REQUEST, URL, Pause, settle
-from support.web import BODY, Caller, Endpoint, open_host
+from support.fakes import PNG, REQUEST, URL, House, Pause, settle
+from support.web import (
+    BODY,
+    Caller,
+    Endpoint,
+    client,
+    open_host,
+    require_error,
+    settings,
+)
 
 from retouch import logs
 from retouch.errors import (
@@ -17,6 +27,7 @@ from retouch.errors import (
     InvalidRequest,
     ModelError,
     NotReady,
+    SourceTooLarge,
     SourceUnreachable,
 )
 from retouch.schema import EditResult
@@ -206,3 +217,45 @@ async def test_a_body_is_let_go_of_once_its_image_is_decoded() -> None:
     assert endpoint.edits.bodies.held_bytes == 0
     pause.release()
     await answer
+
+
+async def test_a_file_in_a_form_is_edited_under_the_hash_of_its_bytes() -> None:
+    house = House()
+    async with client(host=open_host(settings(max_image_bytes=len(PNG) + 1024), house)) as http:
+        response = await http.post(
+            "/edit", files={"image": ("cup.png", PNG)}, data={"prompt": "make it warmer"}
+        )
+    result = EditResult.model_validate_json(response.content).result
+    assert f"results/{hashlib.sha256(PNG).hexdigest()}/" in result.object_key
+    assert (result.meta.source.bytes, result.meta.source.cached) == (len(PNG), False)
+    assert house.store.sources == []
+    assert house.engine.edits[0].prompt == "make it warmer"
+
+
+async def test_a_file_over_the_limit_is_refused_while_it_is_read() -> None:
+    sent = 0
+
+    async def drip() -> AsyncIterator[bytes]:
+        nonlocal sent
+        yield b'--b\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
+        for _ in range(100):
+            sent += 1024
+            yield b"x" * 1024
+
+    async with client(max_image_bytes=10_240) as http:
+        kind = {"Content-Type": "multipart/form-data; boundary=b"}
+        response = await http.post("/edit", content=drip(), headers=kind)
+    require_error(response, SourceTooLarge)
+    assert sent <= 10_240 + 1024
+
+
+async def test_an_answer_contains_the_file_as_base64_if_asked_for() -> None:
+    endpoint = Endpoint()
+    with_file = REQUEST.model_copy(update={"response_format": "b64_json"})
+    answers = [
+        EditResult.model_validate_json(bytes((await endpoint.answer(request=one)).body)).result
+        for one in (REQUEST, with_file)
+    ]
+    assert answers[0].b64_json is None
+    stored = endpoint.house.store.objects[answers[1].object_key]
+    assert base64.b64decode(answers[1].b64_json or "") == stored.body

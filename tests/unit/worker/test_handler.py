@@ -26,7 +26,12 @@ from retouch.lifecycle import ModelHost, State
 from retouch.schema import EditRequest, EditResult, ErrorBody
 from retouch.settings import Settings
 from retouch.web.app import error_response
-from retouch.worker.handler import MAX_ANSWER_BYTES, Worker, build_success
+from retouch.worker.handler import (
+    MAX_ANSWER_BYTES,
+    MAX_FILE_CHARACTERS,
+    Worker,
+    build_success,
+)
 from retouch.worker.progress import Message, Reporter
 from retouch.worker.sdk import redirect_log
 
@@ -159,6 +164,24 @@ async def test_a_job_with_an_odd_id_is_answered_in_bounds_and_the_same_when_it_i
     assert len(rig.house.store.results) == 1
     assert len(json.dumps(first)) <= MAX_ANSWER_BYTES
     read_failure(await rig.answer({}, job_id=named))
+
+
+async def test_a_job_is_answered_with_the_file_if_asked_for() -> None:
+    rig = Rig()
+    for _ in range(2):  # the second from its stored result
+        answer = await rig.answer({**INPUT, "response_format": "b64_json"})
+        stored = rig.house.store.objects[answer["result"]["object_key"]]
+        assert base64.b64decode(answer["result"]["b64_json"]) == stored.body
+
+
+def test_a_file_that_would_make_an_answer_too_large_is_left_out_with_a_note(
+    result: EditResult,
+) -> None:
+    for size, is_left_out in ((MAX_FILE_CHARACTERS, False), (MAX_FILE_CHARACTERS + 1, True)):
+        file = result.result.model_copy(update={"b64_json": "A" * size})
+        answer = EditResult.model_validate(build_success(EditResult(result=file))).result
+        assert (answer.b64_json is None) is is_left_out
+        assert any("b64_json" in note for note in answer.meta.notes) is is_left_out
 
 
 def test_notes_that_would_make_an_answer_too_large_are_left_out(result: EditResult) -> None:

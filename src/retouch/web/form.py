@@ -1,0 +1,212 @@
+"""multipart/form-data, parsed while it arrives: files stay in memory, never on a disk.
+
+Starlette's parser writes a file over 1 MiB to the temporary directory.
+"""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from io import BytesIO
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import from_json
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+
+from retouch.errors import BodyTooLarge, InvalidRequest, MalformedBody, SourceTooLarge
+from retouch.schema import EditRequest, Upload, invalid_request
+
+MAX_FRAME_BYTES = 65536
+"""What a body may hold beside its images."""
+_MAX_PARTS = 64
+_NO_FORM = "the body must be one multipart/form-data form"
+_SCHEMA = EditRequest.model_json_schema()["properties"]
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """The parts of a form in order: text fields, and files with the name of their field."""
+
+    texts: list[tuple[str, str]] = field(default_factory=list)
+    files: list[tuple[str, Upload]] = field(default_factory=list)
+
+
+class FormParser:
+    """Parses a form of files up to `max_file_bytes`, which are hashed on the way.
+
+    Raises:
+        MalformedBody: `content_type` names no boundary.
+    """
+
+    def __init__(self, content_type: str, *, max_file_bytes: int) -> None:
+        self._max_file_bytes = max_file_bytes
+        self._form, self._part = Form(), BytesIO()
+        self._frame_bytes = self._parts = 0
+        self._is_whole = False
+        callbacks: dict[str, Any] = {
+            "on_part_begin": self._begin_part,
+            "on_header_field": self._add_header_name,
+            "on_header_value": self._add_header_value,
+            "on_header_end": self._end_header,
+            "on_headers_finished": self._end_headers,
+            "on_part_data": self._add_data,
+            "on_part_end": self._end_part,
+            "on_end": self._end,
+        }
+        try:
+            self._parser = MultipartParser(
+                parse_options_header(content_type)[1][b"boundary"],
+                callbacks,  # type: ignore[arg-type] # a TypedDict of the same
+            )
+        except (KeyError, FormParserError) as error:
+            raise MalformedBody(f"{_NO_FORM}, its boundary in Content-Type") from error
+
+    def write(self, piece: bytes) -> None:
+        """Parse the next piece of the body.
+
+        Raises:
+            SourceTooLarge: a file is over the limit.
+            BodyTooLarge: the body holds too much beside its files.
+            MalformedBody: it is no form.
+        """
+        self._frame_bytes += len(piece)
+        try:
+            self._parser.write(piece)
+        except FormParserError as error:
+            raise MalformedBody(_NO_FORM) from error
+        if self._frame_bytes > MAX_FRAME_BYTES:
+            raise BodyTooLarge(f"beside its files the form is over {MAX_FRAME_BYTES} bytes")
+
+    def close(self) -> Form:
+        """Return the form.
+
+        Raises:
+            MalformedBody: it has no end.
+        """
+        if not self._is_whole:
+            raise MalformedBody(f"{_NO_FORM}, with its last boundary")
+        return self._form
+
+    def release(self) -> None:
+        """Let go of the files; parser and callbacks refer to each other, which would keep them."""
+        self._parser.callbacks = {}
+        self._form, self._part = Form(), BytesIO()
+
+    def _begin_part(self) -> None:
+        self._parts += 1
+        if self._parts > _MAX_PARTS:
+            raise BodyTooLarge(f"the form has over {_MAX_PARTS} parts")
+        self._headers: dict[bytes, bytes] = {}
+        self._name = self._value = b""
+        self._part = BytesIO()  # `getvalue` hands its buffer over without a copy
+        self._hash = hashlib.sha256()
+
+    def _add_header_name(self, data: bytes, start: int, end: int) -> None:
+        self._name += data[start:end]
+
+    def _add_header_value(self, data: bytes, start: int, end: int) -> None:
+        self._value += data[start:end]
+
+    def _end_header(self) -> None:
+        self._headers[self._name.lower()] = self._value
+        self._name = self._value = b""
+
+    def _end_headers(self) -> None:
+        disposition = parse_options_header(self._headers.get(b"content-disposition"))[1]
+        self._field = disposition.get(b"name", b"").decode("utf-8", "replace")
+        kind = self._headers.get(b"content-type", b"text/plain").lower()
+        self._is_file = b"filename" in disposition or not kind.startswith(b"text/")
+        # A browser sends a file that nobody chose as an empty one without a name.
+        self._is_absent = disposition.get(b"filename") == b""
+
+    def _add_data(self, data: bytes, start: int, end: int) -> None:
+        self._part.write(memoryview(data)[start:end])
+        if not self._is_file:
+            return
+        self._hash.update(memoryview(data)[start:end])
+        self._frame_bytes -= end - start
+        if self._part.tell() > self._max_file_bytes:
+            raise SourceTooLarge(
+                f"the image is over {self._max_file_bytes} bytes (MAX_IMAGE_BYTES)"
+            )
+
+    def _end_part(self) -> None:
+        body = self._part.getvalue()
+        self._part = BytesIO()
+        if self._is_file:
+            if body or not self._is_absent:
+                self._form.files.append((self._field, Upload(body, self._hash.hexdigest())))
+            return
+        try:
+            self._form.texts.append((self._field, body.decode()))
+        except UnicodeDecodeError as error:
+            raise MalformedBody(f"the text of {self._field[:64]} must be UTF-8") from error
+
+    def _end(self) -> None:
+        self._is_whole = True
+
+
+def parse_edit_form(form: Form) -> EditRequest:
+    """Return the edit that a form asks for: `image` is a file, every other field its text.
+
+    Raises:
+        InvalidRequest: fields are wrong; each is named.
+    """
+    faults, fields = {}, read_texts(form.texts)
+    images = []
+    for name, upload in form.files:
+        if name.removesuffix("[]") != "image":
+            faults[name[:64]] = "takes no file: send it as image"
+        elif not upload.body:
+            faults["image"] = "the file is empty"
+        else:
+            images.append(upload)
+    if len(images) > 1:
+        faults["image"] = "must be one file"
+    if images and "image_url" in fields:
+        faults["image_url"] = "leave it out beside a file"
+    if faults:
+        raise InvalidRequest.for_fields(faults)
+    if images:
+        fields["image_url"] = images[0].reference
+    try:
+        return EditRequest.with_uploads(fields, images)
+    except ValidationError as error:
+        raise invalid_request(error) from None
+
+
+def read_texts(texts: Iterable[tuple[str, str]]) -> dict[str, object]:
+    """Return the texts of a form as the types of the request's fields; wrong ones stay texts.
+
+    A blank text for a number is as none.
+
+    Raises:
+        InvalidRequest: a field is given twice.
+
+    >>> read_texts([("prompt", "4"), ("seed", "4"), ("width", ""), ("height", "x")])
+    {'prompt': '4', 'seed': 4, 'height': 'x'}
+    """
+    fields: dict[str, object] = {}
+    for name, text in texts:
+        kinds = _find_types(name)
+        if name in fields:
+            raise InvalidRequest.for_fields({name[:64]: "is given twice"})
+        if "string" in kinds:
+            fields[name] = text
+        elif text.strip():
+            fields[name] = _parse(text)
+    return fields
+
+
+def _find_types(name: str) -> set[str]:
+    """Return the JSON types that a field of the request takes; an unknown one takes a text."""
+    schema = _SCHEMA.get(name, {"type": "string"})
+    return {one.get("type", "") for one in [schema, *schema.get("anyOf", ())]}
+
+
+def _parse(text: str) -> object:
+    try:
+        return from_json(text, allow_inf_nan=False)
+    except ValueError:
+        return text

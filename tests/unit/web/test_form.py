@@ -1,0 +1,173 @@
+"""Forms as clients send them, in pieces of any size."""
+
+import gc
+import hashlib
+from typing import Any
+
+import httpx
+import pytest
+from support.fakes import PNG, URL
+
+from retouch.errors import BodyTooLarge, EditError, InvalidRequest, MalformedBody, SourceTooLarge
+from retouch.schema import EditRequest, Upload
+from retouch.web.form import Form, FormParser, parse_edit_form, read_texts
+
+KIND = 'multipart/form-data; boundary="b"'
+PROMPT = ("prompt", (None, "make it warmer"))
+
+
+def encode(*parts: tuple[str, Any]) -> tuple[str, bytes]:
+    """Return Content-Type and body as httpx sends them."""
+    request = httpx.Request("POST", "http://retouch.example/", files=list(parts))
+    return request.headers["content-type"], request.read()
+
+
+def parse(kind: str, body: bytes, *, piece_bytes: int = 1 << 14, max_bytes: int = 1 << 20) -> Form:
+    parser = FormParser(kind, max_file_bytes=max_bytes)
+    for at in range(0, len(body), piece_bytes):
+        parser.write(body[at : at + piece_bytes])
+    form = parser.close()
+    parser.release()
+    return form
+
+
+def ask(*parts: tuple[str, Any]) -> EditRequest:
+    return parse_edit_form(parse(*encode(*parts)))
+
+
+def refused(kind: type[EditError], *parts: tuple[str, Any], **options: Any) -> EditError:
+    with pytest.raises(kind) as caught:
+        parse_edit_form(parse(*encode(*parts), **options))
+    return caught.value
+
+
+def part(head: str, body: str = "x") -> bytes:
+    return f"--b\r\n{head}\r\n\r\n{body}\r\n--b--\r\n".encode()
+
+
+@pytest.mark.parametrize("piece_bytes", [1, 2, 7, 1 << 14])
+def test_a_form_is_the_same_in_pieces_of_any_size(piece_bytes: int) -> None:
+    kind, body = encode(("image", PNG), PROMPT)
+    form = parse(kind, body, piece_bytes=piece_bytes)
+    assert form.texts == [("prompt", "make it warmer")]
+    assert form.files == [("image", Upload(PNG, hashlib.sha256(PNG).hexdigest()))]
+
+
+@pytest.mark.parametrize("name", ["image", "image[]"])
+@pytest.mark.parametrize("kind", ["image/png", "application/octet-stream", "text/plain"])
+def test_a_file_is_the_source_whatever_type_it_is_declared_as(name: str, kind: str) -> None:
+    request = ask((name, ("upload", PNG, kind)), PROMPT)
+    assert request.find_source(request.image_url) == Upload.of(PNG)
+
+
+def test_texts_become_the_types_of_their_fields() -> None:
+    texts = {"seed": "49.0", "guidance_scale": "2", "width": "", "height": " ", "prompt": "7"}
+    fields = {name: (None, text) for name, text in texts.items()}
+    request = ask(*fields.items(), ("image_url", (None, URL)))
+    assert request.model_dump(exclude_unset=True) == {
+        "seed": 49,
+        "guidance_scale": 2.0,
+        "prompt": "7",
+        "image_url": URL,
+    }
+
+
+@pytest.mark.parametrize(
+    ("parts", "fields"),
+    [
+        ([PROMPT], {"image_url": "Field required"}),
+        ([PROMPT, ("image", b"")], {"image": "the file is empty"}),
+        ([PROMPT, ("image", PNG), ("image", PNG)], {"image": "must be one file"}),
+        ([PROMPT, ("photo", PNG)], {"photo": "takes no file: send it as image"}),
+        (
+            [PROMPT, ("image", (None, URL))],
+            {"image": "is not a field: send image_url", "image_url": "Field required"},
+        ),
+        (
+            [PROMPT, ("image", PNG), ("image_url", (None, URL))],
+            {"image_url": "leave it out beside a file"},
+        ),
+        ([PROMPT, PROMPT, ("image", PNG)], {"prompt": "is given twice"}),
+        (
+            [PROMPT, ("image", PNG), ("seed", (None, "9" * 9000))],
+            {"seed": "Input should be a valid integer"},
+        ),
+        (
+            [PROMPT, ("image", PNG), ("seed", (None, "[" * 9000))],
+            {"seed": "Input should be a valid integer"},
+        ),
+        (
+            [PROMPT, ("image", PNG), ("guidance_scale", (None, "NaN"))],
+            {"guidance_scale": "Input should be a valid number"},
+        ),
+    ],
+)
+def test_wrong_fields_of_a_form_are_named(
+    parts: list[tuple[str, Any]], fields: dict[str, str]
+) -> None:
+    assert refused(InvalidRequest, *parts).details["fields"] == fields
+
+
+def test_a_caller_cannot_name_an_upload_that_it_did_not_send() -> None:
+    reference = Upload.of(b"another caller's").reference
+    error = refused(InvalidRequest, PROMPT, ("image_url", (None, reference)))
+    assert "must be an http" in error.details["fields"]["image_url"]
+
+
+def test_a_file_that_nobody_chose_counts_as_absent() -> None:
+    body = part('Content-Disposition: form-data; name="image"; filename=""', "")
+    assert parse(KIND, body) == Form()
+
+
+def test_a_file_over_the_limit_ends_the_parsing() -> None:
+    parser = FormParser(KIND, max_file_bytes=10)
+    parser.write(b'--b\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n')
+    parser.write(b"0123456789")
+    with pytest.raises(SourceTooLarge):
+        parser.write(b"0")
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [("prompt", (None, "x" * 70_000))],
+        [(f"n{n}", (None, "")) for n in range(65)],
+        [("image", ("x" * 999, PNG))] * 65,
+    ],
+)
+def test_nothing_but_a_file_may_be_large_in_a_form(parts: list[tuple[str, Any]]) -> None:
+    refused(BodyTooLarge, *parts)
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        ("multipart/form-data", b""),
+        (f"multipart/form-data; boundary={'b' * 300}", b""),
+        (KIND, b""),
+        (KIND, b"{}"),
+        (KIND, part('Content-Disposition: form-data; name="prompt"')[:-6]),
+        (KIND, part("Content-Disposition: form-data; name=prompt", "?").replace(b"?", b"\xff")),
+        (KIND, part("\r\n".join(f"X-{n}: 1" for n in range(20)))),
+        (KIND, part(f"X: {'1' * 5000}")),
+    ],
+)
+def test_what_is_no_whole_form_is_malformed(kind: str, body: bytes) -> None:
+    with pytest.raises(MalformedBody, match=r"multipart/form-data|UTF-8"):
+        parse(kind, body)
+
+
+def test_a_form_is_let_go_of_without_waiting_for_the_garbage_collector() -> None:
+    kind, body = encode(("image", b"only here"), PROMPT)
+    gc.disable()
+    try:
+        parse(kind, body)
+        uploads = [one for one in gc.get_objects() if isinstance(one, Upload)]
+        found = [one for one in uploads if one.body == b"only here"]
+    finally:
+        gc.enable()
+    assert found == []
+
+
+def test_read_texts_keeps_what_it_does_not_know() -> None:
+    assert read_texts([("colour", "1")]) == {"colour": "1"}
