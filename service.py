@@ -63,4 +63,5 @@ class Retouch:
         await host.close()
 
 
+Retouch.add_asgi_middleware(server.allow_origins)  # type: ignore[attr-defined]
 Retouch.add_asgi_middleware(App, host=host, edits=edits, metrics=metrics)  # type: ignore[attr-defined]

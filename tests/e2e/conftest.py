@@ -7,6 +7,16 @@ import pytest
 from support.servers.bentoml_service import SAMPLE_URL, LiveOrigin, Service, serving
 from support.servers.ceph_rgw import Rgw
 
+PAGE_ORIGIN = "https://app.example"
+CORS = " ".join(
+    f"services.retouch.http.cors.{name}={value}"
+    for name, value in {
+        "enabled": "true",
+        "access_control_allow_origins": f'["{PAGE_ORIGIN}"]',
+        "access_control_allow_methods": '["*"]',
+        "access_control_allow_headers": '["*"]',
+    }.items()
+)
 # Planted secrets; after all tests each service's log is checked for them.
 API_KEY = "api-key-5d1f0c77"
 LINK_SECRET = "link-secret-9b2e47"  # noqa: S105 - planted
@@ -42,8 +52,9 @@ def local(tmp_path_factory: pytest.TempPathFactory, origin: LiveOrigin) -> Itera
 
 @pytest.fixture(scope="session")
 def strict(tmp_path_factory: pytest.TempPathFactory, origin: LiveOrigin) -> Iterator[Service]:
-    """Require a key, let one edit wait, and give an edit 6 s."""
+    """Require a key, let one edit wait, give an edit 6 s, and let one web page call it."""
     settings = {
+        "BENTOML_CONFIG_OPTIONS": CORS,
         "ALLOWED_SOURCE_HOSTS": origin.address,
         "API_KEYS": f"another-key-of-callers, {API_KEY}",
         "LINK_SECRET": LINK_SECRET,

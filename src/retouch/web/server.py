@@ -8,7 +8,10 @@ import resource
 from typing import Any, ClassVar
 
 import h11
+from bentoml._internal.configuration.containers import BentoMLContainer
 from bentoml._internal.server.http import traffic
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp
 from uvicorn.config import HTTP_PROTOCOLS
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -143,3 +146,15 @@ def install() -> None:
     """
     HTTP_PROTOCOLS["auto"] = f"{__name__}:{Connection.__name__}"
     vars(traffic)["TimeoutMiddleware"] = lambda app, timeout: app  # noqa: ARG005
+
+
+def allow_origins(app: ASGIApp) -> ASGIApp:
+    """Return `app` behind CORS as BentoML's setting has it: unchanged where that is off.
+
+    BentoML puts it below our own middleware, which answers every request itself: a preflight, which
+    has no key, would not reach it.
+    """
+    if not BentoMLContainer.http.cors.enabled.get():
+        return app
+    options: dict[str, Any] = {"expose_headers": ["X-Request-ID", "Retry-After", "Location"]}
+    return CORSMiddleware(app, **options | BentoMLContainer.access_control_options.get())
