@@ -17,7 +17,7 @@ from support.servers.model_hub import Hub
 
 from retouch.demo.processor import save_checkpoint
 from retouch.engine import preset
-from retouch.engine.checkpoint import build, find, load, safetensors_reader
+from retouch.engine.checkpoint import build, entries, find, load, safetensors_reader
 from retouch.engine.checkpoint.files import WEIGHTED, compute_revision
 from retouch.engine.checkpoint.find import CheckpointSettings
 from retouch.engine.memory.weights import Weights
@@ -96,7 +96,7 @@ def test_the_modulation_has_the_type_of_its_file_where_that_is_no_larger(
     pipe.transformer.to(stored)
     save_checkpoint(pipe, tmp_path, preset=PRESET)
     transformer = build_tiny_pipeline().transformer.half()
-    build.keep_modulation(transformer, safetensors_reader.read_headers(tmp_path))
+    build.keep_modulation(transformer, entries.read_headers(tmp_path))
     block = transformer.transformer_blocks[1]
     assert {weight.dtype for weight in block.txt_mod.parameters()} == {kept}
     assert block.attn.to_q.weight.dtype == torch.float16

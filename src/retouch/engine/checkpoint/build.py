@@ -17,9 +17,10 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.initialization import no_init_weights
 
 from retouch.engine import precision, text_encoder, tokenizer
+from retouch.engine.checkpoint.entries import TensorEntry, read_headers
 from retouch.engine.checkpoint.files import INDEX_FILE, naming, read_json
 from retouch.engine.checkpoint.markers import require_markers
-from retouch.engine.checkpoint.safetensors_reader import TensorEntry, read_headers, read_weights
+from retouch.engine.checkpoint.safetensors_reader import read_weights
 from retouch.engine.memory.flat_params import MODULATION
 from retouch.engine.memory.plan import RESIDENT, EditShape, FreeMemory, make_plan
 from retouch.engine.memory.weights import Weights
@@ -147,8 +148,9 @@ def keep_modulation(transformer: Any, stored: Mapping[str, TensorEntry]) -> None
         for head in MODULATION:
             for name, parameter in getattr(block, head).named_parameters():
                 source = stored.get(f"transformer.transformer_blocks.{number}.{head}.{name}")
-                if source and source.dtype.itemsize <= parameter.dtype.itemsize:
-                    parameter.data = parameter.data.to(source.dtype)
+                dtype = source.dtype if source else None
+                if dtype and dtype.itemsize <= parameter.dtype.itemsize:
+                    parameter.data = parameter.data.to(dtype)
 
 
 def read_scheduler(folder: Path) -> dict[str, Any]:

@@ -1,108 +1,34 @@
-"""Read safetensors files on many threads, each weight directly to where it will live.
+"""Read weights from files on many threads, each directly to where it will live.
 
 Invariants: each job (one weight) is taken by one thread, which alone writes its tensor. A thread has
 its own open files, staging memory and CUDA stream, and waits for that stream before it reuses the
 staging memory, so only the queue, the list of faults and the meter are shared.
 """
 
-import json
 import os
 import queue
-import re
 import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from retouch.engine.checkpoint.files import WEIGHTED, list_weights
+from retouch.engine.checkpoint.entries import TensorEntry
 from retouch.engine.memory.probe import measure_cpus
 from retouch.errors import ModelError
 
 CHUNK_BYTES = 16 << 20
 """Read and converted at a time: fits a cache, and keeps the staging memory of all threads small."""
+_EXPANDING = 16
+"""Bytes a value: what expanding a packed weight takes at its peak on the device, about."""
 MIN_THREADS, MAX_THREADS = 8, 16
 """A network disk answers many requests at once, however few CPUs wait for it."""
 REPORT_EVERY_S = 5.0
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-}
-_OLD_NAMES = (
-    (re.compile(r"^visual\."), "model.visual."),
-    (re.compile(r"^model\.(?!language_model\.|visual\.)"), "model.language_model."),
-)
-"""Qwen2.5-VL's checkpoints keep the names of transformers before 4.52 (see its conversion_mapping.py)."""
-
-
-@dataclass(frozen=True, slots=True)
-class TensorEntry:
-    """A weight in a file; `kind` is safetensors' name of its dtype."""
-
-    path: Path
-    offset: int
-    size_bytes: int
-    shape: tuple[int, ...]
-    kind: str
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The weight's dtype.
-
-        Raises:
-            ModelError: not a dtype of this family's weights.
-        """
-        if self.kind not in _DTYPES:
-            raise ModelError(f"{self.path.parent.name}/{self.path.name} holds {self.kind} weights")
-        return _DTYPES[self.kind]
-
-
 Job = tuple[TensorEntry, torch.Tensor, float]
 """A weight, its destination, and the factor it is multiplied by."""
-
-
-def read_headers(folder: Path) -> dict[str, TensorEntry]:
-    """Return every weight in a checkpoint's files by its path, such as `vae.encoder.conv_in.weight`.
-
-    Raises:
-        ModelError: a file is missing or damaged.
-    """
-    return {
-        f"{part}.{name}": stored
-        for part in WEIGHTED
-        for name, stored in read_part(folder / part).items()
-    }
-
-
-def read_part(folder: Path) -> dict[str, TensorEntry]:
-    """Return every weight in the files of one part by its current name.
-
-    Raises:
-        ModelError: a file is missing or damaged.
-    """
-    found = {}
-    for path in list_weights(folder):
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length))
-        for name, entry in header.items():
-            if name == "__metadata__":
-                continue
-            begin, end = entry["data_offsets"]
-            found[_rename(name)] = TensorEntry(
-                path,
-                8 + length + begin,
-                end - begin,
-                tuple(entry["shape"]),
-                entry["dtype"],
-            )
-    return found
 
 
 def read_weights(
@@ -210,27 +136,38 @@ class _Reader:
         file = self._files[source.path]
         flat = into.view(-1)
         direct = flat.dtype == source.dtype and factor == 1.0
-        step = CHUNK_BYTES // max(source.dtype.itemsize, flat.dtype.itemsize)
+        values, size = source.unit_values, source.unit_bytes
+        step = values * _count_units(source, flat.dtype)
         for start in range(0, flat.numel(), step):
             part = flat[start : start + step]
-            size_bytes = part.numel() * source.dtype.itemsize
-            offset = source.offset + start * source.dtype.itemsize
+            unit = start // values
+            size_bytes = part.numel() // values * size
+            offset = source.offset + unit * size
             if direct and not part.is_cuda:
                 _fill(file, source, part.view(torch.uint8), offset)
             else:
                 stage = self._stage(size_bytes)
                 _fill(file, source, stage, offset)
-                self._convert(stage.view(source.dtype), part, factor)
+                self._convert(source, stage, part, unit=unit, factor=factor)
             self._meter.add(size_bytes)
 
-    def _convert(self, stage: torch.Tensor, part: torch.Tensor, factor: float) -> None:
+    def _convert(
+        self,
+        source: TensorEntry,
+        stage: torch.Tensor,
+        part: torch.Tensor,
+        *,
+        unit: int,
+        factor: float,
+    ) -> None:
         """Convert on the GPU if there is one, also weights for the host, which converts slower."""
         target = part
         with torch.cuda.stream(self._stream) if self._stream else nullcontext():
-            if factor == 1.0 and stage.dtype == part.dtype:
-                part.copy_(stage, non_blocking=True)
+            if factor == 1.0 and source.dtype == part.dtype:
+                part.copy_(stage.view(part.dtype), non_blocking=True)
             else:
-                there = stage.to(self._device, non_blocking=True).mul_(factor).to(part.dtype)
+                there = stage.to(self._device, non_blocking=True)
+                there = source.decode(there, part.dtype, unit=unit, factor=factor)
                 if there.device != part.device:  # pragma: no cover - needs a GPU
                     target = self._staging.view(part.dtype)[: part.numel()]
                 target.copy_(there, non_blocking=True)
@@ -246,6 +183,13 @@ class _Reader:
         return self._staging[:size_bytes]
 
 
+def _count_units(source: TensorEntry, dtype: torch.dtype) -> int:
+    """Return how many units to read at a time: their bytes and their values fit the staging memory."""
+    if source.dtype:
+        return CHUNK_BYTES // max(source.dtype.itemsize, dtype.itemsize)
+    return max(1, CHUNK_BYTES // (_EXPANDING * source.unit_values))
+
+
 def _fill(file: Any, source: TensorEntry, into: torch.Tensor, offset: int) -> None:
     """Read bytes of a file directly into a tensor on the host.
 
@@ -255,7 +199,7 @@ def _fill(file: Any, source: TensorEntry, into: torch.Tensor, offset: int) -> No
     array: Any = into.numpy()
     view = memoryview(array)
     done = 0
-    name = f"{source.path.parent.name}/{source.path.name}"
+    name = source.file
     while done < len(view):
         try:
             count = os.preadv(file.fileno(), [view[done:]], offset + done)
@@ -264,9 +208,3 @@ def _fill(file: Any, source: TensorEntry, into: torch.Tensor, offset: int) -> No
         if not count:
             raise ModelError(f"{name} is damaged or truncated")
         done += count
-
-
-def _rename(name: str) -> str:
-    for pattern, replacement in _OLD_NAMES:
-        name = pattern.sub(replacement, name)
-    return name

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from retouch.engine.checkpoint import safetensors_reader
+from retouch.engine.checkpoint import entries, safetensors_reader
 from retouch.errors import ModelError
 
 WEIGHTS = {
@@ -45,7 +45,7 @@ def test_weights_are_read_bit_for_bit(
 ) -> None:
     monkeypatch.setattr(safetensors_reader, "CHUNK_BYTES", chunk_bytes)
     wanted = empty()
-    safetensors_reader.read_weights(safetensors_reader.read_headers(folder), wanted)
+    safetensors_reader.read_weights(entries.read_headers(folder), wanted)
     assert all(torch.equal(wanted[path], old) for path, old in written().items())
 
 
@@ -57,7 +57,7 @@ def test_weights_are_scaled_and_converted_on_the_way(
     monkeypatch.setattr(safetensors_reader, "CHUNK_BYTES", chunk_bytes)
     wanted = empty(dtype)
     safetensors_reader.read_weights(
-        safetensors_reader.read_headers(folder),
+        entries.read_headers(folder),
         wanted,
         scale=lambda path: 0.25 if path == "vae.a.bias" else 1.0,
     )
@@ -68,7 +68,7 @@ def test_weights_are_scaled_and_converted_on_the_way(
 
 def test_weights_that_are_not_wanted_are_skipped(folder: Path) -> None:
     wanted = {"transformer.a.bias": torch.zeros(3)}
-    safetensors_reader.read_weights(safetensors_reader.read_headers(folder), wanted)
+    safetensors_reader.read_weights(entries.read_headers(folder), wanted)
     assert torch.equal(wanted["transformer.a.bias"], WEIGHTS["a.bias"])
 
 
@@ -76,7 +76,7 @@ def test_reading_leaves_the_process_its_threads(folder: Path) -> None:
     before, later = torch.get_num_threads(), list[int]()
     torch.set_num_threads(3)
     try:
-        safetensors_reader.read_weights(safetensors_reader.read_headers(folder), empty())
+        safetensors_reader.read_weights(entries.read_headers(folder), empty())
         thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
         thread.start()
         thread.join()
@@ -103,14 +103,14 @@ def test_a_weight_that_is_not_there_is_named(
     with pytest.raises(
         ModelError, match=f"1 weights are missing or have the wrong shape, such as {name}"
     ):
-        safetensors_reader.read_weights(safetensors_reader.read_headers(folder), wanted)
+        safetensors_reader.read_weights(entries.read_headers(folder), wanted)
 
 
 def test_a_file_that_ends_too_early_is_named(folder: Path) -> None:
     path = file_of(folder)
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(ModelError, match=r"transformer/model\.safetensors is damaged or truncated"):
-        safetensors_reader.read_weights(safetensors_reader.read_headers(folder), empty())
+        safetensors_reader.read_weights(entries.read_headers(folder), empty())
 
 
 def test_a_disk_that_fails_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,19 +120,19 @@ def test_a_disk_that_fails_is_named(folder: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("os.preadv", preadv)
     wanted = {"transformer.a.bias": torch.zeros(3)}
     with pytest.raises(ModelError, match=r"transformer/model\.safetensors cannot be read"):
-        safetensors_reader.read_weights(safetensors_reader.read_headers(folder), wanted)
+        safetensors_reader.read_weights(entries.read_headers(folder), wanted)
 
 
 def test_weights_of_an_unknown_dtype_are_refused(folder: Path) -> None:
     strange = torch.zeros(3, 4, dtype=torch.int8)
     save_file({**WEIGHTS, "a.weight": strange}, file_of(folder))
     with pytest.raises(ModelError, match=r"transformer/model\.safetensors holds I8 weights"):
-        safetensors_reader.read_weights(safetensors_reader.read_headers(folder), empty())
+        safetensors_reader.read_weights(entries.read_headers(folder), empty())
 
 
 def test_weights_that_are_not_wanted_may_have_any_dtype(folder: Path) -> None:
     save_file({**WEIGHTS, "position_ids": torch.arange(9)}, file_of(folder))
-    safetensors_reader.read_weights(safetensors_reader.read_headers(folder), wanted := empty())
+    safetensors_reader.read_weights(entries.read_headers(folder), wanted := empty())
     assert torch.equal(wanted["transformer.a.bias"], WEIGHTS["a.bias"])
 
 
@@ -165,7 +165,7 @@ def test_a_fault_stops_the_other_threads(folder: Path, monkeypatch: pytest.Monke
     disk = SlowDisk(monkeypatch, OSError(5, "Input/output error"))
     disk.go.set()
     with pytest.raises(ModelError, match="cannot be read"):
-        safetensors_reader.read_weights(safetensors_reader.read_headers(folder), wanted)
+        safetensors_reader.read_weights(entries.read_headers(folder), wanted)
     assert disk.reads == 2
 
 
@@ -180,7 +180,7 @@ def test_an_interrupt_stops_the_reading(folder: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(threading.Thread, "join", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        safetensors_reader.read_weights(safetensors_reader.read_headers(folder), wanted)
+        safetensors_reader.read_weights(entries.read_headers(folder), wanted)
     (reader,) = [thread for thread in threading.enumerate() if thread.name == "reader"]
     disk.go.set()
     reader.join(10)
@@ -189,14 +189,10 @@ def test_an_interrupt_stops_the_reading(folder: Path, monkeypatch: pytest.Monkey
 
 def test_progress_is_told_now_and_then(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reported: list[str] = []
-    safetensors_reader.read_weights(
-        safetensors_reader.read_headers(folder), empty(), progress=reported.append
-    )
+    safetensors_reader.read_weights(entries.read_headers(folder), empty(), progress=reported.append)
     assert reported == []
     monkeypatch.setattr(safetensors_reader, "REPORT_EVERY_S", 0.0)
-    safetensors_reader.read_weights(
-        safetensors_reader.read_headers(folder), empty(), progress=reported.append
-    )
+    safetensors_reader.read_weights(entries.read_headers(folder), empty(), progress=reported.append)
     assert reported[-1].startswith("weights: 0 of 0 MiB")
 
 
@@ -208,7 +204,7 @@ def test_old_names_of_the_text_encoder_are_read(folder: Path) -> None:
         "lm_head.weight": torch.ones(4),
     }
     save_file(old, file_of(folder))
-    headers = safetensors_reader.read_part(folder / "transformer")
+    headers = entries.read_part(folder / "transformer")
     assert {name: stored.shape[0] for name, stored in headers.items()} == {
         "model.visual.merger.weight": 1,
         "model.language_model.norm.weight": 2,
