@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePath
 from typing import Any
@@ -16,6 +16,7 @@ WEIGHTED = ("transformer", "vae", "text_encoder")
 PARTS = (*WEIGHTED, "scheduler", "tokenizer", "processor")
 REQUIRED = (*(f"{part}/config.json" for part in WEIGHTED), "scheduler/scheduler_config.json")
 MAX_HASHED_BYTES = 64 << 20
+_SAMPLES, _SAMPLE_BYTES = 64, 64 << 10
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
@@ -34,8 +35,10 @@ def naming(name: str) -> Iterator[None]:
         raise ModelError(f"{name} cannot be used: {reason_of(error)}") from error
 
 
-def require_complete(folder: Path) -> None:
+def require_complete(folder: Path, weighted: Collection[str] = WEIGHTED) -> None:
     """Check that `folder` has every part of a known pipeline, readable and without truncated weights.
+
+    Weights are needed only of the parts `weighted`.
 
     Raises:
         ModelError: names the first fault.
@@ -54,9 +57,9 @@ def require_complete(folder: Path) -> None:
     for path in (folder / part / "merges.txt" for part in ("tokenizer", "processor")):
         if path.exists():
             _require_content(path)
-    for part in WEIGHTED:
+    for part in weighted:
         for path in list_weights(folder / part):
-            _require_complete_weights(path)
+            require_complete_weights(path)
 
 
 def list_weights(folder: Path) -> list[Path]:
@@ -98,7 +101,12 @@ def choose_weights(names: Iterable[str]) -> list[str]:
     return [name for name in found if not is_variant(name)] or found
 
 
-def _require_complete_weights(path: Path) -> None:
+def require_complete_weights(path: Path) -> None:
+    """Check that a safetensors file is whole: a sound header, and as long as it says.
+
+    Raises:
+        ModelError: names the file.
+    """
     from safetensors import SafetensorError, safe_open
 
     _require_content(path)
@@ -157,4 +165,15 @@ def compute_revision(folder: Path) -> str:
         digest.update(f"{path.relative_to(folder).as_posix()}\0{size_bytes}\0".encode())
         if size_bytes <= MAX_HASHED_BYTES:
             digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def fingerprint(path: Path) -> str:
+    """Return 12 hex digits of a hash of a large file's size and of 64 samples of 64 KiB."""
+    size_bytes = path.stat().st_size
+    digest = hashlib.sha256(str(size_bytes).encode())
+    with path.open("rb") as file:
+        for number in range(_SAMPLES):
+            file.seek(number * max(0, size_bytes - _SAMPLE_BYTES) // (_SAMPLES - 1))
+            digest.update(file.read(_SAMPLE_BYTES))
     return digest.hexdigest()[:12]

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from retouch.engine.checkpoint import hub
-from retouch.engine.checkpoint.files import require_complete
+from retouch.engine.checkpoint.files import WEIGHTED, require_complete
 from retouch.errors import ModelError
 
 FULL_MODEL = "Qwen/Qwen-Image-Edit"
@@ -20,6 +20,8 @@ class CheckpointSettings:
     `model_id` is a directory or a hub id. `dtype` is float16, bfloat16 or float32; a CPU always runs
     float32. `cache_dir` is a directory in the hub library's layout. `gpu_memory_gib` limits the
     engine's GPU memory, unless it is 0. `max_result_px` is an area of results to make room for.
+    `transformer_file` and `text_encoder_file` name files with those parts' weights (see
+    `weights_file`), and `family` the model that the first is of, where it does not say so itself.
     """
 
     model_id: str = ""
@@ -31,6 +33,15 @@ class CheckpointSettings:
     attention_backend: str = "auto"
     compile: bool = False
     hf_token: str = field(default="", repr=False)
+    transformer_file: str = ""
+    text_encoder_file: str = ""
+    family: str = ""
+
+    @property
+    def weighted(self) -> tuple[str, ...]:
+        """The parts whose weights `model_id` has."""
+        files = {"transformer": self.transformer_file, "text_encoder": self.text_encoder_file}
+        return tuple(part for part in WEIGHTED if not files.get(part))
 
 
 def find_runpod_cache(model_id: str) -> Path | None:
@@ -58,16 +69,23 @@ def find(
     if folder.is_dir():
         if settings.revision:
             raise ModelError("a directory has no revisions: unset MODEL_REVISION")
-        require_complete(folder)
+        require_complete(folder, settings.weighted)
         return folder
     from huggingface_hub.constants import HF_HUB_CACHE
 
     cache = Path(settings.cache_dir or HF_HUB_CACHE)
     revision = settings.revision
-    snapshot = hub.find_snapshot(model_id, cache, revision=revision, progress=progress)
+    snapshot = hub.find_snapshot(
+        model_id, cache, revision=revision, progress=progress, weighted=settings.weighted
+    )
     if snapshot is None:
         snapshot = hub.download(
-            model_id, revision=revision, cache=cache, token=settings.hf_token, progress=progress
+            model_id,
+            revision=revision,
+            cache=cache,
+            token=settings.hf_token,
+            progress=progress,
+            weighted=settings.weighted,
         )
-        require_complete(snapshot)
+        require_complete(snapshot, settings.weighted)
     return snapshot

@@ -1,6 +1,7 @@
 """Checkpoints of the Hugging Face hub: complete snapshots in a cache, and downloads."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from http import HTTPStatus
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -29,9 +30,14 @@ def find_repositories(model_id: str, cache: Path) -> Iterator[Path]:
 
 
 def find_snapshot(
-    model_id: str, cache: Path, *, revision: str, progress: Callable[[str], None]
+    model_id: str,
+    cache: Path,
+    *,
+    revision: str,
+    progress: Callable[[str], None],
+    weighted: Collection[str] = WEIGHTED,
 ) -> Path | None:
-    """Return the complete snapshot in a hub cache that `revision` names, or None.
+    """Return the snapshot in a hub cache that `revision` names, with weights of `weighted`, or None.
 
     Without a revision the one of `main` comes first, then the newest: caches are copied without
     their `refs`, and an interrupted download of a newer snapshot must not hide a complete one.
@@ -45,7 +51,7 @@ def find_snapshot(
             if revision and snapshot.name != commit:
                 break
             try:
-                require_complete(snapshot)
+                require_complete(snapshot, weighted)
             except ModelError as error:
                 progress(f"the cached snapshot {snapshot.name[:12]} is not used: {error.message}")
                 continue
@@ -56,22 +62,27 @@ def find_snapshot(
 
 
 def download(
-    model_id: str, *, revision: str, cache: Path, token: str, progress: Callable[[str], None]
+    model_id: str,
+    *,
+    revision: str,
+    cache: Path,
+    token: str,
+    progress: Callable[[str], None],
+    weighted: Collection[str] = WEIGHTED,
 ) -> Path:
-    """Download what the engine needs of `model_id` into a hub cache; return the snapshot.
+    """Download `model_id` with the weights of `weighted` into a hub cache; return the snapshot.
 
     Raises:
         ModelError: the hub refuses or cannot be reached; the message says what to do.
     """
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    try:
+    with explaining("MODEL_ID", revision):
         api = HfApi(token=token or None)
         commit = api.model_info(model_id, revision=revision or "main").sha
         tree = api.list_repo_tree(model_id, recursive=True, revision=commit)
         sizes = {item.path: getattr(item, "size", None) or 0 for item in tree}
-        needed = choose_files(sizes)
+        needed = choose_files(sizes, weighted)
         gib = sum(sizes[name] for name in needed) / (1 << 30)
         progress(f"downloading {model_id}, {gib:.1f} GiB, to {cache}; to avoid it, set MODEL_ID")
         return Path(
@@ -84,10 +95,55 @@ def download(
                 tqdm_class=make_line_bar(progress),
             )
         )
+
+
+def download_file(
+    repository: str,
+    name: str,
+    *,
+    setting: str,
+    revision: str,
+    cache: Path,
+    token: str,
+    progress: Callable[[str], None],
+) -> Path:
+    """Return one file of a repository from a hub cache, downloaded if it is not there.
+
+    Raises:
+        ModelError: the hub refuses or cannot be reached; the message says what to do.
+    """
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+
+    found = try_to_load_from_cache(repository, name, cache_dir=cache, revision=revision or None)
+    if isinstance(found, str):
+        return Path(found)
+    with explaining(setting, revision):
+        progress(
+            f"downloading {name} of {repository} to {cache}; to avoid it, set {setting} to a file"
+        )
+        return Path(
+            hf_hub_download(
+                repository,
+                name,
+                revision=revision or None,
+                cache_dir=cache,
+                token=token or None,
+                tqdm_class=make_line_bar(progress),
+            )
+        )
+
+
+@contextmanager
+def explaining(setting: str, revision: str) -> Iterator[None]:
+    """Raise what the hub library raises in the block as a ModelError that says what to do."""
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        yield
     except HFValidationError:
         raise ModelError("there is no such directory, and it is not a valid hub id") from None
     except HfHubHTTPError as error:
-        raise ModelError(explain(error, revision)) from error
+        raise ModelError(explain(error, revision, setting)) from error
     except Exception as error:  # its HTTP client's errors, offline mode, a full disk
         raise ModelError(
             f"it is not cached completely, and the download failed ({reason_of(error)}): check the network, or "
@@ -95,8 +151,8 @@ def download(
         ) from error
 
 
-def choose_files(names: Any) -> list[str]:
-    """Choose the files that the engine needs: small files, and each part's weights in one precision."""
+def choose_files(names: Any, weighted: Collection[str] = WEIGHTED) -> list[str]:
+    """Choose the files that the engine needs: small files, and weights of `weighted` in one precision."""
     chosen = []
     for part in PARTS:
         inside = [path for path in map(PurePosixPath, names) if str(path.parent) == part]
@@ -106,17 +162,20 @@ def choose_files(names: Any) -> list[str]:
             for path in inside
             if path.name not in weights and path.suffix[1:] in _SMALL_FILES
         ]
-        if part in WEIGHTED:
+        if part in weighted:
             chosen += [f"{part}/{name}" for name in choose_weights(weights)]
     return [name for name in (INDEX_FILE, PRESET_FILE) if name in names] + chosen
 
 
-def explain(error: Any, revision: str) -> str:
+def explain(error: Any, revision: str, setting: str = "MODEL_ID") -> str:
     """Say what the hub's HTTP error means and what to do about it."""
     status = error.response.status_code
     code = error.response.headers.get("X-Error-Code", "")
     if status == HTTPStatus.NOT_FOUND and (code == "RevisionNotFound" or (revision and not code)):
-        return f"the hub has no revision {revision} of it: check MODEL_REVISION"
+        named = "MODEL_REVISION" if setting == "MODEL_ID" else setting
+        return f"the hub has no revision {revision} of it: check {named}"
+    if code == "EntryNotFound":
+        return f"the hub's repository has no such file: check {setting}"
     if status == HTTPStatus.FORBIDDEN or code == "GatedRepo":
         return (
             "the hub denies access: accept the model's terms on its page, and set HF_TOKEN to a token "
@@ -124,7 +183,7 @@ def explain(error: Any, revision: str) -> str:
         )
     if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.NOT_FOUND}:
         return (
-            "the hub has no such model, or it is private: check MODEL_ID, and for a private model set "
+            f"the hub has no such model, or it is private: check {setting}, and for a private model set "
             "HF_TOKEN to a token that may read it"
         )
     if status == HTTPStatus.TOO_MANY_REQUESTS:

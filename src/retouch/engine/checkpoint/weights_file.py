@@ -1,0 +1,97 @@
+"""Find a file that holds a part's weights: on disk, in the hub cache, or by a download."""
+
+import hashlib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from retouch.engine.checkpoint import hub
+from retouch.engine.checkpoint.find import find_runpod_cache
+from retouch.errors import ModelError
+
+_HUB_FILE = re.compile(r"([\w.-]+/[\w.-]+)/(.+\.(?:gguf|safetensors))")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_CHUNK_BYTES = 16 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class FileReference:
+    """A path or a hub file `owner/repository/path`, and a revision or a SHA-256 that pins it."""
+
+    name: str
+    revision: str = ""
+    sha256: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Parse `name`, `name@revision` or `name@sha256:<64 hex digits>`.
+
+        >>> FileReference.parse("a/b/c.gguf@v1")
+        FileReference(name='a/b/c.gguf', revision='v1', sha256='')
+
+        Raises:
+            ModelError: the SHA-256 is not one.
+        """
+        if Path(text).expanduser().is_file():
+            return cls(text)  # whatever characters its path has
+        name, _, pin = text.rpartition("@") if "@" in text else (text, "", "")
+        if not pin.startswith("sha256:"):
+            return cls(name, revision=pin)
+        sha256 = pin.removeprefix("sha256:").lower()
+        if not _SHA256.fullmatch(sha256):
+            raise ModelError(f"{text} is pinned by a SHA-256 that is not 64 hex digits")
+        return cls(name, sha256=sha256)
+
+
+def find_weights_file(
+    text: str,
+    *,
+    setting: str,
+    cache: Path | None = None,
+    token: str = "",
+    progress: Callable[[str], None] = lambda _: None,
+) -> Path:
+    """Return the file that `text`, the value of `setting`, names; `cache` is the hub cache to use.
+
+    A SHA-256 is compared with the whole file's.
+
+    Raises:
+        ModelError: there is no such file, the hub refuses it, or it is not the one that is pinned.
+    """
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    reference = FileReference.parse(text)
+    path = Path(reference.name).expanduser()
+    if path.is_file():
+        if reference.revision:
+            raise ModelError(f"{setting}: a file has no revisions: pin it with @sha256:")
+    elif found := _HUB_FILE.fullmatch(reference.name):
+        repository, name = found.groups()
+        path = hub.download_file(
+            repository,
+            name,
+            setting=setting,
+            revision=reference.revision,
+            cache=cache or find_runpod_cache(repository) or Path(HF_HUB_CACHE),
+            token=token,
+            progress=progress,
+        )
+    else:
+        raise ModelError(f"{setting}: there is no file {reference.name}")
+    if reference.sha256:
+        progress(f"checking the SHA-256 of {path.name}")
+        if (actual := _hash(path)) != reference.sha256:
+            raise ModelError(
+                f"{setting}: {path.name} has the SHA-256 {actual}, not the one that is pinned"
+            )
+    return path
+
+
+def _hash(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
