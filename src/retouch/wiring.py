@@ -99,6 +99,9 @@ def build_engine(settings: Settings) -> Engine:
             attention_backend=settings.attention_backend,
             compile=settings.compile,
             hf_token=settings.hf_token.get_secret_value(),
+            transformer_file=settings.transformer_file,
+            text_encoder_file=settings.text_encoder_file,
+            family=settings.model_family,
         ),
         progress=_report_loading,
     )

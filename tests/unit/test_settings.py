@@ -449,3 +449,18 @@ def test_a_metrics_key_is_held_to_the_length_of_api_keys() -> None:
     assert Settings(_env_file=None, metrics_key="m" * 16).metrics_key.get_secret_value()
     with pytest.raises(ValidationError, match="at least 16 characters"):
         Settings(_env_file=None, metrics_key="m" * 15)
+
+
+@pytest.mark.parametrize(
+    ("variables", "fault"),
+    [
+        ({"TRANSFORMER_FILE": "a.gguf"}, "TRANSFORMER_FILE: needs MODEL_ID"),
+        ({"TEXT_ENCODER_FILE": "a.safetensors"}, "TEXT_ENCODER_FILE: needs MODEL_ID"),
+        ({"MODEL_ID": "a/b", "MODEL_FAMILY": "2511"}, "MODEL_FAMILY: is that of TRANSFORMER_FILE"),
+        ({"MODEL_ID": "a/b", "TRANSFORMER_FILE": "c", "MODEL_FAMILY": "2.1"}, "MODEL_FAMILY"),
+    ],
+)
+def test_a_file_of_weights_needs_the_checkpoint_around_it(
+    environment: Environment, variables: dict[str, str], fault: str
+) -> None:
+    assert fault in environment.refusal(**variables)

@@ -74,6 +74,15 @@ class Settings(BaseSettings):
 
     model_id: str = Field("", description="hub id or directory; unset: what fits this machine")
     model_revision: str = Field("", description="hub revision to pin; unset: main")
+    transformer_file: str = Field(
+        "", description="GGUF or safetensors file with the transformer's weights; needs MODEL_ID"
+    )
+    text_encoder_file: str = Field(
+        "", description="safetensors file with the text encoder's weights; needs MODEL_ID"
+    )
+    model_family: Literal["", "edit", "2509", "2511"] = Field(
+        "", description="model of TRANSFORMER_FILE, if the file is not marked: edit, 2509 or 2511"
+    )
     dtype: Literal["float16", "bfloat16", "float32"] = Field(
         "float16", description="precision of the model on a GPU; on a CPU it is float32"
     )
@@ -190,6 +199,20 @@ class Settings(BaseSettings):
             if region and named and region != named:
                 raise ValueError(f"is {region}, but the endpoint is in {named}: unset S3_REGION")
         return region
+
+    @field_validator("transformer_file", "text_encoder_file")
+    @classmethod
+    def _require_base(cls, value: str, info: ValidationInfo) -> str:
+        if value and not info.data.get("model_id", "invalid"):
+            raise ValueError("needs MODEL_ID: the checkpoint with all other parts")
+        return value
+
+    @field_validator("model_family")
+    @classmethod
+    def _require_file(cls, value: str, info: ValidationInfo) -> str:
+        if value and not info.data.get("transformer_file", "invalid"):
+            raise ValueError("is that of TRANSFORMER_FILE, which is unset")
+        return value
 
     @model_validator(mode="after")
     def _require_one_scheme(self) -> Self:

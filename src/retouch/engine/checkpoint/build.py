@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -18,14 +19,22 @@ from transformers.initialization import no_init_weights
 
 from retouch.engine import precision, text_encoder, tokenizer
 from retouch.engine.checkpoint.entries import TensorEntry, read_headers
-from retouch.engine.checkpoint.files import INDEX_FILE, naming, read_json
+from retouch.engine.checkpoint.family import choose_family, family_of
+from retouch.engine.checkpoint.files import INDEX_FILE, WEIGHTED, naming, read_json
 from retouch.engine.checkpoint.markers import require_markers
+from retouch.engine.checkpoint.packed_file import (
+    read_text_encoder,
+    read_transformer,
+    require_used,
+)
 from retouch.engine.checkpoint.safetensors_reader import read_weights
 from retouch.engine.memory.flat_params import MODULATION
 from retouch.engine.memory.plan import RESIDENT, EditShape, FreeMemory, make_plan
 from retouch.engine.memory.weights import Weights
 
 Dtypes = dict[str, torch.dtype]
+PackedParts = Mapping[str, Mapping[str, TensorEntry]]
+"""The weights of parts that have a file of their own, by part and name."""
 
 
 def load_weights(
@@ -36,19 +45,26 @@ def load_weights(
     device: torch.device,
     shape: EditShape,
     memory: FreeMemory,
+    packed: PackedParts = MappingProxyType({}),
     progress: Callable[[str], None] = lambda _: None,
 ) -> Weights:
     """Load a checkpoint's weights, for modules of `configs`, to where the plan for `memory` and edits of `shape` puts them.
+
+    The weights of parts in `packed` come from their own files.
 
     Raises:
         ModelError: a weight is missing, a file is damaged, or memory is short.
     """
     modules = build_modules(configs, precision.choose_dtypes(dtype, device))
-    stored = read_headers(folder)
+    stored = read_headers(folder, [part for part in WEIGHTED if part not in packed])
+    for part, entries in packed.items():
+        stored |= {f"{part}.{name}": entry for name, entry in entries.items()}
     keep_modulation(modules["transformer"], stored)
     weights = Weights(**modules, plan=RESIDENT, device=device)
     if device.type == "cuda":  # pragma: no cover - needs a GPU
         weights.plan = make_plan(weights.params.sizes, shape, memory)
+    for part, entries in packed.items():
+        require_used(part, entries, {view.path for one in weights.params for view in one.views})
     weights.allocate()
     progress("weights")
     try:
@@ -69,21 +85,25 @@ def load_weights(
 
 
 class Parts(NamedTuple):
-    """What a checkpoint's small files hold."""
+    """What a checkpoint's small files hold, and the headers of files with a whole part's weights."""
 
     template: text_encoder.PromptTemplate
     processor: tokenizer.Processor
     configs: dict[str, Any]
     scheduler: dict[str, Any]
+    packed: PackedParts
 
 
-def read_parts(folder: Path) -> Parts:
-    """Read and check everything but the weights.
+def read_parts(
+    folder: Path, files: Mapping[str, Path] = MappingProxyType({}), *, family: str = ""
+) -> Parts:
+    """Read and check everything but the weights; `files` are those of a whole part, by its name.
 
     Raises:
         ModelError: names the file that cannot be used.
     """
-    template = text_encoder.describe_template(read_json(folder / INDEX_FILE)["_class_name"])
+    pipeline = read_json(folder / INDEX_FILE)["_class_name"]
+    template = text_encoder.describe_template(pipeline)
     with naming("processor/"):
         processor = tokenizer.load_processor(folder / "processor")
         text_encoder.require_template(template, processor.tokenizer)
@@ -91,7 +111,16 @@ def read_parts(folder: Path) -> Parts:
     require_markers(folder, processor.tokenizer, configs["text_encoder"])
     with naming("scheduler/scheduler_config.json"):
         scheduler = read_scheduler(folder / "scheduler")
-    return Parts(template, processor, configs, scheduler)
+    packed = {}
+    if path := files.get("transformer"):
+        found = read_transformer(path)
+        base = family_of(pipeline, configs["transformer"])
+        chosen = choose_family(base=base, named=family, is_2511=found.is_2511)
+        configs["transformer"] = {**configs["transformer"], "zero_cond_t": chosen == "2511"}
+        packed["transformer"] = found.entries
+    if path := files.get("text_encoder"):
+        packed["text_encoder"] = read_text_encoder(path)
+    return Parts(template, processor, configs, scheduler, packed)
 
 
 def read_configs(folder: Path) -> dict[str, Any]:

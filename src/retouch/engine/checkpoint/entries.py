@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -93,7 +94,7 @@ class TensorEntry:
         return values.view(-1).to(dtype)
 
 
-def read_headers(folder: Path, parts: tuple[str, ...] = WEIGHTED) -> dict[str, TensorEntry]:
+def read_headers(folder: Path, parts: Iterable[str] = WEIGHTED) -> dict[str, TensorEntry]:
     """Return every weight in a checkpoint's files by its path, such as `vae.encoder.conv_in.weight`.
 
     Raises:

@@ -91,7 +91,8 @@ def _read_scales(entry: TensorEntry, weight: TensorEntry) -> torch.Tensor:
     rows = weight.shape[0] if weight.shape else 1
     if entry.shape not in {(), (1,), (1, 1), (rows,), (rows, 1)}:
         raise ModelError(f"{entry.file}: {entry.name} has the wrong shape {entry.shape}")
-    if not (dtype := entry.dtype):
+    dtype = entry.dtype if entry.encoding else None
+    if dtype is None:
         raise ModelError(f"{entry.file}: {entry.name} is {entry.kind}")
     scales = torch.frombuffer(bytearray(_read_bytes(entry)), dtype=dtype).float()
     if not bool((scales.isfinite() & (scales > 0)).all()):

@@ -1,17 +1,19 @@
 """Load a checkpoint into an engine. Importing this module imports no torch."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from retouch.engine.checkpoint.files import (
     compute_revision,
+    fingerprint,
     read_json,
     reason_of,
 )
 from retouch.engine.checkpoint.find import CheckpointSettings, find
+from retouch.engine.checkpoint.weights_file import find_weights_file
 from retouch.engine.memory.plan import EditShape, FreeMemory
 from retouch.engine.memory.probe import find_device, measure_cpus, measure_free
 from retouch.engine.preset import read_preset
@@ -44,13 +46,34 @@ def load(
     _silence_progress_bars()
     try:
         folder = find(model_id, settings, progress=progress)
-        return _load_engine(folder, settings, memory, device, progress)
+        files = find_files(settings, progress)
+        return _load_engine(folder, files, settings, memory, device, progress)
     except Exception as error:  # the loaders raise many kinds; the log needs one line
         raise ModelError(f"the checkpoint {model_id} cannot be used: {reason_of(error)}") from error
 
 
+def find_files(
+    settings: CheckpointSettings, progress: Callable[[str], None] = lambda _: None
+) -> dict[str, Path]:
+    """Return the files that hold a whole part's weights, by the part's name.
+
+    Raises:
+        ModelError: one cannot be found or downloaded, or is not the one that is pinned.
+    """
+    named = {
+        "transformer": ("TRANSFORMER_FILE", settings.transformer_file),
+        "text_encoder": ("TEXT_ENCODER_FILE", settings.text_encoder_file),
+    }
+    return {
+        part: find_weights_file(text, setting=setting, token=settings.hf_token, progress=progress)
+        for part, (setting, text) in named.items()
+        if text
+    }
+
+
 def _load_engine(
     folder: Path,
+    files: Mapping[str, Path],
     settings: CheckpointSettings,
     memory: FreeMemory,
     device: Any,
@@ -79,7 +102,7 @@ def _load_engine(
     from retouch.engine.engine import QwenEngine
 
     progress("processor")
-    parts = build.read_parts(folder)
+    parts = build.read_parts(folder, files, family=settings.family)
     weights = build.load_weights(
         folder,
         parts.configs,
@@ -87,6 +110,7 @@ def _load_engine(
         device=device,
         shape=shape,
         memory=memory,
+        packed=parts.packed,
         progress=progress,
     )
     run_block: transformer.BlockCall = partial(transformer.run_block, attend=chosen.attend)
@@ -97,7 +121,7 @@ def _load_engine(
         template=parts.template,
         preset=preset,
         model=_public_name(settings.model_id),
-        revision=compute_revision(folder),
+        revision=describe_revision(folder, files, settings.family),
         run_block=compilation.compile_block(run_block) if settings.compile else run_block,
         attention=chosen.name,
     )
@@ -110,6 +134,13 @@ def _read_attention_shape(folder: Path, shape: EditShape) -> "AttentionShape":
     config = read_json(folder / "transformer" / "config.json")
     tokens = (shape.area_px + shape.condition_area_px) // _TOKEN_AREA_PX + MAX_PROMPT_TOKENS
     return AttentionShape(tokens, config["num_attention_heads"], config["attention_head_dim"])
+
+
+def describe_revision(folder: Path, files: Mapping[str, Path], family: str) -> str:
+    """Name what the weights are: the checkpoint's revision, each further file, and how it is read."""
+    return "+".join(
+        [compute_revision(folder), *map(fingerprint, files.values()), *([family] if family else [])]
+    )
 
 
 def _public_name(model_id: str) -> str:

@@ -4,7 +4,7 @@ Every weight in it is understood or the file is refused with the first that is n
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,7 +74,7 @@ def read_text_encoder(path: Path) -> dict[str, TensorEntry]:
     return {rename(name): entry for name, entry in scaled.items() if name != _UNUSED}
 
 
-def require_used(part: str, entries: Mapping[str, TensorEntry], wanted: Mapping[str, Any]) -> None:
+def require_used(part: str, entries: Mapping[str, TensorEntry], wanted: Collection[str]) -> None:
     """Check that the model has a place for every weight of a part's file.
 
     Raises:

@@ -143,3 +143,17 @@ def test_large_files_count_by_name_and_size_only(
     assert first == files.compute_revision(tmp_path)
     save_file({"a": np.ones(9)}, tmp_path / "vae" / "model.safetensors")
     assert first != files.compute_revision(tmp_path)
+
+
+def test_a_fingerprint_tells_files_of_one_size_apart(tmp_path: Path) -> None:
+    content = np.random.default_rng(0).integers(0, 256, 6 << 20, dtype=np.uint8)
+    path = tmp_path / "w.gguf"
+    path.write_bytes(content.tobytes())
+    first = files.fingerprint(path)
+    assert files.fingerprint(path) == first
+
+    content[-1] ^= 1
+    path.write_bytes(content.tobytes())
+    changed = files.fingerprint(path)
+    path.write_bytes(b"short")
+    assert len({first, changed, files.fingerprint(path)}) == 3

@@ -111,6 +111,7 @@ def test_a_variant_is_downloaded_only_where_there_is_nothing_else(
         (404, "RepoNotFound", "", "no such model, or it is private: check MODEL_ID"),
         (404, "RepoNotFound", "v1", "no such model, or it is private: check MODEL_ID"),
         (404, "RevisionNotFound", "v1", "no revision v1 of it: check MODEL_REVISION"),
+        (404, "EntryNotFound", "", "no such file: check MODEL_ID"),
         (403, "GatedRepo", "", "accept the model's terms on its page, and set HF_TOKEN"),
         (401, "GatedRepo", "", "accept the model's terms on its page, and set HF_TOKEN"),
         (403, "", "", "set HF_TOKEN to a token that may read it"),
@@ -124,3 +125,9 @@ def test_every_error_of_the_hub_says_what_to_do(
     response = SimpleNamespace(status_code=status, headers={"X-Error-Code": code})
     with pytest.raises(ModelError, match=advice):
         raise ModelError(hub.explain(SimpleNamespace(response=response), revision))
+
+
+def test_a_file_of_the_hub_is_named_by_its_own_setting() -> None:
+    response = SimpleNamespace(status_code=404, headers={"X-Error-Code": "RevisionNotFound"})
+    advice = hub.explain(SimpleNamespace(response=response), "v1", "TRANSFORMER_FILE")
+    assert advice == "the hub has no revision v1 of it: check TRANSFORMER_FILE"
