@@ -203,6 +203,7 @@ def build_editor(
             store_timeout_s=settings.timeout_seconds,
             job_timeout_s=settings.job_timeout_seconds,
             grace_s=settings.edit_grace_seconds,
+            reuse=settings.reuse_results,
         ),
         on_model_lost=admission.lose_model,
     )

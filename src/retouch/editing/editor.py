@@ -9,7 +9,15 @@ from dataclasses import replace
 from retouch.editing.admission import Admission
 from retouch.editing.params import resolve_params
 from retouch.editing.ports import EngineInfo, Source
-from retouch.editing.result import StoredResult, build_meta, read_meta
+from retouch.editing.result import (
+    FOUND_NOTE,
+    NO_PHASES,
+    StoredResult,
+    build_meta,
+    describe_source,
+    read_meta,
+)
+from retouch.editing.reuse import Flight, Made, ReuseIndex, fingerprint
 from retouch.editing.steps import Job, Steps, ignore, include_file
 from retouch.errors import InvalidRequest
 from retouch.images import encode
@@ -24,6 +32,9 @@ from retouch.schema import (
 )
 from retouch.storage.keys import result_key
 
+Edited = tuple[StoredResult, Meta, dict[str, float]]
+"""A stored result, its metadata, and milliseconds by phase."""
+
 
 class Editor:
     """Runs edits. One uses the model; others download, prepare, encode or store at the same time."""
@@ -31,6 +42,7 @@ class Editor:
     def __init__(self, steps: Steps, admission: Admission) -> None:
         self.steps = steps
         self._admission = admission
+        self._reuse = ReuseIndex(steps)
         self._settings = steps.settings
         self._clock = steps.clock
 
@@ -57,6 +69,7 @@ class Editor:
     async def close(self) -> None:
         """Take no more edits, let those in progress end, and end the threads."""
         await self._admission.close()
+        await self._reuse.close()
         self.steps.close()
 
     async def run(
@@ -82,39 +95,81 @@ class Editor:
             self._require_tokens(request)
             self._require_area(request)
             progress(Progress(stage="source"))
-            source = await self.steps.load_source(job)
-            request = request.without_sources()  # its image is decoded
-            job = replace(job, request=request)
-            with self._admission.take_place():
-                stored, meta, phases_ms = await self._edit_and_store(job, source)
-        phases_ms["total"] = 1000 * (self._clock() - began_s)
+            loaded = await self.steps.load_source(job)
+            seen = describe_source(loaded)
+            load_ms = {"fetch": loaded.fetch_ms, "source_decode": loaded.decode_ms}
+            flight = self._join_flight(request, loaded, job_id=job_id)
+            source = None
+            if not (flight and flight.turn.locked()):
+                source = loaded
+                request = request.without_sources()  # its image is decoded
+                job = replace(job, request=request)
+            del loaded  # whoever waits for an equal request holds no picture
+            stored, meta, phases_ms = await self._reuse_or_edit(job, source, flight)
+        total_ms = 1000 * (self._clock() - began_s)
+        phases_ms = NO_PHASES | load_ms | phases_ms | {"total": total_ms}
         timings = Timings(**{phase: round(ms, 3) for phase, ms in phases_ms.items()})
-        return self._answer(stored, meta.model_copy(update={"timings_ms": timings}))
+        meta = meta.model_copy(update={"timings_ms": timings, "source": seen})
+        return self._answer(stored, meta)
 
-    async def _edit_and_store(
-        self, job: Job, source: Source
-    ) -> tuple[StoredResult, Meta, dict[str, float]]:
-        """Edit a loaded source; return the stored result, its metadata and milliseconds by phase."""
-        request = job.request
-        params, notes = resolve_params(request, source, self.info.preset, job_id=job.id)
-        prepared, prepare_ms = await self.steps.prepare(job, [source], params)
+    def _join_flight(self, request: EditRequest, source: Source, *, job_id: str) -> Flight | None:
+        """Return the flight of all equal requests, or None where the result is not to be reused."""
+        if not self._settings.reuse or request.seed in (None, -1) or source.stale:
+            return None
+        params, _ = resolve_params(request, source, self.info.preset, job_id=job_id)
+        return self._reuse.join(fingerprint(request, params, [source], self.info))
+
+    async def _reuse_or_edit(
+        self, job: Job, source: Source | None, flight: Flight | None
+    ) -> Edited:
+        """Return the stored result of an equal request, or edit. `source` is None if let go."""
+        if flight is None:
+            assert source is not None  # noqa: S101 - let go only for a flight
+            return await self._edit_and_store(job, source)
         job.progress(Progress(stage="queue"))
         queued_s = self._clock()
-        async with self._admission.acquire_model(timeout_s=self.steps.left_s(job)):
-            queue_ms = 1000 * (self._clock() - queued_s)
-            output = await self.steps.edit(job, prepared)
-        job.progress(Progress(stage="store"))
-        encoded = await self.steps.encode(job, output)
-        notes += [*output.notes, *self.info.notes]
-        meta = build_meta(
-            params, source, self.info, notes, job_id=job.id, request_id=job.request_id
-        )
-        key = self._result_key(source.id, job.id, request)
-        stored = await self.steps.store(job, key, encoded, meta)
+        async with self._reuse.turn(flight, timeout_s=self.steps.left_s(job)):
+            began_s = self._clock()
+            if made := await self._reuse.find(flight, job):
+                stored = self.steps.link(made.key, made.content_type)
+                stored = include_file(stored, made.body, job.request.response_format)
+                meta = made.meta.model_copy(
+                    update={"job_id": job.id, "request_id": job.request_id, "reused": True}
+                )
+                store_ms = 1000 * (self._clock() - began_s)
+                return stored, meta, {"queue": 1000 * (began_s - queued_s), "store": store_ms}
+            source = source or await self.steps.load_source(job)
+            edited = await self._edit_and_store(job, source)
+            if current := self._join_flight(job.request, source, job_id=job.id):
+                # Another one if float16 became bfloat16, or a source changed while this one waited.
+                self._reuse.keep(current, Made(edited[0].key, edited[0].content_type, edited[1]))
+            return edited
+
+    async def _edit_and_store(self, job: Job, source: Source) -> Edited:
+        """Edit a loaded source, within one of the places, and store the result.
+
+        Raises:
+            Overloaded: no place is free.
+        """
+        with self._admission.take_place():
+            request = job.request
+            params, notes = resolve_params(request, source, self.info.preset, job_id=job.id)
+            prepared, prepare_ms = await self.steps.prepare(job, [source], params)
+            job.progress(Progress(stage="queue"))
+            queued_s = self._clock()
+            async with self._admission.acquire_model(timeout_s=self.steps.left_s(job)):
+                queue_ms = 1000 * (self._clock() - queued_s)
+                output = await self.steps.edit(job, prepared)
+            job.progress(Progress(stage="store"))
+            encoded = await self.steps.encode(job, output)
+            notes += [*output.notes, *self.info.notes]
+            meta = build_meta(
+                params, source, self.info, notes, job_id=job.id, request_id=job.request_id
+            )
+            key = self._result_key(source.id, job.id, request)
+            stored = await self.steps.store(job, key, encoded, meta)
         phases_ms = {
             "queue": queue_ms,
-            "fetch": source.fetch_ms,
-            "source_decode": source.decode_ms,
             "prepare": prepare_ms,
             "condition": output.condition_ms,
             "denoise": output.denoise_ms,
@@ -145,6 +200,7 @@ class Editor:
         meta = read_meta(found, job_id=job_id, request_id=request_id, get_ms=get_ms)
         if meta is None:
             return None
+        meta = meta.model_copy(update={"notes": [*meta.notes, FOUND_NOTE]})
         stored = self.steps.link(key, encode.CONTENT_TYPES[request.file_format])
         return self._answer(include_file(stored, found.body, request.response_format), meta)
 

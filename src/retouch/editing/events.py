@@ -17,6 +17,7 @@ def log_success(result: EditResult) -> None:
         "edit.finished",
         job_id=meta.job_id,
         source_cached=meta.source.cached,
+        reused=meta.reused,
         dtype=meta.dtype,
         steps=meta.num_inference_steps,
         width=meta.width,

@@ -57,6 +57,7 @@ class EngineInfo:
     notes: tuple[str, ...] = ()
     attention: str = "native"
     max_area_px: int = 2048 * 2048
+    compiled: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,9 @@ from retouch.storage.port import StoredObject
 
 # Backblaze B2 allows 2,048 bytes for the name and all metadata of an encrypted object.
 _MAX_META_CHARACTERS = 1400
-_OF_THE_ATTEMPT = {"job_id", "request_id", "timings_ms"}
-_FOUND_NOTE = "an earlier attempt at this job had stored this result"
+_OF_THE_ATTEMPT = {"job_id", "request_id", "timings_ms", "reused"}
+NO_PHASES = dict.fromkeys(Timings.model_fields, 0.0)
+FOUND_NOTE = "an earlier attempt at this job had stored this result"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,16 +64,22 @@ def build_meta(
         dtype=info.dtype,
         memory_plan=info.memory_plan,
         attention=info.attention,
-        source=SourceMeta(
-            width=source.width_px,
-            height=source.height_px,
-            format=source.format,
-            bytes=source.size_bytes,
-            cached=source.cached,
-            stale=source.stale,
-        ),
-        timings_ms=Timings(**dict.fromkeys(Timings.model_fields, 0.0)),
+        source=describe_source(source),
+        timings_ms=Timings(**NO_PHASES),
         notes=notes,
+        reused=False,
+    )
+
+
+def describe_source(source: Source) -> SourceMeta:
+    """Return what the answer says about a source."""
+    return SourceMeta(
+        width=source.width_px,
+        height=source.height_px,
+        format=source.format,
+        bytes=source.size_bytes,
+        cached=source.cached,
+        stale=source.stale,
     )
 
 
@@ -99,9 +106,8 @@ def read_meta(stored: StoredObject, *, job_id: str, request_id: str, get_ms: flo
         if stored.metadata["sha256"] != hashlib.sha256(stored.body).hexdigest():
             return None
         kept = json.loads(stored.metadata["meta"])
-        kept["notes"].append(_FOUND_NOTE)
         get_ms = round(get_ms, 3)
-        timings = dict.fromkeys(Timings.model_fields, 0.0) | {"store": get_ms, "total": get_ms}
+        timings = NO_PHASES | {"store": get_ms, "total": get_ms}
         attempt = {"job_id": job_id, "request_id": request_id, "timings_ms": timings}
         return Meta.model_validate(kept | attempt)
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError):

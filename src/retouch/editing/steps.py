@@ -2,9 +2,10 @@
 
 import asyncio
 import base64
+import json
 import threading
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass, replace
@@ -29,6 +30,7 @@ class EditorSettings:
     """Where results go and how long things may take.
 
     `grace_s` is how long an edit may run past its deadline before its model counts as hung.
+    `reuse` answers equal requests with an explicit seed from the stored result.
     """
 
     prefix: str = ""
@@ -36,6 +38,7 @@ class EditorSettings:
     store_timeout_s: float = 120.0
     job_timeout_s: float = 600.0
     grace_s: float = 15.0
+    reuse: bool = True
 
 
 def ignore(_: Progress) -> None:
@@ -221,6 +224,22 @@ class Steps:
             return self.storage.get(key, max_bytes=_MAX_RESULT_BYTES, timeout_s=timeout_s)
 
         return await _within(timeout_s, run_in(self._host_threads, get))
+
+    async def put_json(self, key: str, value: Mapping[str, object]) -> None:
+        """Store a small JSON object.
+
+        Raises:
+            StorageError: as `Store.put`.
+        """
+        body = json.dumps(value).encode()
+        timeout_s = self.settings.store_timeout_s
+
+        def put() -> None:
+            self.storage.put(
+                key, body, content_type="application/json", metadata={}, timeout_s=timeout_s
+            )
+
+        await _within(timeout_s, run_in(self._host_threads, put))
 
 
 def include_file(stored: StoredResult, body: bytes, form: ResponseFormat) -> StoredResult:

@@ -80,6 +80,7 @@ class QwenEngine:
         revision: str,
         run_block: BlockCall = run_block,
         attention: str = NATIVE,
+        compiled: bool = False,
     ) -> None:
         self.info = EngineInfo(
             model=preset.name or model,
@@ -95,6 +96,7 @@ class QwenEngine:
             notes=preset.notes,
             attention=attention,
             max_area_px=weights.plan.max_area_px,
+            compiled=compiled,
         )
         self.weights = weights
         self._scheduler = scheduler

@@ -44,7 +44,7 @@ class Meta(BaseModel):
         examples=["8f14e45fceea467f9575a4c1f5ab0f11"],
     )
     job_id: str = Field(
-        description="Id of the job; part of the result's object key.",
+        description="Id of the job; part of the result's object key unless it is reused.",
         examples=["8f14e45fceea467f9575a4c1f5ab0f11"],
     )
     seed: int = Field(description="Seed used.", examples=[424242])
@@ -62,6 +62,11 @@ class Meta(BaseModel):
     attention: str = Field(description="Attention kernel.", examples=["fa3"])
     source: SourceMeta = Field(description="The source image.")
     timings_ms: Timings = Field(description="Milliseconds of each phase.")
+    reused: bool = Field(
+        default=False,
+        description="True if an equal earlier request made this result; nothing was edited.",
+        examples=[False],
+    )
     notes: list[str] = Field(
         description="Where the edit differs from the request, and why.",
         examples=[["png is lossless: output_quality is ignored"]],

@@ -144,6 +144,9 @@ class Settings(BaseSettings):
         25, description="seconds for edits to end when the process stops"
     )
     max_queue: int = Field(32, ge=0, le=10000, description="edits that may wait")
+    reuse_results: bool = Field(
+        True, description="answer equal requests with an explicit seed from the stored result"
+    )
     prefetch_jobs: int = Field(
         0, ge=0, le=4, description="ignored; accepted so that old configurations start"
     )

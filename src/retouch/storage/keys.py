@@ -32,13 +32,22 @@ def result_key(prefix: str, source_id: str, job_id: str, extension: str) -> str:
     return f"{prefix}results/{source_id}/{word}.{extension}"
 
 
-def is_result_key(key: str) -> bool:
-    """Whether `key` names a result, not a cached source.
+def reuse_key(prefix: str, fingerprint: str) -> str:
+    """Return the key of the index object that names the result of equal requests.
 
-    >>> is_result_key("p/results/ab12/job-1.jpg"), is_result_key("p/sources/v1/ab/ab12")
+    >>> reuse_key("p/", "ab12")
+    'p/reuse/v1/ab/ab12'
+    """
+    return f"{prefix}reuse/v1/{fingerprint[:2]}/{fingerprint}"
+
+
+def is_source_key(key: str) -> bool:
+    """Whether `key` names a cached source.
+
+    >>> is_source_key("p/sources/v1/ab/ab12"), is_source_key("p/results/ab12/job-1.jpg")
     (True, False)
     """
-    return key.split("/")[-3:-2] == ["results"]
+    return key.split("/")[-4:-2] == ["sources", "v1"]
 
 
 def is_key(key: str) -> bool:

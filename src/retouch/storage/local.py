@@ -29,7 +29,7 @@ from retouch.errors import (
     StoreDenied,
     StoreUnavailable,
 )
-from retouch.storage.keys import disposition, is_result_key, require_key
+from retouch.storage.keys import disposition, is_source_key, require_key
 from retouch.storage.port import StoredObject
 
 SOURCE_LIFE_S = 30 * 24 * 3600
@@ -192,7 +192,7 @@ class LocalStore:
     def sweep(self) -> None:
         """Delete what is too old, and then the oldest objects until the rest fits.
 
-        Too old are results whose links have expired, sources after a month, and drafts of dead writers.
+        Too old are results whose links have expired, their index, sources after a month, and drafts of dead writers.
         One sweep runs at a time; another returns at once.
         """
         if not self._sweeping.acquire(blocking=False):
@@ -224,8 +224,8 @@ class LocalStore:
             raise StoreUnavailable("the disk of LOCAL_STORE_DIR is full", free_bytes=free_bytes)
 
     def _life_s(self, path: Path) -> float:
-        is_result = is_result_key(path.relative_to(self._objects).as_posix())
-        return self._result_ttl_s if is_result else SOURCE_LIFE_S
+        is_source = is_source_key(path.relative_to(self._objects).as_posix())
+        return SOURCE_LIFE_S if is_source else self._result_ttl_s
 
     def _path(self, key: str) -> Path:
         require_key(key)

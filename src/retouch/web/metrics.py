@@ -75,6 +75,8 @@ class Metrics:
         self._edits.labels("success").inc()
         self._sources.labels(str(meta.source.cached).lower()).inc()
         self._precision.labels(meta.dtype).inc()
+        if meta.reused:
+            return  # it had no phases: zeros would spoil the histograms
         for phase, ms in meta.timings_ms.model_dump().items():
             self._phases.labels(phase).observe(ms / 1000)
 

@@ -76,6 +76,7 @@ async def test_meta_has_the_effective_value_of_everything() -> None:
             "cached": False,
             "stale": False,
         },
+        "reused": False,
         "notes": ["done"],
     }
 

@@ -3,7 +3,7 @@ import pytest
 from retouch.errors import StorageError
 from retouch.storage.keys import (
     is_key,
-    is_result_key,
+    is_source_key,
     require_key,
     result_key,
     source_key,
@@ -52,9 +52,9 @@ def test_a_plain_job_id_is_in_the_key_as_it_is() -> None:
     assert "sync-1-e1" in result_key("", "ab", "sync-1-e1", "png")
 
 
-def test_a_source_key_is_a_key_and_not_one_of_a_result() -> None:
+def test_a_source_key_is_told_from_one_of_a_result() -> None:
     key = source_key("qwen-image-edit/", "ab" * 32)
     assert key == f"qwen-image-edit/sources/v1/ab/{'ab' * 32}"
     assert is_key(key)
-    assert not is_result_key(key)
-    assert is_result_key(result_key("results/", "ab12", "job-1", "png"))
+    assert is_source_key(key)
+    assert not is_source_key(result_key("sources/", "ab12", "job-1", "png"))

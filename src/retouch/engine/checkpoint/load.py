@@ -124,6 +124,7 @@ def _load_engine(
         revision=describe_revision(folder, files, settings.family),
         run_block=compilation.compile_block(run_block) if settings.compile else run_block,
         attention=chosen.name,
+        compiled=settings.compile,
     )
 
 
