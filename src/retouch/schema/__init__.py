@@ -4,6 +4,17 @@ JSON Schema and OpenAPI are generated from these models, so every field has a de
 """
 
 from retouch.schema.faults import invalid_request
+from retouch.schema.images_api import (
+    ImageData,
+    ImageOptions,
+    ImagesAnswer,
+    ImagesError,
+    ImagesFault,
+    Model,
+    ModelList,
+    TokenDetails,
+    Usage,
+)
 from retouch.schema.request import (
     BOTH_SIDES_OR_NONE,
     EXAMPLE,
@@ -38,13 +49,22 @@ __all__ = [
     "EditRequest",
     "EditResult",
     "ErrorBody",
+    "ImageData",
+    "ImageOptions",
+    "ImagesAnswer",
+    "ImagesError",
+    "ImagesFault",
     "Meta",
+    "Model",
+    "ModelList",
     "Progress",
     "ResponseFormat",
     "Result",
     "SourceMeta",
     "Timings",
+    "TokenDetails",
     "Upload",
+    "Usage",
     "error_body",
     "invalid_request",
 ]

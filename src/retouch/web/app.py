@@ -34,6 +34,7 @@ from retouch.lifecycle import ModelHost, State
 from retouch.logs import bind, event
 from retouch.schema import error_body
 from retouch.storage.local import LocalStore
+from retouch.web import openai
 from retouch.web.auth import ApiKeyAuth, HostCheck
 from retouch.web.edit import EditEndpoint
 from retouch.web.files import serve_file
@@ -64,6 +65,7 @@ class App:
         )
         key = [Middleware(keys.protect)]
         static = StaticFiles(directory=STATIC)
+        images = openai.ImagesEndpoint(host, edits)
         openapi = JSONResponse(openapi_document())
         routes = [
             Route("/", build_page("page.html"), methods=["GET"]),
@@ -75,6 +77,8 @@ class App:
             Route("/readyz", self._readyz),
             Route("/ping", self._ping),
             Route("/edit", edits.answer, methods=["POST"], middleware=key),
+            Route("/v1/images/edits", images.edit, methods=["POST"], middleware=key),
+            Route("/v1/models", images.models, methods=["GET"], middleware=key),
             Route("/openapi.json", openapi, methods=["GET"], middleware=key),
             Route("/schema.json", self._schema, middleware=key),
             Route(
@@ -168,7 +172,10 @@ async def answer_error(request: Request, raised: Exception) -> Response:
     if not isinstance(raised, EditError):
         event(_log, "http.failed", level=logging.ERROR, cause=raised)
         raised = InternalError()
-    return error_response(raised, request_id=request.state.request_id)
+    response = error_response(raised, request_id=request.state.request_id)
+    if request.url.path.startswith(openai.PREFIX):
+        return openai.translate_error(raised, response)
+    return response
 
 
 def error_response(error: EditError, *, request_id: str) -> JSONResponse:

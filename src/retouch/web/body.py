@@ -155,16 +155,14 @@ def _measure_image(body: bytes | bytearray) -> int:
     return longest
 
 
-def parse_request(body: bytes | bytearray) -> EditRequest:
-    """Return the request in `body`.
+def require_small_frame(body: bytes | bytearray) -> None:
+    """Raise for a body of JSON in which anything but an image is large.
 
-    Only an image may be large: 35 MB of unknown fields or of empty lists cost the parser gigabytes
-    and minutes.
+    35 MB of unknown fields or of empty lists cost the parser gigabytes and minutes.
 
     Raises:
+        MalformedBody: the body is not UTF-8.
         BodyTooLarge: the rest of the body, beside an image in it, is over 64 KiB.
-        MalformedBody: it is not one JSON object.
-        InvalidRequest: fields are wrong; each is named.
     """
     if body[:2] in _UTF_16_MARKS or b"\0" in body[:2]:
         raise MalformedBody("the body must be in UTF-8")
@@ -173,6 +171,17 @@ def parse_request(body: bytes | bytearray) -> EditRequest:
             f"beside an image the body is over {MAX_FRAME_BYTES} bytes; an image as base64 must be "
             "in image_url and begin with data:image/jpeg;base64, or the like"
         )
+
+
+def parse_request(body: bytes | bytearray) -> EditRequest:
+    """Return the request in `body`.
+
+    Raises:
+        BodyTooLarge: as `require_small_frame`.
+        MalformedBody: it is not one JSON object.
+        InvalidRequest: fields are wrong; each is named.
+    """
+    require_small_frame(body)
     try:
         return EditRequest.model_validate_json(body)
     except ValidationError as error:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request
@@ -13,7 +14,7 @@ from retouch.editing.steps import ignore
 from retouch.errors import Cancelled, EditError, InternalError
 from retouch.lifecycle import ModelHost
 from retouch.logs import bind
-from retouch.schema import EditRequest, EditResult, Progress
+from retouch.schema import EditRequest, EditResult, Progress, error_body
 from retouch.web import sse
 from retouch.web.body import BodyReader
 from retouch.web.files import complete_link
@@ -75,10 +76,21 @@ class EditEndpoint:
             EditError: any. Once a stream has begun it is the last event instead.
         """
         caller = Caller.of(request)
-        news: asyncio.Queue[Progress | None] = asyncio.Queue()
-        run = self.run(await self.bodies.read(request), caller, progress=news.put_nowait)
+        news: asyncio.Queue[str | None] = asyncio.Queue()
+
+        def report(progress: Progress) -> None:
+            news.put_nowait(sse.format_event("progress", progress))
+
+        run = self.run(await self.bodies.read(request), caller, progress=report)
         if "text/event-stream" in request.headers.get("accept", "").lower():
-            return await sse.stream(self._spawn(run), news, request_id=caller.request_id)
+            return await sse.stream(
+                self.spawn(run),
+                news,
+                result=partial(sse.format_event, "result"),
+                error=lambda error: sse.format_event(
+                    "error", error_body(error, request_id=caller.request_id)
+                ),
+            )
         return JSONResponse((await run).model_dump(mode="json"))
 
     async def run(
@@ -117,7 +129,7 @@ class EditEndpoint:
         self, request: EditRequest, caller: Caller, progress: Callable[[Progress], None]
     ) -> EditResult:
         """Wait for the edit, or cancel it when the caller disconnects."""
-        edit = self._spawn(
+        edit = self.spawn(
             self._host.run(
                 request, job_id=caller.job_id, request_id=caller.request_id, progress=progress
             )
@@ -133,7 +145,8 @@ class EditEndpoint:
             disconnected.cancel()
             edit.cancel()
 
-    def _spawn(self, run: Coroutine[Any, Any, EditResult]) -> asyncio.Task[EditResult]:
+    def spawn(self, run: Coroutine[Any, Any, EditResult]) -> asyncio.Task[EditResult]:
+        """Run an edit in a task of its own, which is kept until it has ended."""
         task = asyncio.create_task(run)
         self.running.add(task)
         task.add_done_callback(self._forget)

@@ -10,8 +10,20 @@ from pydantic.json_schema import models_json_schema
 
 from retouch import __version__
 from retouch.errors import error_classes
-from retouch.schema import BOTH_SIDES_OR_NONE, EXAMPLE, EditRequest, EditResult, ErrorBody, Progress
+from retouch.schema import (
+    BOTH_SIDES_OR_NONE,
+    EXAMPLE,
+    EditRequest,
+    EditResult,
+    ErrorBody,
+    ImageOptions,
+    ImagesAnswer,
+    ImagesError,
+    ModelList,
+    Progress,
+)
 from retouch.storage.local import LINK_QUERY
+from retouch.web.openapi_images import images_paths, images_requests
 
 _CLIENT_CLOSED = 499  # nginx's; no RFC has it
 _SECURITY: list[dict[str, list[str]]] = [{"bearer": []}, {"apiKey": []}, {}]
@@ -130,6 +142,7 @@ def _paths() -> dict[str, Any]:
     metrics = {"200": _text("Metrics."), **_errors(401)}
     return {
         "/edit": _edit(),
+        **images_paths(),
         "/livez": _get("livez", "Is the process alive?", alive),
         "/healthz": _get("healthz", "As /livez", alive),
         "/readyz": _get("readyz", "Is the model loaded and warm?", ready | _errors(503)),
@@ -202,11 +215,17 @@ def openapi_document() -> dict[str, Any]:
             (EditResult, "serialization"),
             (ErrorBody, "serialization"),
             (Progress, "serialization"),
+            (ImageOptions, "validation"),
+            (ImagesAnswer, "serialization"),
+            (ImagesError, "serialization"),
+            (ModelList, "serialization"),
         ],
         ref_template="#/components/schemas/{model}",
     )
     schemas["$defs"]["EditRequest"] |= BOTH_SIDES_OR_NONE
-    _word_defaults(schemas["$defs"]["EditRequest"])
+    options = schemas["$defs"].pop("ImageOptions")
+    for schema in (schemas["$defs"]["EditRequest"], options):
+        _word_defaults(schema)
     form = _edit_form(schemas["$defs"]["EditRequest"])
     return {
         "openapi": "3.1.0",
@@ -220,7 +239,10 @@ def openapi_document() -> dict[str, Any]:
         "security": _SECURITY,
         "paths": _paths(),
         "components": {
-            "schemas": schemas["$defs"] | _event_schemas() | {"EditForm": form},
+            "schemas": schemas["$defs"]
+            | _event_schemas()
+            | images_requests(options)
+            | {"EditForm": form},
             "responses": _error_responses(),
             "securitySchemes": {
                 "bearer": {"type": "http", "scheme": "bearer"},

@@ -1,38 +1,42 @@
 """Server-sent events of an edit: progress while it runs, then its result or its error."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+import json
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
+from typing import Any
 
 from pydantic import BaseModel
 from starlette.responses import StreamingResponse
 
 from retouch.errors import EditError
-from retouch.schema import EditResult, Progress, error_body
+from retouch.schema import EditResult
 
 KEEP_ALIVE_S = 15.0
 _KEEP_ALIVE = ": still working\n\n"
 
 
-def format_event(name: str, body: BaseModel) -> str:
+def format_event(name: str, body: BaseModel | Mapping[str, Any]) -> str:
     """Format one server-sent event."""
-    return f"event: {name}\ndata: {body.model_dump_json()}\n\n"
+    text = body.model_dump_json() if isinstance(body, BaseModel) else json.dumps(body)
+    return f"event: {name}\ndata: {text}\n\n"
 
 
 async def stream(
     edit: asyncio.Task[EditResult],
-    news: asyncio.Queue[Progress | None],
+    news: asyncio.Queue[str | None],
     *,
-    request_id: str,
+    result: Callable[[EditResult], str],
+    error: Callable[[EditError], str],
 ) -> StreamingResponse:
-    """Return the response that streams `news` and ends with what `edit` comes to.
+    """Return the response that streams the events in `news` and ends with what `edit` comes to.
 
-    Closing the stream cancels the edit.
+    `result` and `error` write the last event. Closing the stream cancels the edit.
 
     Raises:
         EditError: the edit failed before its first event, so that a status can say so.
     """
-    events = _events(edit, news, request_id=request_id)
+    events = _events(edit, news, result=result, error=error)
     first = await anext(events)
     return StreamingResponse(
         _resume(first, events),
@@ -43,9 +47,10 @@ async def stream(
 
 async def _events(
     edit: asyncio.Task[EditResult],
-    news: asyncio.Queue[Progress | None],
+    news: asyncio.Queue[str | None],
     *,
-    request_id: str,
+    result: Callable[[EditResult], str],
+    error: Callable[[EditError], str],
 ) -> AsyncGenerator[str]:
     edit.add_done_callback(lambda _: news.put_nowait(None))
     has_begun = False
@@ -53,19 +58,18 @@ async def _events(
         while True:
             try:
                 async with asyncio.timeout(KEEP_ALIVE_S):
-                    progress = await news.get()
+                    event = await news.get()
             except TimeoutError:
-                yield _KEEP_ALIVE
-                continue
-            if progress is None:
+                event = _KEEP_ALIVE
+            if event is None:
                 break
             has_begun = True
-            yield format_event("progress", progress)
-        yield format_event("result", edit.result())
-    except EditError as error:
+            yield event
+        yield result(edit.result())
+    except EditError as fault:
         if not has_begun:
             raise
-        yield format_event("error", error_body(error, request_id=request_id))
+        yield error(fault)
     finally:
         edit.cancel()
 

@@ -1,0 +1,160 @@
+"""`POST /v1/images/edits` and `GET /v1/models`: OpenAI's images API over the same edits."""
+
+import asyncio
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from retouch.errors import EditError, NotReady, Overloaded, Unauthorized
+from retouch.lifecycle import ModelHost
+from retouch.schema import (
+    EditRequest,
+    EditResult,
+    ImageData,
+    ImageOptions,
+    ImagesAnswer,
+    ImagesError,
+    ImagesFault,
+    Model,
+    ModelList,
+    Result,
+    TokenDetails,
+    Usage,
+)
+from retouch.web import sse
+from retouch.web.edit import Caller, EditEndpoint
+from retouch.web.openai_request import parse_images_edit
+
+PREFIX = "/v1/"
+_TOKEN_PX = 16 * 16
+_KEPT_HEADERS = ("allow", "retry-after", "www-authenticate")
+
+
+@dataclass(frozen=True, slots=True)
+class _Answers:
+    """Builds the answers to one request from its options and the tokens of its input."""
+
+    options: ImageOptions
+    text_tokens: int
+    image_tokens: int
+
+    def build(self, edit: EditResult) -> ImagesAnswer:
+        """Return the answer to an edit."""
+        result = edit.result
+        is_file = self.options.response_format == "b64_json"
+        data = (
+            ImageData(b64_json=result.b64_json) if is_file else ImageData(url=result.presigned_url)
+        )
+        return ImagesAnswer(
+            created=int(time.time()),
+            data=[data],
+            output_format=_name_format(result),
+            size=f"{result.meta.width}x{result.meta.height}",
+            usage=self._count(result),
+        )
+
+    def format_completed(self, edit: EditResult) -> str:
+        """Return the last event of a stream."""
+        answer = self.build(edit).model_dump(mode="json")
+        event = {
+            "type": "image_edit.completed",
+            **answer.pop("data")[0],
+            "created_at": answer.pop("created"),
+            "quality": "auto",
+            **answer,
+        }
+        return sse.format_event(event["type"], event)
+
+    def _count(self, result: Result) -> Usage:
+        read = self.text_tokens + self.image_tokens
+        made = result.meta.width * result.meta.height // _TOKEN_PX
+        return Usage(
+            input_tokens=read,
+            input_tokens_details=TokenDetails(
+                image_tokens=self.image_tokens, text_tokens=self.text_tokens
+            ),
+            output_tokens=made,
+            total_tokens=read + made,
+        )
+
+
+class ImagesEndpoint:
+    """Answers OpenAI's clients with the edits of `EditEndpoint`."""
+
+    def __init__(self, host: ModelHost, edits: EditEndpoint) -> None:
+        self._host = host
+        self._edits = edits
+
+    async def edit(self, request: Request) -> Response:
+        """Edit and answer, or stream; the edit is cancelled if the caller disconnects.
+
+        Raises:
+            EditError: any. Once a stream has begun it is the last event instead.
+        """
+        caller = Caller.of(request)
+        async with self._edits.bodies.receive(request) as body:
+            edit, options = parse_images_edit(body)
+        del body
+        self._edits.bodies.hold(edit)
+        answers = self._prepare(edit, options)
+        run = self._edits.run(edit, caller)
+        del edit  # the edit lets go of the image in it once it is decoded
+        if not options.stream:
+            answer = answers.build(await run)
+            return JSONResponse(answer.model_dump(mode="json"))
+        return await sse.stream(
+            self._edits.spawn(run),
+            asyncio.Queue(),
+            result=answers.format_completed,
+            error=lambda error: sse.format_event("error", build_error(error)),
+        )
+
+    async def models(self, _: Request) -> Response:
+        """List what is loaded.
+
+        Raises:
+            NotReady: nothing is yet.
+            ModelError: nothing can be.
+        """
+        found = ModelList(data=[Model(id=self._host.editor.info.model)])
+        return JSONResponse(found.model_dump(mode="json"))
+
+    def _prepare(self, edit: EditRequest, options: ImageOptions) -> _Answers:
+        editor = self._host.editor
+        text = editor.steps.engine.count_tokens(edit.prompt)
+        return _Answers(options, text, editor.info.preset.area_px // _TOKEN_PX)
+
+
+def translate_error(error: EditError, response: Response) -> Response:
+    """Return `response` with the body in OpenAI's shape; its clients try again as the header says."""
+    headers = {name: value for name, value in response.headers.items() if name in _KEPT_HEADERS}
+    headers["X-Should-Retry"] = str(error.retryable).lower()
+    return JSONResponse(build_error(error), status_code=response.status_code, headers=headers)
+
+
+def build_error(error: EditError) -> dict[str, Any]:
+    """Return the body for `error` in OpenAI's shape."""
+    fields = error.details.get("fields", {})
+    fault = ImagesFault(
+        message=error.message,
+        type=_name_type(error),
+        param=next(iter(fields), None),
+        code=error.code,
+    )
+    return ImagesError(error=fault).model_dump(mode="json")
+
+
+def _name_type(error: EditError) -> str:
+    if isinstance(error, Unauthorized):
+        return "authentication_error"
+    if isinstance(error, Overloaded):
+        return "rate_limit_error"
+    is_callers = error.status < 500 and not isinstance(error, NotReady)  # noqa: PLR2004 - HTTP's
+    return "invalid_request_error" if is_callers else "server_error"
+
+
+def _name_format(result: Result) -> str:
+    return result.content_type.removeprefix("image/")

@@ -1,0 +1,150 @@
+"""OpenAI's request for an image edit, as JSON or as a form, and the edit it asks for."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from pydantic import ValidationError
+from pydantic_core import from_json
+
+from retouch.errors import InvalidRequest, MalformedBody
+from retouch.schema import EditRequest, ImageOptions, Upload, invalid_request
+from retouch.web.body import Body, require_small_frame
+from retouch.web.form import Form, read_texts
+
+_FILE_FIELD = re.compile(r"(image|images|mask|markup)(?:\[\d*\])?(?:\[image_url\])?")
+_NESTED = re.compile(r"(\w+)\[\]\[(\w+)\]")
+_OUR_NAMES = EditRequest.model_fields.keys() - {
+    *("image_url", "image_urls", "mask_url", "num_images", "response_format", "webhook")
+}
+"""Fields of `POST /edit` that may be sent too; the rest follow from OpenAI's."""
+_THEIR_NAMES = {
+    "image_url": "image",
+    "image_urls": "image",
+    "mask_url": "mask",
+    "num_images": "n",
+    "output_quality": "output_compression",
+    "width": "size",
+    "height": "size",
+}
+
+
+@dataclass(slots=True)
+class _Given:
+    """A request as it came: images by URL or upload, and all other fields."""
+
+    urls: dict[str, list[str]] = field(default_factory=dict)
+    uploads: list[Upload] = field(default_factory=list)
+    fields: dict[str, object] = field(default_factory=dict)
+
+    def add_image(self, name: str, url: str) -> None:
+        """Add an image under `image` (also called `images`), `mask` or `markup`."""
+        self.urls.setdefault("image" if name == "images" else name, []).append(url)
+
+
+def parse_images_edit(body: Body) -> tuple[EditRequest, ImageOptions]:
+    """Return the edit and the options that a body asks for. Unknown fields and `model` are ignored.
+
+    Raises:
+        BodyTooLarge: the body is over 64 KiB beside its images.
+        MalformedBody: it is not one JSON object.
+        InvalidRequest: fields are wrong; each is named as OpenAI names it.
+    """
+    given = _read_form(body) if isinstance(body, Form) else _read_json(body)
+    try:
+        options = ImageOptions.model_validate(given.fields)
+        return EditRequest.with_uploads(_to_edit(given, options), given.uploads), options
+    except ValidationError as error:
+        raise _rename(invalid_request(error)) from None
+
+
+def _to_edit(given: _Given, options: ImageOptions) -> dict[str, object]:
+    fields = {name: value for name, value in given.fields.items() if name in _OUR_NAMES}
+    fields["response_format"] = options.response_format
+    if "markup" in given.urls:
+        raise InvalidRequest.for_fields({"markup": "is not taken: say in the prompt what to do"})
+    images = given.urls.get("image", [])
+    if len(images) > 1:
+        fields["image_urls"] = images
+    elif images:
+        fields["image_url"] = images[0]
+    if mask := given.urls.get("mask"):
+        fields["mask_url"] = mask[0]
+    if given.fields.get("n") not in (None, 1, "1"):
+        fields["num_images"] = _read_number(given.fields["n"])
+    if options.size != "auto":
+        fields["width"], fields["height"] = map(int, options.size.split("x"))
+    if options.output_compression is not None:
+        fields["output_quality"] = max(options.output_compression, 1)
+    return fields
+
+
+def _read_form(form: Form) -> _Given:
+    given = _Given()
+    for name, upload in form.files:
+        if found := _FILE_FIELD.fullmatch(name):
+            if not upload.body:
+                raise InvalidRequest.for_fields({found[1]: "the file is empty"})
+            given.add_image(found[1], upload.reference)
+            given.uploads.append(upload)
+    rest = []
+    for name, text in form.texts:
+        if found := _FILE_FIELD.fullmatch(name):
+            given.add_image(found[1], text)
+        elif found := _NESTED.fullmatch(name):
+            _add_nested(given.fields, found[1], found[2], text)
+        elif text.strip():
+            rest.append((name, text))
+    given.fields |= read_texts(rest)
+    return given
+
+
+def _add_nested(fields: dict[str, object], name: str, key: str, text: str) -> None:
+    """Add `name[][key]`, as openai-python sends a list of objects: a key seen before begins the next."""
+    objects = fields.setdefault(name, [])
+    assert isinstance(objects, list)  # noqa: S101 - only nested texts are in `fields` yet
+    if not objects or key in objects[-1]:
+        objects.append({})
+    objects[-1][key] = _read_number(text)
+
+
+def _read_number(value: object) -> object:
+    try:
+        number = from_json(value, allow_inf_nan=False) if isinstance(value, str) else value
+    except ValueError:
+        return value
+    return number if isinstance(number, int | float) else value
+
+
+def _read_json(body: bytes | bytearray) -> _Given:
+    require_small_frame(body)
+    try:
+        fields = from_json(body, allow_inf_nan=False)
+    except ValueError as error:
+        raise MalformedBody("the body must be one JSON object in UTF-8") from error
+    if not isinstance(fields, dict):
+        raise MalformedBody("the body must be one JSON object in UTF-8")
+    given = _Given()
+    for name in ("image", "images", "mask", "markup"):
+        for one in _as_list(fields.pop(name, None)):
+            url = one.get("image_url") if isinstance(one, dict) else one
+            if not isinstance(url, str):
+                raise InvalidRequest.for_fields({name: 'send {"image_url": "https://… or data:…"}'})
+            given.add_image(name, url)
+    given.fields = {name: value for name, value in fields.items() if value is not None}
+    return given
+
+
+def _as_list(value: object) -> Iterable[object]:
+    if isinstance(value, list):
+        return value
+    return [] if value is None else [value]
+
+
+def _rename(error: InvalidRequest) -> InvalidRequest:
+    """Return the error with the fields as OpenAI names them."""
+    named: dict[str, str] = {}
+    for name, fault in error.details["fields"].items():
+        ours, bracket, rest = name.partition("[")
+        named.setdefault(_THEIR_NAMES.get(ours, ours) + bracket + rest, fault)
+    return InvalidRequest.for_fields(named)
