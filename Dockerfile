@@ -29,6 +29,9 @@ ENV HOME=/tmp \
     MALLOC_MMAP_THRESHOLD_=1048576 \
     HF_XET_HIGH_PERFORMANCE=1
 
+# Byte code of what is not a package: the user that runs it cannot always write.
+RUN python -m compileall -q "$PYTHONPATH"
+
 # Weights are baked if BAKE_MODEL names a hub id; a token comes as a secret, never as an argument:
 #   --build-arg BAKE_MODEL=Qwen/Qwen-Image-Edit --build-arg BAKE_REVISION=<commit> --secret id=HF_TOKEN,env=HF_TOKEN
 # HF_ENDPOINT names a mirror of the hub, for the build alone.

@@ -20,6 +20,7 @@ from retouch.editing.editor import Editor
 from retouch.editing.ports import EditParams, Engine, run_edit
 from retouch.editing.steps import ignore
 from retouch.engine import compilation
+from retouch.engine.phase_clock import measure_process_age
 from retouch.errors import ModelError, ModelLost, NotReady
 from retouch.logs import event
 from retouch.schema import EditRequest, EditResult, Progress
@@ -166,6 +167,7 @@ class ModelHost:
         Raises:
             ModelError: the model cannot be found, read or placed in memory, or cannot edit.
         """
+        process_s = measure_process_age()
         began = time.perf_counter()
         engine = wiring.build_engine(self.settings)
         loaded = time.perf_counter()
@@ -180,6 +182,8 @@ class ModelHost:
             load_s=loaded - began,
             warm_up_s=warm_up_s,
         )
+        phases_s: dict[str, Any] = {**engine.info.load_phases_s, "warm_up_s": warm_up_s}
+        event(_log, "start.phases", process_s=process_s, **phases_s)
 
     def open(self) -> None:
         """Open the store and load the model in a thread, so that health routes answer at once.

@@ -4,7 +4,7 @@ import os
 import threading
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +115,20 @@ def test_opening_returns_at_once_and_the_model_is_ready_once_it_is_warm(
     assert fields["model"] == "fake"
     assert fields["load_s"] >= 0
     assert fields["warm_up_s"] >= 0
+
+
+def test_one_line_has_the_phases_of_the_start(
+    wires: Wires, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    engine = wires.house.engine
+    engine.info = replace(engine.info, load_phases_s={"torch_s": 2.0, "weights_s": 3.0})
+    opened(wires)
+    (phases,) = [record for record in caplog.records if record.message == "start.phases"]
+    fields = vars(phases)["fields"]
+    assert list(fields) == ["process_s", "torch_s", "weights_s", "warm_up_s"]
+    assert fields["torch_s"] == 2.0
+    assert fields["process_s"] > 0
 
 
 @pytest.mark.parametrize(("compiled", "widths_px"), [(False, [64]), (True, [64, 96])])

@@ -1,7 +1,7 @@
 """The ports of the editor: the engine and the sources, with the types that cross them."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from PIL.Image import Image
@@ -47,7 +47,10 @@ class GenerationDefaults:
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """What is loaded: names for `meta`, the generation defaults, and the largest result in pixels."""
+    """What is loaded: names for `meta`, the generation defaults, and the largest result in pixels.
+
+    `load_phases_s` has the seconds that each phase of loading took.
+    """
 
     model: str
     revision: str
@@ -58,6 +61,7 @@ class EngineInfo:
     attention: str = "native"
     max_area_px: int = 2048 * 2048
     compiled: bool = False
+    load_phases_s: Mapping[str, float] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

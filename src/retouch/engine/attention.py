@@ -179,10 +179,9 @@ def _build(name: str) -> Attend:
 
 
 def _build_fa3() -> Attend:  # pragma: no cover - needs a Hopper GPU
-    """Wrap FA3 as an operator of ours, which the compiler leaves whole."""
+    """Wrap FA3; for the compiler as an operator of ours, which it leaves whole."""
     import fa3_fwd_interface
 
-    @torch.library.custom_op("retouch::fa3", mutates_args=(), device_types="cuda")
     def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         attended: Any = fa3_fwd_interface.flash_attn_func(
             query.contiguous(), key.contiguous(), value.contiguous()
@@ -190,11 +189,18 @@ def _build_fa3() -> Attend:  # pragma: no cover - needs a Hopper GPU
         found: torch.Tensor = attended[0] if isinstance(attended, tuple) else attended
         return found
 
-    @attend.register_fake
-    def _(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:  # noqa: ARG001
-        return torch.empty_like(query)
+    operator: Any = torch.library.custom_op(
+        "retouch::fa3", attend, mutates_args=(), device_types="cuda"
+    )
+    operator.register_fake(lambda query, *_: torch.empty_like(query))
 
-    return attend
+    def attend_either(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        # A call of the operator would import the compiler, which takes seconds.
+        call: Any = operator if torch.compiler.is_compiling() else attend
+        attended: torch.Tensor = call(query, key, value)
+        return attended
+
+    return attend_either
 
 
 def _diffusers_names() -> list[str]:

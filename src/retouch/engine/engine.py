@@ -81,6 +81,7 @@ class QwenEngine:
         run_block: BlockCall = run_block,
         attention: str = NATIVE,
         compiled: bool = False,
+        load_phases_s: Mapping[str, float] | None = None,
     ) -> None:
         self.info = EngineInfo(
             model=preset.name or model,
@@ -97,6 +98,7 @@ class QwenEngine:
             attention=attention,
             max_area_px=weights.plan.max_area_px,
             compiled=compiled,
+            load_phases_s=load_phases_s or {},
         )
         self.weights = weights
         self._scheduler = scheduler

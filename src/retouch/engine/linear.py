@@ -24,9 +24,9 @@ def linear(layer: Any, stream: torch.Tensor, *, gelu: bool = False) -> torch.Ten
 def linear_joined(layers: Sequence[Any], streams: Sequence[torch.Tensor]) -> torch.Tensor:
     """Apply each of two layers to its stream, (1, t, in) and (1, i, in), into one (1, t + i, out)."""
     (text_layer, image_layer), (text, image) = layers, streams
-    joined: torch.Tensor = project_joined(
-        text, image, *weights_of(text_layer), *weights_of(image_layer)
-    )
+    # Only the compiler needs an operator; a call of one would import the compiler, which takes seconds.
+    project: Any = _project_joined if torch.compiler.is_compiling() else project_joined
+    joined: torch.Tensor = project(text, image, *weights_of(text_layer), *weights_of(image_layer))
     return joined
 
 
@@ -35,7 +35,6 @@ def weights_of(layer: Any) -> tuple[torch.Tensor, torch.Tensor]:
     return layer.weight, layer.bias
 
 
-@torch.library.custom_op("retouch::project_joined", mutates_args=())
 def project_joined(
     text: torch.Tensor,
     image: torch.Tensor,
@@ -56,8 +55,13 @@ def project_joined(
     return joined
 
 
-@project_joined.register_fake
-def _(
-    text: torch.Tensor, image: torch.Tensor, _weight: torch.Tensor, bias: torch.Tensor, *_: object
-) -> torch.Tensor:
-    return text.new_empty(1, text.shape[1] + image.shape[1], len(bias))
+_project_joined: Any = torch.library.custom_op(
+    "retouch::project_joined", project_joined, mutates_args=()
+)
+
+
+_project_joined.register_fake(
+    lambda text, image, _weight, bias, *_: text.new_empty(
+        1, text.shape[1] + image.shape[1], len(bias)
+    )
+)

@@ -115,14 +115,34 @@ class Transformer:
 
 
 def rotary_embedding(pos_embed: Any, grids: Sequence[Grid], text_tokens: int) -> torch.Tensor:
-    """Return cosine and sine for text and images: (t + i, 1, c/2, 2).
+    """Return cosine and sine for text and images: (t + i, 1, c/2, 2), where the model's table is.
 
-    On the device of the model's own table: asked for another one, it keeps a copy of each size there.
+    As `QwenEmbedRope` of diffusers (transformer_qwenimage.py): rows and columns are counted from the
+    middle of each image. Not called, because its cache imports the compiler at the first call.
     """
-    sizes = [(1, *grid) for grid in grids]
-    device = pos_embed.pos_freqs.device
-    images, text = pos_embed([sizes], max_txt_seq_len=text_tokens, device=device)
-    return torch.view_as_real(torch.cat([text, images]))[:, None]  # (t + i, c/2) complex
+    channels = [count // 2 for count in pos_embed.axes_dim]  # complex, of image, row and column
+    positive, negative = (
+        table.split(channels, dim=1) for table in (pos_embed.pos_freqs, pos_embed.neg_freqs)
+    )
+
+    def centred(axis: int, count: int) -> torch.Tensor:
+        before = count - count // 2
+        return torch.cat([negative[axis][-before:], positive[axis][: count // 2]])
+
+    images = [
+        torch.cat(
+            [
+                positive[0][number].expand(rows * columns, -1),
+                centred(1, rows).repeat_interleave(columns, 0),
+                centred(2, columns).repeat(rows, 1),
+            ],
+            dim=1,
+        )
+        for number, (rows, columns) in enumerate(grids)
+    ]
+    first = max(max(grid) // 2 for grid in grids)
+    text = pos_embed.pos_freqs[first : first + text_tokens]
+    return torch.view_as_real(torch.cat([text, *images]))[:, None]  # (t + i, c/2) complex
 
 
 def classifier_free_guidance(velocities: Sequence[torch.Tensor], scale: float) -> torch.Tensor:

@@ -234,7 +234,7 @@ def test_weights_are_loaded_and_warm_before_the_first_job(
     environment.setattr(wiring, "build_engine", lambda _: house.engine)
     start().weights()
     assert len(house.engine.edits) == 1
-    assert [record.message for record in caplog.records] == ["engine.ready"]
+    assert [record.message for record in caplog.records] == ["engine.ready", "start.phases"]
 
 
 def test_weights_that_cannot_be_used_are_named(environment: pytest.MonkeyPatch) -> None:

@@ -7,22 +7,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from retouch.engine.checkpoint.files import (
+    WEIGHTED,
     compute_revision,
     fingerprint,
+    list_weights,
     read_json,
     reason_of,
 )
 from retouch.engine.checkpoint.find import CheckpointSettings, find
+from retouch.engine.checkpoint.read_ahead import reading_ahead
 from retouch.engine.checkpoint.weights_file import find_weights_file
-from retouch.engine.memory.plan import EditShape, FreeMemory
-from retouch.engine.memory.probe import find_device, measure_cpus, measure_free
+from retouch.engine.lean_imports import lean_imports
+from retouch.engine.memory.plan import EditShape
+from retouch.engine.memory.probe import find_device, measure_cpus, measure_free, measure_host
+from retouch.engine.phase_clock import PhaseClock
 from retouch.engine.preset import read_preset
 from retouch.errors import ModelError
 from retouch.logs import event
 from retouch.schema import MAX_PROMPT_TOKENS
 
 if TYPE_CHECKING:
-    from retouch.engine.attention import AttentionShape
+    from retouch.engine.attention import Attention
     from retouch.engine.engine import QwenEngine
 
 _log = logging.getLogger(__name__)
@@ -37,17 +42,23 @@ def load(
     Raises:
         ModelError: the checkpoint is missing, incomplete or not of this family, or does not fit.
     """
-    import torch
+    from huggingface_hub.utils.tqdm import disable_progress_bars
 
-    torch.set_num_threads(min(torch.get_num_threads(), measure_cpus()))
-    device = find_device()
-    memory = measure_free(settings.gpu_memory_gib)
     model_id = settings.model_id
-    _silence_progress_bars()
+    clock = PhaseClock()
+    disable_progress_bars()  # of the hub; `_silence_progress_bars` has the others
     try:
         folder = find(model_id, settings, progress=progress)
         files = find_files(settings, progress)
-        return _load_engine(folder, files, settings, memory, device, progress)
+        clock.end("find_s")
+        parts = [part for part in WEIGHTED if part not in files]
+        weights = [path for part in parts for path in list_weights(folder / part)]
+        with reading_ahead(sorted([*weights, *files.values()]), max_bytes=measure_host() // 2):
+            import torch
+
+            clock.end("torch_s")
+            torch.set_num_threads(min(torch.get_num_threads(), measure_cpus()))
+            return _load_engine(folder, files, settings, clock, progress)
     except Exception as error:  # the loaders raise many kinds; the log needs one line
         raise ModelError(f"the checkpoint {model_id} cannot be used: {reason_of(error)}") from error
 
@@ -75,34 +86,31 @@ def _load_engine(
     folder: Path,
     files: Mapping[str, Path],
     settings: CheckpointSettings,
-    memory: FreeMemory,
-    device: Any,
+    clock: PhaseClock,
     progress: Callable[[str], None],
 ) -> "QwenEngine":
     import torch
 
-    from retouch.engine import attention
-
+    device = find_device()
+    memory = measure_free(settings.gpu_memory_gib)
     preset = read_preset(folder)
     shape = EditShape(
         area_px=max(preset.area_px, settings.max_result_px),
         condition_area_px=min(preset.condition_area_px, 1024 * 1024),
     )
     dtype = getattr(torch, settings.dtype if device.type == "cuda" else "float32")
-    # Before the weights take the memory, and before diffusers' models import xformers.
-    chosen, times_ms = attention.choose_attention(
-        settings.attention_backend,
-        device=device,
-        dtype=dtype,
-        shape=_read_attention_shape(folder, shape),
-    )
-    event(_log, "attention.chosen", name=chosen.name, times_ms=times_ms)
-    from retouch.engine import compilation, transformer
-    from retouch.engine.checkpoint import build
-    from retouch.engine.engine import QwenEngine
+    with lean_imports(attention=settings.attention_backend):
+        chosen = _choose_attention(folder, settings.attention_backend, device, dtype, shape)
+        clock.end("attention_s")
+        from retouch.engine import compilation, transformer
+        from retouch.engine.checkpoint import build
+        from retouch.engine.engine import QwenEngine
 
+        _silence_progress_bars()
+    clock.end("libraries_s")
     progress("processor")
     parts = build.read_parts(folder, files, family=settings.family)
+    clock.end("processor_s")
     weights = build.load_weights(
         folder,
         parts.configs,
@@ -113,6 +121,7 @@ def _load_engine(
         packed=parts.packed,
         progress=progress,
     )
+    clock.end("weights_s")
     run_block: transformer.BlockCall = partial(transformer.run_block, attend=chosen.attend)
     return QwenEngine(
         weights,
@@ -125,16 +134,27 @@ def _load_engine(
         run_block=compilation.compile_block(run_block) if settings.compile else run_block,
         attention=chosen.name,
         compiled=settings.compile,
+        load_phases_s=clock.phases_s,
     )
 
 
-def _read_attention_shape(folder: Path, shape: EditShape) -> "AttentionShape":
-    """Return the size of one joint attention: tokens of the result, the condition and a prompt."""
-    from retouch.engine.attention import AttentionShape
+def _choose_attention(
+    folder: Path, name: str, device: Any, dtype: Any, shape: EditShape
+) -> "Attention":
+    """Choose at the size of one joint attention: tokens of the result, the condition and a prompt.
+
+    Before the weights take the memory, and before diffusers' models import xformers.
+    """
+    from retouch.engine import attention
 
     config = read_json(folder / "transformer" / "config.json")
     tokens = (shape.area_px + shape.condition_area_px) // _TOKEN_AREA_PX + MAX_PROMPT_TOKENS
-    return AttentionShape(tokens, config["num_attention_heads"], config["attention_head_dim"])
+    size = attention.AttentionShape(
+        tokens, config["num_attention_heads"], config["attention_head_dim"]
+    )
+    chosen, times_ms = attention.choose_attention(name, device=device, dtype=dtype, shape=size)
+    event(_log, "attention.chosen", name=chosen.name, times_ms=times_ms)
+    return chosen
 
 
 def describe_revision(folder: Path, files: Mapping[str, Path], family: str) -> str:
@@ -154,8 +174,6 @@ def _silence_progress_bars() -> None:
     """Keep the libraries' progress bars out of a log of one JSON object a line."""
     import diffusers
     import transformers
-    from huggingface_hub.utils.tqdm import disable_progress_bars
 
-    disable_progress_bars()
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]

@@ -1,0 +1,42 @@
+"""What a start imports, in a process of its own."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.e2e
+
+PROGRAM = """
+import sys
+from PIL import Image
+from retouch import demo
+from retouch.editing.ports import EditParams, run_edit
+from retouch.engine.checkpoint.find import CheckpointSettings
+from retouch.engine.checkpoint.load import load
+
+engine = load(CheckpointSettings(model_id=str(demo.CHECKPOINT_DIR)))
+params = EditParams("warmer", " ", 0, 1, 1.0, "Euler", 64, 64)
+run_edit(engine, [Image.new("RGB", (64, 64))], params)
+heavy = {"torch._dynamo", "torch._inductor", "torch.distributed.tensor", "sympy", "boto3", "xformers"}
+print(sorted(heavy & sys.modules.keys()), list(engine.info.load_phases_s))
+
+import torch._dynamo
+from diffusers import AutoencoderKL, QwenImageTransformer2DModel
+from retouch.engine.checkpoint import build
+print(torch._dynamo.__doc__ is None, QwenImageTransformer2DModel is build.QwenImageTransformer2DModel)
+"""
+PHASES = ["find_s", "torch_s", "attention_s", "libraries_s", "processor_s", "weights_s"]
+
+
+def test_an_edit_imports_no_compiler_and_later_imports_work_as_usual() -> None:
+    source = Path(__file__).parents[2] / "src"
+    run = subprocess.run(  # noqa: S603
+        [sys.executable, "-c", PROGRAM],
+        env={"PYTHONPATH": str(source)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.stdout.splitlines() == [f"[] {PHASES}", "False True"], run.stderr

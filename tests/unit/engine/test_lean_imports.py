@@ -1,0 +1,47 @@
+import importlib.util
+import sys
+
+import pytest
+import torch.distributed
+
+from retouch.engine.lean_imports import lean_imports
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("boto3", "gguf", "xformers"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+
+
+def test_optional_packages_are_hidden_within_the_block_only() -> None:
+    with lean_imports(attention="auto"):
+        assert importlib.util.find_spec("boto3") is None
+        with pytest.raises(ModuleNotFoundError):
+            __import__("xformers")
+    assert importlib.util.find_spec("boto3")
+    assert importlib.util.find_spec("xformers")
+
+
+def test_xformers_is_found_where_it_is_asked_for() -> None:
+    with lean_imports(attention="xformers"):
+        assert importlib.util.find_spec("xformers")
+        assert importlib.util.find_spec("boto3") is None
+
+
+def test_what_is_imported_already_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gguf", sys)
+    with lean_imports(attention="auto"):
+        assert sys.modules["gguf"] is sys
+    assert sys.modules["gguf"] is sys
+
+
+def test_torch_is_distributed_again_even_after_a_fault() -> None:
+    def fail() -> None:
+        with lean_imports(attention="auto"):
+            assert not torch.distributed.is_available()
+            raise ZeroDivisionError
+
+    available = torch.distributed.is_available()
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert torch.distributed.is_available() == available
