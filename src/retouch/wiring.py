@@ -204,6 +204,7 @@ def build_editor(
             job_timeout_s=settings.job_timeout_seconds,
             grace_s=settings.edit_grace_seconds,
             reuse=settings.reuse_results,
+            max_source_bytes=settings.max_request_image_bytes,
         ),
         on_model_lost=admission.lose_model,
     )

@@ -67,6 +67,45 @@ def test_every_scheduler_runs_as_in_the_stock_pipelines(
     assert_equals_stock(build_stock(plus=plus), replace(WORK, scheduler=scheduler, steps=steps))
 
 
+def assert_images_equal_stock(
+    count: int, work: EditParams, *, plus: bool = True, zero_cond_t: bool = False
+) -> None:
+    images = [make_image(*size) for size in ((150, 100), (60, 120), (128, 128))[:count]]
+    pipe = build_stock(plus=plus, zero_cond_t=zero_cond_t)
+    engine = engine_over(pipe)
+    ours = decode_of(pipe.vae, lambda: run_edit(engine, images, work))
+    stock = decode_of(pipe.vae, lambda: run_stock(pipe, work, images if plus else images[0]))
+    torch.testing.assert_close(ours, stock, rtol=0, atol=1e-5)
+
+
+@pytest.mark.usefixtures("small_stock")
+@pytest.mark.parametrize("zero_cond_t", [False, True])
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("size", [(144, 96), (64, 176)])
+def test_an_edit_of_several_images_equals_the_stock_pipeline(
+    zero_cond_t: bool, count: int, size: tuple[int, int]
+) -> None:
+    work = replace(WORK, width_px=size[0], height_px=size[1])
+    assert_images_equal_stock(count, work, zero_cond_t=zero_cond_t)
+
+
+@pytest.mark.usefixtures("small_stock")
+@pytest.mark.parametrize("scheduler", schema.SCHEDULERS)
+@pytest.mark.parametrize("count", [2, 3])
+def test_every_scheduler_edits_several_images_as_the_stock_pipeline(
+    scheduler: str, count: int
+) -> None:
+    assert_images_equal_stock(count, replace(WORK, scheduler=scheduler, guidance_scale=1.0))
+
+
+def test_the_order_of_images_matters_and_how_many_one_edit_takes_is_stated() -> None:
+    plus = build_tiny(plus=True)
+    assert [len(each.info.max_areas_px) for each in (plus, build_tiny())] == [3, 1]
+    pair = [make_image(), make_image(60, 120)]
+    results = [run_edit(plus, images, WORK)[0].tobytes() for images in (pair, pair[::-1], pair[:1])]
+    assert len(set(results)) == 3
+
+
 @pytest.mark.usefixtures("small_stock")
 def test_a_long_negative_prompt_does_not_disturb_a_short_prompt() -> None:
     assert_equals_stock(build_stock(), replace(WORK, prompt="red", negative_prompt="blurry " * 40))

@@ -80,7 +80,7 @@ def test_who_needs_a_key_is_shown_where_it_goes(page: Page, strict: Service) -> 
 
 def test_the_api_is_drawn_whole(page: Page, local: Service) -> None:
     page.goto(f"{local.url}/docs")
-    for text in ("X-Request-ID", "image_url *", "signature *", "Authorization: Bearer"):
+    for text in ("X-Request-ID", "prompt *", "signature *", "Authorization: Bearer"):
         expect(page.get_by_text(text).first).to_be_visible()
 
 

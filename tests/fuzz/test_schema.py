@@ -79,13 +79,17 @@ def test_any_bytes_are_a_request_or_are_refused(body: bytes) -> None:
 @given(BODIES)
 def test_a_field_is_named_if_and_only_if_it_is_wrong_by_itself(body: dict[str, Any]) -> None:
     wrong = wrong_fields(body) or {}
-    lone = {name for name in ("image_url", "prompt") if name not in body}
+    lone = {"prompt"} - body.keys()
+    has_one, has_many = (body.get(name) is not None for name in ("image_url", "image_urls"))
+    if has_one is has_many:
+        lone.add("image_url")
     for name, value in body.items():
-        sides = SIDES if name in SIDES and value is not None else {}
-        if wrong_fields({**MINIMUM, **sides, name: value}) is not None:
-            lone.add(
-                name if name in NAMES else name[:64].encode("ascii", "backslashreplace").decode()
-            )
+        other = SIDES if name in SIDES and value is not None else {}
+        if name == "image_urls" and value is not None:
+            other = {"image_url": None}
+        if name == "image_url" and value is None:
+            continue
+        lone |= (wrong_fields({**MINIMUM, **other, name: value}) or {}).keys()
     if (body.get("width") is None) != (body.get("height") is None):
         lone.add("height")
     assert set(wrong) == lone

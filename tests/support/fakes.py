@@ -256,7 +256,7 @@ class FakeEngine:
         return image
 
     def edit(self, prepared: PreparedEdit, *, on_step: Callable[[int, int], None]) -> EngineOutput:
-        [image], work = prepared.inputs, prepared.params
+        [*_, image], work = prepared.inputs, prepared.params
         self.edits.append(work)
         self.running += 1
         self.most_running = max(self.most_running, self.running)

@@ -75,7 +75,7 @@ def test_the_other_defaults_hold_too(environment: Environment) -> None:
     assert settings.api_keys == ()
     assert settings.local_store_dir == Path(".local-store")
     assert settings.link_secret.get_secret_value() == ""
-    assert settings.max_body_bytes == 26214400 * 4 // 3 + 65536
+    assert settings.max_body_bytes == 2 * 26214400 * 4 // 3 + 65536
 
 
 def test_every_setting_has_a_description() -> None:
@@ -402,9 +402,9 @@ def test_the_public_url_loses_its_last_slash(environment: Environment) -> None:
     assert environment.load(PUBLIC_URL="https://e.com/a/").public_url == "https://e.com/a"
 
 
-def test_the_body_limit_holds_a_whole_image_as_base64(environment: Environment) -> None:
+def test_the_body_limit_holds_the_images_of_a_request_as_base64(environment: Environment) -> None:
     settings = environment.load(MAX_IMAGE_BYTES="3000")
-    assert settings.max_body_bytes == 4000 + 65536
+    assert settings.max_body_bytes == 8000 + 65536
 
 
 def test_a_local_store_that_cannot_be_written_is_refused_where_it_is_used(

@@ -3,7 +3,7 @@
 load sources -> resolve parameters -> prepare -> acquire the model -> edit -> encode -> store -> link
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from retouch.editing.admission import Admission
@@ -18,6 +18,7 @@ from retouch.editing.result import (
     read_meta,
 )
 from retouch.editing.reuse import Flight, Made, ReuseIndex, fingerprint
+from retouch.editing.source_set import combine_ids, find_ids
 from retouch.editing.steps import Job, Steps, ignore, include_file
 from retouch.errors import InvalidRequest
 from retouch.images import encode
@@ -80,7 +81,7 @@ class Editor:
         request_id: str,
         progress: Callable[[Progress], None] = ignore,
     ) -> EditResult:
-        """Edit one image and return the link to the result.
+        """Edit the request's images and return the link to the result.
 
         If the awaiting task is cancelled, the edit ends within a denoising step, and only then does
         the cancellation go on: the model is free when it arrives.
@@ -93,39 +94,45 @@ class Editor:
         job = Job(request, job_id, request_id, deadline_s, progress)
         with self._admission.admit():
             self._require_tokens(request)
-            self._require_area(request)
+            self._require_room(request)
             progress(Progress(stage="source"))
-            loaded = await self.steps.load_source(job)
-            seen = describe_source(loaded)
-            load_ms = {"fetch": loaded.fetch_ms, "source_decode": loaded.decode_ms}
+            loaded = await self.steps.load_sources(job)
+            seen = [describe_source(source) for source in loaded]
+            load_ms = {
+                "fetch": max(source.fetch_ms for source in loaded),
+                "source_decode": max(source.decode_ms for source in loaded),
+            }
             flight = self._join_flight(request, loaded, job_id=job_id)
-            source = None
+            sources = None
             if not (flight and flight.turn.locked()):
-                source = loaded
-                request = request.without_sources()  # its image is decoded
+                sources = loaded
+                request = request.without_sources()  # they are decoded
                 job = replace(job, request=request)
             del loaded  # whoever waits for an equal request holds no picture
-            stored, meta, phases_ms = await self._reuse_or_edit(job, source, flight)
+            stored, meta, phases_ms = await self._reuse_or_edit(job, sources, flight)
         total_ms = 1000 * (self._clock() - began_s)
         phases_ms = NO_PHASES | load_ms | phases_ms | {"total": total_ms}
         timings = Timings(**{phase: round(ms, 3) for phase, ms in phases_ms.items()})
-        meta = meta.model_copy(update={"timings_ms": timings, "source": seen})
+        meta = meta.model_copy(update={"timings_ms": timings, "source": seen[0], "sources": seen})
         return self._answer(stored, meta)
 
-    def _join_flight(self, request: EditRequest, source: Source, *, job_id: str) -> Flight | None:
+    def _join_flight(
+        self, request: EditRequest, sources: Sequence[Source], *, job_id: str
+    ) -> Flight | None:
         """Return the flight of all equal requests, or None where the result is not to be reused."""
-        if not self._settings.reuse or request.seed in (None, -1) or source.stale:
+        is_stale = any(source.stale for source in sources)
+        if not self._settings.reuse or request.seed in (None, -1) or is_stale:
             return None
-        params, _ = resolve_params(request, source, self.info.preset, job_id=job_id)
-        return self._reuse.join(fingerprint(request, params, [source], self.info))
+        params, _ = resolve_params(request, sources, self.info.preset, job_id=job_id)
+        return self._reuse.join(fingerprint(request, params, sources, self.info))
 
     async def _reuse_or_edit(
-        self, job: Job, source: Source | None, flight: Flight | None
+        self, job: Job, sources: Sequence[Source] | None, flight: Flight | None
     ) -> Edited:
-        """Return the stored result of an equal request, or edit. `source` is None if let go."""
+        """Return the stored result of an equal request, or edit. `sources` is None if let go."""
         if flight is None:
-            assert source is not None  # noqa: S101 - let go only for a flight
-            return await self._edit_and_store(job, source)
+            assert sources is not None  # noqa: S101 - let go only for a flight
+            return await self._edit_and_store(job, sources)
         job.progress(Progress(stage="queue"))
         queued_s = self._clock()
         async with self._reuse.turn(flight, timeout_s=self.steps.left_s(job)):
@@ -138,23 +145,23 @@ class Editor:
                 )
                 store_ms = 1000 * (self._clock() - began_s)
                 return stored, meta, {"queue": 1000 * (began_s - queued_s), "store": store_ms}
-            source = source or await self.steps.load_source(job)
-            edited = await self._edit_and_store(job, source)
-            if current := self._join_flight(job.request, source, job_id=job.id):
+            sources = sources or await self.steps.load_sources(job)
+            edited = await self._edit_and_store(job, sources)
+            if current := self._join_flight(job.request, sources, job_id=job.id):
                 # Another one if float16 became bfloat16, or a source changed while this one waited.
                 self._reuse.keep(current, Made(edited[0].key, edited[0].content_type, edited[1]))
             return edited
 
-    async def _edit_and_store(self, job: Job, source: Source) -> Edited:
-        """Edit a loaded source, within one of the places, and store the result.
+    async def _edit_and_store(self, job: Job, sources: Sequence[Source]) -> Edited:
+        """Edit loaded sources, within one of the places, and store the result.
 
         Raises:
             Overloaded: no place is free.
         """
         with self._admission.take_place():
             request = job.request
-            params, notes = resolve_params(request, source, self.info.preset, job_id=job.id)
-            prepared, prepare_ms = await self.steps.prepare(job, [source], params)
+            params, notes = resolve_params(request, sources, self.info.preset, job_id=job.id)
+            prepared, prepare_ms = await self.steps.prepare(job, sources, params)
             job.progress(Progress(stage="queue"))
             queued_s = self._clock()
             async with self._admission.acquire_model(timeout_s=self.steps.left_s(job)):
@@ -164,9 +171,9 @@ class Editor:
             encoded = await self.steps.encode(job, output)
             notes += [*output.notes, *self.info.notes]
             meta = build_meta(
-                params, source, self.info, notes, job_id=job.id, request_id=job.request_id
+                params, sources, self.info, notes, job_id=job.id, request_id=job.request_id
             )
-            key = self._result_key(source.id, job.id, request)
+            key = self._result_key([source.id for source in sources], job.id, request)
             stored = await self.steps.store(job, key, encoded, meta)
         phases_ms = {
             "queue": queue_ms,
@@ -187,12 +194,12 @@ class Editor:
         Sends one GET to the store at most; fetches and edits nothing.
 
         Raises:
-            BadInput: the image's URL cannot be used.
+            BadInput: an image's URL cannot be used.
             StorageError: the store did not answer.
         """
         began_s = self._clock()
-        source_id = await self.steps.sources.source_id(request.find_source(request.image_url))
-        key = self._result_key(source_id, job_id, request)
+        source_ids = await find_ids(self.steps.sources, request.sources)
+        key = self._result_key(source_ids, job_id, request)
         found = await self.steps.get_stored(key)
         if found is None:
             return None
@@ -214,15 +221,23 @@ class Editor:
         if fields:
             raise InvalidRequest.for_fields(fields)
 
-    def _require_area(self, request: EditRequest) -> None:
-        area_px, max_px = (request.width or 0) * (request.height or 0), self.info.max_area_px
+    def _require_room(self, request: EditRequest) -> None:
+        images, most = len(request.sources), len(self.info.max_areas_px)
+        if images > most:
+            fault = f"{self.info.model} takes {most} image{'s' if most > 1 else ''}, not {images}"
+            raise InvalidRequest.for_fields({"image_urls": fault})
+        area_px, max_px = (
+            (request.width or 0) * (request.height or 0),
+            self.info.max_areas_px[images - 1],
+        )
         if area_px > max_px:
             fault = f"width x height is {area_px} pixels; what is loaded takes at most {max_px}"
+            fault += f" from {images} images" if images > 1 else ""
             raise InvalidRequest.for_fields({"width": fault, "height": fault})
 
-    def _result_key(self, source_id: str, job_id: str, request: EditRequest) -> str:
+    def _result_key(self, source_ids: Sequence[str], job_id: str, request: EditRequest) -> str:
         extension = encode.EXTENSIONS[request.file_format]
-        return result_key(self._settings.prefix, source_id, job_id, extension)
+        return result_key(self._settings.prefix, combine_ids(source_ids), job_id, extension)
 
     def _answer(self, stored: StoredResult, meta: Meta) -> EditResult:
         result = Result(

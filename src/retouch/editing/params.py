@@ -1,6 +1,7 @@
 """Resolve a request into engine parameters: pure functions, no I/O."""
 
 import hashlib
+from collections.abc import Sequence
 
 from retouch.editing.ports import EditParams, GenerationDefaults, Source
 from retouch.schema import MAX_STEPS, EditRequest
@@ -34,10 +35,17 @@ def fit_size(width_px: int, height_px: int, *, area_px: int) -> tuple[int, int]:
 
 
 def resolve_params(
-    request: EditRequest, source: Source, preset: GenerationDefaults, *, job_id: str
+    request: EditRequest, sources: Sequence[Source], preset: GenerationDefaults, *, job_id: str
 ) -> tuple[EditParams, list[str]]:
-    """Fill in the checkpoint's defaults; the notes name every deviation from the request."""
-    notes = list(source.notes)
+    """Fill in the checkpoint's defaults; the notes name every deviation from the request.
+
+    Of several sources, a note begins with the number of its picture.
+    """
+    notes = [
+        f"picture {number}: {note}" if len(sources) > 1 else note
+        for number, source in enumerate(sources, 1)
+        for note in source.notes
+    ]
     steps = request.num_inference_steps or preset.steps
     if steps > MAX_STEPS:
         notes.append(f"num_inference_steps {steps} is cut to {MAX_STEPS}")
@@ -53,6 +61,7 @@ def resolve_params(
         notes.append("png is lossless: output_quality is ignored")
     width, height = request.width, request.height
     if width is None or height is None:
+        source = sources[0 if request.size_from == "first" else -1]
         width, height = fit_size(source.width_px, source.height_px, area_px=preset.area_px)
     seed = request.seed if request.seed not in (None, -1) else derive_seed(job_id)
     params = EditParams(

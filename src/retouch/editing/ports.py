@@ -47,9 +47,10 @@ class GenerationDefaults:
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """What is loaded: names for `meta`, the generation defaults, and the largest result in pixels.
+    """What is loaded: names for `meta`, and the generation defaults.
 
-    `load_phases_s` has the seconds that each phase of loading took.
+    `max_areas_px` has the largest result in pixels, from one image, from two and so on: as many
+    images as one edit takes. `load_phases_s` has the seconds that each phase of loading took.
     """
 
     model: str
@@ -59,7 +60,7 @@ class EngineInfo:
     preset: GenerationDefaults
     notes: tuple[str, ...] = ()
     attention: str = "native"
-    max_area_px: int = 2048 * 2048
+    max_areas_px: tuple[int, ...] = (2048 * 2048,)
     compiled: bool = False
     load_phases_s: Mapping[str, float] = field(default_factory=dict, compare=False)
 

@@ -5,6 +5,7 @@ With the copy a retry is answered without editing again.
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -14,7 +15,8 @@ from retouch.storage.port import StoredObject
 
 # Backblaze B2 allows 2,048 bytes for the name and all metadata of an encrypted object.
 _MAX_META_CHARACTERS = 1400
-_OF_THE_ATTEMPT = {"job_id", "request_id", "timings_ms", "reused"}
+_NOT_KEPT = {"job_id", "request_id", "timings_ms", "reused", "source"}
+"""What belongs to one attempt, and `source`, which is the first of `sources`."""
 NO_PHASES = dict.fromkeys(Timings.model_fields, 0.0)
 FOUND_NOTE = "an earlier attempt at this job had stored this result"
 
@@ -42,7 +44,7 @@ class StoredResult:
 
 def build_meta(
     params: EditParams,
-    source: Source,
+    sources: Sequence[Source],
     info: EngineInfo,
     notes: list[str],
     *,
@@ -50,6 +52,7 @@ def build_meta(
     request_id: str,
 ) -> Meta:
     """Build the response metadata; the timings are filled in at the end."""
+    described = [describe_source(source) for source in sources]
     return Meta(
         request_id=request_id,
         job_id=job_id,
@@ -64,7 +67,8 @@ def build_meta(
         dtype=info.dtype,
         memory_plan=info.memory_plan,
         attention=info.attention,
-        source=describe_source(source),
+        source=described[0],
+        sources=described,
         timings_ms=Timings(**NO_PHASES),
         notes=notes,
         reused=False,
@@ -89,7 +93,7 @@ def to_object_metadata(body: bytes, meta: Meta) -> dict[str, str]:
     Notes are left out first.
     """
     metadata = {"sha256": hashlib.sha256(body).hexdigest()}
-    kept = meta.model_dump(mode="json", exclude=_OF_THE_ATTEMPT)
+    kept = meta.model_dump(mode="json", exclude=_NOT_KEPT)
     for fields in (kept, kept | {"notes": []}):
         text = json.dumps(fields, separators=(",", ":"))
         if len(text) <= _MAX_META_CHARACTERS:
@@ -109,6 +113,8 @@ def read_meta(stored: StoredObject, *, job_id: str, request_id: str, get_ms: flo
         get_ms = round(get_ms, 3)
         timings = NO_PHASES | {"store": get_ms, "total": get_ms}
         attempt = {"job_id": job_id, "request_id": request_id, "timings_ms": timings}
+        sources = kept.get("sources") or [kept["source"]]  # an older result has only the latter
+        attempt |= {"sources": sources, "source": sources[0]}
         return Meta.model_validate(kept | attempt)
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError):
         return None

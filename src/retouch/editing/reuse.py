@@ -29,6 +29,8 @@ _ENGINE_VERSION = 1
 # A field that is not listed counts, so that a new one is never forgotten.
 _NOT_IN_KEY = {
     "image_url",
+    "image_urls",
+    "size_from",
     "cache",
     "response_format",
     "prompt",
@@ -49,7 +51,7 @@ def fingerprint(
     """Hash everything that decides the bytes of a result: 64 hex digits."""
     parts = {
         "engine": _ENGINE_VERSION,
-        "info": asdict(info) | {"max_area_px": None},  # a limit, which changes no result
+        "info": asdict(info) | {"max_areas_px": None},  # a limit, which changes no result
         "params": asdict(params),
         "sources": [source.content_sha256 for source in sources],
         "format": request.file_format,

@@ -14,6 +14,7 @@ from typing import Literal, TypeVar
 
 from retouch.editing.ports import EditParams, Engine, EngineOutput, PreparedEdit, Source, Sources
 from retouch.editing.result import EncodedResult, StoredResult, to_object_metadata
+from retouch.editing.source_set import load_all
 from retouch.errors import Cancelled, DeadlineExceeded, StoreUnavailable
 from retouch.images import encode
 from retouch.schema import EditRequest, Meta, Progress, ResponseFormat
@@ -27,7 +28,7 @@ _FIND_TIMEOUT_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class EditorSettings:
-    """Where results go and how long things may take.
+    """Where results go, how long things may take, and how large a request's images are together.
 
     `grace_s` is how long an edit may run past its deadline before its model counts as hung.
     `reuse` answers equal requests with an explicit seed from the stored result.
@@ -39,6 +40,7 @@ class EditorSettings:
     job_timeout_s: float = 600.0
     grace_s: float = 15.0
     reuse: bool = True
+    max_source_bytes: int = 2 * 26214400
 
 
 def ignore(_: Progress) -> None:
@@ -92,18 +94,23 @@ class Steps:
             raise DeadlineExceeded("the job's time ran out")
         return left_s
 
-    async def load_source(self, job: Job) -> Source:
-        """Return the decoded source image.
+    async def load_sources(self, job: Job) -> list[Source]:
+        """Return the decoded images, in the order of the request.
 
         Raises:
-            DeadlineExceeded: it did not arrive in the job's time.
-            EditError: as `Sources.load`.
+            DeadlineExceeded: they did not arrive in the job's time.
+            EditError: as `load_all`.
         """
         left_s = self.left_s(job)
         try:
             async with asyncio.timeout(left_s):
-                image = job.request.find_source(job.request.image_url)
-                return await self.sources.load(image, timeout_s=left_s, cache=job.request.cache)
+                return await load_all(
+                    self.sources,
+                    job.request.sources,
+                    timeout_s=left_s,
+                    cache=job.request.cache,
+                    max_bytes=self.settings.max_source_bytes,
+                )
         except TimeoutError as error:
             raise DeadlineExceeded("the job's time ran out while its image was loaded") from error
 

@@ -96,7 +96,7 @@ class QwenEngine:
             ),
             notes=preset.notes,
             attention=attention,
-            max_area_px=weights.plan.max_area_px,
+            max_areas_px=weights.plan.max_areas_px[: template.max_images],
             compiled=compiled,
             load_phases_s=load_phases_s or {},
         )

@@ -35,6 +35,11 @@ class PromptTemplate:
     vision_area_px: int
     numbers_images: bool
 
+    @property
+    def max_images(self) -> int:
+        """How many images the pipeline's checkpoints were trained for."""
+        return 3 if self.numbers_images else 1
+
     def fill(self, prompt: str, image_tokens: Sequence[int]) -> str:
         """Return the template with the prompt and with as many image tokens as each image has.
 

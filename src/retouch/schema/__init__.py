@@ -18,8 +18,10 @@ from retouch.schema.images_api import (
 from retouch.schema.request import (
     BOTH_SIDES_OR_NONE,
     EXAMPLE,
+    MAX_IMAGES,
     MAX_PROMPT_TOKENS,
     MAX_STEPS,
+    ONE_OR_MANY_IMAGES,
     SCHEDULERS,
     SIDE_MULTIPLE_PX,
     CacheMode,
@@ -41,8 +43,10 @@ from retouch.schema.upload import Upload
 __all__ = [
     "BOTH_SIDES_OR_NONE",
     "EXAMPLE",
+    "MAX_IMAGES",
     "MAX_PROMPT_TOKENS",
     "MAX_STEPS",
+    "ONE_OR_MANY_IMAGES",
     "SCHEDULERS",
     "SIDE_MULTIPLE_PX",
     "CacheMode",

@@ -14,7 +14,8 @@ _MAX_NAME_CHARACTERS = 64
 _MEANT: Mapping[str, str] = {
     name: meant
     for meant, names in {
-        "image_url": "image images image_base64 image_b64 image_urls input_image init_image file url",
+        "image_url": "image image_base64 image_b64 input_image init_image file url",
+        "image_urls": "images input_images",
         "prompt": "text instruction instructions",
         "negative_prompt": "negative",
         "num_inference_steps": "steps num_steps inference_steps sampling_steps",
@@ -35,6 +36,8 @@ def invalid_request(error: ValidationError) -> InvalidRequest:
         if len(fields) == _MAX_FIELDS:
             break
         name = str(fault["loc"][0]) if fault["loc"] else "request"
+        if len(fault["loc"]) > 1 and isinstance(at := fault["loc"][1], int):
+            name += f"[{at}]"
         text = fault["msg"].removeprefix("Value error, ")
         if fault["type"] == "extra_forbidden":
             text = advise(name)

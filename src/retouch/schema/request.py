@@ -25,6 +25,8 @@ SCHEDULERS: tuple[str, ...] = get_args(SchedulerName)
 OutputFormat = Literal["png", "jpeg", "jpg", "webp", "avif"]
 CacheMode = Literal["default", "no-store", "revalidate"]
 ResponseFormat = Literal["url", "b64_json"]
+SizeFrom = Literal["first", "last"]
+MAX_IMAGES = 3
 MAX_STEPS = 50
 MAX_PROMPT_CHARACTERS = 800
 MAX_PROMPT_TOKENS = 512
@@ -74,6 +76,11 @@ def _require_source(text: str, info: ValidationInfo) -> str:
     return text
 
 
+_SourceUrl = Annotated[
+    str,
+    Field(min_length=1, json_schema_extra={"format": "uri", "pattern": _URL_PATTERN}),
+    AfterValidator(_require_source),
+]
 _ToInteger = BeforeValidator(_to_integer)
 _Side = Annotated[
     int, Field(ge=MIN_SIDE_PX, le=MAX_SIDE_PX, multiple_of=SIDE_MULTIPLE_PX), _ToInteger
@@ -103,20 +110,41 @@ Not in the model: BentoML's build does not know `if`. Not `anyOf`: client genera
 models of it.
 """
 
+ONE_OR_MANY_IMAGES: Mapping[str, JsonValue] = {
+    "dependentSchemas": {
+        "prompt": {
+            "if": {"properties": {"image_urls": {"type": "array"}}, "required": ["image_urls"]},
+            "then": {"properties": {"image_url": {"type": "null"}}},
+            "else": {"properties": {"image_url": {"type": "string"}}, "required": ["image_url"]},
+        }
+    }
+}
+"""The rule on image_url and image_urls as JSON Schema, added in OpenAPI as `BOTH_SIDES_OR_NONE`.
+
+It hangs on `prompt`, which every request has, because a schema takes one `if`.
+"""
+
 
 class EditRequest(BaseModel):
-    """An image and the instruction to edit it by. Unknown fields are refused."""
+    """One to three images and the instruction to edit them by. Unknown fields are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    image_url: Annotated[
-        str,
-        Field(min_length=1, json_schema_extra={"format": "uri", "pattern": _URL_PATTERN}),
-        AfterValidator(_require_source),
-    ] = Field(
+    # Before `image_url`, whose validator needs it: faults of both are named there.
+    image_urls: Annotated[list[_SourceUrl], Field(min_length=1, max_length=MAX_IMAGES)] | None = (
+        Field(
+            default=None,
+            description="One to three images in place of image_url, which the prompt may call Picture 1, "
+            "Picture 2 and Picture 3. Qwen-Image-Edit takes one, its successors 2509 and 2511 three.",
+            examples=[["https://example.com/person.jpg", "https://example.com/coat.jpg"]],
+        )
+    )
+    image_url: _SourceUrl | None = Field(
+        default=None,
         description="The image to edit: an http or https URL on a public address, or a data: URL that "
-        "holds the image.",
+        "holds the image. Required, unless image_urls is given.",
         examples=["https://example.com/image.jpg"],
+        validate_default=True,
     )
     prompt: Annotated[
         str,
@@ -186,6 +214,13 @@ class EditRequest(BaseModel):
         validate_default=True,
     )
 
+    size_from: SizeFrom = Field(
+        default="last",
+        description="Of several images, whose aspect ratio the result has where no width and height "
+        "are given.",
+        examples=["last"],
+    )
+
     cache: CacheMode = Field(
         default="default",
         description="Use of a cached copy of the source. no-store: neither use nor keep one. "
@@ -212,27 +247,45 @@ class EditRequest(BaseModel):
         """Keep the uploads that came as the context of the validation."""
         self._uploads = context or {}
 
-    def find_source(self, url: str) -> str | Upload:
-        """Return what a URL in a field stands for: the upload of that reference, or the URL itself."""
-        return self._uploads.get(url, url)
-
     def without_sources(self) -> Self:
-        """Return a copy that holds no image: a data: URL has up to 33 MB of text."""
-        bare = self.model_copy(update={"image_url": ""})
+        """Return a copy that holds no image: data: URLs have up to 70 MB of text."""
+        bare = self.model_copy(update={"image_url": "", "image_urls": None})
         bare.model_post_init(None)
         return bare
 
     @property
     def sources_bytes(self) -> int:
         """The memory that URLs and uploads take."""
-        return sys.getsizeof(self.image_url) + sum(len(one.body) for one in self._uploads.values())
+        return sum(
+            len(source.body) if isinstance(source, Upload) else sys.getsizeof(source)
+            for source in self.sources.values()
+        )
+
+    @property
+    def sources(self) -> dict[str, str | Upload]:
+        """The images in order, each a URL or an upload, by the name that errors give it."""
+        urls = {"image_url": self.image_url or ""}
+        if self.image_urls is not None:
+            urls = {f"image_urls[{at}]": url for at, url in enumerate(self.image_urls)}
+        # An upload's own reference stands in the field.
+        return {field: self._uploads.get(url, url) for field, url in urls.items()}
 
     @property
     def file_format(self) -> str:
         """The output format, with jpg as jpeg."""
         return "jpeg" if self.output_format == "jpg" else self.output_format
 
-    # On the field: pydantic runs a model validator only if all fields are valid.
+    # On fields: pydantic runs a model validator only if all fields are valid.
+    @field_validator("image_url")
+    @classmethod
+    def _require_one_or_many(cls, image_url: str | None, info: ValidationInfo) -> str | None:
+        has_many = info.data.get("image_urls", "invalid") is not None
+        if has_many and image_url is not None:
+            raise ValueError("give image_url or image_urls, not both")
+        if not has_many and image_url is None:
+            raise ValueError("Field required, unless image_urls is given")
+        return image_url
+
     @field_validator("height")
     @classmethod
     def _require_both_sides(cls, height: int | None, info: ValidationInfo) -> int | None:

@@ -60,7 +60,11 @@ class Meta(BaseModel):
         description="Which weights are resident, which are streamed.", examples=["resident"]
     )
     attention: str = Field(description="Attention kernel.", examples=["fa3"])
-    source: SourceMeta = Field(description="The source image.")
+    source: SourceMeta = Field(description="The source image, or the first of several.")
+    sources: list[SourceMeta] = Field(
+        description="All source images, in the order of the request.",
+        examples=[[{"width": 1600, "height": 1200, "format": "jpeg", "bytes": 482113}]],
+    )
     timings_ms: Timings = Field(description="Milliseconds of each phase.")
     reused: bool = Field(
         default=False,

@@ -264,9 +264,14 @@ class Settings(BaseSettings):
         return S3Endpoint(found.host, secure, self.s3_server.region)
 
     @property
+    def max_request_image_bytes(self) -> int:
+        """Most bytes of all images of one request together."""
+        return 2 * self.max_image_bytes
+
+    @property
     def max_body_bytes(self) -> int:
-        """Largest request body in bytes: a whole image as base64, and 64 KiB for the rest."""
-        return self.max_image_bytes * 4 // 3 + 65536
+        """Largest request body in bytes: the images as base64, and 64 KiB for the rest."""
+        return self.max_request_image_bytes * 4 // 3 + 65536
 
     @property
     def secrets(self) -> list[str]:

@@ -22,8 +22,8 @@ from retouch.schema import EditRequest, invalid_request
 from retouch.web.form import MAX_FRAME_BYTES, Form, FormParser, parse_edit_form
 
 _JSON, _FORM = "application/json", "multipart/form-data"
-_WHOLE_BODIES = 8
-_MAX_TEXTS = 4
+_WHOLE_BODIES = 4
+_MAX_TEXTS = 8  # those that may be images, and the prompts
 _IMAGE = re.compile(rb'"data:', re.IGNORECASE)
 _UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _POSITION = re.compile(r" at line \d+ column \d+$")  # alone: the rest may quote the body
@@ -35,7 +35,7 @@ Body = bytearray | Form
 
 
 class BodyReader:
-    """Reads bodies; those in memory at once, parsed ones included, are bounded to eight of the largest.
+    """Reads bodies; those in memory at once, parsed ones included, are bounded to four of the largest.
 
     A body counts while it is read, and its request for as long as that is referenced: whoever drops
     the request when its image is decoded makes room for the next body.
@@ -136,14 +136,14 @@ def _require_kind(headers: Headers) -> str:
     return kind
 
 
-def _measure_image(body: bytes | bytearray) -> int:
-    """Return the bytes of the longest data: URL in a large body; any text may begin like one.
+def _measure_images(body: bytes | bytearray) -> int:
+    """Return the bytes of all data: URLs in a large body; any text may begin like one.
 
     It is looked for only where the rest of the body may reach, and its end by memchr: 33 MiB take 2 ms.
     """
-    longest, at = 0, 0
+    total, at = 0, 0
     if len(body) <= MAX_FRAME_BYTES:
-        return longest
+        return total
     for _ in range(_MAX_TEXTS):
         found = _IMAGE.search(body, at, at + MAX_FRAME_BYTES)
         if found is None:
@@ -151,8 +151,8 @@ def _measure_image(body: bytes | bytearray) -> int:
         at = body.find(b'"', found.end())
         if at < 0:
             break
-        longest = max(longest, at + 1 - found.start())
-    return longest
+        total += at + 1 - found.start()
+    return total
 
 
 def require_small_frame(body: bytes | bytearray) -> None:
@@ -162,13 +162,13 @@ def require_small_frame(body: bytes | bytearray) -> None:
 
     Raises:
         MalformedBody: the body is not UTF-8.
-        BodyTooLarge: the rest of the body, beside an image in it, is over 64 KiB.
+        BodyTooLarge: the rest of the body, beside images in it, is over 64 KiB.
     """
     if body[:2] in _UTF_16_MARKS or b"\0" in body[:2]:
         raise MalformedBody("the body must be in UTF-8")
-    if len(body) - _measure_image(body) > MAX_FRAME_BYTES:
+    if len(body) - _measure_images(body) > MAX_FRAME_BYTES:
         raise BodyTooLarge(
-            f"beside an image the body is over {MAX_FRAME_BYTES} bytes; an image as base64 must be "
+            f"beside images the body is over {MAX_FRAME_BYTES} bytes; an image as base64 must be "
             "in image_url and begin with data:image/jpeg;base64, or the like"
         )
 

@@ -148,7 +148,7 @@ class FormParser:
 
 
 def parse_edit_form(form: Form) -> EditRequest:
-    """Return the edit that a form asks for: `image` is a file, every other field its text.
+    """Return the edit that a form asks for: `image` is a file or several, every other field its text.
 
     Raises:
         InvalidRequest: fields are wrong; each is named.
@@ -162,14 +162,16 @@ def parse_edit_form(form: Form) -> EditRequest:
             faults["image"] = "the file is empty"
         else:
             images.append(upload)
-    if len(images) > 1:
-        faults["image"] = "must be one file"
-    if images and "image_url" in fields:
-        faults["image_url"] = "leave it out beside a file"
+    if images:
+        for name in {"image_url", "image_urls"} & fields.keys():
+            faults[name] = "leave it out beside a file"
     if faults:
         raise InvalidRequest.for_fields(faults)
-    if images:
-        fields["image_url"] = images[0].reference
+    references = [upload.reference for upload in images]
+    if len(images) == 1:
+        fields["image_url"] = references[0]
+    elif images:
+        fields["image_urls"] = references
     try:
         return EditRequest.with_uploads(fields, images)
     except ValidationError as error:

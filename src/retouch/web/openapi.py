@@ -13,6 +13,7 @@ from retouch.errors import error_classes
 from retouch.schema import (
     BOTH_SIDES_OR_NONE,
     EXAMPLE,
+    ONE_OR_MANY_IMAGES,
     EditRequest,
     EditResult,
     ErrorBody,
@@ -222,7 +223,7 @@ def openapi_document() -> dict[str, Any]:
         ],
         ref_template="#/components/schemas/{model}",
     )
-    schemas["$defs"]["EditRequest"] |= BOTH_SIDES_OR_NONE
+    schemas["$defs"]["EditRequest"] |= {**BOTH_SIDES_OR_NONE, **ONE_OR_MANY_IMAGES}
     options = schemas["$defs"].pop("ImageOptions")
     for schema in (schemas["$defs"]["EditRequest"], options):
         _word_defaults(schema)

@@ -94,7 +94,7 @@ def decode_of(vae: torch.nn.Module, run: Callable[[], object]) -> torch.Tensor:
 
 
 def run_stock(pipe: Any, work: EditParams = WORK, image: Any = IMAGE) -> bytes:
-    """Edit with diffusers alone, as its documentation says."""
+    """Edit an image, or for Edit-Plus a list, with diffusers alone, as its documentation says."""
     guided = {"negative_prompt": work.negative_prompt} if work.guidance_scale > 1 else {}
     generator = torch.Generator().manual_seed(work.seed)
     pipe.scheduler = build_scheduler(

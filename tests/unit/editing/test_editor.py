@@ -54,6 +54,14 @@ async def test_the_answer_says_when_the_link_ends() -> None:
 async def test_meta_has_the_effective_value_of_everything() -> None:
     house = House()
     meta = (await run(house)).result.meta
+    source = {
+        "width": 64,
+        "height": 48,
+        "format": "png",
+        "bytes": len(PNG),
+        "cached": False,
+        "stale": False,
+    }
     assert meta.model_dump(exclude={"timings_ms"}) == {
         "request_id": "r-1",
         "job_id": "job-1",
@@ -68,14 +76,8 @@ async def test_meta_has_the_effective_value_of_everything() -> None:
         "dtype": "float32",
         "memory_plan": "resident",
         "attention": "native",
-        "source": {
-            "width": 64,
-            "height": 48,
-            "format": "png",
-            "bytes": len(PNG),
-            "cached": False,
-            "stale": False,
-        },
+        "source": source,
+        "sources": [source],
         "reused": False,
         "notes": ["done"],
     }
@@ -296,7 +298,7 @@ async def test_too_many_tokens_are_refused_by_field_before_anything_is_fetched()
 
 async def test_a_result_over_the_loaded_maximum_is_refused_before_anything_is_fetched() -> None:
     house = House()
-    house.engine.info = replace(house.engine.info, max_area_px=1024 * 1024)
+    house.engine.info = replace(house.engine.info, max_areas_px=(1024 * 1024,))
     error = await refused(house, InvalidRequest, width=2048, height=1024)
     assert "at most 1048576" in error.details["fields"]["width"]
     assert (house.origin.asked, house.store.gets) == ([], [])

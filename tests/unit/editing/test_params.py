@@ -1,4 +1,5 @@
 import hashlib
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -26,11 +27,12 @@ def plan(
     preset: GenerationDefaults = PRESET,
     *,
     source: Source = SOURCE,
+    more: Sequence[Source] = (),
     job_id: str = "j-1",
     **changes: Any,
 ) -> tuple[EditParams, list[str]]:
     request = EditRequest.model_validate(REQUEST.model_dump(exclude_unset=True) | changes)
-    return resolve_params(request, source, preset, job_id=job_id)
+    return resolve_params(request, [source, *more], preset, job_id=job_id)
 
 
 def test_what_a_request_leaves_open_comes_from_the_checkpoint_and_the_job() -> None:
@@ -150,3 +152,17 @@ def test_any_shape_gives_whole_multiples_of_32(ratio: float, area_px: int) -> No
     width, height = fit_size(round(1000 * ratio), 1000, area_px=area_px)
     assert width % 32 == height % 32 == 0
     assert min(width, height) >= 32
+
+
+@pytest.mark.parametrize(("size_from", "wider"), [({}, False), ({"size_from": "first"}, True)])
+def test_the_result_has_the_shape_of_the_last_image_or_of_the_first(
+    size_from: dict[str, str], *, wider: bool
+) -> None:
+    tall = replace(SOURCE, width_px=600, height_px=800)
+    work, _ = plan(DEMO, more=[tall], **size_from)
+    assert (work.width_px > work.height_px) is wider
+
+
+def test_the_notes_on_several_images_say_which() -> None:
+    noted = replace(SOURCE, notes=("was put on white",))
+    assert plan(source=SOURCE, more=[noted])[1] == ["picture 2: was put on white"]

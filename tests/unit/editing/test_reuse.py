@@ -254,7 +254,7 @@ def test_every_field_of_parameters_engine_and_request_is_in_the_fingerprint() ->
     for field in fields(EditParams):
         assert of(params=replace(params, **{field.name: "changed"})) != of(), field.name
     for field in fields(EngineInfo):
-        is_limit = field.name == "max_area_px"
+        is_limit = field.name == "max_areas_px"
         assert (of(info=replace(info, **{field.name: "changed"})) == of()) is is_limit, field.name
     assert of(asked=request(output_quality=5)) != of()
     assert of(asked=request(output_format="jpg")) == of(asked=request(output_format="jpeg")) != of()

@@ -32,7 +32,8 @@ def faults(**changes: Any) -> dict[str, str]:
 
 
 def parse(**changes: Any) -> EditRequest:
-    return EditRequest.model_validate_json(json.dumps(MINIMUM | changes))
+    body = {k: v for k, v in (MINIMUM | changes).items() if v != "absent"}
+    return EditRequest.model_validate_json(json.dumps(body))
 
 
 def test_the_example_of_the_project_is_a_request() -> None:
@@ -43,6 +44,8 @@ def test_the_example_of_the_project_is_a_request() -> None:
 def test_everything_but_image_and_prompt_has_a_default() -> None:
     assert parse().model_dump() == {
         **MINIMUM,
+        "image_urls": None,
+        "size_from": "last",
         "negative_prompt": None,
         "seed": None,
         "num_inference_steps": None,
@@ -169,6 +172,36 @@ def test_both_sides_or_neither_are_taken() -> None:
     assert (parse(width=None, height=None).width, parse(width=None).height) == (None, None)
 
 
+MANY = ["https://example.com/a.jpg", "data:,x", "http://example.com/a.jpg"]
+
+
+def test_one_image_or_a_list_of_them_is_taken() -> None:
+    assert parse().sources == {"image_url": MINIMUM["image_url"]}
+    assert parse(image_urls=None).sources == {"image_url": MINIMUM["image_url"]}
+    assert list(parse(image_urls=MANY, image_url="absent").sources.values()) == MANY
+    request = parse(image_urls=MANY[:1], image_url=None, size_from="first")
+    assert request.sources == {"image_urls[0]": MANY[0]}
+
+
+@pytest.mark.parametrize(
+    ("images", "named"),
+    [
+        ({"image_url": "absent"}, {"image_url"}),
+        ({"image_urls": None, "image_url": None}, {"image_url"}),
+        ({"image_urls": MANY}, {"image_url"}),
+        ({"image_urls": [], "image_url": None}, {"image_urls"}),
+        ({"image_urls": MANY * 2, "image_url": None}, {"image_urls"}),
+        (
+            {"image_urls": [MANY[0], "ftp://a/", 5], "image_url": None},
+            {"image_urls[1]", "image_urls[2]"},
+        ),
+        ({"image_urls": MANY[0], "image_url": None}, {"image_urls"}),
+    ],
+)
+def test_the_wrong_one_of_several_images_is_named(images: dict[str, Any], named: set[str]) -> None:
+    assert set(faults(**images)) == named
+
+
 def test_a_wrong_scheduler_is_answered_with_the_list() -> None:
     text = faults(scheduler="DDIM")["scheduler"]
     assert all(name in text for name in SCHEDULERS)
@@ -198,6 +231,7 @@ def test_an_answer_never_repeats_the_value_given() -> None:
         ("steps", "send num_inference_steps"),
         ("cfg", "send guidance_scale"),
         ("Image", "send image_url"),
+        ("images", "send image_urls"),
         ("size", "send width and height"),
         ("guidance_scal", "is guidance_scale meant?"),
         ("input", "send the fields in it by themselves"),
@@ -271,7 +305,8 @@ def test_every_field_has_a_description_and_an_example(model: type[BaseModel], na
 def test_every_example_of_a_request_field_is_valid(name: str) -> None:
     for example in EditRequest.model_fields[name].examples or []:
         sides = {"width": 1024, "height": 1024} if name in {"width", "height"} else {}
-        assert getattr(parse(**{**sides, name: example}), name) == example
+        one = {"image_url": "absent"} if name == "image_urls" else {}
+        assert getattr(parse(**{**sides, **one, name: example}), name) == example
 
 
 def test_limits_are_in_the_schema() -> None:

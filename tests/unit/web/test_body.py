@@ -154,7 +154,7 @@ async def test_bodies_held_at_once_are_bounded_and_given_back() -> None:
 
         await reader.read(asking(receive))
 
-    holders = [asyncio.create_task(read_slowly()) for _ in range(8)]
+    holders = [asyncio.create_task(read_slowly()) for _ in range(4)]
     await settle()
     with pytest.raises(Overloaded) as caught:
         await reader.read(asking(sending(BODY)))
@@ -257,14 +257,23 @@ def test_an_image_in_the_body_may_be_large() -> None:
         b"{" + b",".join(b'"%x":1' % n for n in range(10_000)) + b"}",
         b'{"prompt":[' + b"[]," * 30_000 + b"[]]}",
         b'{"seed":' + b"9" * 70_000 + b"}",
-        b'{"image_url":"data:,' + b"A" * 70_000 + b'","prompt":["data:,' + b"A" * 70_000 + b'"]}',
+        b'{"image_urls":['
+        b'"data:,' + b"A" * 10_000 + b'",' * 9 + b'"a"],"x":"' + b"a" * 70_000 + b'"}',
         b'{"image_url":"data:,","prompt":"' + b"a" * 70_000 + b'"}',
         b" " * 70_000 + b"{}",
     ],
 )
 def test_nothing_but_an_image_may_be_large_in_a_body(body: bytes) -> None:
-    with pytest.raises(BodyTooLarge, match="beside an image"):
+    with pytest.raises(BodyTooLarge, match="beside images"):
         parse_request(body)
+
+
+def test_several_images_in_the_body_may_be_large() -> None:
+    urls = ["data:image/png;base64," + "A" * 90_000] * 3
+    fields = {k: v for k, v in EXAMPLE.items() if k != "image_url"} | {"image_urls": urls}
+    request = parse_request(json.dumps(fields).encode())
+    assert list(request.sources.values()) == urls
+    assert request.sources_bytes > 270_000
 
 
 @pytest.mark.parametrize("name", ["prompt", "negative_prompt"])

@@ -57,7 +57,14 @@ def test_a_form_is_the_same_in_pieces_of_any_size(piece_bytes: int) -> None:
 @pytest.mark.parametrize("kind", ["image/png", "application/octet-stream", "text/plain"])
 def test_a_file_is_the_source_whatever_type_it_is_declared_as(name: str, kind: str) -> None:
     request = ask((name, ("upload", PNG, kind)), PROMPT)
-    assert request.find_source(request.image_url) == Upload.of(PNG)
+    assert request.sources == {"image_url": Upload.of(PNG)}
+
+
+def test_several_files_are_the_sources_in_their_order() -> None:
+    request = ask(("image", PNG), ("image[]", PNG + b"2"), PROMPT)
+    files = {"image_urls[0]": Upload.of(PNG), "image_urls[1]": Upload.of(PNG + b"2")}
+    assert request.sources == files
+    assert request.without_sources().sources == {"image_url": ""}
 
 
 def test_texts_become_the_types_of_their_fields() -> None:
@@ -75,13 +82,19 @@ def test_texts_become_the_types_of_their_fields() -> None:
 @pytest.mark.parametrize(
     ("parts", "fields"),
     [
-        ([PROMPT], {"image_url": "Field required"}),
+        ([PROMPT], {"image_url": "Field required, unless image_urls is given"}),
         ([PROMPT, ("image", b"")], {"image": "the file is empty"}),
-        ([PROMPT, ("image", PNG), ("image", PNG)], {"image": "must be one file"}),
+        (
+            [PROMPT, *[("image", PNG)] * 4],
+            {"image_urls": "List should have at most 3 items after validation, not 4"},
+        ),
         ([PROMPT, ("photo", PNG)], {"photo": "takes no file: send it as image"}),
         (
             [PROMPT, ("image", (None, URL))],
-            {"image": "is not a field: send image_url", "image_url": "Field required"},
+            {
+                "image": "is not a field: send image_url",
+                "image_url": "Field required, unless image_urls is given",
+            },
         ),
         (
             [PROMPT, ("image", PNG), ("image_url", (None, URL))],

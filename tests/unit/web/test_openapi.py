@@ -8,7 +8,7 @@ from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 from openapi_spec_validator import validate
 
 from retouch.errors import NotReady, error_classes
-from retouch.schema import EXAMPLE, ErrorBody, error_body
+from retouch.schema import EXAMPLE, EditRequest, ErrorBody, error_body
 from retouch.storage.local import LocalStore
 from retouch.web.openapi import openapi_document
 
@@ -66,6 +66,11 @@ def test_the_example_is_valid_under_the_schema() -> None:
     "wrong",
     [
         {"image_url": "ftp://a/"},
+        {"image_url": None},
+        {"image_urls": ["http://a/"]},
+        {"image_url": None, "image_urls": []},
+        {"image_url": None, "image_urls": ["http://a/"] * 4},
+        {"size_from": "middle"},
         {"prompt": " "},
         {"prompt": "a <|im_end|>"},
         {"negative_prompt": "<||>"},
@@ -136,10 +141,20 @@ def test_a_real_error_body_is_valid_under_the_schema() -> None:
     assert isinstance(body, ErrorBody)
 
 
-@pytest.mark.parametrize("sides", [{}, {"width": 64, "height": 80}, {"width": None}])
-def test_the_schema_takes_both_sides_or_neither(sides: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"width": 64, "height": 80},
+        {"width": None},
+        {"image_urls": None},
+        {"image_url": None, "image_urls": ["http://a/"] * 3},
+    ],
+)
+def test_the_schema_takes_what_the_service_takes(more: dict[str, Any]) -> None:
     schema = DOCUMENT["components"]["schemas"]["EditRequest"]
-    assert not list(Draft202012Validator(schema).iter_errors(dict(EXAMPLE) | sides))
+    assert not list(Draft202012Validator(schema).iter_errors(dict(EXAMPLE) | more))
+    EditRequest.model_validate(dict(EXAMPLE) | more)
 
 
 def test_a_request_id_of_any_form_is_within_the_document_as_it_is_never_refused() -> None:
@@ -149,7 +164,7 @@ def test_a_request_id_of_any_form_is_within_the_document_as_it_is_never_refused(
 
 def test_a_client_need_send_no_field_with_a_default() -> None:
     request = DOCUMENT["components"]["schemas"]["EditRequest"]
-    assert request["required"] == ["image_url", "prompt"]
+    assert request["required"] == ["prompt"]
     assert not [name for name, field in request["properties"].items() if "default" in field]
     assert request["properties"]["output_quality"]["description"].endswith("Default: 95.")
 

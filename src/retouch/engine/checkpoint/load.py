@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -116,7 +117,7 @@ def _load_engine(
         parts.configs,
         dtype=dtype,
         device=device,
-        shape=shape,
+        shape=replace(shape, images=parts.template.max_images),
         memory=memory,
         packed=parts.packed,
         progress=progress,

@@ -16,6 +16,7 @@ RESERVE_BYTES = 1024 * MIB
 """Lost by the allocator to rounding and fragmentation, or taken by libraries."""
 HOST_RESERVE_BYTES = 3 * GIB
 """Taken by the process beside the weights."""
+MAX_IMAGES = 3
 MAX_AREA_PX = 2048 * 2048
 """The largest result that a request can ask for."""
 AREA_STEP_PX = 1 << 14
@@ -64,27 +65,33 @@ FULL = Sizes(
 
 @dataclass(frozen=True)
 class EditShape:
-    """The largest edit to plan for: pixels of the result, pixels of the conditions, text tokens."""
+    """The largest edit to plan for: pixels of the result, images, pixels of each, text tokens."""
 
     area_px: int = 1024 * 1024
     condition_area_px: int = 1024 * 1024
     text_tokens: int = 1440 + 512
+    images: int = 1
+
+    @property
+    def image_tokens(self) -> int:
+        """Tokens of the result and of every condition image, of 16 x 16 pixels each."""
+        return (self.area_px + self.images * self.condition_area_px) // 256
 
     def activation_bytes(self) -> int:
         """Estimate the peak that an edit takes beside the weights, at the full model's widths.
 
         A block holds about 24 tensors of 3072 half-precision values a token at its widest (the
-        feed-forward alone 8), the autoencoder about 1700 bytes a pixel in its last layers.
+        feed-forward alone 8), the autoencoder, which takes one image at a time, about 1700 bytes a
+        pixel in its last layers.
         """
-        tokens = (self.area_px + self.condition_area_px) // 256 + self.text_tokens
+        tokens = self.image_tokens + self.text_tokens
         denoise = tokens * 3072 * 2 * 24
         decode = max(self.area_px, self.condition_area_px) * 1700
         return max(denoise, decode)
 
     def forward_tflop(self) -> float:
         """Count one pass of the full transformer: 60 blocks of 226.5 M weights, and attention."""
-        image = (self.area_px + self.condition_area_px) // 256
-        tokens = image + self.text_tokens
+        tokens = self.image_tokens + self.text_tokens
         return (2 * 113.25e6 * 60 * tokens + 4 * tokens**2 * 3072 * 60) / 1e12
 
 
@@ -94,7 +101,8 @@ class Plan:
 
     `pinned_bytes` is pinned host memory, for what streams; `host_bytes` is all host memory that the
     weights keep. `peak_bytes` is the most GPU memory that an edit is expected to take. Without slots
-    nothing streams, not even the modulation. `max_area_px` is the largest result that fits.
+    nothing streams, not even the modulation. `max_areas_px` has the largest result that fits from one
+    image, from two and so on.
     """
 
     name: str
@@ -106,7 +114,7 @@ class Plan:
     pinned_bytes: int = 0
     host_bytes: int = 0
     peak_bytes: int = 0
-    max_area_px: int = MAX_AREA_PX
+    max_areas_px: tuple[int, ...] = (MAX_AREA_PX,) * MAX_IMAGES
 
 
 RESIDENT = Plan("resident")
@@ -117,11 +125,21 @@ def make_plan(sizes: Sizes, shape: EditShape, memory: FreeMemory) -> Plan:
     """Keep as much on the GPU as fits, and stream the rest.
 
     First to go to the host is the modulation, needed once a schedule; then the text encoder's layers
-    one by one, needed once an edit; then blocks, needed in every step.
+    one by one, needed once an edit; then blocks, needed in every step. Where the images of `shape` do
+    not fit, the plan is for fewer.
 
     Raises:
         ModelError: it does not fit; the message says which memory is short by how much.
     """
+    try:
+        return _make_plan(sizes, shape, memory)
+    except ModelError:
+        if shape.images == 1:
+            raise
+    return make_plan(sizes, replace(shape, images=shape.images - 1), memory)
+
+
+def _make_plan(sizes: Sizes, shape: EditShape, memory: FreeMemory) -> Plan:
     over = shape.activation_bytes() + RESERVE_BYTES
     shortfalls = []
     for plan in _candidates(sizes, over):
@@ -135,18 +153,27 @@ def make_plan(sizes: Sizes, shape: EditShape, memory: FreeMemory) -> Plan:
     if shortfalls:
         raise ModelError("not enough memory: " + ", and ".join(shortfalls))
     room_bytes = memory.gpu_bytes - plan.peak_bytes + shape.activation_bytes()
-    return replace(plan, max_area_px=largest_area_px(shape, room_bytes))
+    return replace(plan, max_areas_px=largest_areas_px(shape, room_bytes))
 
 
-def largest_area_px(shape: EditShape, room_bytes: int) -> int:
-    """Return the largest result, from the area of `shape` to `MAX_AREA_PX`, that takes `room_bytes`.
+def largest_areas_px(shape: EditShape, room_bytes: int) -> tuple[int, ...]:
+    """Return the largest result that takes `room_bytes` from one image, from two and so on.
 
-    >>> largest_area_px(EditShape(), 8 << 30) == MAX_AREA_PX
+    It ends where not even the smallest result fits.
+
+    >>> largest_areas_px(EditShape(), 8 << 30) == (MAX_AREA_PX,) * 3
     True
+    >>> largest_areas_px(EditShape(), 2 << 30)
+    (1261568, 1130496, 81920)
     """
-    areas_px = range(MAX_AREA_PX, shape.area_px, -AREA_STEP_PX)
-    fitting = (a for a in areas_px if replace(shape, area_px=a).activation_bytes() <= room_bytes)
-    return next(fitting, shape.area_px)
+    areas_px = sorted({shape.area_px, *range(AREA_STEP_PX, MAX_AREA_PX + 1, AREA_STEP_PX)})
+    largest_px = []
+    for images in range(1, MAX_IMAGES + 1):
+        shapes = (replace(shape, images=images, area_px=area_px) for area_px in reversed(areas_px))
+        fitting = (fits.area_px for fits in shapes if fits.activation_bytes() <= room_bytes)
+        if area_px := next(fitting, 0):
+            largest_px.append(area_px)
+    return tuple(largest_px)
 
 
 def _candidates(sizes: Sizes, over: int) -> Iterator[Plan]:

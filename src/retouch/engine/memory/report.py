@@ -44,6 +44,11 @@ def explain(plan: Plan, sizes: Sizes, shape: EditShape) -> list[str]:
         ),
         f"host: {plan.host_bytes / GIB:.1f} GiB, of which {plan.pinned_bytes / GIB:.1f} pinned",
     ]
+    if (most := sum(area_px >= shape.area_px for area_px in plan.max_areas_px)) > 1:
+        megapixels = shape.area_px / (1 << 20)
+        lines.append(
+            f"2509 and 2511: up to {most} images of 1 MP, for a result of {megapixels:.3g} MP"
+        )
     if plan.slots:
         lines.append(
             f"before an edit with a new size or number of steps: {modulation_gib:.1f} GiB are copied "

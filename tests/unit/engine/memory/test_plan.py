@@ -138,16 +138,16 @@ def test_the_explanation_names_the_plan_and_what_moves() -> None:
 
 def test_the_largest_edit_that_fits_is_stated() -> None:
     small, large = plan_for(16), plan_for(80)
-    assert large.max_area_px == 2048 * 2048
-    assert 1024 * 1024 <= small.max_area_px < 2048 * 2048
-    least = replace(SHAPE, area_px=small.max_area_px).activation_bytes()
+    assert large.max_areas_px == (2048 * 2048,) * 3
+    assert 1024 * 1024 <= small.max_areas_px[0] < 2048 * 2048
+    least = replace(SHAPE, area_px=small.max_areas_px[0]).activation_bytes()
     assert small.peak_bytes - SHAPE.activation_bytes() + least <= 16 * GIB
 
 
 def test_room_is_made_for_a_larger_edit_that_is_planned() -> None:
     shape = EditShape(area_px=2048 * 2048)
     plan = make_plan(FULL, shape, FreeMemory(16 * GIB, 64 * GIB))
-    assert plan.max_area_px == 2048 * 2048
+    assert plan.max_areas_px[0] == 2048 * 2048
     assert plan.peak_bytes <= 16 * GIB
 
 
@@ -234,3 +234,24 @@ def test_a_containers_quota_of_cpus_counts(
 def test_a_model_of_one_block_that_fits_has_a_plan() -> None:
     sizes = Sizes(blocks=(9,), layers=(9,), modulation=(7,), fixed=1, host=1)
     assert make_plan(sizes, SHAPE, FreeMemory(80 * GIB, 64 * GIB)).name == "resident"
+
+
+@pytest.mark.parametrize("gpu_gib", [16, 24, 80])
+def test_room_is_made_for_three_images(gpu_gib: int) -> None:
+    memory = FreeMemory(gpu_gib * GIB, 64 * GIB)
+    plan = make_plan(FULL, EditShape(images=3), memory)
+    assert len(plan.max_areas_px) == 3
+    assert min(plan.max_areas_px) >= 1024 * 1024
+    assert plan.peak_bytes <= gpu_gib * GIB
+    assert "up to 3 images of 1 MP" in "\n".join(explain(plan, FULL, SHAPE))
+
+
+def test_a_tight_card_takes_fewer_images_before_it_is_refused() -> None:
+    least = min(gib / 20 for gib in range(200) if fits(gib / 20))
+    plan = make_plan(FULL, EditShape(images=3), FreeMemory(int(least * GIB), 64 * GIB))
+    assert sum(area_px >= 1024 * 1024 for area_px in plan.max_areas_px) < 3
+
+
+def test_more_images_leave_less_room_for_the_result() -> None:
+    areas_px = plan_for(16).max_areas_px
+    assert list(areas_px) == sorted(areas_px, reverse=True)
