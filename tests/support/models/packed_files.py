@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from support.models.gguf_blocks import make_blocks
+
 Weights = dict[str, torch.Tensor]
 FP8 = torch.float8_e4m3fn
 MARKER = "__index_timestep_zero__"
@@ -143,7 +145,10 @@ def save_gguf(
     architecture: str = "qwen_image",
     **metadata: Any,
 ) -> Weights:
-    """Write weights as GGUF, the blocks' matrices in blocks of `kind`; return the rounded weights."""
+    """Write weights as GGUF, the blocks' matrices in blocks of `kind`; return the rounded weights.
+
+    Of types that the gguf package cannot write, the blocks are random.
+    """
     writer = gguf.GGUFWriter(path, architecture)
     for key, value in metadata.items():
         writer.add_key_value(key, value, gguf.GGUFValueType.get_type(value))
@@ -151,7 +156,7 @@ def save_gguf(
     for name, weight in weights.items():
         values: np.ndarray = weight.float().numpy()
         if is_matrix(name, weight):
-            packed = gguf.quants.quantize(values, kind)
+            packed = _quantize(values, kind)
             writer.add_tensor(name, packed, raw_dtype=kind)
             values = gguf.quants.dequantize(packed, kind)
         else:
@@ -162,3 +167,11 @@ def save_gguf(
     writer.write_tensors_to_file()
     writer.close()
     return rounded
+
+
+def _quantize(values: np.ndarray, kind: gguf.GGMLQuantizationType) -> np.ndarray:
+    try:
+        packed: np.ndarray = gguf.quants.quantize(values, kind)
+    except NotImplementedError:
+        packed = make_blocks(kind, values.shape)
+    return packed

@@ -56,9 +56,7 @@ def load_weights(
         ModelError: a weight is missing, a file is damaged, or memory is short.
     """
     modules = build_modules(configs, precision.choose_dtypes(dtype, device))
-    stored = read_headers(folder, [part for part in WEIGHTED if part not in packed])
-    for part, entries in packed.items():
-        stored |= {f"{part}.{name}": entry for name, entry in entries.items()}
+    stored = list_entries(folder, packed)
     keep_modulation(modules["transformer"], stored)
     weights = Weights(**modules, plan=RESIDENT, device=device)
     if device.type == "cuda":  # pragma: no cover - needs a GPU
@@ -82,6 +80,18 @@ def load_weights(
         precision.scale_norms(weights.transformer)
     weights.release()  # the memory that the readers converted in
     return weights
+
+
+def list_entries(folder: Path, packed: PackedParts) -> dict[str, TensorEntry]:
+    """Return every weight in a checkpoint's files by its path; of parts in `packed`, those there.
+
+    Raises:
+        ModelError: a file is missing or damaged.
+    """
+    stored = read_headers(folder, [part for part in WEIGHTED if part not in packed])
+    for part, entries in packed.items():
+        stored |= {f"{part}.{name}": entry for name, entry in entries.items()}
+    return stored
 
 
 class Parts(NamedTuple):

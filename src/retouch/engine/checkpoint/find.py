@@ -49,6 +49,13 @@ def find_runpod_cache(model_id: str) -> Path | None:
     return RUNPOD_MODELS if is_cached(model_id, RUNPOD_MODELS) else None
 
 
+def find_cache(model_id: str) -> Path:
+    """Return the hub cache for `model_id`: Runpod's if that holds it, else the hub library's."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return find_runpod_cache(model_id) or Path(HF_HUB_CACHE)
+
+
 def is_cached(model_id: str, cache: Path) -> bool:
     """Whether a hub cache holds a snapshot of `model_id`, complete or not."""
     return any((path / "snapshots").is_dir() for path in hub.find_repositories(model_id, cache))

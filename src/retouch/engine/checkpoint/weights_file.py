@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Self
 
 from retouch.engine.checkpoint import hub
-from retouch.engine.checkpoint.find import find_runpod_cache
+from retouch.engine.checkpoint.find import find_cache
 from retouch.errors import ModelError
 
 _HUB_FILE = re.compile(r"([\w.-]+/[\w.-]+)/(.+\.(?:gguf|safetensors))")
@@ -60,8 +60,6 @@ def find_weights_file(
     Raises:
         ModelError: there is no such file, the hub refuses it, or it is not the one that is pinned.
     """
-    from huggingface_hub.constants import HF_HUB_CACHE
-
     reference = FileReference.parse(text)
     path = Path(reference.name).expanduser()
     if path.is_file():
@@ -74,7 +72,7 @@ def find_weights_file(
             name,
             setting=setting,
             revision=reference.revision,
-            cache=cache or find_runpod_cache(repository) or Path(HF_HUB_CACHE),
+            cache=cache or find_cache(repository),
             token=token,
             progress=progress,
         )
@@ -83,9 +81,7 @@ def find_weights_file(
     if reference.sha256:
         progress(f"checking the SHA-256 of {path.name}")
         if (actual := _hash(path)) != reference.sha256:
-            raise ModelError(
-                f"{setting}: {path.name} has the SHA-256 {actual}, not the one that is pinned"
-            )
+            raise ModelError(f"{setting}: {path.name} has the SHA-256 {actual}, not the pinned one")
     return path
 
 

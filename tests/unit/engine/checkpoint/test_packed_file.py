@@ -78,14 +78,31 @@ def test_a_gguf_file_gives_what_the_reference_reads(tmp_path: Path, kind: Q) -> 
         torch.testing.assert_close(found[name], one, rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize("chunk_bytes", [16, 1 << 12, 1 << 24])
+@pytest.mark.parametrize("kind", [Q.Q2_K, Q.Q3_K, Q.Q4_K, Q.Q5_K, Q.Q6_K, Q.IQ4_NL])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_a_file_of_k_quants_gives_what_the_reference_reads(
+    tmp_path: Path, kind: Q, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "transformer_blocks.0.attn.to_k.weight"
+    rounded = save_gguf({name: torch.ones(40, 512)}, tmp_path / "w.gguf", kind)
+    entries = packed_file.read_transformer(tmp_path / "w.gguf").entries
+    wanted = {name: torch.full((40, 512), torch.nan, dtype=dtype)}
+    monkeypatch.setattr(safetensors_reader, "CHUNK_BYTES", 1 << 16)
+
+    safetensors_reader.read_weights(entries, wanted)
+
+    error = (wanted[name].float() - rounded[name]).norm() / rounded[name].norm()
+    assert error < (1e-3 if dtype == torch.float16 else 1e-6)
+
+
+@pytest.mark.parametrize("chunk_bytes", [256, 1 << 12, 1 << 24])
 @pytest.mark.parametrize("layout", ["a scale a row", "plain fp8"])
 def test_rows_are_read_right_in_chunks_of_any_size(
     tmp_path: Path, layout: str, chunk_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     packed = SAFETENSORS[layout](WEIGHTS)
     path = packed.save(tmp_path / "w.safetensors")
-    monkeypatch.setattr(safetensors_reader, "CHUNK_BYTES", max(chunk_bytes, 256))
+    monkeypatch.setattr(safetensors_reader, "CHUNK_BYTES", chunk_bytes)
 
     assert all(torch.equal(load(path)[name], packed.rounded[name].float()) for name in WEIGHTS)
 

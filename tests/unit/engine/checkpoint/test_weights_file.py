@@ -57,7 +57,7 @@ def test_a_hub_file_is_taken_from_the_cache(cache: Path, pin: str) -> None:
 @pytest.mark.parametrize(
     ("pin", "fault"),
     [
-        ("@sha256:" + "0" * 64, f"has the SHA-256 {SHA}, not the one that is pinned"),
+        ("@sha256:" + "0" * 64, f"has the SHA-256 {SHA}, not the pinned one"),
         ("@sha256:123", "not 64 hex digits"),
         ("@v1", "a file has no revisions"),
     ],
