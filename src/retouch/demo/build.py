@@ -52,6 +52,14 @@ PRESET = preset.PresetFile(
     condition_as_result=True,
     guided=False,
     notes=(_NOTE,),
+    examples=(
+        "make it warmer and add a subtle vignette",
+        "convert to black and white",
+        "make it sepia and add a vignette",
+        "make it cooler",
+        "invert the colors",
+        "strongly increase the contrast",
+    ),
 )
 
 

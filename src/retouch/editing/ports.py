@@ -51,6 +51,7 @@ class EngineInfo:
 
     `max_areas_px` has the largest result in pixels, from one image, from two and so on: as many
     images as one edit takes. `load_phases_s` has the seconds that each phase of loading took.
+    `examples` are instructions that suit it.
     """
 
     model: str
@@ -60,6 +61,7 @@ class EngineInfo:
     preset: GenerationDefaults
     notes: tuple[str, ...] = ()
     attention: str = "native"
+    examples: tuple[str, ...] = ()
     max_areas_px: tuple[int, ...] = (2048 * 2048,)
     compiled: bool = False
     load_phases_s: Mapping[str, float] = field(default_factory=dict, compare=False)

@@ -95,6 +95,7 @@ class QwenEngine:
                 guided=preset.guided,
             ),
             notes=preset.notes,
+            examples=preset.examples,
             attention=attention,
             max_areas_px=weights.plan.max_areas_px[: template.max_images],
             compiled=compiled,

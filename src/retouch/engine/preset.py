@@ -7,13 +7,22 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from retouch.errors import ModelError
 
 PRESET_FILE = "retouch_preset.json"
+# Kinds of edit that the cards of Qwen-Image-Edit show: scene, removal, style, text, light.
+_EXAMPLES = (
+    "change the background to a beach at sunset",
+    "remove the people in the background",
+    "turn it into a watercolor painting",
+    'change the text on the sign to "OPEN"',
+    "make it a snowy winter evening",
+)
 
 
 class PresetFile(BaseModel):
     """`retouch_preset.json`: generation defaults where they differ from the full model's.
 
     With `condition_as_result` the condition image has the size of the result instead of
-    `condition_area_px`, for weights that compare the two pixel by pixel.
+    `condition_area_px`, for weights that compare the two pixel by pixel. `examples` are instructions
+    that the weights follow well.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -26,6 +35,7 @@ class PresetFile(BaseModel):
     condition_as_result: bool = False
     guided: bool = True
     notes: tuple[str, ...] = ()
+    examples: tuple[str, ...] = _EXAMPLES
 
 
 def read_preset(folder: Path) -> PresetFile:

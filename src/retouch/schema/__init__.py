@@ -1,4 +1,4 @@
-"""The wire of both entry points: `request` is what a caller sends, `response` what it gets.
+"""The wire: `request` is what a caller sends, `response` what it gets, `info` what is loaded.
 
 JSON Schema and OpenAPI are generated from these models, so every field has a description.
 """
@@ -15,6 +15,7 @@ from retouch.schema.images_api import (
     TokenDetails,
     Usage,
 )
+from retouch.schema.info import InfoDefaults, ServiceInfo
 from retouch.schema.request import (
     BOTH_SIDES_OR_NONE,
     EXAMPLE,
@@ -58,12 +59,14 @@ __all__ = [
     "ImagesAnswer",
     "ImagesError",
     "ImagesFault",
+    "InfoDefaults",
     "Meta",
     "Model",
     "ModelList",
     "Progress",
     "ResponseFormat",
     "Result",
+    "ServiceInfo",
     "SourceMeta",
     "Timings",
     "TokenDetails",

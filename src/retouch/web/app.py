@@ -18,7 +18,6 @@ from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route, Router
-from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from retouch.errors import (
@@ -38,9 +37,10 @@ from retouch.web import openai
 from retouch.web.auth import ApiKeyAuth, HostCheck
 from retouch.web.edit import EditEndpoint
 from retouch.web.files import serve_file
+from retouch.web.info import build_info
 from retouch.web.metrics import Metrics
 from retouch.web.openapi import openapi_document
-from retouch.web.pages import STATIC, build_page
+from retouch.web.pages import StaticAssets, build_page
 
 _log = logging.getLogger(__name__)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
@@ -64,14 +64,14 @@ class App:
             [*settings.allowed_hosts, urlsplit(settings.public_url).hostname or ""], keys
         )
         key = [Middleware(keys.protect)]
-        static = StaticFiles(directory=STATIC)
+        static = StaticAssets()
         images = openai.ImagesEndpoint(host, edits)
-        openapi = JSONResponse(openapi_document())
         routes = [
             Route("/", build_page("page.html"), methods=["GET"]),
             Route("/docs", build_page("docs.html"), methods=["GET"]),
             Route("/sample.jpg", static, methods=["GET"]),
             Route("/demo.webp", static, methods=["GET"]),
+            Route("/page/{name}", static, methods=["GET"]),
             Route("/livez", self._livez),
             Route("/healthz", self._livez),
             Route("/readyz", self._readyz),
@@ -79,7 +79,8 @@ class App:
             Route("/edit", edits.answer, methods=["POST"], middleware=key),
             Route("/v1/images/edits", images.edit, methods=["POST"], middleware=key),
             Route("/v1/models", images.models, methods=["GET"], middleware=key),
-            Route("/openapi.json", openapi, methods=["GET"], middleware=key),
+            Route("/info", self._info, methods=["GET"], middleware=key),
+            Route("/openapi.json", self._openapi, methods=["GET"], middleware=key),
             Route("/schema.json", self._schema, middleware=key),
             Route(
                 "/metrics",
@@ -137,6 +138,19 @@ class App:
 
     async def _schema(self, _: Request) -> ASGIApp:
         return self._app
+
+    async def _info(self, _: Request) -> Response:
+        info = build_info(
+            self._host.editor.info, max_image_bytes=self._host.settings.max_image_bytes
+        )
+        return JSONResponse(info.model_dump(mode="json"))
+
+    async def _openapi(self, _: Request) -> Response:
+        try:
+            max_area_px = self._host.editor.info.max_areas_px[0]
+        except EditError:  # not loaded: the document is true for every model
+            max_area_px = None
+        return JSONResponse(openapi_document(max_area_px))
 
     async def _metrics_text(self, _: Request) -> Response:
         return self._metrics.response()

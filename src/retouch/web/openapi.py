@@ -3,6 +3,7 @@
 BentoML's own is 3.0.2, invalid, and does not describe most answers.
 """
 
+from functools import cache
 from http import HTTPStatus
 from typing import Any
 
@@ -22,6 +23,7 @@ from retouch.schema import (
     ImagesError,
     ModelList,
     Progress,
+    ServiceInfo,
 )
 from retouch.storage.local import LINK_QUERY
 from retouch.web.openapi_images import images_paths, images_requests
@@ -141,9 +143,12 @@ def _paths() -> dict[str, Any]:
     )
     loading = {"204": {"description": "Loading."}}
     metrics = {"200": _text("Metrics."), **_errors(401)}
+    loaded = _content("application/json", _ref("schemas", "ServiceInfo"))
+    info = {"200": {"description": "The model.", "content": loaded}, **_errors(401, 500, 503)}
     return {
         "/edit": _edit(),
         **images_paths(),
+        "/info": _get("info", "What is loaded", info, security=_SECURITY),
         "/livez": _get("livez", "Is the process alive?", alive),
         "/healthz": _get("healthz", "As /livez", alive),
         "/readyz": _get("readyz", "Is the model loaded and warm?", ready | _errors(503)),
@@ -208,8 +213,12 @@ def _edit_form(request: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def openapi_document() -> dict[str, Any]:
-    """Return the document: OpenAPI 3.1, JSON Schema 2020-12."""
+@cache
+def openapi_document(max_area_px: int | None = None) -> dict[str, Any]:
+    """Return the document: OpenAPI 3.1, JSON Schema 2020-12. It is shared: do not change it.
+
+    `max_area_px` is the largest result of the loaded model.
+    """
     _, schemas = models_json_schema(
         [
             (EditRequest, "validation"),
@@ -220,6 +229,7 @@ def openapi_document() -> dict[str, Any]:
             (ImagesAnswer, "serialization"),
             (ImagesError, "serialization"),
             (ModelList, "serialization"),
+            (ServiceInfo, "serialization"),
         ],
         ref_template="#/components/schemas/{model}",
     )
@@ -227,6 +237,10 @@ def openapi_document() -> dict[str, Any]:
     options = schemas["$defs"].pop("ImageOptions")
     for schema in (schemas["$defs"]["EditRequest"], options):
         _word_defaults(schema)
+    if max_area_px is not None:
+        most = f" width x height is at most {max_area_px} pixels with the loaded model."
+        for side in ("width", "height"):
+            schemas["$defs"]["EditRequest"]["properties"][side]["description"] += most
     form = _edit_form(schemas["$defs"]["EditRequest"])
     return {
         "openapi": "3.1.0",

@@ -17,6 +17,8 @@ ROUTES = {
     "/docs": "GET HEAD",
     "/sample.jpg": "GET HEAD",
     "/demo.webp": "GET HEAD",
+    "/page/main.js": "GET HEAD",
+    "/info": "GET HEAD",
     "/openapi.json": "GET HEAD",
     "/livez": "GET HEAD",
     "/healthz": "GET HEAD",

@@ -59,7 +59,7 @@ async def test_a_head_of_an_edit_is_no_edit() -> None:
     assert (response.status_code, response.headers["allow"]) == (405, "POST")
 
 
-@pytest.mark.parametrize("path", ["/openapi.json", "/metrics", "/schema.json"])
+@pytest.mark.parametrize("path", ["/info", "/openapi.json", "/metrics", "/schema.json"])
 async def test_what_needs_a_key_is_closed_without_one(path: str) -> None:
     async with client(api_keys=("k3y-of-one-caller", "k3y-of-another-one")) as http:
         response = await http.get(path)
@@ -83,7 +83,11 @@ async def test_an_edit_needs_a_key_before_its_body_is_looked_at() -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/docs", "/sample.jpg", "/demo.webp", "/livez", "/healthz", "/readyz", "/ping"]
+    "path",
+    [
+        *("/", "/docs", "/page/main.js", "/page/page.css", "/sample.jpg", "/demo.webp"),
+        *("/livez", "/healthz", "/readyz", "/ping"),
+    ],
 )
 async def test_page_and_health_need_no_key(path: str) -> None:
     async with client(require_unreached, api_keys=("k3y-of-one-caller",)) as http:

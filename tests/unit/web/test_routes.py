@@ -2,6 +2,7 @@ import logging
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
@@ -18,6 +19,7 @@ from support.web import client, open_host, require_error, require_unreached, set
 from retouch import errors, wiring
 from retouch.errors import StoreUnavailable
 from retouch.lifecycle import ModelHost, State
+from retouch.schema import ServiceInfo
 from retouch.storage.local import LocalStore
 from retouch.web.openapi import openapi_document
 
@@ -69,9 +71,43 @@ async def test_the_pictures_of_the_page_are_what_they_say(path: str, kind: str) 
     assert Image.open(BytesIO(response.content)).format == kind.upper()
 
 
+async def test_files_of_the_page_are_asked_for_anew_and_nothing_else_is_there() -> None:
+    async with client() as http:
+        response = await http.get("/page/main.js")
+        assert response.headers["content-type"].startswith("text/javascript")
+        assert response.headers["cache-control"] == "no-cache"
+        assert response.headers["x-content-type-options"] == "nosniff"
+        headers = {"If-None-Match": response.headers["etag"]}
+        assert (await http.get("/page/main.js", headers=headers)).status_code == 304
+        for path in ("/page/", "/page/none.js", "/page/%2e%2e", "/page/..%2fapp.py", "/page/%2e"):
+            require_error(await http.get(path), errors.RouteNotFound)
+
+
+async def test_what_is_loaded_is_told_with_its_limits() -> None:
+    house = House()
+    house.engine.info = replace(
+        house.engine.info, max_areas_px=(640 * 640, 512 * 512), examples=("warmer",)
+    )
+    async with client(host=open_host(settings(), house)) as http:
+        info = ServiceInfo.model_validate((await http.get("/info")).json())
+        document = (await http.get("/openapi.json")).json()
+    assert (info.model, info.max_images, info.examples) == ("fake", 2, ["warmer"])
+    assert info.max_areas_px == [640 * 640, 512 * 512]
+    assert info.defaults.num_inference_steps == house.engine.info.preset.steps
+    assert info.max_image_bytes == settings().max_image_bytes
+    width = document["components"]["schemas"]["EditRequest"]["properties"]["width"]
+    assert "at most 409600 pixels" in width["description"]
+
+
+async def test_while_the_model_loads_the_document_is_of_any_model() -> None:
+    async with client(host=open_host(settings(), None)) as http:
+        require_error(await http.get("/info"), errors.NotReady)
+        assert (await http.get("/openapi.json")).json() == openapi_document()
+
+
 async def test_the_schema_and_the_metrics_are_served() -> None:
     async with client() as http:
-        assert (await http.get("/openapi.json")).json() == openapi_document()
+        assert (await http.get("/openapi.json")).json() == openapi_document(2048 * 2048)
         assert "retouch_edits_inside" in (await http.get("/metrics")).text
         assert (await http.get("/schema.json")).json()["path"] == "/schema.json"
 
