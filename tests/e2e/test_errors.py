@@ -144,7 +144,7 @@ def test_errors_before_a_stream_begins_use_the_http_status(local: Service) -> No
 def test_without_a_key_only_health_pages_and_files_are_served(strict: Service) -> None:
     url = strict.edit()["presigned_url"]
     with httpx.Client(base_url=strict.url, trust_env=False) as stranger:
-        for path in ("/openapi.json", "/metrics", "/schema.json"):
+        for path in ("/info", "/openapi.json", "/metrics", "/schema.json"):
             require_error(stranger.get(path), 401, "Unauthorized", "unauthorized")
             assert strict.client.get(path).status_code == 200
         refused = stranger.post("/edit", json=request())
@@ -155,6 +155,7 @@ def test_without_a_key_only_health_pages_and_files_are_served(strict: Service) -
         for path in (
             "/",
             "/docs",
+            "/page/main.js",
             "/sample.jpg",
             "/demo.webp",
             "/livez",
