@@ -1,8 +1,11 @@
 """Build every part from the settings. Nothing else joins the two."""
 
+import asyncio
 import logging
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from retouch import __version__, demo
@@ -10,23 +13,28 @@ from retouch.editing.admission import Admission
 from retouch.editing.editor import Editor
 from retouch.editing.ports import Engine
 from retouch.editing.steps import EditorSettings, Steps
+from retouch.engine.adapters.source import AdapterSource
 from retouch.engine.checkpoint.files import read_json
 from retouch.engine.checkpoint.find import FULL_MODEL, CheckpointSettings, find_runpod_cache
 from retouch.engine.checkpoint.load import load
 from retouch.engine.memory import plan, probe
-from retouch.errors import ModelError
+from retouch.errors import EditError, ModelError
 from retouch.images import decode
 from retouch.images.sandbox import Decoder, DecoderSettings
 from retouch.logs import event
 from retouch.net.download import Downloader
 from retouch.net.download_limiter import DownloadLimiter
 from retouch.net.limits import FetchLimits
+from retouch.net.url import parse_url
 from retouch.settings import Settings
 from retouch.sources.loader import SourceLoader, SourceSettings
 from retouch.storage.local import LocalStore, load_secret
 from retouch.storage.port import Store
 
 _log = logging.getLogger(__name__)
+_MAX_ADAPTER_BYTES = 4 << 30
+"""A LoRA of the largest rank on every layer, in 16 bits."""
+_ADAPTER_TIMEOUT_S = 600.0
 LEAST_GPU_GIB = 7
 """A smaller GPU could stream the full model, but an edit that takes minutes is not worth 54 GiB."""
 
@@ -98,12 +106,45 @@ def build_engine(settings: Settings) -> Engine:
             max_result_px=settings.max_result_pixels,
             attention_backend=settings.attention_backend,
             compile=settings.compile,
+            adapters=tuple(AdapterSource(**asdict(lora)) for lora in settings.loras),
+            fetch=partial(fetch_adapter, limits=_adapter_limits(settings)),
             hf_token=settings.hf_token.get_secret_value(),
             transformer_file=settings.transformer_file,
             text_encoder_file=settings.text_encoder_file,
             family=settings.model_family,
         ),
         progress=_report_loading,
+    )
+
+
+def fetch_adapter(url: str, *, limits: FetchLimits) -> bytes:
+    """Download a LoRA file through the same guard as sources, in the calling thread.
+
+    Raises:
+        ModelError: it cannot be downloaded.
+    """
+
+    async def fetch() -> bytes:
+        limiter = DownloadLimiter(max_bytes=limits.max_bytes)
+        with limiter.admit() as place:
+            download = await Downloader(limits).fetch(
+                parse_url(url), timeout_s=_ADAPTER_TIMEOUT_S, place=place
+            )
+        return download.body or b""
+
+    try:
+        return asyncio.run(fetch())
+    except EditError as error:
+        raise ModelError(f"it cannot be downloaded ({error.code})") from error
+    except ValueError as error:
+        raise ModelError(f"its URL {error}") from error
+
+
+def _adapter_limits(settings: Settings) -> FetchLimits:
+    return FetchLimits(
+        max_bytes=_MAX_ADAPTER_BYTES,
+        user_agent=settings.source_user_agent or build_user_agent(settings.public_url),
+        allowed_hosts=frozenset(settings.allowed_source_hosts),
     )
 
 

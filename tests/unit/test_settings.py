@@ -4,6 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from retouch.settings import InvalidSettings, Settings, load_settings, require_local_store
+from retouch.settings.loras import LoraSetting
 from retouch.settings.s3_endpoint import S3Endpoint
 
 S3 = {
@@ -464,3 +465,40 @@ def test_a_file_of_weights_needs_the_checkpoint_around_it(
     environment: Environment, variables: dict[str, str], fault: str
 ) -> None:
     assert fault in environment.refusal(**variables)
+
+
+@pytest.mark.parametrize(
+    ("entry", "expected"),
+    [
+        ("a=/b.safetensors", LoraSetting("a", "/b.safetensors")),
+        ("!a=o/r/d/f.safetensors@-0.5", LoraSetting("a", "o/r/d/f.safetensors", "", -0.5, True)),
+        (f"a=b#{'AB' * 32}@2", LoraSetting("a", "b", "ab" * 32, 2.0)),
+        ("a=https://h/x%2Cy@z/f#" + "0" * 64, LoraSetting("a", "https://h/x,y@z/f", "0" * 64)),
+    ],
+)
+def test_an_entry_of_loras_is_parsed(
+    entry: str, expected: LoraSetting, environment: Environment
+) -> None:
+    assert environment.load(LORAS=f"other=x,{entry}").loras[1] == expected
+
+
+@pytest.mark.parametrize(
+    ("entry", "fault"),
+    [
+        ("a.safetensors", "must begin with name="),
+        ("A=b", "must begin with name="),
+        ("a=", "must name a file"),
+        ("a=http://h/f", "must name a file"),
+        ("a=b#12", "64 hex digits"),
+        ("a=b@x", "a number from -4 to 4"),
+        ("a=b@nan", "a number from -4 to 4"),
+        ("a=b@4.5", "a number from -4 to 4"),
+        ("a=b,a=c", "names a twice"),
+    ],
+)
+def test_a_wrong_entry_of_loras_is_refused(
+    entry: str, fault: str, environment: Environment
+) -> None:
+    line = environment.refusal(LORAS=entry)
+    assert "LORAS" in line
+    assert fault in line

@@ -6,9 +6,10 @@ load sources -> resolve parameters -> prepare -> acquire the model -> edit -> en
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from retouch.editing.adapters import resolve_adapters
 from retouch.editing.admission import Admission
 from retouch.editing.params import resolve_params
-from retouch.editing.ports import EngineInfo, Source
+from retouch.editing.ports import EditParams, EngineInfo, Source
 from retouch.editing.result import (
     FOUND_NOTE,
     NO_PHASES,
@@ -95,6 +96,7 @@ class Editor:
         with self._admission.admit():
             self._require_tokens(request)
             self._require_room(request)
+            resolve_adapters(request.loras, self.info.adapters)  # refuses before anything is loaded
             progress(Progress(stage="source"))
             loaded = await self.steps.load_sources(job)
             seen = [describe_source(source) for source in loaded]
@@ -123,7 +125,7 @@ class Editor:
         is_stale = any(source.stale for source in sources)
         if not self._settings.reuse or request.seed in (None, -1) or is_stale:
             return None
-        params, _ = resolve_params(request, sources, self.info.preset, job_id=job_id)
+        params, _ = self._resolve(request, sources, job_id=job_id)
         return self._reuse.join(fingerprint(request, params, sources, self.info))
 
     async def _reuse_or_edit(
@@ -160,7 +162,7 @@ class Editor:
         """
         with self._admission.take_place():
             request = job.request
-            params, notes = resolve_params(request, sources, self.info.preset, job_id=job.id)
+            params, notes = self._resolve(request, sources, job_id=job.id)
             prepared, prepare_ms = await self.steps.prepare(job, sources, params)
             job.progress(Progress(stage="queue"))
             queued_s = self._clock()
@@ -210,6 +212,12 @@ class Editor:
         meta = meta.model_copy(update={"notes": [*meta.notes, FOUND_NOTE]})
         stored = self.steps.link(key, encode.CONTENT_TYPES[request.file_format])
         return self._answer(include_file(stored, found.body, request.response_format), meta)
+
+    def _resolve(
+        self, request: EditRequest, sources: Sequence[Source], *, job_id: str
+    ) -> tuple[EditParams, list[str]]:
+        loras = resolve_adapters(request.loras, self.info.adapters)
+        return resolve_params(request, sources, self.info.preset, job_id=job_id, loras=loras)
 
     def _require_tokens(self, request: EditRequest) -> None:
         texts = {"prompt": request.prompt, "negative_prompt": request.negative_prompt or ""}

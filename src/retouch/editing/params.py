@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 
-from retouch.editing.ports import EditParams, GenerationDefaults, Source
+from retouch.editing.ports import AppliedAdapter, EditParams, GenerationDefaults, Source
 from retouch.schema import MAX_STEPS, EditRequest
 
 _DEFAULT_SIDE_MULTIPLE_PX = 32
@@ -35,7 +35,12 @@ def fit_size(width_px: int, height_px: int, *, area_px: int) -> tuple[int, int]:
 
 
 def resolve_params(
-    request: EditRequest, sources: Sequence[Source], preset: GenerationDefaults, *, job_id: str
+    request: EditRequest,
+    sources: Sequence[Source],
+    preset: GenerationDefaults,
+    *,
+    job_id: str,
+    loras: tuple[AppliedAdapter, ...] = (),
 ) -> tuple[EditParams, list[str]]:
     """Fill in the checkpoint's defaults; the notes name every deviation from the request.
 
@@ -73,5 +78,6 @@ def resolve_params(
         scheduler=request.scheduler,
         width_px=width,
         height_px=height,
+        loras=loras,
     )
     return params, notes

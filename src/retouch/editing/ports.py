@@ -45,9 +45,38 @@ class GenerationDefaults:
     guided: bool = True
 
 
+MAX_ADAPTER_RANK = 512
+"""Of all adapters of one edit together."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterInfo:
+    """A loaded adapter. `scale` is used where a request gives none.
+
+    With `always` it is applied also to requests that do not name it. `rank` is its largest.
+    """
+
+    name: str
+    sha256: str
+    layers: int
+    rank: int
+    scale: float = 1.0
+    always: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AppliedAdapter:
+    """An adapter of one edit, at a scale other than 0. `sha256` is its file's, `layers` their number."""
+
+    name: str
+    scale: float
+    sha256: str
+    layers: int
+
+
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """What is loaded: names for `meta`, and the generation defaults.
+    """What is loaded: names for `meta`, the generation defaults, and the adapters.
 
     `max_areas_px` has the largest result in pixels, from one image, from two and so on: as many
     images as one edit takes. `load_phases_s` has the seconds that each phase of loading took.
@@ -65,6 +94,7 @@ class EngineInfo:
     max_areas_px: tuple[int, ...] = (2048 * 2048,)
     compiled: bool = False
     load_phases_s: Mapping[str, float] = field(default_factory=dict, compare=False)
+    adapters: tuple[AdapterInfo, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +109,7 @@ class EditParams:
     scheduler: str
     width_px: int
     height_px: int
+    loras: tuple[AppliedAdapter, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

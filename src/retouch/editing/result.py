@@ -6,11 +6,11 @@ With the copy a retry is answered without editing again.
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 
 from retouch.editing.ports import EditParams, EngineInfo, Source
-from retouch.schema import Meta, SourceMeta, Timings
+from retouch.schema import LoraMeta, Meta, SourceMeta, Timings
 from retouch.storage.port import StoredObject
 
 # Backblaze B2 allows 2,048 bytes for the name and all metadata of an encrypted object.
@@ -67,6 +67,7 @@ def build_meta(
         dtype=info.dtype,
         memory_plan=info.memory_plan,
         attention=info.attention,
+        loras=[LoraMeta.model_validate(asdict(lora)) for lora in params.loras],
         source=described[0],
         sources=described,
         timings_ms=Timings(**NO_PHASES),

@@ -41,6 +41,7 @@ _NOT_IN_KEY = {
     "scheduler",
     "width",
     "height",
+    "loras",
     "output_format",
 }
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from retouch.engine.transformer import BlockCall
 
+_MAX_VARIANTS = 64
+
 
 def find_code_cache() -> Path | None:
     """Return the directory for compiled code, beside the hub's cache, if that is writable.
@@ -28,6 +30,9 @@ def compile_block(run_block: "BlockCall") -> "BlockCall":
     """
     import torch
 
+    # Beyond the limit, by default 8, calls run uncompiled: the last block and the ranks of adapters
+    # have code of their own, each for the first size and for any.
+    torch._dynamo.config.recompile_limit = _MAX_VARIANTS  # noqa: SLF001 - the documented switch
     compiled: Any = torch.compile(run_block)
     mark: Any = torch._dynamo.maybe_mark_dynamic  # noqa: SLF001 - documented for this use
 

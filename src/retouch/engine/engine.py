@@ -21,6 +21,7 @@ from retouch.editing.ports import (
     GenerationDefaults,
     PreparedEdit,
 )
+from retouch.engine.adapters.loaded import LoadedAdapters
 from retouch.engine.attention import NATIVE
 from retouch.engine.hooks import EditTimer, StepHook, StepState, run_hooks
 from retouch.engine.memory.weights import Weights
@@ -66,6 +67,7 @@ class QwenEngine:
 
     `processor` has the checkpoint's `tokenizer` and `image_processor`, `scheduler` is its scheduler
     configuration, and `run_block` runs a block with the attention kernel that `attention` names.
+    Requests choose among the `adapters`.
     """
 
     def __init__(  # noqa: PLR0913 - each names a part of a checkpoint
@@ -82,6 +84,7 @@ class QwenEngine:
         attention: str = NATIVE,
         compiled: bool = False,
         load_phases_s: Mapping[str, float] | None = None,
+        adapters: LoadedAdapters | None = None,
     ) -> None:
         self.info = EngineInfo(
             model=preset.name or model,
@@ -100,8 +103,10 @@ class QwenEngine:
             max_areas_px=weights.plan.max_areas_px[: template.max_images],
             compiled=compiled,
             load_phases_s=load_phases_s or {},
+            adapters=adapters.info if adapters else (),
         )
         self.weights = weights
+        self._adapters = adapters or LoadedAdapters()
         self._scheduler = scheduler
         self._preset = preset
         self._text_encoder = TextEncoder(
@@ -235,9 +240,10 @@ class QwenEngine:
         timesteps = start_schedule(scheduler, steps=params.steps, image_tokens=rows * columns)
         noise = draw_noise(self._vae.channels, rows=rows, columns=columns, generator=generator)
         latents = noise.to(self.weights.device)
-        modulation = self._modulation.get(timesteps)
+        terms = self._adapters.get_terms(params.loras, self.weights.transformer.proj_out.weight)
+        modulation = self._modulation.get(timesteps, terms)
         conditioning = self._transformer.prepare_conditioning(
-            conditions=images, texts=texts, grids=grids
+            conditions=images, texts=texts, grids=grids, terms=terms
         )
         latents = run_hooks(hooks, StepState(0, params.steps, latents))
         for step, timestep in enumerate(timesteps):

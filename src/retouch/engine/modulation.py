@@ -4,6 +4,7 @@
 for all its steps in one product a block, and kept.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,9 @@ import torch
 from cachetools import LRUCache
 from torch import nn
 
+from retouch.engine.adapters.terms import NO_TERMS, Terms
+from retouch.engine.linear import Term, linear
+from retouch.engine.memory.flat_params import MODULATION
 from retouch.engine.memory.weights import Weights
 
 MAX_TABLE_BYTES = 1 << 30
@@ -49,37 +53,42 @@ class ModulationCache:
             MAX_TABLE_BYTES, getsizeof=lambda table: table.size_bytes
         )
 
-    def get(self, timesteps: torch.Tensor) -> ModulationTable:
-        """Return the table of `timesteps` (step,), 0 to 1000, on the device of the weights."""
-        key = (self._weights.transformer.proj_out.weight.dtype, *timesteps.tolist())
+    def get(self, timesteps: torch.Tensor, terms: Terms = NO_TERMS) -> ModulationTable:
+        """Return the table of `timesteps` (step,), 0 to 1000, on the device of the weights.
+
+        `terms` are of the edit's adapters.
+        """
+        key = (self._weights.transformer.proj_out.weight.dtype, terms.key, *timesteps.tolist())
         table = self._tables.get(key)
         if table is None:
-            table = self._compute(timesteps).to(torch.device("cpu"))
+            table = self._compute(timesteps, terms.others).to(torch.device("cpu"))
             if table.size_bytes <= self._tables.maxsize:
                 self._tables[key] = table
         return table.to(self._weights.device)
 
-    def _compute(self, timesteps: torch.Tensor) -> ModulationTable:
+    def _compute(self, timesteps: torch.Tensor, terms: Mapping[str, Term]) -> ModulationTable:
         transformer, device = self._weights.transformer, self._weights.device
         like = transformer.proj_out.weight
         times = torch.cat([timesteps.float() / 1000, torch.zeros(1)]).to(device)
         # (step + 1, dim): every step's, and time zero's for condition tokens
-        embedded = nn.functional.silu(transformer.time_text_embed(times, like))
+        embedded = nn.functional.silu(_embed_times(transformer.time_text_embed, times, like, terms))
         image, text = [], []
-        for image_mod, text_mod in self._weights.modulations():
+        for number, (image_mod, text_mod) in enumerate(self._weights.modulations()):
             image_linear, text_linear = (
                 linear_on(modulation[-1], device, like.dtype)  # the linear layer after the SiLU
                 for modulation in (image_mod, text_mod)
             )
-            parts = _apply(image_linear, embedded, 6)  # (step + 1, 6, 1, dim)
+            path = f"transformer_blocks.{number}"
+            image_term, text_term = (terms.get(f"{path}.{head}.1") for head in MODULATION)
+            parts = _apply(image_linear, embedded, 6, image_term)  # (step + 1, 6, 1, dim)
             rows = [parts[:-1]]
             if transformer.config.zero_cond_t:
                 rows.append(parts[-1:].expand_as(rows[0]))
             image.append(torch.cat(rows, dim=2))  # (step, 6, row, dim)
-            text.append(_apply(text_linear, embedded[:-1], 6))
+            text.append(_apply(text_linear, embedded[:-1], 6, text_term))
         for table in (*image, *text):  # (step, 6, row, dim): 6 = shift, scale, gate of two norms
             table[:, [1, 4]] += 1
-        last = _apply(transformer.norm_out.linear, embedded[:-1], 2)
+        last = _apply(transformer.norm_out.linear, embedded[:-1], 2, terms.get("norm_out.linear"))
         last[:, 0] += 1  # (step, 2, 1, dim): here the scale comes first
         return ModulationTable(torch.stack(image, 1), torch.stack(text, 1), last)
 
@@ -93,7 +102,19 @@ def linear_on(linear: Any, device: torch.device, dtype: torch.dtype) -> Any:
     return copy
 
 
-def _apply(linear: Any, rows: torch.Tensor, parts: int) -> torch.Tensor:
-    """Apply `linear` and split its output: (step, dim) -> (step, part, 1, dim)."""
-    out: torch.Tensor = linear(rows)  # (step, part x dim)
+def _embed_times(
+    embed: Any, times: torch.Tensor, like: torch.Tensor, terms: Mapping[str, Term]
+) -> torch.Tensor:
+    """Embed times (step,) as upstream's `QwenTimestepProjEmbeddings` does: (step, dim)."""
+    first, second = (
+        terms.get(f"time_text_embed.timestep_embedder.linear_{number}") for number in (1, 2)
+    )
+    layers = embed.timestep_embedder
+    waves = embed.time_proj(times).to(like.dtype)[None]
+    return linear(layers.linear_2, layers.act(linear(layers.linear_1, waves, first)), second)[0]
+
+
+def _apply(layer: Any, rows: torch.Tensor, parts: int, term: Term | None) -> torch.Tensor:
+    """Apply a linear layer and split its output: (step, dim) -> (step, part, 1, dim)."""
+    out = linear(layer, rows[None], term)[0]  # (step, part x dim)
     return out.view(len(out), parts, 1, -1)

@@ -8,15 +8,16 @@ Shapes: b = 1, t = text tokens, i = image tokens (of the result, then of each co
 h = heads, c = channels of a head, dim = h c.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.nn import functional
 
+from retouch.engine.adapters.terms import NO_TERMS, Terms
 from retouch.engine.attention import Attend, attend_native
-from retouch.engine.linear import linear, linear_joined
+from retouch.engine.linear import Term, linear, linear_joined
 from retouch.engine.memory.weights import Weights
 from retouch.engine.modulation import ModulationTable
 
@@ -24,6 +25,7 @@ Grid = tuple[int, int]
 """Rows and columns of an image's tokens."""
 BlockCall = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 """`run_block`, or its compiled form."""
+_NO_BLOCK_TERMS: Mapping[str, Term] = {}
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class Conditioning:
     condition: torch.Tensor
     branches: Sequence[GuidanceBranch]
     is_condition: torch.Tensor | None
+    terms: Terms = NO_TERMS
 
 
 class Transformer:
@@ -61,15 +64,20 @@ class Transformer:
         conditions: Sequence[torch.Tensor],
         texts: Sequence[torch.Tensor],
         grids: Sequence[Grid],
+        terms: Terms = NO_TERMS,
     ) -> Conditioning:
         """Embed the texts (1, t, width), one a branch, and compute the angles of all tokens.
 
-        `grids` are the result's and then those of the `conditions` (1, token, 4 latent channels).
+        `terms` are of the edit's adapters. `grids` are the result's and then those of the `conditions` (1, token, 4 latent channels).
         """
         module, weight = self._module, self._module.txt_in.weight
         branches = [
             GuidanceBranch(
-                text=linear(module.txt_in, module.txt_norm(text.to(weight.device, weight.dtype))),
+                text=linear(
+                    module.txt_in,
+                    module.txt_norm(text.to(weight.device, weight.dtype)),
+                    terms.others.get("txt_in"),
+                ),
                 angles=rotary_embedding(module.pos_embed, grids, text.shape[1]).to(weight.device),
             )
             for text in texts
@@ -81,7 +89,7 @@ class Transformer:
             marks = torch.tensor([False, True]).repeat_interleave(counts)
             is_condition = marks[:, None].to(weight.device)  # (i,) -> (i, 1)
         condition = torch.cat(list(conditions), dim=1).to(weight.device, weight.dtype)
-        return Conditioning(condition, branches, is_condition)
+        return Conditioning(condition, branches, is_condition, terms)
 
     def forward(
         self,
@@ -91,9 +99,9 @@ class Transformer:
         step: int,
     ) -> list[torch.Tensor]:
         """Return each branch's velocity in float32 for `latents`, both (1, token, 4 channels)."""
-        module = self._module
+        module, terms = self._module, conditioning.terms
         tokens = torch.cat([latents.to(conditioning.condition.dtype), conditioning.condition], 1)
-        image = linear(module.img_in, tokens)  # (1, i, dim)
+        image = linear(module.img_in, tokens, terms.others.get("img_in"))  # (1, i, dim)
         streams = [(image, branch.text) for branch in conditioning.branches]
         last = len(module.transformer_blocks) - 1
         for index, block in enumerate(self._weights.blocks()):
@@ -105,11 +113,13 @@ class Transformer:
                     branch.angles,
                     conditioning.is_condition,
                     latents.shape[1] if index == last else None,
+                    terms.of_block(index),
                 )
         scale, shift = modulation.last[step]
         norm = module.norm_out.norm
+        term = terms.others.get("proj_out")
         return [
-            linear(module.proj_out, _modulate(image, norm, shift, scale)).float()
+            linear(module.proj_out, _modulate(image, norm, shift, scale), term).float()
             for image, _ in streams
         ]
 
@@ -162,7 +172,7 @@ def classifier_free_guidance(velocities: Sequence[torch.Tensor], scale: float) -
     return guided
 
 
-def run_block(
+def run_block(  # noqa: PLR0913, PLR0917 - compiled as one function of tensors
     block: Any,
     image: torch.Tensor,
     text: torch.Tensor,
@@ -170,13 +180,14 @@ def run_block(
     angles: torch.Tensor,
     is_condition: torch.Tensor | None,
     num_output_tokens: int | None = None,
+    terms: Mapping[str, Term] = _NO_BLOCK_TERMS,
     attend: Attend = attend_native,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Run one block over both streams, (1, i, dim) and (1, t, dim).
 
     `modulation` is (6, row, dim) for the image and for the text. In the last block only the first
-    `num_output_tokens` of the image tokens are used: it returns those, and the text unchanged. A
-    function of tensors, so that it compiles once for all blocks. Float16 is not clipped as upstream
+    `num_output_tokens` of the image tokens are used: it returns those, and the text unchanged. `terms`
+    are those of adapters by the layer's name. A function of tensors, so that it compiles once for all blocks. Float16 is not clipped as upstream
     does: an overflow must show in the latents instead of giving a wrong image.
     """
     image_parts, text_parts = (parts.unbind() for parts in modulation)  # each 6 x (row, dim)
@@ -187,6 +198,7 @@ def run_block(
         _modulate(text, block.txt_norm1, *text_parts[:2]),
         angles,
         num_output_tokens,
+        terms,
         attend,
     )
     if is_condition is not None:
@@ -195,18 +207,25 @@ def run_block(
         select_modulation(part, is_condition) for part in image_parts[2:]
     )
     image = torch.addcmul(image[:, :num_output_tokens], gate, image_out)
-    image_out = feed_forward(block.img_mlp, _modulate(image, block.img_norm2, *shift_and_scale))
+    image_out = feed_forward(
+        block.img_mlp, _modulate(image, block.img_norm2, *shift_and_scale), terms, "img_mlp"
+    )
     image = torch.addcmul(image, last_gate, image_out)
     if num_output_tokens is None:
         text = torch.addcmul(text, text_parts[2], text_out)
-        text_out = feed_forward(block.txt_mlp, _modulate(text, block.txt_norm2, *text_parts[3:5]))
+        text_out = feed_forward(
+            block.txt_mlp, _modulate(text, block.txt_norm2, *text_parts[3:5]), terms, "txt_mlp"
+        )
         text = torch.addcmul(text, text_parts[5], text_out)
     return image, text
 
 
-def feed_forward(layers: Any, stream: torch.Tensor) -> torch.Tensor:
+def feed_forward(
+    layers: Any, stream: torch.Tensor, terms: Mapping[str, Term], name: str
+) -> torch.Tensor:
     """Apply a block's two linear layers with the GELU between them: (1, token, dim)."""
-    return linear(layers.net[2], linear(layers.net[0].proj, stream, gelu=True))
+    hidden = linear(layers.net[0].proj, stream, terms.get(f"{name}.net.0.proj"), gelu=True)
+    return linear(layers.net[2], hidden, terms.get(f"{name}.net.2"))
 
 
 def select_modulation(part: torch.Tensor, is_condition: torch.Tensor | None) -> torch.Tensor:
@@ -228,6 +247,7 @@ def _attend(
     text: torch.Tensor,
     angles: torch.Tensor,
     num_output_tokens: int | None,
+    terms: Mapping[str, Term],
     attend: Attend,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Joint attention over text and image tokens, in upstream's order: (1, i, dim), (1, t, dim).
@@ -236,17 +256,21 @@ def _attend(
     """
     count, channels = text.shape[1], attn.inner_dim // attn.heads
 
-    def project(text_layer: Any, image_layer: Any) -> torch.Tensor:
-        joined = linear_joined((text_layer, image_layer), (text, image))
+    def project(text_name: str, image_name: str) -> torch.Tensor:
+        joined = linear_joined(
+            (getattr(attn, text_name), getattr(attn, image_name)),
+            (text, image),
+            (terms.get(f"attn.{text_name}"), terms.get(f"attn.{image_name}")),
+        )
         return joined.view(1, joined.shape[1], -1, channels)  # (1, t + i, dim) -> (1, t + i, h, c)
 
-    key = qk_norm(project(attn.add_k_proj, attn.to_k), attn.norm_added_k, attn.norm_k, count)
+    key = qk_norm(project("add_k_proj", "to_k"), attn.norm_added_k, attn.norm_k, count)
     if num_output_tokens is None:
-        query = project(attn.add_q_proj, attn.to_q)
+        query = project("add_q_proj", "to_q")
         query_angles = angles
     else:
         # (1, token, dim) -> (1, token, h, c)
-        query = linear(attn.to_q, image[:, :num_output_tokens]).view(
+        query = linear(attn.to_q, image[:, :num_output_tokens], terms.get("attn.to_q")).view(
             1, num_output_tokens, -1, channels
         )
         query_angles, count = angles[count:][:num_output_tokens], 0
@@ -254,9 +278,12 @@ def _attend(
     joint = attend(
         apply_rotary(query, query_angles).to(image.dtype),
         apply_rotary(key, angles).to(image.dtype),
-        project(attn.add_v_proj, attn.to_v),
+        project("add_v_proj", "to_v"),
     ).flatten(2)  # (1, t + i, h, c) -> (1, t + i, dim)
-    return linear(attn.to_out[0], joint[:, count:]), linear(attn.to_add_out, joint[:, :count])
+    return (
+        linear(attn.to_out[0], joint[:, count:], terms.get("attn.to_out.0")),
+        linear(attn.to_add_out, joint[:, :count], terms.get("attn.to_add_out")),
+    )
 
 
 def qk_norm(heads: torch.Tensor, text_norm: Any, image_norm: Any, text_tokens: int) -> torch.Tensor:

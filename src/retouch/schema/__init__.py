@@ -16,6 +16,7 @@ from retouch.schema.images_api import (
     Usage,
 )
 from retouch.schema.info import InfoDefaults, ServiceInfo
+from retouch.schema.lora import MAX_LORAS, Lora
 from retouch.schema.request import (
     BOTH_SIDES_OR_NONE,
     EXAMPLE,
@@ -32,6 +33,7 @@ from retouch.schema.request import (
 from retouch.schema.response import (
     EditResult,
     ErrorBody,
+    LoraMeta,
     Meta,
     Progress,
     Result,
@@ -45,6 +47,7 @@ __all__ = [
     "BOTH_SIDES_OR_NONE",
     "EXAMPLE",
     "MAX_IMAGES",
+    "MAX_LORAS",
     "MAX_PROMPT_TOKENS",
     "MAX_STEPS",
     "ONE_OR_MANY_IMAGES",
@@ -60,6 +63,8 @@ __all__ = [
     "ImagesError",
     "ImagesFault",
     "InfoDefaults",
+    "Lora",
+    "LoraMeta",
     "Meta",
     "Model",
     "ModelList",

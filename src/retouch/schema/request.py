@@ -18,6 +18,7 @@ from pydantic import (
 )
 
 from retouch.net.url import parse_url
+from retouch.schema.lora import MAX_LORAS, Lora, require_distinct
 from retouch.schema.upload import Upload
 
 SchedulerName = Literal["Euler", "EulerAncestral", "UniPC", "EulerKarras", "EulerExponential"]
@@ -221,6 +222,13 @@ class EditRequest(BaseModel):
         examples=["last"],
     )
 
+    loras: Annotated[list[Lora], Field(max_length=MAX_LORAS), AfterValidator(require_distinct)] = (
+        Field(
+            default=[],
+            description="LoRA adapters among those that are loaded, at most 4.",
+            examples=[[{"name": "duotone", "scale": 1.0}]],
+        )
+    )
     cache: CacheMode = Field(
         default="default",
         description="Use of a cached copy of the source. no-store: neither use nor keep one. "

@@ -21,6 +21,15 @@ class SourceMeta(BaseModel):
     )
 
 
+class LoraMeta(BaseModel):
+    """An adapter that was applied."""
+
+    name: str = Field(description="Its name here.", examples=["duotone"])
+    scale: float = Field(description="How strongly.", examples=[1.0])
+    sha256: str = Field(description="Hash of its file.", examples=["9c56cc51b374c3ba18921..."])
+    layers: int = Field(description="Layers it changes.", examples=[720])
+
+
 class Timings(BaseModel):
     """Duration of each phase in milliseconds."""
 
@@ -60,6 +69,11 @@ class Meta(BaseModel):
         description="Which weights are resident, which are streamed.", examples=["resident"]
     )
     attention: str = Field(description="Attention kernel.", examples=["fa3"])
+    loras: list[LoraMeta] = Field(
+        default=[],
+        description="The adapters that were applied.",
+        examples=[[{"name": "duotone", "scale": 1.0, "sha256": "9c56cc51b374...", "layers": 60}]],
+    )
     source: SourceMeta = Field(description="The source image, or the first of several.")
     sources: list[SourceMeta] = Field(
         description="All source images, in the order of the request.",

@@ -20,6 +20,7 @@ from pydantic_settings import (
 )
 
 from retouch.settings.environment import find_warnings, strip_quotes
+from retouch.settings.loras import Lora, LoraSetting
 from retouch.settings.s3_endpoint import DEFAULT_REGION, S3Endpoint, parse_endpoint
 from retouch.settings.values import (
     ApiKey,
@@ -100,6 +101,9 @@ class Settings(BaseSettings):
         description="attention kernel: auto measures at the start; fa3, or a name in diffusers",
     )
     compile: bool = Field(False, description="slower start, faster edits of the same result")
+    loras: CommaList[Lora] = Field(
+        (), description="LoRA adapters, by comma: [!]name=source[#sha256][@scale]"
+    )
     max_image_pixels: int = Field(
         52_000_000, ge=4096, le=1 << 28, description="most pixels of a source; 4 times in a JPEG"
     )
@@ -182,6 +186,14 @@ class Settings(BaseSettings):
     @classmethod
     def _upper(cls, value: object) -> object:
         return value.upper() if isinstance(value, str) else value
+
+    @field_validator("loras")
+    @classmethod
+    def _require_distinct_names(cls, loras: tuple[LoraSetting, ...]) -> tuple[LoraSetting, ...]:
+        names = [lora.name for lora in loras]
+        if twice := next((name for name in names if names.count(name) > 1), ""):
+            raise ValueError(f"names {twice} twice")
+        return loras
 
     # Validators of fields, because a model validator runs only if all fields are valid.
     @field_validator("s3_endpoint", "s3_public_endpoint")

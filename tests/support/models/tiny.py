@@ -14,6 +14,7 @@ from diffusers import (
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
 
 from retouch.demo.processor import build_processor
+from retouch.engine.adapters.loaded import LoadedAdapters
 from retouch.engine.engine import QwenEngine
 from retouch.engine.memory.weights import Weights
 from retouch.engine.preset import PresetFile
@@ -54,6 +55,7 @@ def build_engine(
     preset: PresetFile = PRESET,
     revision: str = "",
     run_block: BlockCall = run_block,
+    adapters: LoadedAdapters | None = None,
 ) -> QwenEngine:
     """Build an engine over the parts of a stock pipeline, which stay where they are by default."""
     return QwenEngine(
@@ -68,6 +70,7 @@ def build_engine(
         model="tiny",
         revision=revision,
         run_block=run_block,
+        adapters=adapters,
     )
 
 

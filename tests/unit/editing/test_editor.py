@@ -15,7 +15,7 @@ from support.worlds import IN_QUEUE, refused, require_idle, run
 
 from retouch import logs
 from retouch.editing.params import derive_seed
-from retouch.editing.ports import EditParams, GenerationDefaults
+from retouch.editing.ports import AdapterInfo, EditParams, GenerationDefaults
 from retouch.editing.steps import EditorSettings
 from retouch.errors import (
     InvalidRequest,
@@ -76,11 +76,31 @@ async def test_meta_has_the_effective_value_of_everything() -> None:
         "dtype": "float32",
         "memory_plan": "resident",
         "attention": "native",
+        "loras": [],
         "source": source,
         "sources": [source],
         "reused": False,
         "notes": ["done"],
     }
+
+
+async def test_the_engine_gets_the_adapters_that_were_chosen_and_meta_names_them() -> None:
+    house = House()
+    house.engine.info = replace(
+        house.engine.info, adapters=(AdapterInfo("warm", "ab" * 32, layers=60, rank=16),)
+    )
+    meta = (await run(house, loras=[{"name": "warm", "scale": 0.5}])).result.meta
+    assert meta.model_dump()["loras"] == [
+        {"name": "warm", "scale": 0.5, "sha256": "ab" * 32, "layers": 60}
+    ]
+    assert [(one.name, one.scale) for one in house.engine.edits[0].loras] == [("warm", 0.5)]
+
+
+async def test_an_unknown_adapter_is_refused_before_anything_is_downloaded() -> None:
+    house = House()
+    error = await refused(house, InvalidRequest, loras=[{"name": "warm"}])
+    assert error.details["fields"] == {"loras": "warm is not loaded; loaded are: none"}
+    assert not house.origin.asked
 
 
 async def test_the_engine_gets_what_meta_says() -> None:

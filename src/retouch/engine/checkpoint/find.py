@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from retouch.engine.adapters.source import AdapterSource
 from retouch.engine.checkpoint import hub
 from retouch.engine.checkpoint.files import WEIGHTED, require_complete
 from retouch.errors import ModelError
@@ -11,6 +12,15 @@ from retouch.errors import ModelError
 FULL_MODEL = "Qwen/Qwen-Image-Edit"
 RUNPOD_MODELS = Path("/runpod-volume/huggingface-cache/hub")
 """Where Runpod puts an endpoint's cached model before it starts a worker, in the hub's layout."""
+
+
+def refuse_urls(_: str) -> bytes:
+    """Download nothing.
+
+    Raises:
+        ModelError: always.
+    """
+    raise ModelError("URLs are not fetched here")
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +32,7 @@ class CheckpointSettings:
     engine's GPU memory, unless it is 0. `max_result_px` is an area of results to make room for.
     `transformer_file` and `text_encoder_file` name files with those parts' weights (see
     `weights_file`), and `family` the model that the first is of, where it does not say so itself.
+    `adapters` are those that requests may choose among; `fetch` downloads one at an https URL.
     """
 
     model_id: str = ""
@@ -32,6 +43,8 @@ class CheckpointSettings:
     max_result_px: int = 0
     attention_backend: str = "auto"
     compile: bool = False
+    adapters: tuple[AdapterSource, ...] = ()
+    fetch: Callable[[str], bytes] = refuse_urls
     hf_token: str = field(default="", repr=False)
     transformer_file: str = ""
     text_encoder_file: str = ""

@@ -17,7 +17,7 @@ from retouch.engine.checkpoint.files import (
 )
 from retouch.engine.checkpoint.find import CheckpointSettings, find
 from retouch.engine.checkpoint.read_ahead import reading_ahead
-from retouch.engine.checkpoint.weights_file import find_weights_file
+from retouch.engine.checkpoint.weights_file import find_weights_file, open_adapter
 from retouch.engine.lean_imports import lean_imports
 from retouch.engine.memory.plan import EditShape
 from retouch.engine.memory.probe import find_device, measure_cpus, measure_free, measure_host
@@ -28,6 +28,7 @@ from retouch.logs import event
 from retouch.schema import MAX_PROMPT_TOKENS
 
 if TYPE_CHECKING:
+    from retouch.engine.adapters.loaded import LoadedAdapters
     from retouch.engine.attention import Attention
     from retouch.engine.engine import QwenEngine
 
@@ -112,6 +113,9 @@ def _load_engine(
     progress("processor")
     parts = build.read_parts(folder, files, family=settings.family)
     clock.end("processor_s")
+    adapters = _load_adapters(settings, parts.configs["transformer"], dtype)
+    shape = replace(shape, adapter_bytes=adapters.terms_bytes)
+    memory = replace(memory, host_bytes=memory.host_bytes - adapters.host_bytes)
     weights = build.load_weights(
         folder,
         parts.configs,
@@ -136,6 +140,21 @@ def _load_engine(
         attention=chosen.name,
         compiled=settings.compile,
         load_phases_s=clock.phases_s,
+        adapters=adapters,
+    )
+
+
+def _load_adapters(settings: CheckpointSettings, config: Any, dtype: Any) -> "LoadedAdapters":
+    from retouch.engine import precision
+    from retouch.engine.adapters.load import load_adapters
+    from retouch.engine.adapters.loaded import LoadedAdapters
+    from retouch.engine.adapters.shapes import layer_shapes
+
+    shapes = layer_shapes(config)
+    return LoadedAdapters(
+        load_adapters(settings.adapters, shapes, partial(open_adapter, settings=settings)),
+        shapes,
+        lambda layer: precision.residual_scale(f"transformer.{layer}.weight", dtype),
     )
 
 

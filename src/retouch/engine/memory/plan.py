@@ -65,12 +65,16 @@ FULL = Sizes(
 
 @dataclass(frozen=True)
 class EditShape:
-    """The largest edit to plan for: pixels of the result, images, pixels of each, text tokens."""
+    """The largest edit to plan for: pixels of the result, images, pixels of each, text tokens.
+
+    `adapter_bytes` is what the terms of its adapters take.
+    """
 
     area_px: int = 1024 * 1024
     condition_area_px: int = 1024 * 1024
     text_tokens: int = 1440 + 512
     images: int = 1
+    adapter_bytes: int = 0
 
     @property
     def image_tokens(self) -> int:
@@ -87,7 +91,7 @@ class EditShape:
         tokens = self.image_tokens + self.text_tokens
         denoise = tokens * 3072 * 2 * 24
         decode = max(self.area_px, self.condition_area_px) * 1700
-        return max(denoise, decode)
+        return max(denoise, decode) + self.adapter_bytes
 
     def forward_tflop(self) -> float:
         """Count one pass of the full transformer: 60 blocks of 226.5 M weights, and attention."""

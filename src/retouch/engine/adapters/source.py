@@ -1,0 +1,30 @@
+"""Where the adapters of the settings come from. Importing this module imports no torch."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterSource:
+    """A LoRA file to load: a path, a hub's `owner/repository/file`, or an https URL.
+
+    `sha256` is empty or the hash that the file must have; `scale` and `always` are as in `AdapterInfo`.
+    """
+
+    name: str
+    source: str
+    sha256: str = ""
+    scale: float = 1.0
+    always: bool = False
+
+
+@contextmanager
+def hold_in_memory(body: bytes) -> Iterator[Path]:
+    """Make bytes readable at a path, without writing them to a disk."""
+    with os.fdopen(os.memfd_create("adapter"), "wb") as file:
+        file.write(body)
+        file.flush()
+        yield Path(f"/proc/self/fd/{file.fileno()}")
