@@ -20,9 +20,8 @@ from retouch.errors import (
     Overloaded,
     RouteNotFound,
     Unauthorized,
-    error_classes,
 )
-from retouch.schema import EditRequest, EditResult, ErrorBody
+from retouch.schema import EditRequest, EditResult, ErrorBody, restore_error
 
 RUNPOD_URL = "https://api.runpod.ai/v2"
 
@@ -213,9 +212,7 @@ def read_error(text: object) -> EditError:
     error body comes from the platform and gives an `InternalError`.
     """
     try:
-        info = ErrorBody.model_validate_json(text if isinstance(text, str) else "").error
+        body = ErrorBody.model_validate_json(text if isinstance(text, str) else "")
     except ValidationError:
         return InternalError(f"the job failed: {text}"[:500])
-    details = info.details.model_dump()
-    known = {cls.code: cls for cls in error_classes()}
-    return known.get(info.details.code, EditError)(info.message, details=details)
+    return restore_error(body)

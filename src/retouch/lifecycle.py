@@ -8,7 +8,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
 from enum import StrEnum
 from typing import Any
@@ -222,6 +222,10 @@ class ModelHost:
             raise NotReady(_STOPPING) from None
         finally:
             self._edits.discard(task)
+
+    def close_at_end(self, close: Callable[[], Awaitable[None]]) -> None:
+        """Have `close` called when the process stops, once the edits have ended."""
+        self._exits.push_async_callback(close)
 
     async def close(self) -> None:
         """Take no more edits, let those in progress end, and end threads and child processes.

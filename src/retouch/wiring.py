@@ -65,7 +65,8 @@ def build_store(settings: Settings) -> Store:
         folder,
         secret=load_secret(folder, settings.link_secret.get_secret_value()),
         public_url=settings.public_url,
-        result_ttl_s=settings.presign_expiry,
+        # A job gives a new link to its result for as long as it can be read.
+        result_ttl_s=max(settings.presign_expiry, settings.job_retention_seconds),
         max_bytes=int(settings.local_store_max_gib * 2**30),
         disposition=settings.link_disposition,
     )

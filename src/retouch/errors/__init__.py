@@ -4,7 +4,7 @@
   + InternalError
   + BadInput: the request, or the image it names, cannot be used
     - InvalidRequest, MalformedBody, RouteNotFound, MethodNotAllowed, BodyTooLarge,
-      UnsupportedContentType
+      UnsupportedContentType, JobNotFound, JobConflict
     - SourceTooLarge, ImageTooLarge, AspectRatioTooExtreme, UnsupportedImage, BrokenImage,
       DecodeLimitExceeded
   + DownloadFailed: the origin did not deliver the image
@@ -20,7 +20,7 @@
   + Unauthorized
     - LinkInvalid, LinkExpired, HostNotAllowed
   + Overloaded: DownloadsFull, DecoderBusy
-  + NotReady: ModelLost
+  + NotReady: ModelLost, WorkerLost
   + DeadlineExceeded
   + Cancelled
 
@@ -38,6 +38,8 @@ from retouch.errors.bad_input import (
     DecodeLimitExceeded as DecodeLimitExceeded,
     ImageTooLarge as ImageTooLarge,
     InvalidRequest as InvalidRequest,
+    JobConflict as JobConflict,
+    JobNotFound as JobNotFound,
     MalformedBody as MalformedBody,
     MethodNotAllowed as MethodNotAllowed,
     RouteNotFound as RouteNotFound,
@@ -230,6 +232,13 @@ class ModelLost(NotReady):
 
     code = "model_lost"
     default_message = "the model has stopped responding; this process restarts"
+
+
+class WorkerLost(NotReady):
+    """The process that ran the job died before its end."""
+
+    code = "worker_lost"
+    default_message = "the process that ran this job died; send the request again"
 
 
 class DeadlineExceeded(EditError):

@@ -41,6 +41,20 @@ class RouteNotFound(BadInput):
     code, status = "route_not_found", 404
 
 
+class JobNotFound(BadInput):
+    """There is no such job, it is another caller's, or its record has expired."""
+
+    code, status = "job_not_found", 404
+    default_message = "there is no such job, or it ended too long ago (JOB_RETENTION_SECONDS)"
+
+
+class JobConflict(BadInput):
+    """The id or the Idempotency-Key belongs to another request."""
+
+    code, status = "job_conflict", 409
+    default_message = "this id or Idempotency-Key was used for another request"
+
+
 class MethodNotAllowed(BadInput):
     """The path does not take this method."""
 

@@ -16,6 +16,7 @@ from retouch.schema.images_api import (
     Usage,
 )
 from retouch.schema.info import InfoDefaults, ServiceInfo
+from retouch.schema.job import Job
 from retouch.schema.lora import MAX_LORAS, Lora
 from retouch.schema.request import (
     BOTH_SIDES_OR_NONE,
@@ -40,6 +41,7 @@ from retouch.schema.response import (
     SourceMeta,
     Timings,
     error_body,
+    restore_error,
 )
 from retouch.schema.upload import Upload
 
@@ -63,6 +65,7 @@ __all__ = [
     "ImagesError",
     "ImagesFault",
     "InfoDefaults",
+    "Job",
     "Lora",
     "LoraMeta",
     "Meta",
@@ -79,4 +82,5 @@ __all__ = [
     "Usage",
     "error_body",
     "invalid_request",
+    "restore_error",
 ]

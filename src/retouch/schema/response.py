@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
-from retouch.errors import EditError
+from retouch.errors import EditError, error_classes
 
 
 class SourceMeta(BaseModel):
@@ -198,3 +198,13 @@ def error_body(error: EditError, *, request_id: str) -> ErrorBody:
     return ErrorBody.model_validate(
         {"error": {"type": error.type, "message": error.message, "details": details}}
     )
+
+
+def restore_error(body: ErrorBody) -> EditError:
+    """Return the error of a response as the class it was raised as.
+
+    A code unknown to this version gives an `EditError` with the code in `details`.
+    """
+    details = body.error.details.model_dump()
+    known = {cls.code: cls for cls in error_classes()}
+    return known.get(body.error.details.code, EditError)(body.error.message, details=details)

@@ -151,6 +151,9 @@ class Settings(BaseSettings):
     reuse_results: bool = Field(
         True, description="answer equal requests with an explicit seed from the stored result"
     )
+    job_retention_seconds: int = Field(
+        86400, ge=60, le=604800, description="seconds that a job can be read after its acceptance"
+    )
     prefetch_jobs: int = Field(
         0, ge=0, le=4, description="ignored; accepted so that old configurations start"
     )

@@ -38,6 +38,7 @@ from retouch.web.auth import ApiKeyAuth, HostCheck
 from retouch.web.edit import EditEndpoint
 from retouch.web.files import serve_file
 from retouch.web.info import build_info
+from retouch.web.jobs import JobEndpoint
 from retouch.web.metrics import Metrics
 from retouch.web.openapi import openapi_document
 from retouch.web.pages import StaticAssets, build_page
@@ -65,6 +66,7 @@ class App:
         )
         key = [Middleware(keys.protect)]
         static = StaticAssets()
+        jobs = JobEndpoint(host, edits)
         images = openai.ImagesEndpoint(host, edits)
         routes = [
             Route("/", build_page("page.html"), methods=["GET"]),
@@ -76,7 +78,8 @@ class App:
             Route("/healthz", self._livez),
             Route("/readyz", self._readyz),
             Route("/ping", self._ping),
-            Route("/edit", edits.answer, methods=["POST"], middleware=key),
+            Route("/edit", jobs.post, methods=["POST"], middleware=key),
+            Route("/jobs/{id}", jobs.answer, methods=["GET", "PUT", "DELETE"], middleware=key),
             Route("/v1/images/edits", images.edit, methods=["POST"], middleware=key),
             Route("/v1/models", images.models, methods=["GET"], middleware=key),
             Route("/info", self._info, methods=["GET"], middleware=key),

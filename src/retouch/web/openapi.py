@@ -21,12 +21,14 @@ from retouch.schema import (
     ImageOptions,
     ImagesAnswer,
     ImagesError,
+    Job,
     ModelList,
     Progress,
     ServiceInfo,
 )
 from retouch.storage.local import LINK_QUERY
 from retouch.web.openapi_images import images_paths, images_requests
+from retouch.web.openapi_jobs import ACCEPTED_EDIT, EDIT_HEADERS, jobs_paths
 
 _CLIENT_CLOSED = 499  # nginx's; no RFC has it
 _SECURITY: list[dict[str, list[str]]] = [{"bearer": []}, {"apiKey": []}, {}]
@@ -87,6 +89,19 @@ def _get(name: str, summary: str, responses: dict[str, Any], **more: Any) -> dic
     return {"get": about | more}
 
 
+def _edit_body() -> dict[str, Any]:
+    return {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": _ref("schemas", "EditRequest"),
+                "example": dict(EXAMPLE),
+            },
+            **_content("multipart/form-data", _ref("schemas", "EditForm")),
+        },
+    }
+
+
 def _edit() -> dict[str, Any]:
     request_id = _parameter(
         "X-Request-ID",
@@ -101,10 +116,6 @@ def _edit() -> dict[str, Any]:
         # No content of its own: clients in TypeScript would get a union of both kinds for an answer.
         "x-event-stream": _ref("schemas", "EditEvent"),
     }
-    body = {
-        "application/json": {"schema": _ref("schemas", "EditRequest"), "example": dict(EXAMPLE)},
-        **_content("multipart/form-data", _ref("schemas", "EditForm")),
-    }
     return {
         "post": {
             "summary": "Edit an image",
@@ -112,11 +123,12 @@ def _edit() -> dict[str, Any]:
             "a stream of server-sent events, EditEvent: progress events, then one result or error. An "
             "error before the first event has its HTTP status.",
             "operationId": "edit",
-            "parameters": [request_id],
-            "requestBody": {"required": True, "content": body},
+            "parameters": [request_id, *EDIT_HEADERS],
+            "requestBody": _edit_body(),
             "responses": {
                 "200": success,
-                **_errors(400, 401, 403, 405, 413, 415, 429, 499, 500, 502, 503, 504),
+                "202": ACCEPTED_EDIT,
+                **_errors(400, 401, 403, 405, 409, 413, 415, 429, 499, 500, 502, 503, 504),
             },
         }
     }
@@ -147,6 +159,7 @@ def _paths() -> dict[str, Any]:
     info = {"200": {"description": "The model.", "content": loaded}, **_errors(401, 500, 503)}
     return {
         "/edit": _edit(),
+        **jobs_paths(_edit_body()),
         **images_paths(),
         "/info": _get("info", "What is loaded", info, security=_SECURITY),
         "/livez": _get("livez", "Is the process alive?", alive),
@@ -225,6 +238,7 @@ def openapi_document(max_area_px: int | None = None) -> dict[str, Any]:
             (EditResult, "serialization"),
             (ErrorBody, "serialization"),
             (Progress, "serialization"),
+            (Job, "serialization"),
             (ImageOptions, "validation"),
             (ImagesAnswer, "serialization"),
             (ImagesError, "serialization"),

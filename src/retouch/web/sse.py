@@ -13,7 +13,7 @@ from retouch.errors import EditError
 from retouch.schema import EditResult
 
 KEEP_ALIVE_S = 15.0
-_KEEP_ALIVE = ": still working\n\n"
+KEEP_ALIVE = ": still working\n\n"
 
 
 def format_event(name: str, body: BaseModel | Mapping[str, Any]) -> str:
@@ -60,7 +60,7 @@ async def _events(
                 async with asyncio.timeout(KEEP_ALIVE_S):
                     event = await news.get()
             except TimeoutError:
-                event = _KEEP_ALIVE
+                event = KEEP_ALIVE
             if event is None:
                 break
             has_begun = True

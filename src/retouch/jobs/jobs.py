@@ -1,0 +1,288 @@
+"""Runs jobs and answers about them; any replica answers for all that share the store."""
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from weakref import WeakValueDictionary
+
+from retouch.errors import (
+    Cancelled,
+    EditError,
+    InternalError,
+    InvalidRequest,
+    JobConflict,
+    Overloaded,
+    StorageError,
+)
+from retouch.jobs.heartbeat import Heartbeat
+from retouch.jobs.lookup import JobSettings, Lookup
+from retouch.jobs.records import (
+    Accepted,
+    Ended,
+    Records,
+    derive_id,
+    describe,
+    digest,
+    require_job_id,
+)
+from retouch.logs import bind, event
+from retouch.schema import EditRequest, EditResult, ErrorBody, Job, Progress
+
+_log = logging.getLogger(__name__)
+_CANCEL_S = 5.0
+"""How long a cancellation waits for the step to end before it is answered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who a job is for. `owner` is the API key's name, or empty; `base_url` completes local links."""
+
+    owner: str
+    request_id: str
+    base_url: str = ""
+
+
+Run = Callable[[EditRequest, str, Caller, Callable[[Progress], None]], Awaitable[EditResult]]
+"""Edits: takes the request, the job's id, its caller and where progress goes."""
+
+
+@dataclass
+class _Live:
+    """A job of this process, until its end is written."""
+
+    accepted: Accepted
+    edit: asyncio.Task[EditResult]
+    progress: Progress | None = None
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def tell(self) -> None:
+        """Wake everyone who watches the job."""
+        self.changed.set()
+        self.changed = asyncio.Event()
+
+    def view(self) -> Job:
+        """Return the job as callers see it."""
+        return describe(self.accepted, progress=self.progress)
+
+
+class Jobs:
+    """The jobs of this process, and a view of all others. Belongs to one event loop.
+
+    `require_ready` raises while no edit can run; `now` gives Unix time.
+    """
+
+    def __init__(
+        self,
+        records: Records,
+        settings: JobSettings,
+        *,
+        run: Run,
+        require_ready: Callable[[], object],
+        heartbeat_s: float = 15.0,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._records = records
+        self._settings = settings
+        self._run = run
+        self._require_ready = require_ready
+        self._now = now
+        self._process = uuid.uuid4().hex[:16]
+        self._heartbeat = Heartbeat(records, self._process, every_s=heartbeat_s, now=now)
+        self._lookup = Lookup(records, self._heartbeat, settings, now=now)
+        self._live: dict[str, _Live] = {}
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._beating: asyncio.Task[None] | None = None
+
+    async def close(self) -> None:
+        """Wait until the ends of all jobs are written. Their edits must have ended, or do so."""
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        if self._beating:
+            self._beating.cancel()
+            await asyncio.wait([self._beating])
+        self._records.close()
+
+    async def accept(
+        self, request: EditRequest, job_id: str, caller: Caller, *, is_new: bool = False
+    ) -> Job:
+        """Begin a job, or return it if this very request began it before. `is_new`: the id is ours.
+
+        Raises:
+            InvalidRequest: the id is not well-formed, or the answer would contain the file.
+            JobConflict: the id belongs to another request.
+            Overloaded: too many jobs are unfinished.
+            NotReady: no edit can run.
+            StorageError: the records cannot be read or written.
+        """
+        require_job_id(job_id)
+        if request.response_format != "url":
+            fault = "must be url: a job answers with a link"
+            raise InvalidRequest.for_fields({"response_format": fault})
+        hashed = await self._records.run(lambda: digest(request))
+        async with self._locks.setdefault(job_id, asyncio.Lock()):
+            live = self._live.get(job_id)
+            known = live.accepted if live else None
+            if not (known or is_new):
+                known = await self._records.accepted(job_id)
+            if known:
+                if not known.is_same(digest=hashed, owner=caller.owner):
+                    raise JobConflict
+                return live.view() if live else await self.get(job_id, caller.owner)
+            self._require_ready()
+            if len(self._live) >= self._settings.max_unfinished:
+                raise Overloaded("too many jobs are unfinished (MAX_QUEUE)")
+            accepted = Accepted(
+                id=job_id,
+                process=self._process,
+                owner=caller.owner,
+                digest=hashed,
+                request_id=caller.request_id,
+                created_at_s=self._now(),
+            )
+            await self._beat()
+            await self._records.accept(accepted)
+            return self._start(accepted, request, caller).view()
+
+    async def accept_repeatable(self, request: EditRequest, key: str, caller: Caller) -> Job:
+        """Begin the job of an Idempotency-Key, or return the one that it began before.
+
+        A failure that may be retried is: the key then begins the next job.
+
+        Raises:
+            EditError: as `accept`.
+        """
+        attempt = 0
+        while True:
+            job = await self.accept(request, derive_id(caller.owner, key, attempt), caller)
+            if not (isinstance(job.answer, ErrorBody) and job.answer.error.details.retryable):
+                return job
+            attempt += 1
+
+    async def get(self, job_id: str, owner: str) -> Job:
+        """Return a job of any replica; a result has a new link.
+
+        Raises:
+            JobNotFound: there is none of this owner, or it has expired.
+            StorageError: the records cannot be read.
+        """
+        if (live := self._live.get(job_id)) and live.accepted.owner == owner:
+            return live.view()
+        return await self._lookup.find(job_id, owner)
+
+    async def watch(self, job_id: str, owner: str) -> AsyncGenerator[Job]:
+        """Yield a job at once, after every change, and at last at its end.
+
+        Raises:
+            JobNotFound, StorageError: as `get`.
+        """
+        last = None
+        while True:
+            live = self._live.get(job_id)
+            changed = live.changed if live else None
+            job = await self.get(job_id, owner)
+            if job != last:
+                yield job
+                last = job
+            if job.answer:
+                return
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._settings.poll_s):
+                    await (changed.wait() if changed else asyncio.Event().wait())
+
+    async def wait(self, job_id: str, owner: str) -> Job:
+        """Return a job once it has ended.
+
+        Raises:
+            JobNotFound, StorageError: as `get`.
+        """
+        async for job in self.watch(job_id, owner):
+            last = job
+        return last
+
+    async def cancel(self, job_id: str, owner: str) -> Job:
+        """Cancel a job: here within a step, on another replica with its next heartbeat.
+
+        Raises:
+            JobNotFound, StorageError: as `get`.
+        """
+        job = await self.get(job_id, owner)
+        if live := self._live.get(job_id):
+            live.edit.cancel()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_CANCEL_S):
+                    job = await self.wait(job_id, owner)
+        elif not job.answer:
+            await self._records.write(f"{job_id}/cancel", {})
+        return job
+
+    def _start(self, accepted: Accepted, request: EditRequest, caller: Caller) -> _Live:
+        def report(progress: Progress) -> None:
+            live.progress = progress
+            live.tell()
+
+        edit = asyncio.ensure_future(self._run(request, accepted.id, caller, report))
+        live = self._live[accepted.id] = _Live(accepted, edit)
+        task = asyncio.create_task(self._finish(live))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        if self._beating is None or self._beating.done():
+            self._beating = asyncio.create_task(self._keep_beating())
+        return live
+
+    async def _finish(self, live: _Live) -> None:
+        accepted = live.accepted
+        with bind(accepted.request_id):
+            await asyncio.wait([live.edit])
+            ended = _end_of(live.edit, self._now(), accepted)
+            try:
+                if await self._record(accepted, ended):
+                    event(_log, "job.ended", job_id=accepted.id, state=ended.state)
+            finally:
+                del self._live[accepted.id]
+                live.tell()
+
+    async def _record(self, accepted: Accepted, ended: Ended) -> bool:
+        """Write the end; return False where another replica runs the job, whose end counts.
+
+        Without the lease the job may be reported as lost, and then it stays so.
+        """
+        while True:
+            try:
+                if await self._records.accepted(accepted.id) != accepted:
+                    return False
+                if not self._heartbeat.holds_lease:
+                    ended = Ended.of_lost(accepted)
+                await self._records.end(accepted.id, ended)
+            except StorageError as error:
+                event(_log, "job.not_recorded", level=logging.WARNING, code=error.code)
+                await asyncio.sleep(min(self._settings.poll_s, self._heartbeat.left_in_slot_s))
+            else:
+                return True
+
+    async def _keep_beating(self) -> None:
+        """Write a heartbeat in every slot while there are jobs, and cancel those to be cancelled."""
+        while self._live:
+            try:
+                await self._beat()
+                for job_id, live in list(self._live.items()):
+                    if await self._records.read(f"{job_id}/cancel") is not None:
+                        live.edit.cancel()
+            except StorageError as error:
+                event(_log, "job.heartbeat_failed", level=logging.WARNING, code=error.code)
+            await asyncio.sleep(self._heartbeat.left_in_slot_s)
+
+    async def _beat(self) -> None:
+        await self._heartbeat.beat({name: live.progress for name, live in self._live.items()})
+
+
+def _end_of(edit: asyncio.Task[EditResult], now_s: float, accepted: Accepted) -> Ended:
+    error = Cancelled("the job was cancelled") if edit.cancelled() else edit.exception()
+    if error is None:
+        return Ended.of_result(edit.result(), now_s)
+    fault = error if isinstance(error, EditError) else InternalError()
+    return Ended.of_error(fault, now_s, request_id=accepted.request_id)

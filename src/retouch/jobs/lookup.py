@@ -1,0 +1,88 @@
+"""A job as its records in the store show it, whichever replica runs it."""
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from retouch.errors import InvalidRequest, JobNotFound
+from retouch.jobs.heartbeat import Heartbeat
+from retouch.jobs.records import Accepted, Ended, Records, describe, require_job_id
+from retouch.schema import EditResult, Job, Progress
+
+
+@dataclass(frozen=True, slots=True)
+class JobSettings:
+    """How long jobs are kept, and how many of one process may be unfinished."""
+
+    retention_s: float = 86400.0
+    link_expires_in_s: int = 86400
+    max_unfinished: int = 33
+    poll_s: float = 2.0
+
+
+class Lookup:
+    """Reads jobs. `now` gives Unix time."""
+
+    def __init__(
+        self,
+        records: Records,
+        heartbeat: Heartbeat,
+        settings: JobSettings,
+        *,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._records = records
+        self._heartbeat = heartbeat
+        self._settings = settings
+        self._now = now
+
+    async def find(self, job_id: str, owner: str) -> Job:
+        """Return a job; a result has a new link.
+
+        Raises:
+            JobNotFound: there is none of this owner, or it has expired.
+            StorageError: the records cannot be read.
+        """
+        with suppress(InvalidRequest):
+            require_job_id(job_id)
+            accepted = await self._records.accepted(job_id)
+            if accepted and accepted.owner == owner and not self._is_expired(accepted):
+                return await self._read(accepted)
+        raise JobNotFound
+
+    async def _read(self, accepted: Accepted) -> Job:
+        ended = await self._records.ended(accepted.id)
+        if ended is None:
+            beat = await self._heartbeat.find(accepted.process)
+            if beat is not None:
+                return describe(accepted, progress=_read_progress(beat, accepted.id))
+            ended = Ended.of_lost(accepted)
+        return await self._renew(describe(accepted, ended))
+
+    async def _renew(self, job: Job) -> Job:
+        """Return the job with a new link to its result."""
+        if not isinstance(job.answer, EditResult):
+            return job
+        expires_in_s = self._settings.link_expires_in_s
+        key = job.answer.result.object_key
+        link = await self._records.link(key, expires_in_s=expires_in_s)
+        expires_at = datetime.now(UTC) + timedelta(seconds=expires_in_s)
+        renewed = {
+            "presigned_url": link,
+            "expires_in": expires_in_s,
+            "expires_at": expires_at.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        }
+        result = job.answer.result.model_copy(update=renewed)
+        answer = job.answer.model_copy(update={"result": result})
+        return job.model_copy(update={"answer": answer})
+
+    def _is_expired(self, accepted: Accepted) -> bool:
+        return self._now() - accepted.created_at_s > self._settings.retention_s
+
+
+def _read_progress(beat: dict[str, Any], job_id: str) -> Progress | None:
+    found = beat.get("jobs", {}).get(job_id)
+    return Progress.model_validate(found) if found else None

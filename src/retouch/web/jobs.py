@@ -1,0 +1,198 @@
+"""`POST /edit`, and `/jobs/{id}`: edits that outlive their connection."""
+
+import asyncio
+import re
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+
+from retouch.errors import InvalidRequest
+from retouch.jobs.build import build_jobs
+from retouch.jobs.jobs import Caller
+from retouch.lifecycle import ModelHost
+from retouch.schema import EditRequest, EditResult, ErrorBody, Job, Progress, restore_error
+from retouch.web import edit, sse
+from retouch.web.edit import EditEndpoint
+from retouch.web.files import complete_link
+
+_ASYNC = re.compile(r"(^|[,;\s])respond-async($|[,;\s])", re.IGNORECASE)
+_MAX_KEY_CHARACTERS = 255
+
+
+class JobEndpoint:
+    """Answers for jobs, and for edits that may become one."""
+
+    def __init__(self, host: ModelHost, edits: EditEndpoint) -> None:
+        self._edits = edits
+        self.jobs = build_jobs(host, self._run)
+
+    async def post(self, request: Request) -> Response:
+        """Edit and answer, or begin a job: by Prefer: respond-async, or with an Idempotency-Key.
+
+        With an Idempotency-Key the edit goes on when the caller disconnects, and the same request
+        with the same key gets its answer.
+
+        Raises:
+            EditError: any.
+        """
+        is_async = bool(_ASYNC.search(request.headers.get("prefer", "")))
+        key = _read_key(request)
+        if not (is_async or key):
+            return await self._edits.answer(request)
+        caller = _caller(request)
+        asked = await self._edits.bodies.read(request)
+        if key:
+            job = await self.jobs.accept_repeatable(asked, key, caller)
+        else:
+            job = await self.jobs.accept(asked, request.state.job_id, caller, is_new=True)
+        del asked  # the edit lets go of an image in it once it is decoded
+        if is_async:
+            return _answer(job, request, accepted=True)
+        if _wants_events(request):
+            return self._stream(job, request)
+        return _answer_edit(await self.jobs.wait(job.id, caller.owner), request)
+
+    async def answer(self, request: Request) -> Response:
+        """Answer `/jobs/{id}` by the request's method.
+
+        Raises:
+            EditError: any.
+        """
+        if request.method == "PUT":
+            return await self.put(request)
+        return await (self.delete if request.method == "DELETE" else self.get)(request)
+
+    async def put(self, request: Request) -> Response:
+        """Begin the job of this id, or return it if this very request began it before.
+
+        Raises:
+            EditError: as `Jobs.accept`.
+        """
+        asked = await self._edits.bodies.read(request)
+        job = await self.jobs.accept(asked, request.path_params["id"], _caller(request))
+        return _answer(job, request)
+
+    async def get(self, request: Request) -> Response:
+        """Return a job, or stream it until its end.
+
+        Raises:
+            EditError: as `Jobs.get`.
+        """
+        job = await self.jobs.get(request.path_params["id"], _caller(request).owner)
+        if _wants_events(request):
+            return self._stream(job, request)
+        return _answer(job, request, status=200)
+
+    async def delete(self, request: Request) -> Response:
+        """Cancel a job; one that has ended stays as it is.
+
+        Raises:
+            EditError: as `Jobs.cancel`.
+        """
+        job = await self.jobs.cancel(request.path_params["id"], _caller(request).owner)
+        return _answer(job, request)
+
+    async def _run(
+        self,
+        request: EditRequest,
+        job_id: str,
+        caller: Caller,
+        progress: Callable[[Progress], None],
+    ) -> EditResult:
+        of_edit = edit.Caller(job_id, caller.request_id, caller.base_url)
+        run = self._edits.run(request, of_edit, progress=progress)
+        del request  # as in `EditEndpoint.run`
+        return await run
+
+    def _stream(self, job: Job, request: Request) -> StreamingResponse:
+        events = self._events(job.id, request)
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        return StreamingResponse(
+            _keep_alive(events), media_type="text/event-stream", headers=headers | _location(job)
+        )
+
+    async def _events(self, job_id: str, request: Request) -> AsyncGenerator[str]:
+        async for job in self.jobs.watch(job_id, _caller(request).owner):
+            answer = _complete(job, request).answer
+            if isinstance(answer, EditResult):
+                yield sse.format_event("result", answer)
+            elif answer:
+                yield sse.format_event("error", answer)
+            else:
+                yield sse.format_event("progress", job.progress or Progress(stage="queue"))
+
+
+async def _keep_alive(events: AsyncGenerator[str]) -> AsyncIterator[str]:
+    """Yield `events`, and a comment where none comes for a while. Closing it closes them."""
+    async with aclosing(events):
+        coming = asyncio.ensure_future(anext(events, None))
+        try:
+            while True:
+                await asyncio.wait([coming], timeout=sse.KEEP_ALIVE_S)
+                if not coming.done():
+                    yield sse.KEEP_ALIVE
+                elif (text := coming.result()) is None:
+                    return
+                else:
+                    yield text
+                    coming = asyncio.ensure_future(anext(events, None))
+        finally:
+            coming.cancel()
+            await asyncio.wait([coming])
+
+
+def _caller(request: Request) -> Caller:
+    return Caller(
+        owner=request.state.key or "",
+        request_id=request.state.request_id,
+        base_url=str(request.base_url).rstrip("/"),
+    )
+
+
+def _read_key(request: Request) -> str:
+    key = request.headers.get("idempotency-key", "").strip()
+    if len(key) > _MAX_KEY_CHARACTERS:
+        fault = f"must have at most {_MAX_KEY_CHARACTERS} characters"
+        raise InvalidRequest.for_fields({"Idempotency-Key": fault})
+    return key
+
+
+def _wants_events(request: Request) -> bool:
+    return "text/event-stream" in request.headers.get("accept", "").lower()
+
+
+def _location(job: Job) -> dict[str, str]:
+    return {"Location": f"/jobs/{job.id}"}
+
+
+def _complete(job: Job, request: Request) -> Job:
+    if not isinstance(job.answer, EditResult):
+        return job
+    answer = complete_link(job.answer, str(request.base_url).rstrip("/"))
+    return job.model_copy(update={"answer": answer})
+
+
+def _answer(
+    job: Job, request: Request, *, status: int | None = None, accepted: bool = False
+) -> JSONResponse:
+    """Return the job: 202 before its end, else 200, unless `status` says otherwise."""
+    headers = _location(job) | ({"Preference-Applied": "respond-async"} if accepted else {})
+    if status is None:
+        status = 200 if job.answer else 202
+    body = _complete(job, request).model_dump(mode="json")
+    return JSONResponse(body, status_code=status, headers=headers)
+
+
+def _answer_edit(job: Job, request: Request) -> JSONResponse:
+    """Return what `POST /edit` answers without a job.
+
+    Raises:
+        EditError: the edit failed.
+    """
+    if isinstance(job.answer, ErrorBody):
+        raise restore_error(job.answer)
+    answer = _complete(job, request).answer
+    assert isinstance(answer, EditResult)  # noqa: S101 - the job has ended
+    return JSONResponse(answer.model_dump(mode="json"), headers=_location(job))

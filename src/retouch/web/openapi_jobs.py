@@ -1,0 +1,76 @@
+"""OpenAPI of jobs."""
+
+from typing import Any
+
+_STATUSES = (400, 401, 403, 404, 405, 500, 503)
+_STATUSES_OF_PUT = (409, 413, 415, 429, 499, 504)
+_JOB = {"application/json": {"schema": {"$ref": "#/components/schemas/Job"}}}
+
+ACCEPTED_EDIT = {
+    "description": "With Prefer: respond-async: the edit is a job, whose state is at Location.",
+    "headers": {"Location": {"schema": {"type": "string"}}},
+    # No content of its own, as for streams: clients would get a union for an answer.
+    "x-body": {"$ref": "#/components/schemas/Job"},
+}
+_ACCEPTED = {"description": "The job has not ended.", "content": _JOB}
+EDIT_HEADERS: list[dict[str, Any]] = [
+    {
+        "name": name,
+        "in": "header",
+        "required": False,
+        "description": description,
+        "schema": {"type": "string"},
+    }
+    for name, description in {
+        "Prefer": "respond-async: answer 202 with a job at once.",
+        "Idempotency-Key": "Makes the edit a job that goes on without its caller; the same request with "
+        "the same key gets its answer, and runs again only after a failure that may be retried.",
+    }.items()
+]
+
+
+def jobs_paths(request_body: dict[str, Any]) -> dict[str, Any]:
+    """Return the path of a job; `request_body` is that of `POST /edit`."""
+    ended = {"description": "The job.", "content": _JOB}
+
+    def describe(summary: str, more: str, *statuses: int, **fields: Any) -> dict[str, Any]:
+        answers = {
+            str(status): {"$ref": f"#/components/responses/Error{status}"}
+            for status in (*_STATUSES, *statuses)
+        }
+        about = {"summary": summary, "description": more, "responses": fields.pop("ok") | answers}
+        return about | fields
+
+    return {
+        "/jobs/{id}": {
+            "parameters": [
+                {
+                    "name": "id",
+                    "in": "path",
+                    "required": True,
+                    "description": "1 to 128 of a-z, 0-9, - and _.",
+                    "schema": {"type": "string"},
+                }
+            ],
+            "put": describe(
+                "Begin a job under an id of your own",
+                "The same request again returns the job; another one is a conflict.",
+                *_STATUSES_OF_PUT,
+                operationId="put_job",
+                requestBody=request_body,
+                ok={"200": ended, "202": _ACCEPTED},
+            ),
+            "get": describe(
+                "A job: state, progress, answer",
+                "With Accept: text/event-stream the answer is a stream as that of POST /edit.",
+                operationId="get_job",
+                ok={"200": ended | {"x-event-stream": {"$ref": "#/components/schemas/EditEvent"}}},
+            ),
+            "delete": describe(
+                "Cancel a job",
+                "It ends within a denoising step, or where another replica runs it within 15 s.",
+                operationId="cancel_job",
+                ok={"200": ended, "202": _ACCEPTED},
+            ),
+        }
+    }

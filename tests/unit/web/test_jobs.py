@@ -1,0 +1,142 @@
+"""Jobs over HTTP, over an editor of fakes."""
+
+import asyncio
+from typing import Any
+
+import httpx
+import pytest
+from support.fakes import House, Pause
+from support.web import BODY, client, open_host, parse_events, require_error, settings
+
+from retouch.errors import (
+    InvalidRequest,
+    JobConflict,
+    JobNotFound,
+    MethodNotAllowed,
+    OutOfMemory,
+    Unauthorized,
+)
+
+KEYS = {"api_keys": ("key-of-the-first-caller", "key-of-the-second-caller")}
+FIRST, SECOND = ({"X-API-Key": key} for key in KEYS["api_keys"])
+
+
+async def ended(http: httpx.AsyncClient, place: str, **headers: str) -> dict[str, Any]:
+    async with asyncio.timeout(5):
+        while True:
+            job: dict[str, Any] = (await http.get(place, headers=headers)).json()
+            if job["answer"]:
+                return job
+            await asyncio.sleep(0.01)
+
+
+async def test_an_edit_that_prefers_it_is_answered_by_a_job_whose_answer_is_that_of_an_edit() -> (
+    None
+):
+    async with client() as http:
+        begun = await http.post("/edit", json=BODY, headers={"Prefer": "wait=5, respond-async"})
+        assert begun.status_code == 202
+        assert begun.headers["preference-applied"] == "respond-async"
+        place = begun.headers["location"]
+        assert place == f"/jobs/{begun.json()['id']}"
+        job = await ended(http, place)
+        answer = (await http.post("/edit", json=BODY)).json()
+        assert job["state"] == "completed"
+        assert job["answer"].keys() == answer.keys()
+        assert job["answer"]["result"].keys() == answer["result"].keys()
+        assert job["answer"]["result"]["meta"]["job_id"] == job["id"]
+
+
+async def test_a_put_begins_a_job_once() -> None:
+    house = House()
+    async with client(host=open_host(settings(), house)) as http:
+        first = await http.put("/jobs/mine", json=BODY)
+        assert first.status_code == 202
+        await ended(http, "/jobs/mine")
+        again = await http.put("/jobs/mine", json=BODY)
+        assert (again.status_code, again.json()["state"]) == (200, "completed")
+        require_error(await http.put("/jobs/mine", json={**BODY, "seed": 1}), JobConflict)
+        require_error(await http.put("/jobs/Not-Mine", json=BODY), InvalidRequest)
+    assert len(house.engine.edits) == 1
+
+
+async def test_a_client_that_lost_its_answer_gets_it_by_its_idempotency_key() -> None:
+    house = House()
+    headers = {"Idempotency-Key": "order 7"}
+    async with client(host=open_host(settings(), house)) as http:
+        first, again = [await http.post("/edit", json=BODY, headers=headers) for _ in range(2)]
+        assert first.status_code == again.status_code == 200
+        assert first.headers["location"] == again.headers["location"]
+        assert first.json()["result"]["object_key"] == again.json()["result"]["object_key"]
+        other = await http.post("/edit", json={**BODY, "seed": 1}, headers=headers)
+        require_error(other, JobConflict)
+        too_long = await http.post("/edit", json=BODY, headers={"Idempotency-Key": "k" * 256})
+        require_error(too_long, InvalidRequest)
+    assert len(house.engine.edits) == 1
+
+
+async def test_a_failed_edit_with_an_idempotency_key_has_its_status() -> None:
+    house = House()
+    house.engine.fault = OutOfMemory("too large")
+    async with client(host=open_host(settings(), house)) as http:
+        response = await http.post("/edit", json=BODY, headers={"Idempotency-Key": "k"})
+        require_error(response, OutOfMemory)
+
+
+async def test_a_job_is_streamed_to_its_end() -> None:
+    house = House()
+    pause = Pause()
+    house.engine.at_step = lambda _: pause.hold()
+    async with client(host=open_host(settings(), house)) as http:
+        place = (await http.put("/jobs/mine", json=BODY)).headers["location"]
+        pause.release()
+        stream = await http.get(place, headers={"Accept": "text/event-stream"})
+        events = parse_events(stream.text)
+        assert stream.headers["content-type"].startswith("text/event-stream")
+        assert {name for name, _ in events[:-1]} == {"progress"}
+        name, answer = events[-1]
+        assert (name, answer["status"]) == ("result", "success")
+        headers = {"Accept": "text/event-stream", "Idempotency-Key": "k"}
+        again = await http.post("/edit", json={**BODY, "seed": 1}, headers=headers)
+        assert parse_events(again.text)[-1][0] == "result"
+
+
+async def test_a_stream_of_a_failed_job_ends_with_its_error() -> None:
+    house = House()
+    house.engine.fault = OutOfMemory("too large")
+    async with client(host=open_host(settings(), house)) as http:
+        await http.put("/jobs/mine", json=BODY)
+        stream = await http.get("/jobs/mine", headers={"Accept": "text/event-stream"})
+        name, body = parse_events(stream.text)[-1]
+        assert (name, body["error"]["details"]["code"]) == ("error", "out_of_memory")
+
+
+async def test_a_job_is_cancelled_within_a_step() -> None:
+    house = House()
+    pause = Pause()
+    house.engine.at_step = lambda step: pause.hold() if step == 1 else None
+    async with client(host=open_host(settings(), house)) as http:
+        await http.put("/jobs/mine", json=BODY)
+        await pause.reached()
+        cancelling = asyncio.create_task(http.delete("/jobs/mine"))
+        await asyncio.sleep(0.05)
+        pause.release()
+        response = await cancelling
+        assert (response.status_code, response.json()["state"]) == (200, "cancelled")
+    assert house.engine.steps_taken == 1
+
+
+async def test_a_job_is_its_key_s_own() -> None:
+    async with client(host=open_host(settings(**KEYS), House())) as http:
+        require_error(await http.put("/jobs/mine", json=BODY), Unauthorized)
+        assert (await http.put("/jobs/mine", json=BODY, headers=FIRST)).status_code == 202
+        require_error(await http.get("/jobs/mine", headers=SECOND), JobNotFound)
+        require_error(await http.delete("/jobs/mine", headers=SECOND), JobNotFound)
+        assert (await ended(http, "/jobs/mine", **FIRST))["state"] == "completed"
+
+
+@pytest.mark.parametrize("method", ["POST", "PATCH"])
+async def test_other_methods_are_refused(method: str) -> None:
+    async with client() as http:
+        error = require_error(await http.request(method, "/jobs/mine"), MethodNotAllowed)
+        assert set(error["details"]["allow"]) == {"DELETE", "GET", "HEAD", "PUT"}
