@@ -18,6 +18,7 @@ from PIL import Image
 from retouch import wiring
 from retouch.editing.editor import Editor
 from retouch.editing.ports import EditParams, Engine, run_edit
+from retouch.editing.previews import Previews
 from retouch.editing.steps import ignore
 from retouch.engine import compilation
 from retouch.engine.phase_clock import measure_process_age
@@ -202,6 +203,7 @@ class ModelHost:
         job_id: str,
         request_id: str,
         progress: Callable[[Progress], None] = ignore,
+        previews: Previews | None = None,
     ) -> EditResult:
         """Edit as `Editor.run` does. When the process stops, the edit has until the grace is over.
 
@@ -211,7 +213,9 @@ class ModelHost:
         """
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - for mypy: a coroutine runs in a task
-        edit = self.editor.run(request, job_id=job_id, request_id=request_id, progress=progress)
+        edit = self.editor.run(
+            request, job_id=job_id, request_id=request_id, progress=progress, previews=previews
+        )
         del request  # the edit lets go of the image in it once it is decoded
         self._edits.add(task)
         try:

@@ -19,7 +19,7 @@ from support.models.reference_edits import (
 from support.models.tiny import AREA_PX, build_tiny, build_tiny_pipeline
 
 from retouch import schema
-from retouch.editing.ports import EditParams, run_edit
+from retouch.editing.ports import EditParams, EngineOutput, run_edit
 from retouch.engine import text_encoder
 from retouch.engine.engine import QwenEngine
 from retouch.engine.text_encoder import TextEncoder, describe_template
@@ -201,6 +201,20 @@ def test_positions_are_those_of_the_models_own_inputs(engine: QwenEngine) -> Non
         stock = pipe.encode_prompt(WORK.prompt, IMAGE)[0]
     torch.testing.assert_close(ours, right, rtol=0, atol=1e-5)
     assert not torch.allclose(stock, right, atol=1e-3)  # when this fails, upstream is mended
+
+
+@pytest.mark.parametrize("scheduler", schema.SCHEDULERS)
+def test_previews_come_before_the_end_and_change_nothing(
+    engine: QwenEngine, scheduler: str
+) -> None:
+    work = replace(WORK, scheduler=scheduler, steps=5)
+    shown: list[EngineOutput] = []
+    prepared = replace(engine.prepare([IMAGE], work), previews=2, on_preview=shown.append)
+    output = engine.edit(prepared, on_step=lambda _done, _steps: None)
+    assert engine.finish(output).tobytes() == edit(engine, work)
+    assert [one.pixels.shape for one in shown] == [output.pixels.shape] * 2
+    distances = [(one.pixels.float() - output.pixels.float()).abs().mean() for one in shown]
+    assert distances[1] < distances[0]
 
 
 def test_guidance_needs_its_scale_and_then_reads_the_negative_prompt(engine: QwenEngine) -> None:

@@ -265,6 +265,8 @@ class FakeEngine:
                 self.at_step(step)
                 on_step(step, work.steps)
                 self.steps_taken += step < work.steps
+                if 0 < step <= prepared.previews:
+                    prepared.on_preview(EngineOutput(image.resize((64, 64)), 0.0, 0.0, 0.0))
             if self.fault is not None:
                 raise self.fault
             self.at_end()

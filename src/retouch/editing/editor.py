@@ -10,6 +10,7 @@ from retouch.editing.adapters import resolve_adapters
 from retouch.editing.admission import Admission
 from retouch.editing.params import resolve_params
 from retouch.editing.ports import EditParams, EngineInfo, Source
+from retouch.editing.previews import Previews
 from retouch.editing.result import (
     FOUND_NOTE,
     NO_PHASES,
@@ -81,6 +82,7 @@ class Editor:
         job_id: str,
         request_id: str,
         progress: Callable[[Progress], None] = ignore,
+        previews: Previews | None = None,
     ) -> EditResult:
         """Edit the request's images and return the link to the result.
 
@@ -92,7 +94,7 @@ class Editor:
         """
         began_s = self._clock()
         deadline_s = began_s + self._settings.job_timeout_s
-        job = Job(request, job_id, request_id, deadline_s, progress)
+        job = Job(request, job_id, request_id, deadline_s, progress, previews)
         with self._admission.admit():
             self._require_tokens(request)
             self._require_room(request)

@@ -114,10 +114,15 @@ class EditParams:
 
 @dataclass(frozen=True, slots=True)
 class PreparedEdit:
-    """An edit whose host work is done. `inputs` belongs to the engine that made it."""
+    """An edit whose host work is done. `inputs` belongs to the engine that made it.
+
+    `on_preview` gets up to `previews` intermediate results, on the thread of `Engine.edit`.
+    """
 
     params: EditParams
     inputs: Any
+    previews: int = 0
+    on_preview: Callable[["EngineOutput"], None] = lambda _: None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,13 +6,15 @@ import json
 import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Literal, TypeVar
 
 from retouch.editing.ports import EditParams, Engine, EngineOutput, PreparedEdit, Source, Sources
+from retouch.editing.previews import Previews, with_previews
 from retouch.editing.result import EncodedResult, StoredResult, to_object_metadata
 from retouch.editing.source_set import load_all
 from retouch.errors import Cancelled, DeadlineExceeded, StoreUnavailable
@@ -56,6 +58,7 @@ class Job:
     request_id: str
     deadline_s: float
     progress: Callable[[Progress], None] = ignore
+    previews: Previews | None = None
 
 
 @dataclass(kw_only=True)
@@ -153,6 +156,14 @@ class Steps:
             loop.call_soon_threadsafe(job.progress, Progress(stage=stage, step=done, steps=steps))
 
         job.progress(Progress(stage="condition", steps=prepared.params.steps))
+        previews: list[Future[None]] = []
+        if job.previews:
+            prepared, previews = with_previews(
+                prepared,
+                job.previews,
+                encode=partial(self._encode, job.request),
+                threads=self._host_threads,
+            )
         patience_s = job.deadline_s - self.clock() + self.settings.grace_s
         running = run_in(self._model_thread, lambda: self.engine.edit(prepared, on_step=on_step))
         cancelled = await _settle(running, timeout_s=patience_s, stop=stop)
@@ -164,7 +175,12 @@ class Steps:
         if cancelled:
             running.exception()  # retrieved, or asyncio logs it as lost
             raise cancelled
+        await asyncio.gather(*map(asyncio.wrap_future, previews), return_exceptions=True)
         return running.result()
+
+    def _encode(self, request: EditRequest, output: EngineOutput) -> bytes:
+        image = self.engine.finish(output)
+        return encode.encode(image, request.file_format, quality=request.output_quality)
 
     async def encode(self, job: Job, output: EngineOutput) -> EncodedResult:
         """Turn the model's output into a file of the requested format.
@@ -175,12 +191,7 @@ class Steps:
         self.left_s(job)
         began_s = self.clock()
         request = job.request
-
-        def finish() -> bytes:
-            image = self.engine.finish(output)
-            return encode.encode(image, request.file_format, quality=request.output_quality)
-
-        body = await run_in(self._host_threads, finish)
+        body = await run_in(self._host_threads, lambda: self._encode(request, output))
         encode_ms = 1000 * (self.clock() - began_s)
         return EncodedResult(body, encode.CONTENT_TYPES[request.file_format], encode_ms)
 

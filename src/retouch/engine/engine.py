@@ -23,7 +23,7 @@ from retouch.editing.ports import (
 )
 from retouch.engine.adapters.loaded import LoadedAdapters
 from retouch.engine.attention import NATIVE
-from retouch.engine.hooks import EditTimer, StepHook, StepState, run_hooks
+from retouch.engine.hooks import EditTimer, StepHook, StepState, preview_steps, run_hooks
 from retouch.engine.memory.weights import Weights
 from retouch.engine.modulation import ModulationCache
 from retouch.engine.precision import Fp16Overflow
@@ -194,7 +194,8 @@ class QwenEngine:
         texts = self.encode_prompts(prepared.inputs)
         images = self.encode_images(prepared.inputs)
         timer.end_phase()
-        latents = self.denoise(prepared, texts, images, hooks=[timer.report_step])
+        hooks = [timer.report_step, self._show_previews(prepared)]
+        latents = self.denoise(prepared, texts, images, hooks=hooks)
         timer.end_phase()
         pixels = self.decode(latents, rows=prepared.inputs.grids[0][0])
         timer.end_phase()
@@ -205,6 +206,16 @@ class QwenEngine:
             denoise_ms=denoise_ms,
             vae_decode_ms=vae_decode_ms,
         )
+
+    def _show_previews(self, prepared: PreparedEdit) -> StepHook:
+        wanted = preview_steps(prepared.params.steps, prepared.previews)
+
+        def show(state: StepState) -> None:
+            if state.done in wanted and state.predicted is not None:
+                pixels = self.decode(state.predicted, rows=prepared.inputs.grids[0][0])
+                prepared.on_preview(EngineOutput(pixels, 0.0, 0.0, 0.0))
+
+        return show
 
     def encode_prompts(self, inputs: EditInputs) -> list[torch.Tensor]:
         """Return hidden states (1, text token, width): of the prompt, then of the negative prompt."""
@@ -249,11 +260,12 @@ class QwenEngine:
         for step, timestep in enumerate(timesteps):
             velocities = self._transformer.forward(latents, conditioning, modulation, step)
             velocity = classifier_free_guidance(velocities, params.guidance_scale)
+            predicted = latents - velocity * (timestep / scheduler.config.num_train_timesteps)
             latents = scheduler.step(velocity, timestep, latents, return_dict=False)[0]
             # Waits for the GPU, so that the hooks run when the step has really ended.
             if not torch.isfinite(latents).all():
                 raise Fp16Overflow
-            latents = run_hooks(hooks, StepState(step + 1, params.steps, latents))
+            latents = run_hooks(hooks, StepState(step + 1, params.steps, latents, predicted))
         return latents
 
     def decode(self, latents: torch.Tensor, *, rows: int) -> torch.Tensor:

@@ -9,11 +9,15 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class StepState:
-    """State of an edit between two steps: steps done, of how many, and latents (1, token, 4 c)."""
+    """State of an edit between two steps: steps done, of how many, and latents (1, token, 4 c).
+
+    `predicted` is the result's latents as the last step expects them; None before the first.
+    """
 
     done: int
     steps: int
     latents: torch.Tensor
+    predicted: torch.Tensor | None = None
 
 
 StepHook = Callable[[StepState], torch.Tensor | None]
@@ -27,6 +31,16 @@ def run_hooks(hooks: Sequence[StepHook], state: StepState) -> torch.Tensor:
         if changed is not None:
             state = replace(state, latents=changed)
     return state.latents
+
+
+def preview_steps(steps: int, count: int) -> frozenset[int]:
+    """Return after which steps to show `count` previews: evenly spread, fewer where steps are few.
+
+    >>> sorted(preview_steps(30, 3)), sorted(preview_steps(2, 3)), preview_steps(1, 3)
+    ([8, 15, 22], [1], frozenset())
+    """
+    wanted = {round(steps * nth / (count + 1)) for nth in range(1, count + 1)}
+    return frozenset(wanted & set(range(1, steps)))
 
 
 class EditTimer:

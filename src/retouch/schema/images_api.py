@@ -34,6 +34,11 @@ class ImageOptions(BaseModel):
     stream: bool = Field(
         default=False, description="Answer by server-sent events.", examples=[False]
     )
+    partial_images: Annotated[int, Field(ge=0, le=3)] = Field(
+        default=0,
+        description="Intermediate images in a stream; fewer come where there are few steps.",
+        examples=[2],
+    )
 
 
 class TokenDetails(BaseModel):

@@ -34,6 +34,22 @@ Body = bytearray | Form
 """A body as it came: the bytes of JSON, or a form."""
 
 
+class _Json:
+    """Gathers a body of JSON, as `FormParser` does a form."""
+
+    def __init__(self) -> None:
+        self._body = bytearray()
+
+    def write(self, piece: bytes) -> None:
+        self._body += piece
+
+    def close(self) -> bytearray:
+        return self._body
+
+    def release(self) -> None:
+        self._body = bytearray()
+
+
 class BodyReader:
     """Reads bodies; those in memory at once, parsed ones included, are bounded to four of the largest.
 
@@ -77,11 +93,10 @@ class BodyReader:
         declared = request.headers.get("content-length", "")
         if declared.isdecimal() and int(declared[:20]) > self._max_bytes:
             raise self._too_large()
-        body = bytearray()
-        parser = None
+        sink: FormParser | _Json = _Json()
         if kind == _FORM:
             content_type = request.headers["content-type"]
-            parser = FormParser(content_type, max_file_bytes=self._max_file_bytes)
+            sink = FormParser(content_type, max_file_bytes=self._max_file_bytes)
         count = 0
         try:
             async with asyncio.timeout(self._timeout_s):
@@ -89,19 +104,15 @@ class BodyReader:
                     self._require_room(count, len(piece))
                     count += len(piece)
                     self.held_bytes += len(piece)
-                    if parser:
-                        parser.write(piece)
-                    else:
-                        body += piece
-            yield parser.close() if parser else body
+                    sink.write(piece)
+            yield sink.close()
         except TimeoutError as error:
             raise DeadlineExceeded("the request body did not arrive in time") from error
         except ClientDisconnect as error:
             raise Cancelled("the caller disconnected") from error
         finally:
             self.held_bytes -= count
-            if parser:
-                parser.release()
+            sink.release()
 
     def hold(self, edit: EditRequest) -> None:
         """Count the images in `edit` as held for as long as it is referenced."""

@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from retouch.editing.events import log_failure, log_success
+from retouch.editing.previews import Previews
 from retouch.editing.steps import ignore
 from retouch.errors import Cancelled, EditError, InternalError
 from retouch.lifecycle import ModelHost
@@ -99,6 +100,7 @@ class EditEndpoint:
         caller: Caller,
         *,
         progress: Callable[[Progress], None] = ignore,
+        previews: Previews | None = None,
     ) -> EditResult:
         """Edit, and log and count how it ended.
 
@@ -106,7 +108,7 @@ class EditEndpoint:
             EditError: any; `InternalError` for what nobody foresaw.
         """
         private = (request.prompt, request.negative_prompt or "")
-        edit = self._edit(request, caller, progress)
+        edit = self._edit(request, caller, progress, previews)
         del request  # as in `_edit`
         with self._metrics.in_progress(), bind(caller.request_id, private=private):
             try:
@@ -126,12 +128,20 @@ class EditEndpoint:
         return result
 
     async def _edit(
-        self, request: EditRequest, caller: Caller, progress: Callable[[Progress], None]
+        self,
+        request: EditRequest,
+        caller: Caller,
+        progress: Callable[[Progress], None],
+        previews: Previews | None,
     ) -> EditResult:
         """Wait for the edit, or cancel it when the caller disconnects."""
         edit = self.spawn(
             self._host.run(
-                request, job_id=caller.job_id, request_id=caller.request_id, progress=progress
+                request,
+                job_id=caller.job_id,
+                request_id=caller.request_id,
+                progress=progress,
+                previews=previews,
             )
         )
         del request  # with the image in it, of which the edit lets go once it is decoded

@@ -1,6 +1,8 @@
 """`POST /v1/images/edits` and `GET /v1/models`: OpenAI's images API over the same edits."""
 
 import asyncio
+import base64
+import itertools
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +10,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from retouch.editing.previews import Previews
 from retouch.errors import EditError, NotReady, Overloaded, Unauthorized
 from retouch.lifecycle import ModelHost
 from retouch.schema import (
@@ -40,6 +43,7 @@ class _Answers:
     options: ImageOptions
     text_tokens: int
     image_tokens: int
+    file_format: str
 
     def build(self, edit: EditResult) -> ImagesAnswer:
         """Return the answer to an edit."""
@@ -59,12 +63,26 @@ class _Answers:
     def format_completed(self, edit: EditResult) -> str:
         """Return the last event of a stream."""
         answer = self.build(edit).model_dump(mode="json")
-        event = {
+        event: dict[str, Any] = {
             "type": "image_edit.completed",
             **answer.pop("data")[0],
             "created_at": answer.pop("created"),
             "quality": "auto",
             **answer,
+        }
+        return sse.format_event(event["type"], event)
+
+    def format_partial(self, file: bytes, index: int) -> str:
+        """Return the event of an intermediate image."""
+        event: dict[str, Any] = {
+            "type": "image_edit.partial_image",
+            "b64_json": base64.b64encode(file).decode(),
+            "partial_image_index": index,
+            "created_at": int(time.time()),
+            "background": "opaque",
+            "output_format": self.file_format,
+            "quality": "auto",
+            "size": self.options.size,
         }
         return sse.format_event(event["type"], event)
 
@@ -100,14 +118,21 @@ class ImagesEndpoint:
         del body
         self._edits.bodies.hold(edit)
         answers = self._prepare(edit, options)
-        run = self._edits.run(edit, caller)
+        news: asyncio.Queue[str | None] = asyncio.Queue()
+        index = itertools.count()
+
+        def show(file: bytes) -> None:
+            news.put_nowait(answers.format_partial(file, next(index)))
+
+        count = options.partial_images if options.stream else 0
+        run = self._edits.run(edit, caller, previews=Previews(count, show) if count else None)
         del edit  # the edit lets go of the image in it once it is decoded
         if not options.stream:
             answer = answers.build(await run)
             return JSONResponse(answer.model_dump(mode="json"))
         return await sse.stream(
             self._edits.spawn(run),
-            asyncio.Queue(),
+            news,
             result=answers.format_completed,
             error=lambda error: sse.format_event("error", build_error(error)),
         )
@@ -125,7 +150,9 @@ class ImagesEndpoint:
     def _prepare(self, edit: EditRequest, options: ImageOptions) -> _Answers:
         editor = self._host.editor
         text = editor.steps.engine.count_tokens(edit.prompt)
-        return _Answers(options, text, editor.info.preset.area_px // _TOKEN_PX)
+        return _Answers(
+            options, text, editor.info.preset.area_px // _TOKEN_PX, file_format=edit.file_format
+        )
 
 
 def translate_error(error: EditError, response: Response) -> Response:

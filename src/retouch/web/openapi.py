@@ -226,13 +226,8 @@ def _edit_form(request: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-@cache
-def openapi_document(max_area_px: int | None = None) -> dict[str, Any]:
-    """Return the document: OpenAPI 3.1, JSON Schema 2020-12. It is shared: do not change it.
-
-    `max_area_px` is the largest result of the loaded model.
-    """
-    _, schemas = models_json_schema(
+def _schemas(max_area_px: int | None) -> dict[str, Any]:
+    _, document = models_json_schema(
         [
             (EditRequest, "validation"),
             (EditResult, "serialization"),
@@ -247,15 +242,25 @@ def openapi_document(max_area_px: int | None = None) -> dict[str, Any]:
         ],
         ref_template="#/components/schemas/{model}",
     )
-    schemas["$defs"]["EditRequest"] |= {**BOTH_SIDES_OR_NONE, **ONE_OR_MANY_IMAGES}
-    options = schemas["$defs"].pop("ImageOptions")
-    for schema in (schemas["$defs"]["EditRequest"], options):
+    schemas: dict[str, Any] = document["$defs"]
+    schemas["EditRequest"] |= {**BOTH_SIDES_OR_NONE, **ONE_OR_MANY_IMAGES}
+    options = schemas.pop("ImageOptions")
+    for schema in (schemas["EditRequest"], options):
         _word_defaults(schema)
     if max_area_px is not None:
         most = f" width x height is at most {max_area_px} pixels with the loaded model."
         for side in ("width", "height"):
-            schemas["$defs"]["EditRequest"]["properties"][side]["description"] += most
-    form = _edit_form(schemas["$defs"]["EditRequest"])
+            schemas["EditRequest"]["properties"][side]["description"] += most
+    form = _edit_form(schemas["EditRequest"])
+    return schemas | _event_schemas() | images_requests(options) | {"EditForm": form}
+
+
+@cache
+def openapi_document(max_area_px: int | None = None) -> dict[str, Any]:
+    """Return the document: OpenAPI 3.1, JSON Schema 2020-12. It is shared: do not change it.
+
+    `max_area_px` is the largest result of the loaded model.
+    """
     return {
         "openapi": "3.1.0",
         "info": {
@@ -268,10 +273,7 @@ def openapi_document(max_area_px: int | None = None) -> dict[str, Any]:
         "security": _SECURITY,
         "paths": _paths(),
         "components": {
-            "schemas": schemas["$defs"]
-            | _event_schemas()
-            | images_requests(options)
-            | {"EditForm": form},
+            "schemas": _schemas(max_area_px),
             "responses": _error_responses(),
             "securitySchemes": {
                 "bearer": {"type": "http", "scheme": "bearer"},

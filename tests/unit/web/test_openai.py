@@ -5,12 +5,19 @@ import base64
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from io import BytesIO
 from typing import Any
 
 import httpx2
 import openai
 import pytest
-from openai.types import ImageEditCompletedEvent, ImageEditStreamEvent, ImagesResponse
+from openai.types import (
+    ImageEditCompletedEvent,
+    ImageEditPartialImageEvent,
+    ImageEditStreamEvent,
+    ImagesResponse,
+)
+from PIL import Image
 from support.fakes import PNG, URL, House, Pause, picture, settle
 from support.web import build_app, client, open_host, settings
 
@@ -146,6 +153,35 @@ async def test_a_stream_ends_with_the_image_and_its_usage() -> None:
     assert base64.b64decode(last.b64_json) == stored(house)
     assert (last.size, last.output_format, last.background) == ("64x64", "png", "opaque")
     assert last.usage.total_tokens == last.usage.input_tokens + 16
+
+
+async def test_a_stream_shows_as_many_intermediate_images_as_are_asked_for() -> None:
+    async with openai_client(House()) as speaking:
+        stream = await speaking.images.edit(
+            image=PNG, prompt="x", stream=True, partial_images=2, output_format="jpeg"
+        )
+        events = [event async for event in stream]
+    *partial, last = events
+    assert isinstance(last, ImageEditCompletedEvent)
+    for nth, event in enumerate(partial):
+        assert isinstance(event, ImageEditPartialImageEvent)
+        assert event.partial_image_index == nth
+        assert Image.open(BytesIO(base64.b64decode(event.b64_json))).format == "JPEG"
+    assert len(partial) == 2
+
+
+async def test_a_client_tries_again_what_may_succeed_and_nothing_else() -> None:
+    house = House()
+    house.store.put_fault = StoreUnavailable("away")
+    async with openai_client(house) as speaking:
+        retrying = speaking.with_options(max_retries=1)
+        with pytest.raises(openai.InternalServerError):
+            await retrying.images.edit(image=PNG, prompt="x")
+        assert len(house.engine.edits) == 2
+        house.engine.fault = ModelError("broken")
+        with pytest.raises(openai.InternalServerError):
+            await retrying.images.edit(image=PNG, prompt="x")
+    assert len(house.engine.edits) == 3
 
 
 async def test_a_stream_of_a_wrong_request_is_refused_by_its_status() -> None:
