@@ -4,6 +4,15 @@ JSON Schema and OpenAPI are generated from these models, so every field has a de
 """
 
 from retouch.schema.faults import invalid_request
+from retouch.schema.fields import (
+    MAX_IMAGES,
+    MAX_PROMPT_TOKENS,
+    MAX_STEPS,
+    SCHEDULERS,
+    SIDE_MULTIPLE_PX,
+    CacheMode,
+    ResponseFormat,
+)
 from retouch.schema.images_api import (
     ImageData,
     ImageOptions,
@@ -21,15 +30,8 @@ from retouch.schema.lora import MAX_LORAS, Lora
 from retouch.schema.request import (
     BOTH_SIDES_OR_NONE,
     EXAMPLE,
-    MAX_IMAGES,
-    MAX_PROMPT_TOKENS,
-    MAX_STEPS,
     ONE_OR_MANY_IMAGES,
-    SCHEDULERS,
-    SIDE_MULTIPLE_PX,
-    CacheMode,
     EditRequest,
-    ResponseFormat,
 )
 from retouch.schema.response import (
     EditResult,

@@ -1,14 +1,12 @@
 """The request of both entry points. Validation is pure: it resolves no name and fetches nothing."""
 
-import re
 import sys
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Self
 
 from pydantic import (
     AfterValidator,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     JsonValue,
@@ -17,75 +15,24 @@ from pydantic import (
     field_validator,
 )
 
-from retouch.net.url import parse_url
+from retouch.schema.fields import (
+    MAX_IMAGES,
+    MAX_PROMPT_CHARACTERS,
+    PROMPT_PATTERN,
+    TEXT_PATTERN,
+    CacheMode,
+    OutputFormat,
+    ResponseFormat,
+    SchedulerName,
+    Side,
+    SizeFrom,
+    SourceImage,
+    ToInteger,
+    require_plain_text,
+    require_prompt,
+)
 from retouch.schema.lora import MAX_LORAS, Lora, require_distinct
 from retouch.schema.upload import Upload
-
-SchedulerName = Literal["Euler", "EulerAncestral", "UniPC", "EulerKarras", "EulerExponential"]
-SCHEDULERS: tuple[str, ...] = get_args(SchedulerName)
-OutputFormat = Literal["png", "jpeg", "jpg", "webp", "avif"]
-CacheMode = Literal["default", "no-store", "revalidate"]
-ResponseFormat = Literal["url", "b64_json"]
-SizeFrom = Literal["first", "last"]
-MAX_IMAGES = 3
-MAX_STEPS = 50
-MAX_PROMPT_CHARACTERS = 800
-MAX_PROMPT_TOKENS = 512
-SIDE_MULTIPLE_PX = 16
-MIN_SIDE_PX = 64
-MAX_SIDE_PX = 2048
-
-# The markers of the text encoder's chat template; a prompt must not open or close a turn.
-_CONTROL_TOKEN = re.compile(r"<\|.*?\|>", re.DOTALL)
-_URL_PATTERN = "^([hH][tT][tT][pP][sS]?://|[dD][aA][tT][aA]:)"
-_PROMPT_PATTERN = r"^(?![\s\S]*<\|[\s\S]*\|>)[\s\S]*\S[\s\S]*$"
-_TEXT_PATTERN = r"^(?![\s\S]*<\|[\s\S]*\|>)[\s\S]*$"
-
-# How JPEG, PNG, GIF, WebP, TIFF, AVIF and HEIC files begin in base64.
-_BASE64_STARTS = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR", "SUkqA", "TU0AK", "AAAA")
-
-
-def _to_integer(value: object) -> object:
-    """Accept 49.0 as 49: JSON Schema does, and languages with one number type write it so."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def _require_plain_text(text: str) -> str:
-    if _CONTROL_TOKEN.search(text):
-        raise ValueError("must not contain control tokens of the model such as <|...|>")
-    return text
-
-
-def _require_prompt(text: str) -> str:
-    if not text.strip():
-        raise ValueError("must not be blank")
-    return _require_plain_text(text)
-
-
-def _require_source(text: str, info: ValidationInfo) -> str:
-    if text in (info.context or {}):  # an upload
-        return text
-    if text[:5].lower() == "data:":
-        if "," not in text[:256]:
-            raise ValueError("must be data:[<type>][;base64],<data>")
-        return text
-    if text.startswith(_BASE64_STARTS):
-        raise ValueError("must be a URL: base64 is sent as data:image/jpeg;base64,<data>")
-    if not text.lstrip()[:8].lower().startswith(("http://", "https://")):
-        raise ValueError("must be an http, https or data: URL")
-    parse_url(text)
-    return text
-
-
-_SourceUrl = Annotated[
-    str,
-    Field(min_length=1, json_schema_extra={"format": "uri", "pattern": _URL_PATTERN}),
-    AfterValidator(_require_source),
-]
-_ToInteger = BeforeValidator(_to_integer)
-_Side = Annotated[
-    int, Field(ge=MIN_SIDE_PX, le=MAX_SIDE_PX, multiple_of=SIDE_MULTIPLE_PX), _ToInteger
-]
 
 # A whole request. Not in the model, because BentoML's schema ignores examples.
 EXAMPLE: Mapping[str, object] = {
@@ -132,7 +79,7 @@ class EditRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     # Before `image_url`, whose validator needs it: faults of both are named there.
-    image_urls: Annotated[list[_SourceUrl], Field(min_length=1, max_length=MAX_IMAGES)] | None = (
+    image_urls: Annotated[list[SourceImage], Field(min_length=1, max_length=MAX_IMAGES)] | None = (
         Field(
             default=None,
             description="One to three images in place of image_url, which the prompt may call Picture 1, "
@@ -140,7 +87,7 @@ class EditRequest(BaseModel):
             examples=[["https://example.com/person.jpg", "https://example.com/coat.jpg"]],
         )
     )
-    image_url: _SourceUrl | None = Field(
+    image_url: SourceImage | None = Field(
         default=None,
         description="The image to edit: an http or https URL on a public address, or a data: URL that "
         "holds the image. Required, unless image_urls is given.",
@@ -152,9 +99,9 @@ class EditRequest(BaseModel):
         Field(
             min_length=1,
             max_length=MAX_PROMPT_CHARACTERS,
-            json_schema_extra={"pattern": _PROMPT_PATTERN},
+            json_schema_extra={"pattern": PROMPT_PATTERN},
         ),
-        AfterValidator(_require_prompt),
+        AfterValidator(require_prompt),
     ] = Field(
         description="What to change; at most 512 tokens of the model's tokenizer.",
         examples=["make colors warmer and add gentle film grain"],
@@ -162,8 +109,8 @@ class EditRequest(BaseModel):
     negative_prompt: (
         Annotated[
             str,
-            Field(max_length=MAX_PROMPT_CHARACTERS, json_schema_extra={"pattern": _TEXT_PATTERN}),
-            AfterValidator(_require_plain_text),
+            Field(max_length=MAX_PROMPT_CHARACTERS, json_schema_extra={"pattern": TEXT_PATTERN}),
+            AfterValidator(require_plain_text),
         ]
         | None
     ) = Field(
@@ -171,13 +118,13 @@ class EditRequest(BaseModel):
         description="What to avoid. Null or empty: guidance against an empty prompt.",
         examples=["low quality, artifacts"],
     )
-    seed: Annotated[int, Field(ge=-1, le=2**32 - 1), _ToInteger] | None = Field(
+    seed: Annotated[int, Field(ge=-1, le=2**32 - 1), ToInteger] | None = Field(
         default=None,
         description="The same seed and request give the same bytes. Null or -1: derived from the job "
         "id. The response contains the seed used.",
         examples=[424242],
     )
-    num_inference_steps: Annotated[int, Field(ge=1, le=1000), _ToInteger] | None = Field(
+    num_inference_steps: Annotated[int, Field(ge=1, le=1000), ToInteger] | None = Field(
         default=None,
         description="Denoising steps. More than 50 are reduced to 50, with a note. Null: the "
         "checkpoint's default.",
@@ -197,18 +144,18 @@ class EditRequest(BaseModel):
     output_format: OutputFormat = Field(
         default="png", description="File format of the result; jpg is jpeg.", examples=["png"]
     )
-    output_quality: Annotated[int, Field(ge=1, le=100), _ToInteger] = Field(
+    output_quality: Annotated[int, Field(ge=1, le=100), ToInteger] = Field(
         default=95,
         description="Quality of jpeg, webp and avif, 1 to 100; ignored for png, which is lossless.",
         examples=[95],
     )
-    width: _Side | None = Field(
+    width: Side | None = Field(
         default=None,
         description="Width of the result in pixels, together with height. Null for both: the source's "
         "aspect ratio at the checkpoint's area.",
         examples=[1024],
     )
-    height: _Side | None = Field(
+    height: Side | None = Field(
         default=None,
         description="Height of the result in pixels, together with width.",
         examples=[1024],

@@ -7,7 +7,7 @@ from PIL import Image
 from starlette.responses import Response
 
 from retouch.schema import Progress
-from retouch.schema.request import MAX_PROMPT_CHARACTERS, MAX_SIDE_PX, MIN_SIDE_PX, SIDE_MULTIPLE_PX
+from retouch.schema.fields import MAX_PROMPT_CHARACTERS, MAX_SIDE_PX, MIN_SIDE_PX, SIDE_MULTIPLE_PX
 from retouch.web.pages import STATIC, build_page
 
 MODULES = sorted((STATIC / "page").glob("*.js"))
