@@ -18,6 +18,7 @@ from retouch.engine.checkpoint.files import read_json
 from retouch.engine.checkpoint.find import FULL_MODEL, CheckpointSettings, find_runpod_cache
 from retouch.engine.checkpoint.load import load
 from retouch.engine.memory import plan, probe
+from retouch.engine.memory.quantization import choose_quantization, full_sizes
 from retouch.errors import EditError, ModelError
 from retouch.images import decode
 from retouch.images.sandbox import Decoder, DecoderSettings
@@ -72,13 +73,13 @@ def build_store(settings: Settings) -> Store:
     )
 
 
-def choose_model(memory: plan.FreeMemory) -> str:
-    """Return the full model's id where it fits in `memory`, else the demo checkpoint's directory."""
+def choose_model(memory: plan.FreeMemory, quantization: str = "auto") -> str:
+    """Return the full model's id where it fits in `memory` as `quantization` stores it, else the demo checkpoint's directory."""
     reason = ""
     if memory.gpu_bytes < LEAST_GPU_GIB * plan.GIB:
         reason = f"the default needs {LEAST_GPU_GIB} GiB of free GPU memory"
     try:
-        plan.make_plan(plan.FULL, plan.EditShape(), memory)
+        choose_quantization(quantization, full_sizes, plan.EditShape(), memory)
     except ModelError as error:
         reason = error.message
     if not reason:
@@ -96,7 +97,9 @@ def build_engine(settings: Settings) -> Engine:
     Raises:
         ModelError: it cannot be found, read or placed in memory.
     """
-    model_id = settings.model_id or choose_model(probe.measure_free(settings.gpu_memory_gib))
+    model_id = settings.model_id or choose_model(
+        probe.measure_free(settings.gpu_memory_gib), settings.quantization
+    )
     return load(
         CheckpointSettings(
             model_id=model_id,
@@ -105,6 +108,7 @@ def build_engine(settings: Settings) -> Engine:
             cache_dir=str(find_runpod_cache(model_id) or ""),
             gpu_memory_gib=settings.gpu_memory_gib,
             max_result_px=settings.max_result_pixels,
+            quantization=settings.quantization,
             attention_backend=settings.attention_backend,
             compile=settings.compile,
             adapters=tuple(AdapterSource(**asdict(lora)) for lora in settings.loras),

@@ -10,7 +10,7 @@ import torch
 from support.models.streamed import modules_of, stream_everything
 from support.models.tiny import build_tiny_pipeline
 
-from retouch.engine.memory import flat_params, prefetch
+from retouch.engine.memory import flat_params, host_memory, prefetch
 from retouch.engine.memory.flat_params import flatten_pipeline
 from retouch.engine.memory.plan import GIB, EditShape, FreeMemory, Plan, make_plan
 from retouch.engine.memory.weights import Weights
@@ -164,7 +164,7 @@ def test_weights_that_stream_in_every_edit_are_pinned(
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_that_may_be_pinned_is_not_copied_by_forks() -> None:
     """A fork would copy pinned pages at once, and the Runpod SDK forks its heartbeat."""
-    mapped = flat_params.map_host(4 << 20)
+    mapped = host_memory.map_host(4 << 20)
     smaps = Path("/proc/self/smaps").read_text()
     maps = re.findall(r"^(\w+)-(\w+) .*\n(?:\w+:.*\n)*?VmFlags:(.*)$", smaps, re.MULTILINE)
     (flags,) = [

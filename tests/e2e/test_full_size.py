@@ -12,8 +12,10 @@ import torch
 from support.models import full_model
 
 from retouch.engine.checkpoint import build
+from retouch.engine.memory.encode import encode_as
 from retouch.engine.memory.flat_params import flatten_pipeline
 from retouch.engine.memory.plan import FULL
+from retouch.engine.memory.quantization import BY_QUALITY, Quantization, full_sizes
 
 pytestmark = pytest.mark.e2e
 
@@ -69,3 +71,6 @@ def test_the_plan_has_the_full_models_sizes() -> None:
     dtypes = dict.fromkeys(("transformer", "vae", "text_encoder"), torch.bfloat16)
     modules = build.build_modules(full_model.make_configs(), dtypes)
     assert flatten_pipeline(**modules).sizes == FULL
+    for choice in (*BY_QUALITY, Quantization("fp8", "fp8")):
+        packed = flatten_pipeline(**modules, encode=encode_as(choice))
+        assert packed.sizes == full_sizes(choice), choice.name

@@ -37,6 +37,7 @@ META = {
     "dtype",
     "memory_plan",
     "attention",
+    "quantization",
     "source",
     "timings_ms",
     "notes",

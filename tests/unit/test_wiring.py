@@ -10,7 +10,9 @@ from retouch.engine.memory.probe import GIB, FreeMemory
     [
         (16, 48, FULL_MODEL),
         (2, 96, str(demo.CHECKPOINT_DIR)),
-        (48, 8, str(demo.CHECKPOINT_DIR)),
+        (48, 8, FULL_MODEL),
+        (16, 24, FULL_MODEL),
+        (48, 2, str(demo.CHECKPOINT_DIR)),
         (6, 96, str(demo.CHECKPOINT_DIR)),
     ],
 )
@@ -18,6 +20,12 @@ def test_the_full_model_is_chosen_only_where_it_fits(
     gpu_gib: int, host_gib: int, model: str
 ) -> None:
     assert wiring.choose_model(FreeMemory(gpu_gib * GIB, host_gib * GIB)) == model
+
+
+def test_what_quantization_allows_decides_whether_the_full_model_fits() -> None:
+    memory = FreeMemory(16 * GIB, 24 * GIB)
+    assert wiring.choose_model(memory, "none") == str(demo.CHECKPOINT_DIR)
+    assert wiring.choose_model(memory, "nf4") == FULL_MODEL
 
 
 def test_the_log_says_why_the_demo_was_chosen(caplog: pytest.LogCaptureFixture) -> None:

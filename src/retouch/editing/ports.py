@@ -91,6 +91,7 @@ class EngineInfo:
     notes: tuple[str, ...] = ()
     attention: str = "native"
     examples: tuple[str, ...] = ()
+    quantization: str = "none"
     max_areas_px: tuple[int, ...] = (2048 * 2048,)
     compiled: bool = False
     load_phases_s: Mapping[str, float] = field(default_factory=dict, compare=False)

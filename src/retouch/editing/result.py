@@ -67,6 +67,7 @@ def build_meta(
         dtype=info.dtype,
         memory_plan=info.memory_plan,
         attention=info.attention,
+        quantization=info.quantization,
         loras=[LoraMeta.model_validate(asdict(lora)) for lora in params.loras],
         source=described[0],
         sources=described,

@@ -100,6 +100,7 @@ class QwenEngine:
             notes=preset.notes,
             examples=preset.examples,
             attention=attention,
+            quantization=weights.plan.quantization,
             max_areas_px=weights.plan.max_areas_px[: template.max_images],
             compiled=compiled,
             load_phases_s=load_phases_s or {},

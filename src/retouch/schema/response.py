@@ -69,6 +69,10 @@ class Meta(BaseModel):
         description="Which weights are resident, which are streamed.", examples=["resident"]
     )
     attention: str = Field(description="Attention kernel.", examples=["fa3"])
+    quantization: str = Field(
+        description="How weights are stored: none (16 bits), or the encoding they are packed to.",
+        examples=["none"],
+    )
     loras: list[LoraMeta] = Field(
         default=[],
         description="The adapters that were applied.",

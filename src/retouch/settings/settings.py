@@ -96,6 +96,9 @@ class Settings(BaseSettings):
         le=2048 * 2048,
         description="make room for results of so many pixels; 0: as planned",
     )
+    quantization: Literal["auto", "none", "int8", "fp8", "nf4"] = Field(
+        "auto", description="how weights are stored; auto: in 16 bits where they fit, else packed"
+    )
     attention_backend: str = Field(
         "auto",
         description="attention kernel: auto measures at the start; fa3, or a name in diffusers",

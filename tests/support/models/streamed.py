@@ -4,18 +4,31 @@ from typing import Any
 
 import torch
 
+from retouch.engine.memory.encode import encode_as
 from retouch.engine.memory.flat_params import flatten_pipeline
-from retouch.engine.memory.plan import Plan
+from retouch.engine.memory.plan import RESIDENT, Plan
+from retouch.engine.memory.quantization import UNQUANTIZED, Quantization
 from retouch.engine.memory.weights import Weights
+
+CPU = torch.device("cpu")
 
 
 def modules_of(pipe: Any) -> dict[str, Any]:
     return {name: getattr(pipe, name) for name in ("transformer", "vae", "text_encoder")}
 
 
-def stream_everything(pipe: Any, *, slots: int = 2) -> Weights:
-    modules = modules_of(pipe)
-    sizes = flatten_pipeline(**modules).sizes
+def keep_everything(pipe: Any, quantization: Quantization) -> Weights:
+    """Pack the weights where they are."""
+    weights = Weights(**modules_of(pipe), plan=RESIDENT, device=CPU, encode=encode_as(quantization))
+    weights.allocate()
+    return weights
+
+
+def stream_everything(
+    pipe: Any, *, slots: int = 2, quantization: Quantization = UNQUANTIZED
+) -> Weights:
+    modules, encode = modules_of(pipe), encode_as(quantization)
+    sizes = flatten_pipeline(**modules, encode=encode).sizes
     plan = Plan(
         "all streamed",
         streamed_blocks=frozenset(range(len(sizes.blocks))),
@@ -23,6 +36,6 @@ def stream_everything(pipe: Any, *, slots: int = 2) -> Weights:
         slot_bytes=max(*sizes.blocks, *sizes.layers, *sizes.modulation),
         slots=slots,
     )
-    weights = Weights(**modules, plan=plan, device=torch.device("cpu"))
+    weights = Weights(**modules, plan=plan, device=CPU, encode=encode)
     weights.allocate()
     return weights

@@ -75,6 +75,7 @@ async def test_meta_has_the_effective_value_of_everything() -> None:
         "revision": "0",
         "dtype": "float32",
         "memory_plan": "resident",
+        "quantization": "none",
         "attention": "native",
         "loras": [],
         "source": source,

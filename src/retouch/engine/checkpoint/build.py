@@ -1,6 +1,7 @@
 """Build a checkpoint's modules without weights, plan their memory, and read the weights into place."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -28,8 +29,10 @@ from retouch.engine.checkpoint.packed_file import (
     require_used,
 )
 from retouch.engine.checkpoint.safetensors_reader import read_weights
-from retouch.engine.memory.flat_params import MODULATION
-from retouch.engine.memory.plan import RESIDENT, EditShape, FreeMemory, make_plan
+from retouch.engine.memory.encode import encode_as
+from retouch.engine.memory.flat_params import MODULATION, flatten_pipeline
+from retouch.engine.memory.plan import RESIDENT, EditShape, FreeMemory, Plan
+from retouch.engine.memory.quantization import Quantization, choose_quantization, list_choices
 from retouch.engine.memory.weights import Weights
 
 Dtypes = dict[str, torch.dtype]
@@ -37,7 +40,7 @@ PackedParts = Mapping[str, Mapping[str, TensorEntry]]
 """The weights of parts that have a file of their own, by part and name."""
 
 
-def load_weights(
+def load_weights(  # noqa: PLR0913 - what is loaded, and for what
     folder: Path,
     configs: dict[str, Any],
     *,
@@ -46,11 +49,13 @@ def load_weights(
     shape: EditShape,
     memory: FreeMemory,
     packed: PackedParts = MappingProxyType({}),
+    quantization: str = "none",
     progress: Callable[[str], None] = lambda _: None,
 ) -> Weights:
     """Load a checkpoint's weights, for modules of `configs`, to where the plan for `memory` and edits of `shape` puts them.
 
-    The weights of parts in `packed` come from their own files.
+    The weights of parts in `packed` come from their own files. Weights are packed while they are
+    read, as `quantization` says: auto, none, or an encoding's name.
 
     Raises:
         ModelError: a weight is missing, a file is damaged, or memory is short.
@@ -58,9 +63,8 @@ def load_weights(
     modules = build_modules(configs, precision.choose_dtypes(dtype, device))
     stored = list_entries(folder, packed)
     keep_modulation(modules["transformer"], stored)
-    weights = Weights(**modules, plan=RESIDENT, device=device)
-    if device.type == "cuda":  # pragma: no cover - needs a GPU
-        weights.plan = make_plan(weights.params.sizes, shape, memory)
+    choice, plan = plan_memory(modules, quantization, device=device, shape=shape, memory=memory)
+    weights = Weights(**modules, plan=plan, device=device, encode=encode_as(choice))
     for part, entries in packed.items():
         require_used(part, entries, {view.path for one in weights.params for view in one.views})
     weights.allocate()
@@ -68,7 +72,7 @@ def load_weights(
     try:
         read_weights(
             stored,
-            weights.tensors(),
+            weights.destinations(),
             scale=partial(precision.residual_scale, dtype=dtype),
             progress=progress,
         )
@@ -92,6 +96,30 @@ def list_entries(folder: Path, packed: PackedParts) -> dict[str, TensorEntry]:
     for part, entries in packed.items():
         stored |= {f"{part}.{name}": entry for name, entry in entries.items()}
     return stored
+
+
+def plan_memory(
+    modules: Mapping[str, Any],
+    quantization: str,
+    *,
+    device: torch.device,
+    shape: EditShape,
+    memory: FreeMemory,
+) -> tuple[Quantization, Plan]:
+    """Choose how the weights of `modules` are stored, and where. On a CPU `auto` packs nothing.
+
+    Raises:
+        ModelError: memory is short.
+    """
+    if device.type != "cuda":
+        choice = list_choices(quantization)[0]
+        return choice, replace(RESIDENT, quantization=choice.name)
+    return choose_quantization(  # pragma: no cover - needs a GPU
+        quantization,
+        lambda choice: flatten_pipeline(**modules, encode=encode_as(choice)).sizes,
+        shape,
+        memory,
+    )
 
 
 class Parts(NamedTuple):

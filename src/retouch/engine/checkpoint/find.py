@@ -33,6 +33,7 @@ class CheckpointSettings:
     `transformer_file` and `text_encoder_file` name files with those parts' weights (see
     `weights_file`), and `family` the model that the first is of, where it does not say so itself.
     `adapters` are those that requests may choose among; `fetch` downloads one at an https URL.
+    `quantization` is auto, none, or the name of the encoding that weights are packed to.
     """
 
     model_id: str = ""
@@ -41,6 +42,7 @@ class CheckpointSettings:
     cache_dir: str = ""
     gpu_memory_gib: float = 0.0
     max_result_px: int = 0
+    quantization: str = "none"
     attention_backend: str = "auto"
     compile: bool = False
     adapters: tuple[AdapterSource, ...] = ()

@@ -19,7 +19,7 @@ from retouch.engine.checkpoint.find import CheckpointSettings, find
 from retouch.engine.checkpoint.read_ahead import reading_ahead
 from retouch.engine.checkpoint.weights_file import find_weights_file, open_adapter
 from retouch.engine.lean_imports import lean_imports
-from retouch.engine.memory.plan import EditShape
+from retouch.engine.memory.plan import GIB, EditShape
 from retouch.engine.memory.probe import find_device, measure_cpus, measure_free, measure_host
 from retouch.engine.phase_clock import PhaseClock
 from retouch.engine.preset import read_preset
@@ -124,9 +124,18 @@ def _load_engine(
         shape=replace(shape, images=parts.template.max_images),
         memory=memory,
         packed=parts.packed,
+        quantization=settings.quantization,
         progress=progress,
     )
     clock.end("weights_s")
+    event(
+        _log,
+        "weights.placed",
+        memory_plan=weights.plan.name,
+        quantization=weights.plan.quantization,
+        gpu_gib=round(weights.plan.peak_bytes / GIB, 1),
+        host_gib=round(weights.plan.host_bytes / GIB, 1),
+    )
     run_block: transformer.BlockCall = partial(transformer.run_block, attend=chosen.attend)
     return QwenEngine(
         weights,

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 
 from retouch.engine.checkpoint.entries import TensorEntry
+from retouch.engine.checkpoint.packing_turns import PackingTurns, choose_device, open_stream
+from retouch.engine.memory.flat_params import PackedWeight
 from retouch.engine.memory.probe import measure_cpus
 from retouch.errors import ModelError
 
@@ -27,20 +29,22 @@ _EXPANDING = 16
 MIN_THREADS, MAX_THREADS = 8, 16
 """A network disk answers many requests at once, however few CPUs wait for it."""
 REPORT_EVERY_S = 5.0
-Job = tuple[TensorEntry, torch.Tensor, float]
+Destination = torch.Tensor | PackedWeight
+Job = tuple[TensorEntry, Destination, float]
 """A weight, its destination, and the factor it is multiplied by."""
 
 
 def read_weights(
     stored: Mapping[str, TensorEntry],
-    wanted: Mapping[str, torch.Tensor],
+    wanted: Mapping[str, Destination],
     *,
     scale: Callable[[str], float] = lambda _: 1.0,
     progress: Callable[[str], None] = lambda _: None,
 ) -> None:
-    """Fill the tensors `wanted` from `stored`, each times `scale(path)`, a power of two.
+    """Fill the `wanted` from `stored`, each times `scale(path)`, a power of two.
 
-    Weights are converted to the tensor's dtype. Stored weights that are not wanted are skipped.
+    Weights are converted to the tensor's dtype, or packed: on the GPU if there is one. Stored weights
+    that are not wanted are skipped.
 
     Raises:
         ModelError: a weight is missing or has a wrong shape or dtype, or a file cannot be read.
@@ -57,9 +61,13 @@ def read_weights(
     for path in sorted(wanted, key=lambda path: (stored[path].path, stored[path].offset)):
         jobs.put((stored[path], wanted[path], scale(path)))  # in file order
     meter = _ProgressMeter(sum(stored[path].size_bytes for path in wanted), progress)
-    devices = {into.device for into in wanted.values()}
+    devices = {
+        (into.storage if isinstance(into, PackedWeight) else into).device
+        for into in wanted.values()
+    }
     count = min(MAX_THREADS, max(MIN_THREADS, measure_cpus()), jobs.qsize())
-    readers = [_Reader(devices, meter) for _ in range(count)]
+    packing = PackingTurns(devices)
+    readers = [_Reader(devices, meter, packing) for _ in range(count)]
     faults: list[BaseException] = []
     # Daemons, so that the process can end while it loads.
     threads = [
@@ -105,15 +113,14 @@ class _ProgressMeter:
 class _Reader:
     """One thread's state: open files, staging memory and, with a GPU, a stream."""
 
-    def __init__(self, devices: set[torch.device], meter: _ProgressMeter) -> None:
+    def __init__(
+        self, devices: set[torch.device], meter: _ProgressMeter, packing: PackingTurns
+    ) -> None:
         self._meter = meter
+        self._packing = packing
         self._files: dict[Path, Any] = {}
-        self._device = next((one for one in devices if one.type == "cuda"), torch.device("cpu"))
-        self._stream: Any = None
-        if self._device.type == "cuda":  # pragma: no cover - needs a GPU
-            cuda: Any = torch.cuda
-            self._stream = cuda.Stream(self._device)
-            self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        self._device = choose_device(devices)
+        self._stream = open_stream(self._device)
         self._staging = torch.empty(0, dtype=torch.uint8)
 
     def run(self, jobs: "queue.SimpleQueue[Job]", faults: list[BaseException]) -> None:
@@ -130,7 +137,29 @@ class _Reader:
             for file in self._files.values():
                 file.close()
 
-    def _read(self, source: TensorEntry, into: torch.Tensor, factor: float) -> None:
+    def _read(self, source: TensorEntry, into: Destination, factor: float) -> None:
+        if isinstance(into, PackedWeight):
+            self._pack(source, into, factor)
+        else:
+            self._copy(source, into, factor)
+
+    def _pack(self, source: TensorEntry, into: PackedWeight, factor: float) -> None:
+        """Read a weight whole, and pack it: on the GPU if there is one, also for the host."""
+        stream = self._packing.stream
+        with self._packing.slots:
+            with torch.cuda.stream(stream) if stream else nullcontext():
+                dtype = source.dtype or torch.float32
+                whole = torch.empty(source.shape, dtype=dtype, device=self._device)
+            if stream:  # pragma: no cover - needs a GPU
+                stream.synchronize()  # the memory may still be read by what was packed before
+            self._copy(source, whole, 1.0)
+            with self._packing.lock, torch.cuda.stream(stream) if stream else nullcontext():
+                into.write(whole.float().mul_(factor))
+                if stream:  # pragma: no cover - needs a GPU
+                    stream.synchronize()
+                del whole
+
+    def _copy(self, source: TensorEntry, into: torch.Tensor, factor: float) -> None:
         if source.path not in self._files:
             self._files[source.path] = source.path.open("rb", buffering=0)
         file = self._files[source.path]

@@ -1,6 +1,5 @@
-"""Parameters packed in one flat buffer per block, so that one copy moves them all."""
+"""Parameters in one flat buffer per block, plain or packed, so that one copy moves them all."""
 
-import mmap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from math import prod
@@ -10,17 +9,23 @@ import torch
 from torch import nn
 
 from retouch.engine.memory.plan import Sizes
+from retouch.engine.packing.encoding import Encoding
 from retouch.engine.precision import recast
 
 ALIGNMENT = 256
 """Bytes: that of CUDA's own allocations, and enough for every kernel's vector loads."""
 MODULATION = ("img_mod", "txt_mod")
-Layout = tuple[tuple[int, tuple[int, ...], torch.dtype], ...]
+Layout = tuple[tuple[int, tuple[int, ...], torch.dtype, Encoding | None], ...]
+Encode = Callable[[str, tuple[int, ...]], Encoding | None]
+"""Choose the encoding of the weight at a path, of a shape; None leaves it as it is."""
 
 
 @dataclass(frozen=True, slots=True)
 class ParamView:
-    """One parameter: where its module keeps it (`owner[name]`), and its place in the flat buffer."""
+    """One parameter: where its module keeps it (`owner[name]`), and its place in the flat buffer.
+
+    `dtype` is what it is computed with; with an `encoding` the buffer holds it packed.
+    """
 
     path: str
     owner: dict[str, nn.Parameter | None]
@@ -28,6 +33,37 @@ class ParamView:
     shape: tuple[int, ...]
     dtype: torch.dtype
     offset: int
+    encoding: Encoding | None = None
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes in the flat buffer."""
+        if self.encoding:
+            return self.encoding.size_bytes(self.shape)
+        return count_bytes(self.shape, self.dtype)
+
+    @property
+    def expanded_bytes(self) -> int:
+        """Bytes in the expansion buffer, alignment included: none for a plain parameter."""
+        return _round_up(count_bytes(self.shape, self.dtype)) if self.encoding else 0
+
+    def bytes_in(self, buffer: torch.Tensor) -> torch.Tensor:
+        """Return its part of a flat buffer."""
+        return buffer[self.offset : self.offset + self.size_bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class PackedWeight:
+    """Where a packed weight of `shape` lives: `storage` (size_bytes,; uint8)."""
+
+    encoding: Encoding
+    storage: torch.Tensor
+    shape: tuple[int, ...]
+
+    def write(self, weight: torch.Tensor) -> None:
+        """Pack `weight` (`shape`), on its own device, into the storage; only a `Packer` can."""
+        packer: Any = self.encoding
+        self.storage.copy_(packer.pack(weight))
 
 
 class FlatParams:
@@ -43,42 +79,71 @@ class FlatParams:
     def size_bytes(self) -> int:
         """Bytes of the buffer, alignment included."""
         last = self.views[-1]
-        return _round_up(last.offset + count_bytes(last.shape, last.dtype))
+        return _round_up(last.offset + last.size_bytes)
+
+    @property
+    def expanded_bytes(self) -> int:
+        """Bytes of the buffer that its packed parameters are expanded in: 0 if there are none."""
+        return sum(view.expanded_bytes for view in self.views)
 
     @property
     def layout(self) -> Layout:
-        """Offset, shape and type of each parameter: equal for the blocks of a stack."""
-        return tuple((view.offset, view.shape, view.dtype) for view in self.views)
+        """Offset, shape, type and encoding of each parameter: equal for the blocks of a stack."""
+        return tuple((view.offset, view.shape, view.dtype, view.encoding) for view in self.views)
 
     @property
     def tensors(self) -> dict[str, torch.Tensor]:
-        """The weights in storage, by path."""
+        """The plain weights in storage, by path."""
         pairs = zip(self.views, self._parameters, strict=True)
-        return {view.path: parameter.data for view, parameter in pairs}
+        return {view.path: parameter.data for view, parameter in pairs if not view.encoding}
+
+    @property
+    def packed(self) -> dict[str, PackedWeight]:
+        """The packed weights in storage, by path."""
+        return {
+            view.path: PackedWeight(view.encoding, view.bytes_in(self.storage), view.shape)
+            for view in self.views
+            if view.encoding and self.storage is not None
+        }
 
     def allocate(self, storage: torch.Tensor) -> None:
         """Make the bytes `storage` (size_bytes,) the weights' storage; copy what weights there are."""
-        new = self.view_in(storage)
-        for old, there in zip(self._parameters, new, strict=True):
-            if old.device.type != "meta":
-                there.data.copy_(old.data)
-        self.storage, self._parameters = storage, new
+        old, self.storage = self._parameters, storage
+        self._parameters = self.view_in(storage)
+        into: dict[str, torch.Tensor | PackedWeight] = {**self.tensors, **self.packed}
+        for view, parameter in zip(self.views, old, strict=True):
+            if parameter.device.type == "meta":
+                continue
+            there = into[view.path]
+            if isinstance(there, PackedWeight):
+                there.write(parameter.data)
+            else:
+                there.copy_(parameter.data)
         self.offload()
 
-    def view_in(self, buffer: torch.Tensor) -> list[nn.Parameter]:
+    def view_in(
+        self, buffer: torch.Tensor, expansion: torch.Tensor | None = None
+    ) -> list[nn.Parameter]:
         """Return the parameters as they lie in `buffer` (size_bytes,).
 
-        Never as inference tensors, for which the compiler would compile a second time.
+        The packed ones lie in `expansion` (expanded_bytes,) one after the other; without it they have
+        no memory. Never as inference tensors, for which the compiler would compile a second time.
         """
+        found, offset = [], 0
         with torch.inference_mode(mode=False):
-            return [
-                nn.Parameter(
-                    # bytes -> elements -> the parameter's shape
-                    buffer[offset : offset + count_bytes(shape, dtype)].view(dtype).view(shape),
-                    requires_grad=False,
-                )
-                for offset, shape, dtype in self.layout
-            ]
+            for view in self.views:
+                values = view.bytes_in(buffer)
+                if view.encoding:
+                    if expansion is None:
+                        values = values.new_empty(view.expanded_bytes, device="meta")
+                    else:
+                        values = expansion[offset : offset + view.expanded_bytes]
+                    values = values[: count_bytes(view.shape, view.dtype)]
+                    offset += view.expanded_bytes
+                # bytes -> elements -> the parameter's shape
+                shaped = values.view(view.dtype).view(view.shape)
+                found.append(nn.Parameter(shaped, requires_grad=False))
+        return found
 
     def bind(self, parameters: list[nn.Parameter]) -> None:
         """Let the modules use `parameters`. No data moves."""
@@ -92,7 +157,8 @@ class FlatParams:
     def cast(self, dtype: torch.dtype) -> None:
         """Convert the weights to `dtype`, within the same bytes once they are allocated.
 
-        An interrupted call can be repeated.
+        Packed ones keep their bytes: they are expanded to `dtype` from now on. An interrupted call
+        can be repeated.
         """
         if self.storage is not None and any(
             view.dtype.itemsize != dtype.itemsize for view in self.views
@@ -104,8 +170,14 @@ class FlatParams:
         self.offload()
 
 
-def flatten(path: str, module: nn.Module, *, wants: Callable[[str], bool]) -> list[FlatParams]:
-    """Pack the parameters of `module` whose path it `wants`: one `FlatParams`, or none."""
+def keep_plain(_path: str, _shape: tuple[int, ...]) -> None:
+    """Pack nothing: an `Encode`."""
+
+
+def flatten(
+    path: str, module: nn.Module, *, wants: Callable[[str], bool], encode: Encode = keep_plain
+) -> list[FlatParams]:
+    """Gather the parameters of `module` whose path it `wants`: one `FlatParams`, or none."""
     views, parameters, offset = [], [], 0
     for prefix, part in module.named_modules(prefix=path):
         # Assigning to this dict binds a parameter at no cost; `setattr` checks it again each time.
@@ -115,9 +187,11 @@ def flatten(path: str, module: nn.Module, *, wants: Callable[[str], bool]) -> li
             if parameter is None or not wants(full):
                 continue
             shape = tuple(parameter.shape)
-            views.append(ParamView(full, owner, name, shape, parameter.dtype, offset))
+            encoding = encode(full, shape)
+            view = ParamView(full, owner, name, shape, parameter.dtype, offset, encoding)
+            views.append(view)
             parameters.append(parameter)
-            offset = _round_up(offset + count_bytes(shape, parameter.dtype))
+            offset = _round_up(offset + view.size_bytes)
     return [FlatParams(path, views, parameters)] if views else []
 
 
@@ -144,16 +218,36 @@ class ModelParams:
             modulation=tuple(params.size_bytes for params in self.modulation),
             fixed=sum(params.size_bytes for params in self.fixed),
             host=sum(params.size_bytes for params in self.host),
+            expansion=self.expanded_bytes,
         )
 
+    @property
+    def expanded_bytes(self) -> int:
+        """Bytes of the buffer that packed weights are expanded in, one block or layer at a time."""
+        return max(params.expanded_bytes for params in self)
 
-def flatten_pipeline(*, transformer: Any, vae: Any, text_encoder: Any) -> ModelParams:
-    """Pack a pipeline's modules, named by component and path."""
+
+def flatten_pipeline(
+    *, transformer: Any, vae: Any, text_encoder: Any, encode: Encode = keep_plain
+) -> ModelParams:
+    """Gather the parameters of a pipeline's modules, named by component and path.
+
+    Only those of the transformer's blocks and of the text encoder's layers may be packed.
+    """
     taken: set[str] = set()
 
-    def take(path: str, module: nn.Module, *, under: tuple[str, ...] = ("",)) -> list[FlatParams]:
+    def take(
+        path: str,
+        module: nn.Module,
+        *,
+        under: tuple[str, ...] = ("",),
+        encode: Encode = keep_plain,
+    ) -> list[FlatParams]:
         found = flatten(
-            path, module, wants=lambda name: name not in taken and name.startswith(under)
+            path,
+            module,
+            wants=lambda name: name not in taken and name.startswith(under),
+            encode=encode,
         )
         taken.update(view.path for params in found for view in params.views)
         return found
@@ -162,7 +256,7 @@ def flatten_pipeline(*, transformer: Any, vae: Any, text_encoder: Any) -> ModelP
     for number, block in enumerate(transformer.transformer_blocks):
         path = f"transformer.transformer_blocks.{number}"
         modulation += take(path, block, under=tuple(f"{path}.{name}." for name in MODULATION))
-        blocks += take(path, block)
+        blocks += take(path, block, encode=encode)
     model = text_encoder.model
     stacks = {
         "visual.blocks": model.visual.blocks,
@@ -172,40 +266,12 @@ def flatten_pipeline(*, transformer: Any, vae: Any, text_encoder: Any) -> ModelP
         params
         for name, stack in stacks.items()
         for number, layer in enumerate(stack)
-        for params in take(f"text_encoder.model.{name}.{number}", layer)
+        for params in take(f"text_encoder.model.{name}.{number}", layer, encode=encode)
     ]
     embedding = "text_encoder.model.language_model.embed_tokens"
     host = take(embedding, model.language_model.embed_tokens)
     fixed = take("transformer", transformer) + take("vae", vae) + take("text_encoder", text_encoder)
     return ModelParams(blocks=blocks, modulation=modulation, layers=layers, fixed=fixed, host=host)
-
-
-def map_host(size_bytes: int) -> torch.Tensor:
-    """Map private host memory of exactly this size, in huge pages where the kernel gives them.
-
-    torch rounds its own pinned allocations up to a power of two and faults their pages in from one
-    thread; here the reader's threads do that before `pin`.
-    """
-    memory = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        memory.madvise(mmap.MADV_HUGEPAGE)
-        memory.madvise(mmap.MADV_DONTFORK)  # a fork would copy pinned pages at once
-    return torch.frombuffer(memory, dtype=torch.uint8)
-
-
-def pin(params: FlatParams) -> bool:  # pragma: no cover - needs a GPU
-    """Let the GPU read the storage on the host directly. False if the system does not allow it."""
-    runtime: Any = torch.cuda
-    storage: Any = params.storage
-    return int(runtime.cudart().cudaHostRegister(storage.data_ptr(), storage.numel(), 0)) == 0
-
-
-def unpin(params: FlatParams) -> None:  # pragma: no cover - needs a GPU
-    """Undo `pin`, before the memory is freed."""
-    runtime: Any = torch.cuda
-    runtime.synchronize()  # a prefetch may still be running
-    storage: Any = params.storage
-    runtime.cudart().cudaHostUnregister(storage.data_ptr())
 
 
 def count_bytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:

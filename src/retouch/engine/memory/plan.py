@@ -39,6 +39,7 @@ class Sizes:
     `blocks` and `layers` can stream, in order: the transformer's blocks without their modulation,
     and the text encoder's vision and language layers. `fixed` is always on the GPU. `modulation`
     (of each block) and `host` (the token embedding) stay there only where everything does.
+    `expansion` is the buffer in which packed blocks and layers are expanded, always on the GPU.
     """
 
     blocks: tuple[int, ...]
@@ -46,6 +47,7 @@ class Sizes:
     modulation: tuple[int, ...]
     fixed: int
     host: int
+    expansion: int = 0
 
     @property
     def total(self) -> int:
@@ -106,7 +108,7 @@ class Plan:
     `pinned_bytes` is pinned host memory, for what streams; `host_bytes` is all host memory that the
     weights keep. `peak_bytes` is the most GPU memory that an edit is expected to take. Without slots
     nothing streams, not even the modulation. `max_areas_px` has the largest result that fits from one
-    image, from two and so on.
+    image, from two and so on. `quantization` names how blocks and layers are stored.
     """
 
     name: str
@@ -119,6 +121,7 @@ class Plan:
     host_bytes: int = 0
     peak_bytes: int = 0
     max_areas_px: tuple[int, ...] = (MAX_AREA_PX,) * MAX_IMAGES
+    quantization: str = "none"
 
 
 RESIDENT = Plan("resident")
@@ -214,7 +217,7 @@ def _lay_out(sizes: Sizes, over: int, *, slots: int = 0, layers: int = 0, blocks
         resident_bytes=sizes.total - hosted,
         pinned_bytes=sum(streamed),
         host_bytes=hosted,
-        peak_bytes=sizes.total - hosted + slots * slot_bytes + over,
+        peak_bytes=sizes.total - hosted + slots * slot_bytes + sizes.expansion + over,
     )
 
 

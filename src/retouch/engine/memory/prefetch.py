@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from retouch.engine.memory.expansion import ExpansionBuffer
 from retouch.engine.memory.flat_params import FlatParams, Layout
 
 STAGES = 4
@@ -51,10 +52,18 @@ class PrefetchRing:
     """Brings weights to the device in an order known ahead.
 
     The slots are allocated once, so streaming never calls the allocator. On a CPU the copies are real
-    and there is nothing to wait for.
+    and there is nothing to wait for. Packed weights arrive packed; `expansion` expands them.
     """
 
-    def __init__(self, device: torch.device, *, slots: int, slot_bytes: int) -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        *,
+        slots: int,
+        slot_bytes: int,
+        expansion: ExpansionBuffer | None = None,
+    ) -> None:
+        self._expansion = expansion
         self._on_gpu = device.type == "cuda"
         cuda: Any = torch.cuda
         self._copies: Any = cuda.Stream(device) if self._on_gpu else None
@@ -83,7 +92,10 @@ class PrefetchRing:
         slot = next(slot for slot in self._slots if slot.params is window[0])
         if self._on_gpu:  # pragma: no cover - needs a GPU
             torch.cuda.current_stream().wait_event(slot.copied)
-        window[0].bind(self._views(slot, window[0]))
+        if self._expansion and window[0].expanded_bytes:
+            self._expansion.bind(window[0], slot.buffer)
+        else:
+            window[0].bind(self._views(slot, window[0]))
         self._acquired = slot
 
     def release(self) -> None:

@@ -6,14 +6,16 @@ from typing import Any, Self
 import torch
 from torch import nn
 
+from retouch.engine.memory.expansion import ExpansionBuffer
 from retouch.engine.memory.flat_params import (
+    Encode,
     FlatParams,
     ModelParams,
+    PackedWeight,
     flatten_pipeline,
-    map_host,
-    pin,
-    unpin,
+    keep_plain,
 )
+from retouch.engine.memory.host_memory import map_host, pin, unpin
 from retouch.engine.memory.plan import GIB, RESIDENT, Plan
 from retouch.engine.memory.prefetch import PrefetchRing
 from retouch.errors import ModelError
@@ -23,17 +25,25 @@ class Weights:
     """Owns the weights of a pipeline's modules, and has those in use on `device`.
 
     The transformer's blocks and modulation are on the device only while `blocks` and `modulations`
-    yield them; the text encoder's layers come while they run. Everything else stays there.
+    yield them; the text encoder's layers come while they run. Everything else stays there. `encode`
+    says which weights of blocks and layers are kept packed: they are expanded when they come.
     """
 
     def __init__(
-        self, *, transformer: Any, vae: Any, text_encoder: Any, plan: Plan, device: torch.device
+        self,
+        *,
+        transformer: Any,
+        vae: Any,
+        text_encoder: Any,
+        plan: Plan,
+        device: torch.device,
+        encode: Encode = keep_plain,
     ) -> None:
         self.transformer, self.vae, self.text_encoder = transformer, vae, text_encoder
         self.plan = plan
         self.device = device
         self.params: ModelParams = flatten_pipeline(
-            transformer=transformer, vae=vae, text_encoder=text_encoder
+            transformer=transformer, vae=vae, text_encoder=text_encoder, encode=encode
         )
         for module in (transformer, vae, text_encoder):
             module.requires_grad_(False)
@@ -41,6 +51,7 @@ class Weights:
         self._streamed_layers: list[FlatParams] = []
         self._pinned: list[FlatParams] = []
         self._ring: PrefetchRing | None = None
+        self._expansion: ExpansionBuffer | None = None
 
     @classmethod
     def resident(cls, *, transformer: Any, vae: Any, text_encoder: Any) -> Self:
@@ -56,7 +67,7 @@ class Weights:
     def allocate(self) -> None:
         """Allocate storage where the plan says, and copy the weights there if they have values.
 
-        Weights on `meta` are to be read into `tensors` after this, and then `pin` be called.
+        Weights on `meta` are to be read into `destinations` after this, and then `pin` be called.
         """
         self._streamed_blocks = [self.params.blocks[i] for i in sorted(self.plan.streamed_blocks)]
         self._streamed_layers = [self.params.layers[i] for i in sorted(self.plan.streamed_layers)]
@@ -72,15 +83,25 @@ class Weights:
         for module in (self.transformer, self.vae, self.text_encoder):
             for buffer in module.buffers():
                 buffer.data = buffer.data.to(self.device)
+        if expanded_bytes := self.params.expanded_bytes:
+            self._expansion = ExpansionBuffer(self.device, expanded_bytes)
         if self.plan.slots:
             self._ring = PrefetchRing(
-                self.device, slots=self.plan.slots, slot_bytes=self.plan.slot_bytes
+                self.device,
+                slots=self.plan.slots,
+                slot_bytes=self.plan.slot_bytes,
+                expansion=self._expansion,
             )
-            self._hook_text_encoder()
+        self._hook_text_encoder()
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Return all weights in storage by path, such as `vae.encoder.conv_in.weight`."""
+        """Return the plain weights in storage by path, such as `vae.encoder.conv_in.weight`."""
         return {path: tensor for params in self.params for path, tensor in params.tensors.items()}
+
+    def destinations(self) -> dict[str, torch.Tensor | PackedWeight]:
+        """Return where each weight lives, by path."""
+        packed = {path: weight for params in self.params for path, weight in params.packed.items()}
+        return {**self.tensors(), **packed}
 
     def pin(self) -> None:
         """Pin what streams in every edit, so that the GPU copies it without the CPU.
@@ -109,15 +130,16 @@ class Weights:
         order = self._streamed_blocks * 2
         at = 0  # never in the second half, which stands for the next step
         for number, block in enumerate(self.transformer.transformer_blocks):
-            streamed = number in self.plan.streamed_blocks
-            if streamed:
+            params = self.params.blocks[number]
+            if number in self.plan.streamed_blocks:
                 self._acquire(order, at)
                 at += 1
+            else:
+                self._expand(params)
             try:
                 yield block
             finally:
-                if streamed:
-                    self._release()
+                self._leave(params)
 
     def modulations(self) -> Iterator[tuple[Any, Any]]:
         """Yield each block's `img_mod` and `txt_mod` in order, each pair on the device while yielded."""
@@ -164,12 +186,29 @@ class Weights:
         if self._ring:
             self._ring.release()
 
+    def _expand(self, params: FlatParams) -> None:
+        """Expand resident weights, if they are packed."""
+        if self._expansion and params.expanded_bytes and params.storage is not None:
+            self._expansion.bind(params, params.storage)
+
+    def _leave(self, params: FlatParams) -> None:
+        """Offload weights after they ran: those that came, and those that were expanded."""
+        self._release()
+        if params.expanded_bytes:
+            params.offload()
+
     def _hook_text_encoder(self) -> None:
-        """Bring each streamed layer just before it runs."""
+        """Bring or expand each layer that needs it just before it runs."""
         model = self.text_encoder.model
-        layers = [*model.visual.blocks, *model.language_model.layers]
-        for at, number in enumerate(sorted(self.plan.streamed_layers)):
-            layers[number].register_forward_pre_hook(
-                lambda *_, at=at: self._acquire(self._streamed_layers, at)
-            )
-            layers[number].register_forward_hook(lambda *_: self._release())
+        places = {number: at for at, number in enumerate(sorted(self.plan.streamed_layers))}
+        for number, layer in enumerate([*model.visual.blocks, *model.language_model.layers]):
+            params = self.params.layers[number]
+            if number in places:
+                layer.register_forward_pre_hook(
+                    lambda *_, at=places[number]: self._acquire(self._streamed_layers, at)
+                )
+            elif params.expanded_bytes:
+                layer.register_forward_pre_hook(lambda *_, params=params: self._expand(params))
+            else:
+                continue
+            layer.register_forward_hook(lambda *_, params=params: self._leave(params))

@@ -9,6 +9,9 @@ import torch
 from safetensors.torch import save_file
 
 from retouch.engine.checkpoint import entries, safetensors_reader
+from retouch.engine.memory.flat_params import PackedWeight
+from retouch.engine.packing.encoding import Packer
+from retouch.engine.packing.rows import FP8, INT8
 from retouch.errors import ModelError
 
 WEIGHTS = {
@@ -64,6 +67,22 @@ def test_weights_are_scaled_and_converted_on_the_way(
     for path, old in written().items():
         factor = 0.25 if path == "vae.a.bias" else 1.0
         assert torch.equal(wanted[path], (old.float() * factor).to(dtype))
+
+
+@pytest.mark.parametrize("chunk_bytes", [8, 1 << 24])
+@pytest.mark.parametrize("packer", [INT8, FP8], ids=["int8", "fp8"])
+def test_weights_are_packed_on_the_way(
+    folder: Path, packer: Packer, chunk_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(safetensors_reader, "CHUNK_BYTES", chunk_bytes)
+    storage = torch.zeros(packer.size_bytes((3, 4)), dtype=torch.uint8)
+    path = "vae.a.weight"
+    safetensors_reader.read_weights(
+        entries.read_headers(folder),
+        {**empty(), path: PackedWeight(packer, storage, (3, 4))},
+        scale=lambda _: 0.25,
+    )
+    assert torch.equal(storage, packer.pack(written()[path] * 0.25))
 
 
 def test_weights_that_are_not_wanted_are_skipped(folder: Path) -> None:
