@@ -4,7 +4,7 @@ PYTHONPATH=src:tests python tests/bench/full_size.py [ROW ...] [--budget-s 600]
 
 Rows, most useful first: stock, resident, 16, 8, load, load:16, sizes:16, leak:16,
 cancel:16, widen, 12, 24, 48 and resident:eager. A number is a cap on the GPU's memory in GiB, for
-the process and for the plan. Each row prints one line of JSON when it is done, and a failed row
+the process and for the plan. `int8`, `int8:16`, `fp8`, `nf4:10` and so on keep the weights packed. Each row prints one line of JSON when it is done, and a failed row
 does not end the others. Whole edits of 30 steps are timed; seconds a step are their difference from
 edits of two. `--tiny` runs all of it on a CPU with a toy model.
 """
@@ -34,6 +34,7 @@ from support.models.full_rig import (
     begin,
     build_stock,
     edit,
+    measure_host_taken,
     peaks,
     picture,
     reset_peaks,
@@ -45,6 +46,7 @@ from support.models.tiny import build_tiny_pipeline
 
 from retouch.engine import precision
 from retouch.engine.checkpoint import build
+from retouch.engine.memory.encode import PACKERS
 from retouch.engine.memory.plan import GIB, EditShape, FreeMemory
 from retouch.engine.memory.probe import measure_host
 
@@ -79,9 +81,11 @@ def row_stock(rig: Rig) -> dict[str, Any]:
     return {"dtype": "bfloat16", **time_edits(run)}
 
 
-def row_time(rig: Rig, cap: str, *, compiled: bool = True) -> dict[str, Any]:
+def row_time(
+    rig: Rig, cap: str, *, compiled: bool = True, quantization: str = "none"
+) -> dict[str, Any]:
     """This engine under a cap."""
-    engine = rig.take(cap, compiled=compiled)
+    engine = rig.take(cap, compiled=compiled, quantization=quantization)
     found = time_edits(
         lambda steps: edit(rig, work(rig, steps)), prepare=lambda: begin(rig, work(rig, MANY))
     )
@@ -90,6 +94,9 @@ def row_time(rig: Rig, cap: str, *, compiled: bool = True) -> dict[str, Any]:
     return {
         "plan": engine.weights.plan.name,
         "planned_gib": round(engine.weights.plan.peak_bytes / GIB, 2),
+        "resident_blocks": len(engine.weights.params.blocks)
+        - len(engine.weights.plan.streamed_blocks),
+        "host_gib": round(measure_host_taken() / GIB, 2),
         "dtype": engine.info.dtype,
         "notes": edited.notes,
         **rig.notes,
@@ -286,6 +293,8 @@ def run_row(rig: Rig, row: str) -> dict[str, Any]:
     checks = {"sizes": row_sizes, "leak": row_leak, "cancel": row_cancel}
     if kind in checks:
         return checks[kind](rig, cap)
+    if kind in PACKERS:
+        return row_time(rig, cap or "resident", compiled=rig.compiled, quantization=kind)
     return row_time(rig, kind, compiled=cap != "eager")
 
 

@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[2]
 ROWS = (
     *("stock", "resident:eager", "16:eager", "8:eager", "load", "load:16"),
     *("sizes:16", "leak:16", "cancel:16", "widen", "no such row", "48:eager"),
+    *("int8", "int8:16", "nf4:8"),
 )
 
 
@@ -52,6 +53,15 @@ def test_streamed_weights_give_the_pixels_of_resident_ones(
     assert len({row["pixels"] for row in rows}) == 1
     assert all(row["spread"] > 1 for row in rows), "an even image proves nothing"
     assert [row["plan"][:6] for row in rows] == ["toy, 0", "toy, 1", "toy, 2", "toy, 0"]
+
+
+def test_packed_weights_that_stream_give_the_pixels_of_packed_ones_that_stay(
+    report: dict[str, dict[str, Any]],
+) -> None:
+    assert report["int8"]["pixels"] == report["int8:16"]["pixels"]
+    assert report["int8"]["pixels"] != report["nf4:8"]["pixels"]
+    assert report["int8:16"]["resident_blocks"] == 1
+    assert 0 < report["int8"]["host_gib"] < 64
 
 
 def test_the_checks_pass_at_toy_size(report: dict[str, dict[str, Any]]) -> None:

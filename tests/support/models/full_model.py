@@ -3,6 +3,7 @@
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,7 @@ def fill(weights: Weights) -> None:
         return tensor.dtype, tensor.device.type, residual_scale(path, tensor.dtype)
 
     def fill_unit(unit: FlatParams) -> None:
+        fill_packed(unit, weights.transformer.dtype, weights.device)
         for path, tensor in unit.tensors.items():
             if tensor.ndim == 1 and path.endswith("weight"):
                 tensor.fill_(1)
@@ -95,6 +97,15 @@ def fill(weights: Weights) -> None:
         list(pool.map(fill_unit, weights.params))
     if weights.device.type == "cuda":
         torch.cuda.synchronize()
+
+
+def fill_packed(unit: FlatParams, dtype: torch.dtype, device: torch.device) -> None:
+    """Pack the same values as `fill` for a transformer in `dtype`, on the GPU if there is one."""
+    pattern = make_pattern(torch.bfloat16, device) if unit.packed else torch.empty(0)
+    for path, packed in unit.packed.items():
+        count = prod(packed.shape)
+        values = pattern.repeat(-(-count // PATTERN))[:count].view(packed.shape)
+        packed.write(values * residual_scale(path, dtype))
 
 
 def write_checkpoint(

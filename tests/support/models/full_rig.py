@@ -18,9 +18,11 @@ from retouch.editing.ports import EditParams, EngineOutput, run_edit
 from retouch.engine import attention, compilation, precision, text_encoder, transformer
 from retouch.engine.checkpoint import build
 from retouch.engine.engine import QwenEngine
-from retouch.engine.memory.flat_params import flatten_pipeline
+from retouch.engine.memory.encode import encode_as
+from retouch.engine.memory.flat_params import Encode, flatten_pipeline
 from retouch.engine.memory.plan import GIB, EditShape, FreeMemory, Plan, evenly_spaced, make_plan
 from retouch.engine.memory.probe import measure_host
+from retouch.engine.memory.quantization import Quantization
 from retouch.engine.memory.weights import Weights
 from retouch.engine.preset import PresetFile
 from retouch.engine.text_encoder import describe_template
@@ -74,16 +76,20 @@ class Rig:
         dtypes = precision.choose_dtypes(dtype, self.device)
         return build.build_modules(full_model.make_configs(), dtypes)
 
-    def take(self, cap: str, *, compiled: bool | None = None) -> QwenEngine:
+    def take(
+        self, cap: str, *, compiled: bool | None = None, quantization: str = "none"
+    ) -> QwenEngine:
         """Return the engine under a cap; reuse that of the last row where it fits."""
         compiled = self.compiled if compiled is None else compiled
-        key = f"{cap} {compiled}"
+        key = f"{cap} {compiled} {quantization}"
         if key != self.key:
             self.drop()
             began = time.perf_counter()
             modules = self.build_modules(self.dtype)
             modules["transformer"].to(self.dtype)
-            weights = Weights(**modules, plan=self.plan(modules, cap), device=self.device)
+            encode = encode_as(Quantization(quantization, quantization))
+            plan = self.plan(modules, cap, encode)
+            weights = Weights(**modules, plan=plan, device=self.device, encode=encode)
             weights.allocate()
             if not self.tiny:
                 full_model.fill(weights)
@@ -119,9 +125,9 @@ class Rig:
             attention=chosen.name,
         )
 
-    def plan(self, modules: dict[str, Any], cap: str) -> Plan:
+    def plan(self, modules: dict[str, Any], cap: str, encode: Encode) -> Plan:
         """Plan for a cap; the toy model streams the same share of its blocks."""
-        sizes = flatten_pipeline(**modules).sizes
+        sizes = flatten_pipeline(**modules, encode=encode).sizes
         if not self.tiny:
             gpu = torch.cuda.mem_get_info()[0] if cap == "resident" else int(float(cap) * GIB)
             return make_plan(sizes, EditShape(), FreeMemory(gpu, measure_host()))
@@ -182,6 +188,17 @@ def begin(rig: Rig, request: EditParams) -> None:
 
     with suppress(Stopped):
         edit(rig, request, stop)
+
+
+def measure_host_taken() -> int:
+    """Return this container's anonymous and shared memory in bytes; without one, this process's."""
+    stat = Path("/sys/fs/cgroup/memory.stat")
+    if stat.exists():
+        counts = dict(line.split() for line in stat.read_text().splitlines())
+        return int(counts["anon"]) + int(counts["shmem"])
+    lines = Path("/proc/self/status").read_text().splitlines()
+    kinds = ("RssAnon:", "RssShmem:")
+    return sum(int(line.split()[1]) << 10 for line in lines if line.startswith(kinds))
 
 
 def peaks() -> dict[str, Any]:
