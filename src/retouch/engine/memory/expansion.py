@@ -41,6 +41,7 @@ def _expand(encoding: Encoding, packed: torch.Tensor, out: torch.Tensor) -> None
 
 def _compile_expand() -> Any:  # pragma: no cover - needs a GPU
     """Compile `_expand`, to one kernel for each encoding and shape: plain, it takes six times as long."""
-    dynamo: Any = torch._dynamo  # noqa: SLF001 - documented under this name
-    dynamo.config.recompile_limit = max(dynamo.config.recompile_limit, _SHAPES)
+    from torch._dynamo import config  # takes seconds; only packed weights on a GPU need it
+
+    config.recompile_limit = max(config.recompile_limit, _SHAPES)
     return torch.compile(_expand, dynamic=False)
