@@ -14,16 +14,23 @@ from retouch.engine.packing.encoding import Encoding, Plain
 
 _NONLINEAR = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 """The levels of IQ4_NL."""
+_EXPONENT = 0x7C
+"""A float16 number's exponent in its high byte: all ones are NaN or infinity."""
 
 
 @dataclass(frozen=True, slots=True)
 class GgufBlocks:
-    """Blocks of `values` weights in `block_bytes` bytes; `decode` maps (block, byte) to (block, value)."""
+    """Blocks of `values` weights in `block_bytes` bytes; `decode` maps (block, byte) to (block, value).
+
+    A block's float16 scales start at the bytes `halves`. Every value is multiplied by `factor` too.
+    """
 
     name: str
     values: int
     block_bytes: int
+    halves: tuple[int, ...]
     decode: Callable[[torch.Tensor], torch.Tensor] = field(repr=False)
+    factor: float = 1.0
 
     def size_bytes(self, shape: tuple[int, ...]) -> int:
         """Return the bytes of a weight of `shape`, whose rows are whole blocks.
@@ -38,7 +45,13 @@ class GgufBlocks:
     def expand(self, packed: torch.Tensor, out: torch.Tensor, factor: float = 1.0) -> None:
         """Write the blocks' values times `factor` to `out`."""
         values = self.decode(packed.view(-1, self.block_bytes))
+        factor *= self.factor
         out.copy_((values if factor == 1.0 else values * factor).view(out.shape))
+
+    def is_finite(self, packed: torch.Tensor) -> bool:
+        """Whether no value of whole blocks is NaN or infinite: none is unless a scale is."""
+        exponents = packed.view(-1, self.block_bytes)[:, [at + 1 for at in self.halves]]
+        return not bool((exponents & _EXPONENT == _EXPONENT).any())
 
 
 def _q4_0(block: torch.Tensor) -> torch.Tensor:
@@ -141,17 +154,17 @@ def _scaled(
 TYPES: dict[int, Encoding] = {
     0: Plain(torch.float32),
     1: Plain(torch.float16),
-    2: GgufBlocks("Q4_0", 32, 18, _q4_0),
-    3: GgufBlocks("Q4_1", 32, 20, _q4_1),
-    6: GgufBlocks("Q5_0", 32, 22, _q5_0),
-    7: GgufBlocks("Q5_1", 32, 24, _q5_1),
-    8: GgufBlocks("Q8_0", 32, 34, _q8_0),
-    10: GgufBlocks("Q2_K", 256, 84, _q2_k),
-    11: GgufBlocks("Q3_K", 256, 110, _q3_k),
-    12: GgufBlocks("Q4_K", 256, 144, _q4_k),
-    13: GgufBlocks("Q5_K", 256, 176, _q5_k),
-    14: GgufBlocks("Q6_K", 256, 210, _q6_k),
-    20: GgufBlocks("IQ4_NL", 32, 18, _iq4_nl),
+    2: GgufBlocks("Q4_0", 32, 18, (0,), _q4_0),
+    3: GgufBlocks("Q4_1", 32, 20, (0, 2), _q4_1),
+    6: GgufBlocks("Q5_0", 32, 22, (0,), _q5_0),
+    7: GgufBlocks("Q5_1", 32, 24, (0, 2), _q5_1),
+    8: GgufBlocks("Q8_0", 32, 34, (0,), _q8_0),
+    10: GgufBlocks("Q2_K", 256, 84, (80, 82), _q2_k),
+    11: GgufBlocks("Q3_K", 256, 110, (108,), _q3_k),
+    12: GgufBlocks("Q4_K", 256, 144, (0, 2), _q4_k),
+    13: GgufBlocks("Q5_K", 256, 176, (0, 2), _q5_k),
+    14: GgufBlocks("Q6_K", 256, 210, (208,), _q6_k),
+    20: GgufBlocks("IQ4_NL", 32, 18, (0,), _iq4_nl),
     30: Plain(torch.bfloat16),
 }
 """The types that are read, by their number in the file (`ggml_type` in ggml.h)."""

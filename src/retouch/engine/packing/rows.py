@@ -7,6 +7,8 @@ import torch
 
 _ALIGNMENT = 16
 """Bytes: what `torch._scaled_mm` wants of its operands."""
+_NAN = 0x7F
+"""float8_e4m3fn's bits but for the sign."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,10 @@ class RowScaled:
         values, scales = self.split(packed, tuple(out.shape))
         rows = out.view(len(scales), -1)  # (out, ...) -> (out, in)
         rows.copy_(values.view(rows.shape).float() * (scales * factor)[:, None])
+
+    def is_finite(self, packed: torch.Tensor) -> bool:
+        """Whether no byte of the values in `packed`, without scales, is NaN; fp8 has no infinity."""
+        return not self.dtype.is_floating_point or not bool((packed & _NAN == _NAN).any())
 
 
 INT8 = RowScaled("int8", torch.int8, 127.0)

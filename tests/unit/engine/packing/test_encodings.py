@@ -115,3 +115,11 @@ def test_no_step_of_expanding_depends_on_the_data(packer: Packer) -> None:
     packed = torch.empty(packer.size_bytes((8, 64)), dtype=torch.uint8, device="meta")
 
     packer.expand(packed, torch.empty(8, 64, device="meta"))  # has no data to look at
+
+
+def test_fp8_values_that_are_nan_are_seen_and_int8_has_none() -> None:
+    values = torch.arange(256, dtype=torch.uint8)
+    nan = values.view(torch.float8_e4m3fn).float().isnan()
+
+    assert [FP8.is_finite(values[at : at + 1]) for at in range(256)] == (~nan).tolist()
+    assert INT8.is_finite(values)

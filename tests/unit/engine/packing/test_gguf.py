@@ -1,10 +1,12 @@
+from dataclasses import replace
+
 import gguf
 import numpy as np
 import pytest
 import torch
 
 from retouch.engine.packing.encoding import Encoding
-from retouch.engine.packing.gguf import TYPES
+from retouch.engine.packing.gguf import TYPES, GgufBlocks
 from tests.support.models.gguf_blocks import make_blocks
 
 ROWS, COLUMNS = 24, 1024
@@ -52,3 +54,36 @@ def test_no_step_of_expanding_depends_on_the_data(encoding: Encoding) -> None:
     packed = torch.empty(encoding.size_bytes((4, 256)), dtype=torch.uint8, device="meta")
 
     encoding.expand(packed, torch.empty(4, 256, device="meta"))  # has no data to look at
+
+
+@pytest.mark.parametrize(
+    "encoding",
+    [one for one in TYPES.values() if isinstance(one, GgufBlocks)],
+    ids=lambda encoding: encoding.name,
+)
+def test_every_scale_that_is_not_finite_is_seen(encoding: GgufBlocks) -> None:
+    kind = gguf.GGMLQuantizationType[encoding.name]
+    values = torch.empty(4, 256)
+
+    assert encoding.is_finite(torch.from_numpy(make_blocks(kind, (4, 256))).view(-1))
+    for at in encoding.halves:
+        for half in (b"\x00\x7c", b"\x00\xfc", b"\x01\x7e"):
+            packed = torch.from_numpy(make_blocks(kind, (4, 256))).view(-1)
+            start = encoding.block_bytes + at if encoding.values == 32 else at
+            packed[start : start + 2] = torch.frombuffer(bytearray(half), dtype=torch.uint8)
+            encoding.expand(packed, values)
+            assert not values.isfinite().all()
+            assert not encoding.is_finite(packed)
+
+
+def test_an_encoding_may_have_a_factor_of_its_own() -> None:
+    packed = torch.from_numpy(make_blocks(gguf.GGMLQuantizationType.Q6_K, (2, 256))).view(-1)
+    plain, scaled = torch.empty(2, 256), torch.empty(2, 256)
+    encoding = TYPES[14]
+    assert isinstance(encoding, GgufBlocks)
+
+    encoding.expand(packed, plain, 0.5)
+    replace(encoding, factor=0.25).expand(packed, scaled, 2.0)
+
+    assert torch.equal(scaled, plain)
+    assert replace(encoding, factor=0.25) != encoding
