@@ -20,6 +20,7 @@ from retouch.engine import preset
 from retouch.engine.checkpoint import build, entries, find, load, safetensors_reader
 from retouch.engine.checkpoint.files import WEIGHTED, compute_revision
 from retouch.engine.checkpoint.find import CheckpointSettings
+from retouch.engine.checkpoint.weights_file import find_weights_file
 from retouch.engine.memory.weights import Weights
 from retouch.errors import ModelError
 
@@ -238,3 +239,29 @@ def test_the_hubs_answers_are_explained_and_its_files_downloaded_once(
     assert reported[0].startswith("downloading org/name, 0.0 GiB, to ")
     assert not (snapshot / "vae" / "model.fp16.safetensors").exists()
     assert json.loads((snapshot / "model_index.json").read_bytes())
+
+
+def test_one_file_of_the_hub_is_downloaded_once_and_a_missing_one_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_folder(tmp_path / "model")
+    (folder / "w-Q4_K_M.gguf").write_bytes(b"weights")
+    with Hub(folder, model_id="org/name", token="secret") as server:  # noqa: S106 - made up
+        template = f"{server.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.url)
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+
+        def fetch(name: str) -> Path:
+            return find_weights_file(
+                f"org/name/{name}",
+                setting="TRANSFORMER_FILE",
+                cache=tmp_path / "hub",
+                token="secret",  # noqa: S106 - made up
+            )
+
+        path = fetch("w-Q4_K_M.gguf")
+        assert path.read_bytes() == b"weights"
+        assert fetch("w-Q4_K_M.gguf@main") == path
+        assert server.downloads == 1
+        with pytest.raises(ModelError, match="no such file: check TRANSFORMER_FILE"):
+            fetch("gone.gguf")

@@ -1,6 +1,6 @@
 """A model hub on 127.0.0.1: one checkpoint, for callers with its token.
 
-Only what `huggingface_hub.snapshot_download` requests: the commit, the list of files, each file.
+Only what `huggingface_hub` requests for a snapshot or a file: the commit, the list of files, each file.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ class Hub:
         hub = self
         info = f"/api/models/{model_id}/revision/"
         tree = f"/api/models/{model_id}/tree/{COMMIT}"
-        files = f"/{model_id}/resolve/{COMMIT}/"
+        contents = list_contents(folder, model_id)
 
         class Answers(BaseHTTPRequestHandler):
             def do_HEAD(self) -> None:
@@ -35,8 +35,8 @@ class Hub:
                     self._answer(200, json.dumps({"id": model_id, "sha": COMMIT}).encode())
                 elif path == tree:
                     self._answer(200, json.dumps(list_files(folder)).encode())
-                elif path.startswith(files):
-                    body = (folder / path.removeprefix(files)).read_bytes()
+                elif path in contents:
+                    body = contents[path].read_bytes()
                     hub.downloads += self.command == "GET"
                     self._answer(200, body)
                 else:
@@ -46,6 +46,7 @@ class Hub:
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(body)))
                 self.send_header("X-Repo-Commit", COMMIT)
+                self.send_header("X-Error-Code", {404: "EntryNotFound"}.get(status, ""))
                 self.send_header("ETag", f'"{hashlib.sha256(body).hexdigest()}"')
                 self.end_headers()
                 if self.command == "GET":
@@ -83,3 +84,13 @@ def list_files(folder: Path) -> list[dict[str, object]]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     ]
+
+
+def list_contents(folder: Path, model_id: str) -> dict[str, Path]:
+    """Return the files by the paths at which the hub serves them."""
+    return {
+        f"/{model_id}/resolve/{revision}/{path.relative_to(folder).as_posix()}": path
+        for revision in (COMMIT, "main")
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
