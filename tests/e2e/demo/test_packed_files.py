@@ -33,8 +33,13 @@ TRANSFORMER = CHECKPOINT_DIR / "transformer" / "diffusion_pytorch_model.safetens
 TEXT_ENCODER = CHECKPOINT_DIR / "text_encoder" / "model.safetensors"
 
 
-def run(**files: str) -> np.ndarray:
-    engine = load(CheckpointSettings(model_id=str(CHECKPOINT_DIR), **files))
+def run(*, kept: str = "", **files: str) -> np.ndarray:
+    """Edit with weights kept as `kept` says, else expanded."""
+    settings = CheckpointSettings(
+        model_id=str(CHECKPOINT_DIR), quantization="auto" if kept else "none", **files
+    )
+    engine = load(settings)
+    assert engine.info.quantization == (kept or "none")
     return np.frombuffer(edit(engine, WORK, PHOTO), dtype=np.uint8).astype(np.float64)
 
 
@@ -62,7 +67,13 @@ def test_a_gguf_file_edits_as_the_checkpoint(
 ) -> None:
     path = write_gguf(kind, tmp_path / "w.gguf")
 
-    assert psnr(run(transformer_file=path, family="edit"), plain) > least_db
+    packed = run(
+        transformer_file=path, family="edit", kept=f"{kind.name} (file), text encoder none"
+    )
+    expanded = run(transformer_file=path, family="edit")
+
+    assert psnr(packed, plain) > least_db
+    assert np.array_equal(packed, expanded)
 
 
 def test_scaled_fp8_files_of_both_parts_edit_as_the_checkpoint(
@@ -71,11 +82,16 @@ def test_scaled_fp8_files_of_both_parts_edit_as_the_checkpoint(
     transformer = in_old_scaled_fp8(load_file(TRANSFORMER)).save(tmp_path / "t.safetensors")
     text_encoder = in_declared_fp8(load_file(TEXT_ENCODER)).save(tmp_path / "e.safetensors")
 
-    edited = run(
-        transformer_file=str(transformer), text_encoder_file=str(text_encoder), family="edit"
-    )
+    files = {
+        "transformer_file": str(transformer),
+        "text_encoder_file": str(text_encoder),
+        "family": "edit",
+    }
+    packed = run(**files, kept="fp8 (file)")
+    expanded = run(**files)
 
-    assert psnr(edited, plain) > 30
+    assert psnr(packed, plain) > 30
+    assert np.array_equal(packed, expanded)
 
 
 def test_a_file_that_does_not_fit_is_refused_in_one_line_before_any_weight_is_read(

@@ -24,6 +24,7 @@ from retouch.engine.checkpoint.family import choose_family, family_of
 from retouch.engine.checkpoint.files import INDEX_FILE, WEIGHTED, naming, read_json
 from retouch.engine.checkpoint.markers import require_markers
 from retouch.engine.checkpoint.packed_file import (
+    describe_format,
     read_text_encoder,
     read_transformer,
     require_used,
@@ -34,6 +35,7 @@ from retouch.engine.memory.flat_params import MODULATION, flatten_pipeline
 from retouch.engine.memory.plan import RESIDENT, EditShape, FreeMemory, Plan
 from retouch.engine.memory.quantization import Quantization, choose_quantization, list_choices
 from retouch.engine.memory.weights import Weights
+from retouch.engine.packing.encoding import Encoding
 
 Dtypes = dict[str, torch.dtype]
 PackedParts = Mapping[str, Mapping[str, TensorEntry]]
@@ -63,19 +65,20 @@ def load_weights(  # noqa: PLR0913 - what is loaded, and for what
     modules = build_modules(configs, precision.choose_dtypes(dtype, device))
     stored = list_entries(folder, packed)
     keep_modulation(modules["transformer"], stored)
-    choice, plan = plan_memory(modules, quantization, device=device, shape=shape, memory=memory)
-    weights = Weights(**modules, plan=plan, device=device, encode=encode_as(choice))
+    scale = partial(precision.residual_scale, dtype=dtype)
+    filed = list_filed(packed, scale)
+    choice, plan = plan_memory(
+        modules, quantization, filed, device=device, shape=shape, memory=memory
+    )
+    weights = Weights(
+        **modules, plan=plan, device=device, encode=encode_as(choice, filed.encodings)
+    )
     for part, entries in packed.items():
         require_used(part, entries, {view.path for one in weights.params for view in one.views})
     weights.allocate()
     progress("weights")
     try:
-        read_weights(
-            stored,
-            weights.destinations(),
-            scale=partial(precision.residual_scale, dtype=dtype),
-            progress=progress,
-        )
+        read_weights(stored, weights.destinations(), scale=scale, progress=progress)
         weights.pin()
     except BaseException:
         weights.close()
@@ -98,27 +101,49 @@ def list_entries(folder: Path, packed: PackedParts) -> dict[str, TensorEntry]:
     return stored
 
 
+class Filed(NamedTuple):
+    """What files have packed: the encoding by path, and the name of the format by part."""
+
+    encodings: dict[str, Encoding]
+    formats: dict[str, str]
+
+
+def list_filed(packed: PackedParts, scale: Callable[[str], float]) -> Filed:
+    """Return what memory can keep as its file has it, each weight times `scale(path)`."""
+    encodings, formats = {}, {}
+    for part, entries in packed.items():
+        for name, entry in entries.items():
+            path = f"{part}.{name}"
+            if kept := entry.kept_as(scale(path)):
+                encodings[path] = kept
+        if described := describe_format(entries):
+            formats[part] = described
+    return Filed(encodings, formats)
+
+
 def plan_memory(
     modules: Mapping[str, Any],
     quantization: str,
+    filed: Filed,
     *,
     device: torch.device,
     shape: EditShape,
     memory: FreeMemory,
 ) -> tuple[Quantization, Plan]:
-    """Choose how the weights of `modules` are stored, and where. On a CPU `auto` packs nothing.
+    """Choose how the weights of `modules` are stored, and where. On a CPU `auto` packs nothing itself.
 
     Raises:
         ModelError: memory is short.
     """
     if device.type != "cuda":
-        choice = list_choices(quantization)[0]
+        choice = list_choices(quantization, filed.formats)[0]
         return choice, replace(RESIDENT, quantization=choice.name)
     return choose_quantization(  # pragma: no cover - needs a GPU
         quantization,
-        lambda choice: flatten_pipeline(**modules, encode=encode_as(choice)).sizes,
+        lambda choice: flatten_pipeline(**modules, encode=encode_as(choice, filed.encodings)).sizes,
         shape,
         memory,
+        filed.formats,
     )
 
 

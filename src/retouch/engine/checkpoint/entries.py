@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
@@ -11,6 +11,8 @@ import torch
 
 from retouch.engine.checkpoint.files import WEIGHTED, list_weights
 from retouch.engine.packing.encoding import Encoding, Plain
+from retouch.engine.packing.gguf import GgufBlocks
+from retouch.engine.packing.rows import FP8, RowScaled
 from retouch.errors import ModelError
 
 PLAIN: dict[str, Encoding] = {
@@ -20,6 +22,7 @@ PLAIN: dict[str, Encoding] = {
     "BF16": Plain(torch.bfloat16),
 }
 """Encodings of weights that are not packed, by safetensors' names."""
+_FP8_VALUES = Plain(torch.float8_e4m3fn)
 _OLD_NAMES = (
     (re.compile(r"^visual\."), "model.visual."),
     (re.compile(r"^model\.(?!language_model\.|visual\.)"), "model.language_model."),
@@ -92,6 +95,39 @@ class TensorEntry:
         if not bool(values.isfinite().all()):
             raise ModelError(f"{self.file} is damaged: {self.name} has values that are not finite")
         return values.view(-1).to(dtype)
+
+    def kept_as(self, factor: float) -> Encoding | None:
+        """Return the encoding in which memory can hold the weight's bytes, times `factor`, or None."""
+        if isinstance(self.encoding, GgufBlocks):
+            return replace(self.encoding, factor=factor)
+        return FP8 if self.encoding == _FP8_VALUES else None
+
+    def is_kept_in(self, encoding: Encoding) -> bool:
+        """Whether memory in this encoding holds the weight's bytes as they are in the file."""
+        kept = self.kept_as(encoding.factor if isinstance(encoding, GgufBlocks) else 1.0)
+        return kept is not None and kept == encoding
+
+    def prepare(self, storage: torch.Tensor, factor: float) -> torch.Tensor:
+        """Return the part of `storage` (size_bytes,) that takes the file's bytes as they are.
+
+        An fp8 weight's scales are written before them, times `factor`; GGUF blocks have theirs inside,
+        and the factor in their encoding.
+        """
+        if self.encoding != _FP8_VALUES:
+            return storage
+        values, scales = FP8.split(storage, self.shape)
+        scales.copy_((torch.ones(1) if self.scales is None else self.scales) * factor)
+        return values.view(-1).view(torch.uint8)
+
+    def require_finite(self, stored: torch.Tensor) -> None:
+        """Check the bytes of whole units, where memory keeps them as they are.
+
+        Raises:
+            ModelError: a value is NaN or infinite.
+        """
+        kept = self.kept_as(1.0)
+        if isinstance(kept, GgufBlocks | RowScaled) and not kept.is_finite(stored):
+            raise ModelError(f"{self.file} is damaged: {self.name} has values that are not finite")
 
 
 def read_headers(folder: Path, parts: Iterable[str] = WEIGHTED) -> dict[str, TensorEntry]:

@@ -4,6 +4,7 @@ Every weight in it is understood or the file is refused with the first that is n
 """
 
 import json
+from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,6 +84,15 @@ def require_used(part: str, entries: Mapping[str, TensorEntry], wanted: Collecti
     for name, entry in entries.items():
         if f"{part}.{name}" not in wanted:
             raise ModelError(f"{entry.file}: the model has no weight {entry.name}")
+
+
+def describe_format(entries: Mapping[str, TensorEntry]) -> str:
+    """Name the format of most bytes that memory can keep as they are: `Q4_K (file)`; empty if none."""
+    sizes: Counter[str] = Counter()
+    for entry in entries.values():
+        if encoding := entry.kept_as(1.0):
+            sizes[encoding.name] += entry.size_bytes
+    return f"{sizes.most_common(1)[0][0]} (file)" if sizes else ""
 
 
 def _read_file(path: Path) -> tuple[dict[str, TensorEntry], dict[str, str], str | None]:

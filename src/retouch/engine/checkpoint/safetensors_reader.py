@@ -138,10 +138,26 @@ class _Reader:
                 file.close()
 
     def _read(self, source: TensorEntry, into: Destination, factor: float) -> None:
-        if isinstance(into, PackedWeight):
-            self._pack(source, into, factor)
-        else:
+        if not isinstance(into, PackedWeight):
             self._copy(source, into, factor)
+        elif source.is_kept_in(into.encoding):
+            self._keep(source, into, factor)
+        else:
+            self._pack(source, into, factor)
+
+    def _keep(self, source: TensorEntry, into: PackedWeight, factor: float) -> None:
+        """Read a weight's bytes as they are."""
+        place = source.prepare(into.storage, factor)
+        step = max(1, CHUNK_BYTES // source.unit_bytes) * source.unit_bytes
+        for start in range(0, len(place), step):
+            part = place[start : start + step]
+            stage = self._stage(len(part)) if part.is_cuda else part
+            _fill(self._open(source.path), source, stage, source.offset + start)
+            with torch.cuda.stream(self._stream) if self._stream else nullcontext():
+                if stage is not part:  # pragma: no cover - needs a GPU
+                    part.copy_(stage, non_blocking=True)
+                source.require_finite(part)  # which waits for the copy
+            self._meter.add(len(part))
 
     def _pack(self, source: TensorEntry, into: PackedWeight, factor: float) -> None:
         """Read a weight whole, and pack it: on the GPU if there is one, also for the host."""
@@ -160,9 +176,7 @@ class _Reader:
                 del whole
 
     def _copy(self, source: TensorEntry, into: torch.Tensor, factor: float) -> None:
-        if source.path not in self._files:
-            self._files[source.path] = source.path.open("rb", buffering=0)
-        file = self._files[source.path]
+        file = self._open(source.path)
         flat = into.view(-1)
         direct = flat.dtype == source.dtype and factor == 1.0
         values, size = source.unit_values, source.unit_bytes
@@ -204,6 +218,11 @@ class _Reader:
                 self._stream.synchronize()
         if target is not part:  # pragma: no cover - needs a GPU
             part.copy_(target)
+
+    def _open(self, path: Path) -> Any:
+        if path not in self._files:
+            self._files[path] = path.open("rb", buffering=0)
+        return self._files[path]
 
     def _stage(self, size_bytes: int) -> torch.Tensor:
         if not self._staging.numel():

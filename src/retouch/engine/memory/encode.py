@@ -1,28 +1,38 @@
 """Which weights a quantization packs, and to what."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 from retouch.engine.memory.flat_params import Encode
-from retouch.engine.memory.quantization import Quantization
+from retouch.engine.memory.quantization import PLAIN, Quantization
 from retouch.engine.packing.encoding import Encoding, Packer
 from retouch.engine.packing.nf4 import NF4
 from retouch.engine.packing.rows import FP8, INT8
 
 PACKERS: dict[str, Packer] = {"int8": INT8, "fp8": FP8, "nf4": NF4}
 _MATRIX = 2
+_NONE: Mapping[str, Encoding] = MappingProxyType({})
 
 
-def encode_as(quantization: Quantization) -> Encode:
+def encode_as(quantization: Quantization, filed: Mapping[str, Encoding] = _NONE) -> Encode:
     """Pack the matrices of blocks and layers; biases and norms, which are small, stay as they are.
 
-    A matrix whose shape the encoding does not take stays as it is too.
+    A matrix whose shape the encoding does not take stays as it is too. A part that is to stay as its
+    file has it takes its encodings from `filed`, by path.
     """
-    packers = {
-        "transformer": PACKERS.get(quantization.transformer),
-        "text_encoder": PACKERS.get(quantization.text_encoder),
+    names = {
+        "transformer": quantization.transformer,
+        "text_encoder": quantization.text_encoder,
     }
 
     def encode(path: str, shape: tuple[int, ...]) -> Encoding | None:
-        packer = packers.get(path.partition(".")[0])
-        if packer is None or len(shape) != _MATRIX:
+        if len(shape) != _MATRIX:
+            return None
+        name = names.get(path.partition(".")[0], PLAIN)
+        if name not in {PLAIN, *PACKERS}:
+            return filed.get(path)
+        packer = PACKERS.get(name)
+        if packer is None:
             return None
         try:
             packer.size_bytes(shape)

@@ -3,14 +3,16 @@
 Pure arithmetic on bytes, like the plan.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from retouch.engine.memory.plan import FULL, EditShape, FreeMemory, Plan, Sizes, make_plan
 from retouch.errors import ModelError
 
 PLAIN = "none"
+NO_FILES: Mapping[str, str] = MappingProxyType({})
 _PACKED_BYTES = {
     "int8": (226_825_216, 19_771_392, 233_268_224),
     "fp8": (226_825_216, 19_771_392, 233_268_224),
@@ -23,7 +25,10 @@ _VISION_LAYERS = 32
 
 @dataclass(frozen=True, slots=True)
 class Quantization:
-    """Names of the encodings of the transformer's blocks and of the text encoder's layers, or none."""
+    """Names of the encodings of the transformer's blocks and of the text encoder's layers, or none.
+
+    Another name than that of a packer means as the part's file has them.
+    """
 
     transformer: str = PLAIN
     text_encoder: str = PLAIN
@@ -65,9 +70,17 @@ def full_sizes(quantization: Quantization) -> Sizes:
     return replace(FULL, blocks=blocks, layers=layers, expansion=expansion)
 
 
-def list_choices(setting: str) -> tuple[Quantization, ...]:
-    """Return what QUANTIZATION allows: auto, none, or the name of an encoding for both parts."""
-    return BY_QUALITY if setting == "auto" else (Quantization(setting, setting),)
+def list_choices(setting: str, files: Mapping[str, str] = NO_FILES) -> tuple[Quantization, ...]:
+    """Return what QUANTIZATION allows: auto, none, or the name of an encoding for both parts.
+
+    With auto the parts of `files` stay packed as their file has them, under that name.
+
+    >>> list_choices("auto", {"transformer": "Q4_K"})[0].name
+    'Q4_K, text encoder none'
+    """
+    if setting != "auto":
+        return (Quantization(setting, setting),)
+    return tuple(dict.fromkeys(replace(choice, **files) for choice in BY_QUALITY))
 
 
 def choose_quantization(
@@ -75,13 +88,14 @@ def choose_quantization(
     sizes: Callable[[Quantization], Sizes],
     shape: EditShape,
     memory: FreeMemory,
+    files: Mapping[str, str] = NO_FILES,
 ) -> tuple[Quantization, Plan]:
     """Return the first choice of `setting` that fits, and its plan. `sizes` are those of a choice.
 
     Raises:
         ModelError: none fits; the message is that of the smallest.
     """
-    *others, last = list_choices(setting)
+    *others, last = list_choices(setting, files)
 
     def plan(choice: Quantization) -> tuple[Quantization, Plan]:
         made = make_plan(sizes(choice), shape, memory)
