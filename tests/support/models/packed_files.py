@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from support.models.gguf_blocks import make_blocks
 
+Kind = gguf.GGMLQuantizationType
 Weights = dict[str, torch.Tensor]
 FP8 = torch.float8_e4m3fn
 MARKER = "__index_timestep_zero__"
@@ -140,14 +141,14 @@ SAFETENSORS: Mapping[str, Callable[[Weights], Packed]] = {
 def save_gguf(
     weights: Weights,
     path: Path,
-    kind: gguf.GGMLQuantizationType,
+    kind: Kind | Callable[[str], Kind],
     *,
     architecture: str = "qwen_image",
     **metadata: Any,
 ) -> Weights:
     """Write weights as GGUF, the blocks' matrices in blocks of `kind`; return the rounded weights.
 
-    Of types that the gguf package cannot write, the blocks are random.
+    The kind may depend on the name, as in a file of Q4_K_M. Of types that the gguf package cannot write, the blocks are random.
     """
     writer = gguf.GGUFWriter(path, architecture)
     for key, value in metadata.items():
@@ -156,9 +157,10 @@ def save_gguf(
     for name, weight in weights.items():
         values: np.ndarray = weight.float().numpy()
         if is_matrix(name, weight):
-            packed = _quantize(values, kind)
-            writer.add_tensor(name, packed, raw_dtype=kind)
-            values = gguf.quants.dequantize(packed, kind)
+            own = kind(name) if callable(kind) else kind
+            packed = _quantize(values, own)
+            writer.add_tensor(name, packed, raw_dtype=own)
+            values = gguf.quants.dequantize(packed, own)
         else:
             writer.add_tensor(name, values)
         rounded[name] = torch.from_numpy(values.copy())
@@ -169,7 +171,7 @@ def save_gguf(
     return rounded
 
 
-def _quantize(values: np.ndarray, kind: gguf.GGMLQuantizationType) -> np.ndarray:
+def _quantize(values: np.ndarray, kind: Kind) -> np.ndarray:
     try:
         packed: np.ndarray = gguf.quants.quantize(values, kind)
     except NotImplementedError:

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from retouch.engine.memory.encode import encode_as
-from retouch.engine.memory.flat_params import flatten_pipeline
+from retouch.engine.memory.flat_params import Encode, flatten_pipeline
 from retouch.engine.memory.plan import RESIDENT, Plan
 from retouch.engine.memory.quantization import UNQUANTIZED, Quantization
 from retouch.engine.memory.weights import Weights
@@ -28,14 +28,18 @@ def stream_everything(
     pipe: Any, *, slots: int = 2, quantization: Quantization = UNQUANTIZED
 ) -> Weights:
     modules, encode = modules_of(pipe), encode_as(quantization)
+    plan = plan_streaming(modules, encode, slots=slots)
+    weights = Weights(**modules, plan=plan, device=CPU, encode=encode)
+    weights.allocate()
+    return weights
+
+
+def plan_streaming(modules: dict[str, Any], encode: Encode, *, slots: int = 2) -> Plan:
     sizes = flatten_pipeline(**modules, encode=encode).sizes
-    plan = Plan(
+    return Plan(
         "all streamed",
         streamed_blocks=frozenset(range(len(sizes.blocks))),
         streamed_layers=frozenset(range(len(sizes.layers))),
         slot_bytes=max(*sizes.blocks, *sizes.layers, *sizes.modulation),
         slots=slots,
     )
-    weights = Weights(**modules, plan=plan, device=CPU, encode=encode)
-    weights.allocate()
-    return weights

@@ -60,6 +60,20 @@ def test_auto_tries_smaller_and_smaller_choices() -> None:
     assert list_choices("fp8") == (Quantization("fp8", "fp8"),)
 
 
+def test_with_auto_a_part_stays_as_its_file_has_it() -> None:
+    names = [choice.name for choice in list_choices("auto", {"transformer": "Q4_K (file)"})]
+    assert names == [
+        "Q4_K (file), text encoder none",
+        "Q4_K (file), text encoder int8",
+        "Q4_K (file), text encoder nf4",
+    ]
+    both = {"transformer": "Q4_K (file)", "text_encoder": "fp8 (file)"}
+    assert [choice.name for choice in list_choices("auto", both)] == [
+        "Q4_K (file), text encoder fp8 (file)"
+    ]
+    assert list_choices("int8", both) == (Quantization("int8", "int8"),)
+
+
 @pytest.mark.parametrize(
     ("setting", "gpu_gib", "resident"), [("int8", 16, 50), ("int8", 14.9, 44), ("nf4", 10, 44)]
 )
