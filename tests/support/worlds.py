@@ -75,7 +75,7 @@ class World:
         return caught.value
 
 
-IN_QUEUE = Progress(stage="queue")
+IN_QUEUE = Progress(stage="queue", place=1)
 
 
 def request(**changes: Any) -> EditRequest:

@@ -5,10 +5,16 @@ import math
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 
 from retouch.errors import DeadlineExceeded, ModelLost, NotReady, Overloaded
 
 _NEWEST_WEIGHT = 0.2
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Waiter:
+    on_place: Callable[[int], None]
 
 
 class Admission:
@@ -41,15 +47,25 @@ class Admission:
         self._typical_edit_s = expected_edit_s
         self._has_measured = False
         self._began_s = 0.0
+        # Those who wait for the model, in order of arrival; each is told how many are before it.
+        self._line: list[_Waiter] = []
         self.in_progress = 0
         """Edits between arrival and answer."""
-        self.waiting = 0
-        """Edits of them that wait for the model."""
+
+    @property
+    def waiting(self) -> int:
+        """Edits in progress that wait for the model."""
+        return len(self._line)
 
     @property
     def running(self) -> int:
         """Edits on the model: 0 or 1."""
         return int(self._model.locked())
+
+    @property
+    def ahead(self) -> int:
+        """Edits that one which comes now has before it."""
+        return self.waiting + self.running
 
     @property
     def retry_after_s(self) -> int:
@@ -98,14 +114,19 @@ class Admission:
             self._places_taken -= 1
 
     @asynccontextmanager
-    async def acquire_model(self, *, timeout_s: float) -> AsyncIterator[None]:
+    async def acquire_model(
+        self, *, timeout_s: float, on_place: Callable[[int], None] = lambda _: None
+    ) -> AsyncIterator[None]:
         """Wait for the model and hold it.
+
+        `on_place` is told how many edits are before this one when one has gone.
 
         Raises:
             DeadlineExceeded: it did not come free within `timeout_s`.
             ModelLost: the edit before hangs and the process is about to end.
         """
-        self.waiting += 1
+        waiter = _Waiter(on_place)
+        self._line.append(waiter)
         try:
             async with asyncio.timeout(timeout_s):
                 await self._model.acquire()
@@ -114,7 +135,9 @@ class Admission:
                 "the job's time ran out while it waited for the model"
             ) from error
         finally:
-            self.waiting -= 1
+            self._line.remove(waiter)
+            for place, other in enumerate(self._line, start=self.running):
+                other.on_place(place)
         self._began_s = self._clock()
         try:
             self._require_model()

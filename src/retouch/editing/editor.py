@@ -166,9 +166,15 @@ class Editor:
             request = job.request
             params, notes = self._resolve(request, sources, job_id=job.id)
             prepared, prepare_ms = await self.steps.prepare(job, sources, params)
-            job.progress(Progress(stage="queue"))
+
+            def tell(place: int) -> None:
+                job.progress(Progress(stage="queue", place=place))
+
+            tell(self._admission.ahead)
             queued_s = self._clock()
-            async with self._admission.acquire_model(timeout_s=self.steps.left_s(job)):
+            async with self._admission.acquire_model(
+                timeout_s=self.steps.left_s(job), on_place=tell
+            ):
                 queue_ms = 1000 * (self._clock() - queued_s)
                 output = await self.steps.edit(job, prepared)
             job.progress(Progress(stage="store"))

@@ -189,6 +189,9 @@ class Progress(BaseModel):
     )
     step: int = Field(default=0, description="Steps done.", examples=[12])
     steps: int = Field(default=0, description="Steps in all.", examples=[30])
+    place: int = Field(
+        default=0, description="In the queue: how many edits are before this one.", examples=[2]
+    )
 
 
 def error_body(error: EditError, *, request_id: str) -> ErrorBody:

@@ -20,7 +20,7 @@ def describe(progress: Progress) -> Message:
     """Return the message for `progress`, with an estimate of the percentage done.
 
     >>> describe(Progress(stage="denoise", step=10, steps=20))
-    {'stage': 'denoise', 'step': 10, 'steps': 20, 'percent': 50}
+    {'stage': 'denoise', 'step': 10, 'steps': 20, 'place': 0, 'percent': 50}
     """
     percent = _PERCENT_BEFORE.get(progress.stage, _DENOISE_FROM)
     if progress.stage == "denoise" and progress.steps:

@@ -125,6 +125,27 @@ async def test_waiting_and_running_are_counted_apart() -> None:
     assert (admission.running, admission.waiting) == (0, 0)
 
 
+async def test_who_waits_is_told_how_many_are_before_it_whenever_that_changes() -> None:
+    admission = Admission(max_queue=9)
+    visitors = Visitors(admission)
+    await visitors.come("a", "b", "c")
+    places: list[int] = []
+
+    async def wait() -> None:
+        async with admission.acquire_model(timeout_s=60, on_place=places.append):
+            assert admission.waiting == 0
+
+    assert admission.ahead == 3
+    waiting = asyncio.create_task(wait())
+    await settle()
+    visitors.tasks["b"].cancel()
+    await settle()
+    await visitors.finish("a")
+    await visitors.finish("c")
+    await waiting
+    assert places == [2, 1]
+
+
 async def test_a_lost_model_ends_all_that_wait_and_come() -> None:
     admission = Admission(max_queue=9)
     visitors = Visitors(admission)

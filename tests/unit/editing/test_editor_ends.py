@@ -125,7 +125,7 @@ async def test_the_deadline_holds_between_steps(stage: str) -> None:
         house.clock.now_s += 600
 
     def pass_time_in_queue(progress: Progress) -> None:
-        if progress == IN_QUEUE and stage == "queue":
+        if progress.stage == stage == "queue":
             pass_time()
 
     if stage == "encode":
