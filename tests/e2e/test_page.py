@@ -258,7 +258,10 @@ def test_masks_pictures_profiles_and_adapters_show_where_the_service_has_them(
         local,
         profiles=[{"name": "full"}, {"name": "fast"}],
         profile="full",
-        loras=[{"name": "ink"}, {"name": "oil"}],
+        loras=[
+            {"name": "ink", "scale": 1, "always": False},
+            {"name": "oil", "scale": 0.7, "always": True},
+        ],
     )
     result = local.edit(num_inference_steps=1)
     answer = json.dumps({"status": "success", "result": result, "results": [result, result]})
@@ -278,12 +281,13 @@ def test_masks_pictures_profiles_and_adapters_show_where_the_service_has_them(
     page.get_by_label("Results", exact=True).fill("2")
     page.get_by_label("ink", exact=True).check()
     page.get_by_label("Strength of ink").fill("0.5")
+    page.get_by_label("oil", exact=True).uncheck()
     page.get_by_label("Shape").select_option(index=1)
     body = sent_by(page, "Edit")
     assert [url[:16] for url in body["image_urls"]] == ["data:image/jpeg;"] * 2
     assert body["mask_url"].startswith("data:image/png;base64,")
     assert (body["profile"], body["num_images"]) == ("fast", 2)
-    assert body["loras"] == [{"name": "ink", "scale": 0.5}]
+    assert body["loras"] == [{"name": "ink", "scale": 0.5}, {"name": "oil", "scale": 0}]
     assert body["width"] == body["height"]
     expect(page.get_by_role("group", name="Results").get_by_role("button")).to_have_count(2)
 
@@ -345,7 +349,12 @@ def require_accessible(page: Page, width_px: int) -> None:
 def test_it_is_accessible_and_fits_a_phone_in_every_state(page: Page, local: Service) -> None:
     width_px = 320
     page.set_viewport_size({"width": width_px, "height": 800})
-    offer(page, local, loras=[{"name": "ink"}], profiles=[{"name": "full"}])
+    offer(
+        page,
+        local,
+        loras=[{"name": "ink", "scale": 1, "always": False}],
+        profiles=[{"name": "full"}],
+    )
     visit(page, local)
     require_accessible(page, width_px)
     press_edit(page)

@@ -24,7 +24,7 @@ from retouch.schema.images_api import (
     TokenDetails,
     Usage,
 )
-from retouch.schema.info import InfoDefaults, ServiceInfo
+from retouch.schema.info import InfoDefaults, InfoLora, ServiceInfo
 from retouch.schema.job import Job
 from retouch.schema.lora import MAX_LORAS, Lora
 from retouch.schema.request import (
@@ -67,6 +67,7 @@ __all__ = [
     "ImagesError",
     "ImagesFault",
     "InfoDefaults",
+    "InfoLora",
     "Job",
     "Lora",
     "LoraMeta",

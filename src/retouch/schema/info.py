@@ -11,6 +11,17 @@ class InfoDefaults(BaseModel):
     area_px: int = Field(description="Width x height of a result.", examples=[1048576])
 
 
+class InfoLora(BaseModel):
+    """An adapter that requests may name."""
+
+    name: str = Field(description="Its name in loras.", examples=["duotone"])
+    scale: float = Field(description="Used where a request gives none.", examples=[1.0])
+    always: bool = Field(
+        description="Applied also to requests that do not name it; their scale 0 leaves it out.",
+        examples=[False],
+    )
+
+
 class ServiceInfo(BaseModel):
     """The loaded model and its limits."""
 
@@ -30,6 +41,10 @@ class ServiceInfo(BaseModel):
     )
     max_image_bytes: int = Field(
         description="The largest file of a source image.", examples=[26214400]
+    )
+    loras: list[InfoLora] = Field(
+        description="The loaded adapters.",
+        examples=[[{"name": "duotone", "scale": 1.0, "always": False}]],
     )
     examples: list[str] = Field(
         description="Instructions that suit the loaded model.",

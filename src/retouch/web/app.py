@@ -41,7 +41,7 @@ from retouch.web.info import build_info
 from retouch.web.jobs import JobEndpoint
 from retouch.web.metrics import Metrics
 from retouch.web.openapi import openapi_document
-from retouch.web.pages import StaticAssets, build_page
+from retouch.web.pages import page_routes
 
 _log = logging.getLogger(__name__)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
@@ -65,15 +65,10 @@ class App:
             [*settings.allowed_hosts, urlsplit(settings.public_url).hostname or ""], keys
         )
         key = [Middleware(keys.protect)]
-        static = StaticAssets()
         jobs = JobEndpoint(host, edits)
         images = openai.ImagesEndpoint(host, edits)
         routes = [
-            Route("/", build_page("page.html"), methods=["GET"]),
-            Route("/docs", build_page("docs.html"), methods=["GET"]),
-            Route("/sample.jpg", static, methods=["GET"]),
-            Route("/demo.webp", static, methods=["GET"]),
-            Route("/page/{name}", static, methods=["GET"]),
+            *page_routes(),
             Route("/livez", self._livez),
             Route("/healthz", self._livez),
             Route("/readyz", self._readyz),

@@ -2,7 +2,7 @@
 
 from retouch import __version__
 from retouch.editing.ports import EngineInfo
-from retouch.schema import InfoDefaults, ServiceInfo
+from retouch.schema import InfoDefaults, InfoLora, ServiceInfo
 
 
 def build_info(engine: EngineInfo, *, max_image_bytes: int) -> ServiceInfo:
@@ -23,6 +23,10 @@ def build_info(engine: EngineInfo, *, max_image_bytes: int) -> ServiceInfo:
         max_images=len(engine.max_areas_px),
         max_areas_px=list(engine.max_areas_px),
         max_image_bytes=max_image_bytes,
+        loras=[
+            InfoLora(name=adapter.name, scale=adapter.scale, always=adapter.always)
+            for adapter in engine.adapters
+        ],
         examples=list(engine.examples),
         notes=list(engine.notes),
     )

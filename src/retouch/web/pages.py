@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from starlette.responses import HTMLResponse, Response
+from starlette.routing import Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
@@ -28,7 +29,20 @@ def build_page(name: str) -> Response:
     )
 
 
-class StaticAssets(StaticFiles):
+def page_routes() -> list[Route]:
+    """Return the routes of the pages and of what they load; none needs a key."""
+    static = _StaticAssets()
+    return [
+        Route("/", build_page("page.html"), methods=["GET"]),
+        Route("/docs", build_page("docs.html"), methods=["GET"]),
+        *(
+            Route(path, static, methods=["GET"])
+            for path in ("/page/{name}", "/sample.jpg", "/demo.webp")
+        ),
+    ]
+
+
+class _StaticAssets(StaticFiles):
     """Serves `static/`. Browsers ask each time, so that a new version never meets old modules."""
 
     def __init__(self) -> None:

@@ -17,6 +17,7 @@ from support.fakes import House, until
 from support.web import client, open_host, require_error, require_unreached, settings
 
 from retouch import errors, wiring
+from retouch.editing.ports import AdapterInfo
 from retouch.errors import StoreUnavailable
 from retouch.lifecycle import ModelHost, State
 from retouch.schema import ServiceInfo
@@ -86,12 +87,16 @@ async def test_files_of_the_page_are_asked_for_anew_and_nothing_else_is_there() 
 async def test_what_is_loaded_is_told_with_its_limits() -> None:
     house = House()
     house.engine.info = replace(
-        house.engine.info, max_areas_px=(640 * 640, 512 * 512), examples=("warmer",)
+        house.engine.info,
+        max_areas_px=(640 * 640, 512 * 512),
+        examples=("warmer",),
+        adapters=(AdapterInfo("ink", sha256="0" * 64, layers=2, rank=4, scale=0.5),),
     )
     async with client(host=open_host(settings(), house)) as http:
         info = ServiceInfo.model_validate((await http.get("/info")).json())
         document = (await http.get("/openapi.json")).json()
     assert (info.model, info.max_images, info.examples) == ("fake", 2, ["warmer"])
+    assert [(lora.name, lora.scale, lora.always) for lora in info.loras] == [("ink", 0.5, False)]
     assert info.max_areas_px == [640 * 640, 512 * 512]
     assert info.defaults.num_inference_steps == house.engine.info.preset.steps
     assert info.max_image_bytes == settings().max_image_bytes

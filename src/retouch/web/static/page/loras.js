@@ -5,13 +5,14 @@ import { at, make } from "./dom.js";
 const MOST = 4;
 
 export function drawLoras(loras) {
-  const rows = loras.map(lora => drawLora(lora.name ?? lora, lora.scale ?? 1));
+  const rows = loras.map(drawLora);
   return make("fieldset", { id: "loras", className: "wide", tabIndex: -1, "data-field": "loras" }, make("legend", {}, "LoRA"), ...rows);
 }
 
-function drawLora(name, usual) {
-  const box = make("input", { type: "checkbox", value: name, onchange: limit });
-  const scale = make("input", { type: "number", step: "any", placeholder: usual, "aria-label": `Strength of ${name}`, "data-field": "loras" });
+// One that is always applied is left out with the scale 0.
+function drawLora({ name, scale: usual, always }) {
+  const box = make("input", { type: "checkbox", value: name, checked: always, onchange: limit, "data-always": always });
+  const scale = make("input", { type: "number", step: "any", min: -4, max: 4, placeholder: usual, "aria-label": `Strength of ${name}`, "data-field": "loras" });
   return make("div", { className: "lora" }, make("label", {}, box, ` ${name}`), scale);
 }
 
@@ -23,16 +24,20 @@ function limit() {
 }
 
 export function readLoras() {
-  const loras = rows().filter(([box]) => box.checked)
-    .map(([box, scale]) => (scale.value ? { name: box.value, scale: Number(scale.value) } : { name: box.value }));
+  const loras = rows().flatMap(([box, scale]) => {
+    const isUsual = box.checked === (box.dataset.always === "true") && (!scale.value || !box.checked);
+    if (isUsual) return [];
+    if (!box.checked) return [{ name: box.value, scale: 0 }];
+    return [scale.value ? { name: box.value, scale: Number(scale.value) } : { name: box.value }];
+  });
   return loras.length ? { loras } : {};
 }
 
 export function writeLoras(loras) {
   for (const [box, scale] of rows()) {
     const used = loras.find(lora => lora.name === box.value);
-    box.checked = Boolean(used);
-    scale.value = used?.scale ?? "";
+    box.checked = used ? used.scale !== 0 : box.dataset.always === "true";
+    scale.value = used?.scale || "";
   }
   limit();
 }

@@ -29,7 +29,7 @@ export function drawOptions(schema, loaded) {
 
 const rank = name => (FIRST.includes(name) ? FIRST.indexOf(name) : FIRST.length);
 const hasUse = name => Boolean(choicesOf(name) || ["integer", "number", "string", "boolean"].includes(fields[name].type))
-  && (name !== "profile" || Boolean(info.profiles?.length));
+  && (name !== "profile" || Boolean(info.profiles?.length)) && (name !== "size_from" || info.max_images > 1);
 
 /** Return the values of a select, or undefined. */
 function choicesOf(name) {

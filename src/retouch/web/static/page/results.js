@@ -76,7 +76,7 @@ function isReshaped(before, after) {
 function drawFacts({ seconds }, { meta, notes }) {
   const facts = [
     `${meta.width} × ${meta.height}`, `${meta.num_inference_steps} steps`, `seed ${meta.seed}`,
-    ...(meta.profile ? [meta.profile] : []), ...(meta.loras ?? []).map(lora => lora.name), `${seconds.toFixed(1)} s`, meta.model,
+    ...(meta.profile ? [meta.profile] : []), ...(meta.loras ?? []).map(lora => lora.name), `${seconds.toFixed(1)} s`, meta.model, ...(meta.reused ? ["reused, nothing was computed"] : []),
   ];
   return make("p", { className: "facts" }, facts.join(" · "), ...notes.flatMap(note => [make("br"), note]));
 }
