@@ -329,7 +329,7 @@ async def test_a_cancelled_edit_whose_model_hangs_ends_after_the_grace() -> None
 
 
 async def test_a_model_back_within_its_grace_is_not_lost() -> None:
-    house = House(settings=EditorSettings(prefix="p/", job_timeout_s=0.02, grace_s=5))
+    house = House(settings=EditorSettings(prefix="p/", job_timeout_s=0.9, grace_s=5))
     pause = hang(house)
     edit = asyncio.create_task(run(house))
     await pause.reached()
