@@ -55,6 +55,7 @@ def strict(tmp_path_factory: pytest.TempPathFactory, origin: LiveOrigin) -> Iter
     """Require a key, let one edit wait, give an edit 6 s, and let one web page call it."""
     settings = {
         "BENTOML_CONFIG_OPTIONS": CORS,
+        "MALLOC_MMAP_THRESHOLD_": "1048576",  # as in the image
         "ALLOWED_SOURCE_HOSTS": origin.address,
         "API_KEYS": f"another-key-of-callers, {API_KEY}",
         "LINK_SECRET": LINK_SECRET,

@@ -26,6 +26,7 @@ Read = Callable[[int], bytes | bytearray]
 LENGTH: Final = struct.Struct(">Q")
 HEADER: Final = struct.Struct(">5I")
 _MAX_TEXT_BYTES: Final = 4096
+_STRIP_BYTES = 1 << 20
 _REFUSALS: Final = {
     refusal.code: refusal
     for refusal in (
@@ -113,9 +114,19 @@ def receive(read: Read, limits: decode.Limits) -> decode.Decoded:
         or not 0 < own_width_px * own_height_px <= limits.max_pixels_of(kind)
     ):
         raise _malformed()
-    pixels = read(width_px * height_px * 3)
-    image = Image.frombytes("RGB", (width_px, height_px), pixels)
+    image = _receive_pixels(read, width_px, height_px)
     return decode.Decoded(image, own_width_px, own_height_px, kind, tuple(lines))
+
+
+def _receive_pixels(read: Read, width_px: int, height_px: int) -> Image.Image:
+    """Read the picture in strips, so that its bytes and its image are not both held."""
+    image = Image.new("RGB", (width_px, height_px))
+    strip_px = max(_STRIP_BYTES // (3 * width_px), 1)
+    for top_px in range(0, height_px, strip_px):
+        size_px = (width_px, min(strip_px, height_px - top_px))
+        strip = Image.frombytes("RGB", size_px, read(3 * size_px[0] * size_px[1]))
+        image.paste(strip, (0, top_px))
+    return image
 
 
 def _malformed() -> errors.BrokenImage:

@@ -280,3 +280,24 @@ async def test_a_form_may_name_its_image_as_any_client_does() -> None:
             )
         assert response.status_code == 200, response.text
         assert json.loads(response.text)["data"][0]["b64_json"]
+
+
+OPEN_WEBUI = {"model": "gpt-image-1", "prompt": "warmer", "n": "1", "response_format": "b64_json"}
+LIBRECHAT = {"model": "gpt-image-1", "prompt": "warmer", "quality": "auto", "size": "auto"}
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [("image", OPEN_WEBUI), ("image[]", LIBRECHAT)],
+    ids=["Open WebUI", "LibreChat"],
+)
+async def test_chat_servers_get_base64(name: str, fields: dict[str, str]) -> None:
+    house = House()
+    async with client(host=open_host(settings(max_image_bytes=4096), house)) as http:
+        response = await http.post(
+            "/v1/images/edits?api-version=2025-04-01",
+            files=[(name, ("photo.png", PNG, "image/png"))],
+            data=fields,
+            headers={"Authorization": "Bearer any"},
+        )
+    assert base64.b64decode(response.json()["data"][0]["b64_json"]) == stored(house)

@@ -1,0 +1,88 @@
+"""Files sent by the clients that people have: curl's lines of the README, and openai-python."""
+
+import base64
+import subprocess
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openai
+import psutil
+import pytest
+from PIL import Image
+from support.servers.bentoml_service import SAMPLE, Service
+
+pytestmark = pytest.mark.e2e
+README = (Path(__file__).parents[2] / "README.md").read_text()
+MIB = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("photos") / "photo.jpg"
+    path.write_bytes(SAMPLE)
+    return path
+
+
+@pytest.fixture(scope="module")
+def client(local: Service) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{local.url}/v1", api_key="any", max_retries=0) as speaking:
+        yield speaking
+
+
+@pytest.mark.parametrize("path", ["/edit", "/v1/images/edits"])
+def test_curl_sends_a_file(local: Service, photo: Path, path: str) -> None:
+    line = f"curl http://127.0.0.1:3000{path} -F image=@photo.jpg -F 'prompt=make it warmer'"
+    assert path != "/edit" or line in README
+    done = subprocess.run(  # noqa: S602 - the line of the README
+        line.replace("http://127.0.0.1:3000", local.url),
+        shell=True,
+        cwd=photo.parent,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert '"status":"success"' in done.stdout or '"b64_json"' in done.stdout
+
+
+def test_openai_python_sends_a_file_and_streams(client: openai.OpenAI, photo: Path) -> None:
+    ask: dict[str, Any] = {"image": photo, "prompt": "make it warmer", "size": "128x128"}
+    answer = client.images.edit(**ask, extra_body={"num_inference_steps": 3})
+    assert answer.data is not None
+    image = Image.open(BytesIO(base64.b64decode(answer.data[0].b64_json or "")))
+    assert (image.format, image.size) == ("PNG", (128, 128))
+    stream = client.images.edit(
+        **ask, stream=True, partial_images=2, extra_body={"num_inference_steps": 3}
+    )
+    kinds = [event.type for event in stream]
+    assert kinds == ["image_edit.partial_image"] * 2 + ["image_edit.completed"]
+
+
+def test_openai_python_is_refused_as_openai_would(client: openai.OpenAI, photo: Path) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.images.edit(image=photo, prompt="make it warmer", size="17x17")
+    assert (caught.value.param, caught.value.code) == ("size", "invalid_request")
+
+
+def test_a_large_upload_is_held_once(strict: Service) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (2880, 2880, 3), dtype=np.uint8)
+    buffer = BytesIO()
+    Image.fromarray(noise).save(buffer, "PNG", compress_level=0)
+    body = buffer.getvalue()
+    del noise, buffer
+    assert 23 * MIB < len(body) < 25 * MIB
+    [worker] = psutil.Process(strict.pid).children()
+    strict.edit()  # what is loaded once
+    before = worker.memory_info().rss
+    Path(f"/proc/{worker.pid}/clear_refs").write_text("5")  # resets VmHWM
+    response = strict.client.post(
+        "/edit", files={"image": body}, data={"prompt": "make it warmer", "output_format": "jpeg"}
+    )
+    assert response.status_code == 200, response.text
+    status = Path(f"/proc/{worker.pid}/status").read_text()
+    peak = int(status.split("VmHWM:")[1].split()[0]) << 10
+    decoded_bytes = 4 * 4_194_304  # as Pillow keeps RGB
+    held = (peak - before - decoded_bytes) / len(body)
+    assert held <= 1.3, held
