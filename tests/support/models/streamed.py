@@ -1,5 +1,7 @@
 """A toy pipeline whose weights all stream, on the CPU."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -25,11 +27,15 @@ def keep_everything(pipe: Any, quantization: Quantization) -> Weights:
 
 
 def stream_everything(
-    pipe: Any, *, slots: int = 2, quantization: Quantization = UNQUANTIZED
+    pipe: Any,
+    *,
+    slots: int = 2,
+    quantization: Quantization = UNQUANTIZED,
+    mapped: Mapping[str, torch.Tensor] = MappingProxyType({}),
 ) -> Weights:
     modules, encode = modules_of(pipe), encode_as(quantization)
     plan = plan_streaming(modules, encode, slots=slots)
-    weights = Weights(**modules, plan=plan, device=CPU, encode=encode)
+    weights = Weights(**modules, plan=plan, device=CPU, encode=encode, mapped=mapped)
     weights.allocate()
     return weights
 

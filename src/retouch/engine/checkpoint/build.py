@@ -22,6 +22,7 @@ from retouch.engine import precision, text_encoder, tokenizer
 from retouch.engine.checkpoint.entries import TensorEntry, read_headers
 from retouch.engine.checkpoint.family import choose_family, family_of
 from retouch.engine.checkpoint.files import INDEX_FILE, WEIGHTED, naming, read_json
+from retouch.engine.checkpoint.mapped import map_modulation
 from retouch.engine.checkpoint.markers import require_markers
 from retouch.engine.checkpoint.packed_file import (
     describe_format,
@@ -32,7 +33,7 @@ from retouch.engine.checkpoint.packed_file import (
 from retouch.engine.checkpoint.safetensors_reader import read_weights
 from retouch.engine.memory.encode import encode_as
 from retouch.engine.memory.flat_params import MODULATION, flatten_pipeline
-from retouch.engine.memory.plan import RESIDENT, EditShape, FreeMemory, Plan
+from retouch.engine.memory.plan import RESIDENT, EditShape, FreeMemory, Plan, Sizes
 from retouch.engine.memory.quantization import Quantization, choose_quantization, list_choices
 from retouch.engine.memory.weights import Weights
 from retouch.engine.packing.encoding import Encoding
@@ -67,12 +68,18 @@ def load_weights(  # noqa: PLR0913 - what is loaded, and for what
     keep_modulation(modules["transformer"], stored)
     scale = partial(precision.residual_scale, dtype=dtype)
     filed = list_filed(packed, scale)
+    mapped = map_modulation(modules["transformer"], stored) if device.type == "cuda" else {}
     choice, plan = plan_memory(
-        modules, quantization, filed, device=device, shape=shape, memory=memory
+        modules,
+        quantization,
+        filed,
+        mapped=bool(mapped),
+        device=device,
+        shape=shape,
+        memory=memory,
     )
-    weights = Weights(
-        **modules, plan=plan, device=device, encode=encode_as(choice, filed.encodings)
-    )
+    encode = encode_as(choice, filed.encodings)
+    weights = Weights(**modules, plan=plan, device=device, encode=encode, mapped=mapped)
     for part, entries in packed.items():
         require_used(part, entries, {view.path for one in weights.params for view in one.views})
     weights.allocate()
@@ -126,11 +133,14 @@ def plan_memory(
     quantization: str,
     filed: Filed,
     *,
+    mapped: bool,
     device: torch.device,
     shape: EditShape,
     memory: FreeMemory,
 ) -> tuple[Quantization, Plan]:
     """Choose how the weights of `modules` are stored, and where. On a CPU `auto` packs nothing itself.
+
+    With `mapped` the modulation is read from its files where it does not stay on the GPU.
 
     Raises:
         ModelError: memory is short.
@@ -138,12 +148,13 @@ def plan_memory(
     if device.type != "cuda":
         choice = list_choices(quantization, filed.formats)[0]
         return choice, replace(RESIDENT, quantization=choice.name)
+
+    def sizes(choice: Quantization) -> Sizes:  # pragma: no cover - needs a GPU
+        params = flatten_pipeline(**modules, encode=encode_as(choice, filed.encodings))
+        return replace(params.sizes, modulation_mapped=mapped)
+
     return choose_quantization(  # pragma: no cover - needs a GPU
-        quantization,
-        lambda choice: flatten_pipeline(**modules, encode=encode_as(choice, filed.encodings)).sizes,
-        shape,
-        memory,
-        filed.formats,
+        quantization, sizes, shape, memory, filed.formats
     )
 
 

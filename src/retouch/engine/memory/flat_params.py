@@ -1,6 +1,6 @@
 """Parameters in one flat buffer per block, plain or packed, so that one copy moves them all."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
@@ -67,12 +67,16 @@ class PackedWeight:
 
 
 class FlatParams:
-    """Parameters that move together. Once allocated, all of them lie in the buffer `storage`."""
+    """Parameters that move together. Once allocated, all of them lie in the buffer `storage`.
+
+    Mapped ones have no storage: each lies in its file.
+    """
 
     def __init__(self, name: str, views: list[ParamView], parameters: list[nn.Parameter]) -> None:
         self.name = name
         self.views = views
         self.storage: torch.Tensor | None = None
+        self._mapped: list[torch.Tensor] = []
         self._parameters = parameters
 
     @property
@@ -93,7 +97,9 @@ class FlatParams:
 
     @property
     def tensors(self) -> dict[str, torch.Tensor]:
-        """The plain weights in storage, by path."""
+        """The plain weights in storage, by path; none that are mapped."""
+        if self._mapped:
+            return {}
         pairs = zip(self.views, self._parameters, strict=True)
         return {view.path: parameter.data for view, parameter in pairs if not view.encoding}
 
@@ -120,6 +126,29 @@ class FlatParams:
             else:
                 there.copy_(parameter.data)
         self.offload()
+
+    def map(self, files: Mapping[str, torch.Tensor]) -> None:
+        """Use the weights as they lie in `files`, the bytes of each by path. All are plain."""
+        self._mapped = [files[view.path] for view in self.views]
+        self._parameters = [
+            nn.Parameter(bytes_.view(view.dtype).view(view.shape), requires_grad=False)
+            for view, bytes_ in zip(self.views, self._mapped, strict=True)
+        ]
+        self.offload()
+
+    @property
+    def pieces(self) -> list[tuple[slice, torch.Tensor]]:
+        """The bytes to copy, each with its place in a flat buffer.
+
+        Raises:
+            LookupError: there are none yet.
+        """
+        if self._mapped:
+            pairs = zip(self.views, self._mapped, strict=True)
+            return [(slice(v.offset, v.offset + v.size_bytes), bytes_) for v, bytes_ in pairs]
+        if self.storage is None:
+            raise LookupError(f"{self.name} is not allocated")
+        return [(slice(0, self.size_bytes), self.storage)]
 
     def view_in(
         self, buffer: torch.Tensor, expansion: torch.Tensor | None = None

@@ -39,7 +39,8 @@ class Sizes:
     `blocks` and `layers` can stream, in order: the transformer's blocks without their modulation,
     and the text encoder's vision and language layers. `fixed` is always on the GPU. `modulation`
     (of each block) and `host` (the token embedding) stay there only where everything does.
-    `expansion` is the buffer in which packed blocks and layers are expanded, always on the GPU.
+    `expansion` is the buffer in which packed blocks and layers are expanded, always on the GPU. With
+    `modulation_mapped` the modulation takes no host memory: it is read from its files.
     """
 
     blocks: tuple[int, ...]
@@ -48,6 +49,7 @@ class Sizes:
     fixed: int
     host: int
     expansion: int = 0
+    modulation_mapped: bool = False
 
     @property
     def total(self) -> int:
@@ -216,7 +218,7 @@ def _lay_out(sizes: Sizes, over: int, *, slots: int = 0, layers: int = 0, blocks
         slots=slots,
         resident_bytes=sizes.total - hosted,
         pinned_bytes=sum(streamed),
-        host_bytes=hosted,
+        host_bytes=hosted - (sum(sizes.modulation) if slots and sizes.modulation_mapped else 0),
         peak_bytes=sizes.total - hosted + slots * slot_bytes + sizes.expansion + over,
     )
 

@@ -117,14 +117,13 @@ class PrefetchRing:
         if any(slot.params is params for slot in self._slots):
             return
         slot = next(slot for slot in self._slots if slot.params is None or slot.params not in keep)
-        storage = params.storage
-        if storage is None:
-            raise LookupError(f"{params.name} is not allocated")
+        pieces = params.pieces
         slot.params = None
         with torch.cuda.stream(self._copies) if self._on_gpu else nullcontext():
             if self._on_gpu and slot.used is not None:  # pragma: no cover - needs a GPU
                 self._copies.wait_event(slot.used)
-            self._copy(storage, slot.buffer[: params.size_bytes])
+            for place, piece in pieces:
+                self._copy(piece, slot.buffer[place])
             if self._on_gpu:  # pragma: no cover - needs a GPU
                 slot.copied = self._copies.record_event()
         slot.params = params

@@ -1,6 +1,7 @@
 """Own a pipeline's weights: resident on the device, or streamed to it while in use."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Self
 
 import torch
@@ -27,6 +28,8 @@ class Weights:
     The transformer's blocks and modulation are on the device only while `blocks` and `modulations`
     yield them; the text encoder's layers come while they run. Everything else stays there. `encode`
     says which weights of blocks and layers are kept packed: they are expanded when they come.
+    `mapped` has the bytes of the modulation's weights in their files, by path, or nothing: what is
+    there is not copied to host memory.
     """
 
     def __init__(
@@ -38,9 +41,11 @@ class Weights:
         plan: Plan,
         device: torch.device,
         encode: Encode = keep_plain,
+        mapped: Mapping[str, torch.Tensor] = MappingProxyType({}),
     ) -> None:
         self.transformer, self.vae, self.text_encoder = transformer, vae, text_encoder
         self.plan = plan
+        self._mapped = mapped
         self.device = device
         self.params: ModelParams = flatten_pipeline(
             transformer=transformer, vae=vae, text_encoder=text_encoder, encode=encode
@@ -75,6 +80,9 @@ class Weights:
         if self.plan.slots:
             on_host.update(self.params.modulation, self.params.host)
         for params in self.params:
+            if params in on_host and self._mapped and params in self.params.modulation:
+                params.map(self._mapped)
+                continue
             params.allocate(
                 map_host(params.size_bytes)
                 if params in on_host

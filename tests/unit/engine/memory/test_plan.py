@@ -255,3 +255,11 @@ def test_a_tight_card_takes_fewer_images_before_it_is_refused() -> None:
 def test_more_images_leave_less_room_for_the_result() -> None:
     areas_px = plan_for(16).max_areas_px
     assert list(areas_px) == sorted(areas_px, reverse=True)
+
+
+def test_mapped_modulation_takes_no_host_memory() -> None:
+    mapped = replace(FULL, modulation_mapped=True)
+    for gpu_gib in (16, 48):
+        plan = make_plan(mapped, SHAPE, FreeMemory(gpu_gib * GIB, 64 * GIB))
+        assert plan.host_bytes == plan_for(gpu_gib).host_bytes - sum(FULL.modulation)
+        assert plan.peak_bytes == plan_for(gpu_gib).peak_bytes

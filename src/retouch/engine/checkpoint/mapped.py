@@ -1,0 +1,79 @@
+"""Map weights from their files in place of a copy in host memory.
+
+For weights that are read once a schedule. Their pages are the system's file cache, which it takes
+back where memory is short, so only files of a local disk are mapped.
+"""
+
+import mmap
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from retouch.engine.checkpoint.entries import TensorEntry
+from retouch.engine.memory.flat_params import MODULATION
+
+MOUNTS = Path("/proc/self/mountinfo")
+LOCAL = frozenset(
+    ("ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "bcachefs", "overlay", "tmpfs", "ramfs")
+)
+"""File systems without a network behind them."""
+_MOUNT_POINT, _SEPARATOR = 4, "-"
+
+
+def map_modulation(
+    transformer: nn.Module, stored: Mapping[str, TensorEntry], mounts: Path = MOUNTS
+) -> dict[str, torch.Tensor]:
+    """Return the bytes of the blocks' modulation weights as they lie in their files, by path.
+
+    Nothing unless all are there as `transformer` has them, plain and aligned, on local disks.
+    """
+    wanted = {
+        f"transformer.{name}": parameter
+        for name, parameter in transformer.named_parameters()
+        if name.startswith("transformer_blocks.") and name.split(".")[2] in MODULATION
+    }
+    if not all(
+        path in stored and _is_usable(stored[path], parameter) for path, parameter in wanted.items()
+    ):
+        return {}
+    files = {stored[path].path for path in wanted}
+    if not all(is_local(file, mounts) for file in files):
+        return {}
+    maps = {file: _map(file) for file in files}
+    return {path: _slice(maps[stored[path].path], stored[path]) for path in wanted}
+
+
+def _is_usable(entry: TensorEntry, parameter: torch.Tensor) -> bool:
+    return (
+        entry.dtype == parameter.dtype
+        and entry.shape == tuple(parameter.shape)
+        and entry.offset % parameter.dtype.itemsize == 0
+    )
+
+
+def _slice(file: torch.Tensor, entry: TensorEntry) -> torch.Tensor:
+    return file[entry.offset : entry.offset + entry.size_bytes]
+
+
+def is_local(path: Path, mounts: Path = MOUNTS) -> bool:
+    """Whether a file lies on a local file system, as far as the system says (proc(5))."""
+    resolved, best, kind = path.resolve(), Path("/"), ""
+    try:
+        lines = mounts.read_text().splitlines()
+    except OSError:
+        return False
+    for line in lines:
+        words = line.split()
+        place = Path(words[_MOUNT_POINT])
+        if resolved.is_relative_to(place) and len(place.parts) >= len(best.parts):
+            best, kind = place, words[words.index(_SEPARATOR) + 1]
+    return kind in LOCAL
+
+
+def _map(path: Path) -> torch.Tensor:
+    """Map a whole file: (bytes,). Copy on write, because torch has no read-only tensors."""
+    with path.open("rb") as file:
+        memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    return torch.frombuffer(memory, dtype=torch.uint8)
