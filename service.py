@@ -17,6 +17,7 @@ from retouch.settings import load_settings, require_local_store
 from retouch.web import server, shutdown
 from retouch.web.app import App
 from retouch.web.edit import Caller, EditEndpoint
+from retouch.web.jobs import JobEndpoint
 from retouch.web.metrics import Metrics
 
 prepare_process()
@@ -29,6 +30,7 @@ host = ModelHost(settings)
 metrics = Metrics(host)
 metrics.count_events(logging.getLogger("retouch"))
 edits = EditEndpoint(host, metrics)
+jobs = JobEndpoint(host, edits)
 
 
 @bentoml.service(
@@ -45,6 +47,7 @@ class Retouch:
 
     def __init__(self) -> None:
         host.open()
+        jobs.start()
         shutdown.stop_on_signals(host)
         shutdown.end_without_supervisor()
 
@@ -64,4 +67,4 @@ class Retouch:
 
 
 Retouch.add_asgi_middleware(server.allow_origins)  # type: ignore[attr-defined]
-Retouch.add_asgi_middleware(App, host=host, edits=edits, metrics=metrics)  # type: ignore[attr-defined]
+Retouch.add_asgi_middleware(App, host=host, edits=edits, jobs=jobs, metrics=metrics)  # type: ignore[attr-defined]

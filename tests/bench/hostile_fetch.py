@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from support.attacks.lone_fetch import measure
 from support.attacks.report import run_attacks
-from support.attacks.ssrf_matrix import Watch, run_matrix
+from support.attacks.ssrf_matrix import Runner, Watch, WebhookRunner, run_matrix
 from support.servers.origin import (
     Exchange,
     Internet,
@@ -50,16 +50,32 @@ def say_progress(text: str) -> None:
 
 
 async def attack_addresses(asked: argparse.Namespace) -> list[Row]:
+    watch = Watch()
+    rows = await _attack_with(Runner, watch, asked, "")
+    return rows + await _attack_with(WebhookRunner, watch, asked, ", webhook")
+
+
+async def _attack_with(
+    kind: type[Runner], watch: Watch, asked: argparse.Namespace, what_for: str
+) -> list[Row]:
     refused, public = await run_matrix(
-        Watch(), seed=asked.seed, extra=asked.extra, every=asked.every, progress=say_progress
+        watch,
+        seed=asked.seed,
+        extra=asked.extra,
+        every=asked.every,
+        kind=kind,
+        progress=say_progress,
     )
     rows: list[Row] = []
-    for what, tally in (("refused", refused), ("public", public)):
+    tallies = [("refused", refused)]
+    if kind is Runner:  # a webhook follows no redirect, also not to a public address
+        tallies.append(("public", public))
+    for what, tally in tallies:
         for violation in tally.violations[:20]:
             say_progress(f"VIOLATION {violation}")
         ways = ", ".join(f"{way} {number}" for way, number in sorted(tally.counts.items()))
         bar = f"{len(tally.violations)} of {tally.counts.total()} wrong"
-        rows.append((f"{what} addresses", bar, ways, not tally.violations))
+        rows.append((f"{what} addresses{what_for}", bar, ways, not tally.violations))
     return rows
 
 

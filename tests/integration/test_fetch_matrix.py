@@ -1,7 +1,7 @@
 from ipaddress import ip_address
 
 import pytest
-from support.attacks.ssrf_matrix import Watch, run_matrix
+from support.attacks.ssrf_matrix import Watch, WebhookRunner, run_matrix
 
 pytestmark = pytest.mark.integration
 
@@ -13,6 +13,16 @@ async def test_no_refused_address_is_dialled_whichever_way_leads_to_it() -> None
     assert refused.violations == public.violations == []
     assert refused.counts.keys() == public.counts.keys()
     assert refused.counts.total() > 1900
+
+
+async def test_no_refused_address_is_dialled_for_a_webhook() -> None:
+    refused, public = await run_matrix(WATCH, seed=1, extra=0, every=29, kind=WebhookRunner)
+    assert refused.violations == []
+    # A public host that redirects is not followed, which the other cases count as not reached.
+    assert {way.split(":")[0] for way in public.violations} <= {
+        way for way in public.counts if way.startswith(("redirect", "rebound"))
+    }
+    assert refused.counts.total() > 450
 
 
 async def test_a_rule_that_is_too_weak_shows_in_the_matrix(

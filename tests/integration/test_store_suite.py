@@ -200,6 +200,17 @@ def test_the_longest_link_opens(home: Home) -> None:
     assert home.open(link(home.store, expires_in_s=7 * 24 * 3600), "GET").status_code == 200
 
 
+def test_the_keys_under_a_prefix_are_listed_in_order_up_to_the_limit(home: Home) -> None:
+    prefix = "retouch/jobs/webhooks/"
+    assert home.store.list_keys(prefix, max_keys=9, timeout_s=20) == []
+    for name in ("b/due", "a/delivered", "a/due"):
+        put(home.store, prefix + name, b"{}")
+    put(home.store, "retouch/jobs/c/accepted", b"{}")
+    keys = [f"{prefix}{name}" for name in ("a/delivered", "a/due", "b/due")]
+    assert home.store.list_keys(prefix, max_keys=9, timeout_s=20) == keys
+    assert home.store.list_keys(prefix, max_keys=2, timeout_s=20) == keys[:2]
+
+
 def test_a_working_store_passes_its_check(home: Home) -> None:
     home.store.check(timeout_s=10)
 

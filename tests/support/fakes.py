@@ -168,6 +168,7 @@ class FakeStore:
         self.get_fault: BaseException | None = None
         self.put_fault: BaseException | None = None
         self.link_fault: BaseException | None = None
+        self.list_fault: BaseException | None = None
         self.is_open = threading.Event()
         self.is_open.set()
 
@@ -215,6 +216,12 @@ class FakeStore:
         if self.link_fault is not None:
             raise self.link_fault
         return f"https://store.example/{key}?for={expires_in_s}"
+
+    def list_keys(self, prefix: str, *, max_keys: int, timeout_s: float) -> list[str]:
+        assert timeout_s > 0
+        if self.list_fault is not None:
+            raise self.list_fault
+        return sorted(key for key in self.objects if key.startswith(prefix))[:max_keys]
 
     def check(self, *, timeout_s: float) -> None:
         self.put("probe", b"", content_type="text/plain", metadata={}, timeout_s=timeout_s)

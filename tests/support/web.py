@@ -20,6 +20,7 @@ from retouch.settings import Settings
 from retouch.storage.port import Store
 from retouch.web.app import App
 from retouch.web.edit import EditEndpoint
+from retouch.web.jobs import JobEndpoint
 from retouch.web.metrics import Metrics
 from support.fakes import REQUEST, URL, FakeStore, House, until
 
@@ -133,7 +134,8 @@ def raising(error: BaseException) -> ASGIApp:
 
 def build_app(host: ModelHost, app: ASGIApp = inner) -> App:
     metrics = Metrics(host)
-    return App(app, host=host, edits=EditEndpoint(host, metrics), metrics=metrics)
+    edits = EditEndpoint(host, metrics)
+    return App(app, host=host, edits=edits, jobs=JobEndpoint(host, edits), metrics=metrics)
 
 
 @asynccontextmanager

@@ -33,6 +33,8 @@ _NOT_IN_KEY = {
     "size_from",
     "cache",
     "response_format",
+    "webhook",
+    "webhook_progress",
     "prompt",
     "negative_prompt",
     "seed",

@@ -1,23 +1,41 @@
 """Join the jobs to the process that edits."""
 
-from retouch.jobs.jobs import Jobs, Run
+from retouch.jobs.jobs import Jobs
+from retouch.jobs.live import Run
 from retouch.jobs.lookup import JobSettings
 from retouch.jobs.records import Records
+from retouch.jobs.webhooks import Webhooks
 from retouch.lifecycle import ModelHost
+from retouch.net.limits import FetchLimits
+from retouch.net.post import Poster
+from retouch.settings import decode_webhook_secret
+from retouch.wiring import build_user_agent
 
 
-def build_jobs(host: ModelHost, run: Run) -> Jobs:
-    """Build the jobs over the host's store; they are closed with the host. Sends no request."""
+def build_jobs(host: ModelHost, run: Run, *, scale: float = 1.0) -> Jobs:
+    """Build the jobs over the host's store; they are closed with the host. Sends no request.
+
+    `scale` shortens the time between heartbeats, sweeps and tries, for tests.
+    """
     settings = host.settings
+    records = Records(lambda: host.store, prefix=settings.s3_object_prefix)
+    limits = FetchLimits(
+        user_agent=build_user_agent(settings.public_url),
+        allowed_hosts=frozenset(settings.allowed_webhook_hosts),
+    )
+    secret = decode_webhook_secret(settings.webhook_secret.get_secret_value())
     jobs = Jobs(
-        Records(lambda: host.store, prefix=settings.s3_object_prefix),
+        records,
         JobSettings(
             retention_s=settings.job_retention_seconds,
             link_expires_in_s=settings.presign_expiry,
             max_unfinished=settings.max_queue + 1,
+            poll_s=2.0 * scale,
         ),
         run=run,
         require_ready=lambda: host.editor,
+        webhooks=Webhooks(records, Poster(limits), secret, scale=scale),
+        scale=scale,
     )
     host.close_at_end(jobs.close)
     return jobs

@@ -4,75 +4,42 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
 from weakref import WeakValueDictionary
 
 from retouch.errors import (
-    Cancelled,
-    EditError,
-    InternalError,
     InvalidRequest,
     JobConflict,
     Overloaded,
     StorageError,
 )
 from retouch.jobs.heartbeat import Heartbeat
+from retouch.jobs.live import Caller, Live, Run
 from retouch.jobs.lookup import JobSettings, Lookup
 from retouch.jobs.records import (
     Accepted,
     Ended,
     Records,
     derive_id,
-    describe,
     digest,
     require_job_id,
 )
+from retouch.jobs.sweep import Sweeper
+from retouch.jobs.webhooks import Webhooks
 from retouch.logs import bind, event
-from retouch.schema import EditRequest, EditResult, ErrorBody, Job, Progress
+from retouch.schema import EditRequest, ErrorBody, Job, Progress
 
 _log = logging.getLogger(__name__)
 _CANCEL_S = 5.0
 """How long a cancellation waits for the step to end before it is answered."""
 
 
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """Who a job is for. `owner` is the API key's name, or empty; `base_url` completes local links."""
-
-    owner: str
-    request_id: str
-    base_url: str = ""
-
-
-Run = Callable[[EditRequest, str, Caller, Callable[[Progress], None]], Awaitable[EditResult]]
-"""Edits: takes the request, the job's id, its caller and where progress goes."""
-
-
-@dataclass
-class _Live:
-    """A job of this process, until its end is written."""
-
-    accepted: Accepted
-    edit: asyncio.Task[EditResult]
-    progress: Progress | None = None
-    changed: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def tell(self) -> None:
-        """Wake everyone who watches the job."""
-        self.changed.set()
-        self.changed = asyncio.Event()
-
-    def view(self) -> Job:
-        """Return the job as callers see it."""
-        return describe(self.accepted, progress=self.progress)
-
-
 class Jobs:
     """The jobs of this process, and a view of all others. Belongs to one event loop.
 
-    `require_ready` raises while no edit can run; `now` gives Unix time.
+    `require_ready` raises while no edit can run. `scale` shortens the time between heartbeats and
+    between sweeps; `now` gives Unix time.
     """
 
     def __init__(
@@ -82,7 +49,8 @@ class Jobs:
         *,
         run: Run,
         require_ready: Callable[[], object],
-        heartbeat_s: float = 15.0,
+        webhooks: Webhooks,
+        scale: float = 1.0,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._records = records
@@ -91,20 +59,31 @@ class Jobs:
         self._require_ready = require_ready
         self._now = now
         self._process = uuid.uuid4().hex[:16]
-        self._heartbeat = Heartbeat(records, self._process, every_s=heartbeat_s, now=now)
+        self._heartbeat = Heartbeat(records, self._process, every_s=15.0 * scale, now=now)
         self._lookup = Lookup(records, self._heartbeat, settings, now=now)
-        self._live: dict[str, _Live] = {}
+        self._live: dict[str, Live] = {}
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._tasks: set[asyncio.Task[None]] = set()
         self._beating: asyncio.Task[None] | None = None
+        self._webhooks = webhooks
+        self._sweeper = Sweeper(
+            records, self._heartbeat, adopt=self._adopt, is_mine=self._is_mine, scale=scale
+        )
+        self._sweeping: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to deliver the webhooks of processes that died, where webhooks are offered."""
+        if self._webhooks.is_configured:
+            self._sweeping = asyncio.create_task(self._sweeper.run())
 
     async def close(self) -> None:
         """Wait until the ends of all jobs are written. Their edits must have ended, or do so."""
         if self._tasks:
             await asyncio.wait(self._tasks)
-        if self._beating:
-            self._beating.cancel()
-            await asyncio.wait([self._beating])
+        await self._webhooks.close()
+        for task in filter(None, (self._beating, self._sweeping)):
+            task.cancel()
+            await asyncio.wait([task])
         self._records.close()
 
     async def accept(
@@ -113,7 +92,7 @@ class Jobs:
         """Begin a job, or return it if this very request began it before. `is_new`: the id is ours.
 
         Raises:
-            InvalidRequest: the id is not well-formed, or the answer would contain the file.
+            InvalidRequest: the id or the webhook is not acceptable, or the answer would contain the file.
             JobConflict: the id belongs to another request.
             Overloaded: too many jobs are unfinished.
             NotReady: no edit can run.
@@ -123,6 +102,8 @@ class Jobs:
         if request.response_format != "url":
             fault = "must be url: a job answers with a link"
             raise InvalidRequest.for_fields({"response_format": fault})
+        if request.webhook:
+            self._webhooks.require(request.webhook)
         hashed = await self._records.run(lambda: digest(request))
         async with self._locks.setdefault(job_id, asyncio.Lock()):
             live = self._live.get(job_id)
@@ -143,6 +124,8 @@ class Jobs:
                 digest=hashed,
                 request_id=caller.request_id,
                 created_at_s=self._now(),
+                webhook=request.webhook or "",
+                webhook_progress=request.webhook_progress,
             )
             await self._beat()
             await self._records.accept(accepted)
@@ -220,41 +203,58 @@ class Jobs:
             await self._records.write(f"{job_id}/cancel", {})
         return job
 
-    def _start(self, accepted: Accepted, request: EditRequest, caller: Caller) -> _Live:
+    def _start(self, accepted: Accepted, request: EditRequest, caller: Caller) -> Live:
         def report(progress: Progress) -> None:
             live.progress = progress
             live.tell()
+            self._webhooks.report(accepted, progress)
 
         edit = asyncio.ensure_future(self._run(request, accepted.id, caller, report))
-        live = self._live[accepted.id] = _Live(accepted, edit)
+        live = self._live[accepted.id] = Live(accepted, edit)
         task = asyncio.create_task(self._finish(live))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        if self._beating is None or self._beating.done():
-            self._beating = asyncio.create_task(self._keep_beating())
+        self._ensure_beating()
         return live
 
-    async def _finish(self, live: _Live) -> None:
+    def _ensure_beating(self) -> None:
+        if self._beating is None or self._beating.done():
+            self._beating = asyncio.create_task(self._keep_beating())
+
+    def _is_mine(self, job_id: str) -> bool:
+        return job_id in self._live or job_id in self._webhooks.sending
+
+    async def _adopt(self, accepted: Accepted, ended: Ended) -> None:
+        """Deliver the webhook of a dead process."""
+        await self._beat()
+        await self._records.write(f"webhooks/{accepted.id}/claim.{self._process}", {})
+        event(_log, "webhook.adopted", job_id=accepted.id, state=ended.state)
+        self._webhooks.start(accepted, ended)
+        self._ensure_beating()
+
+    async def _finish(self, live: Live) -> None:
         accepted = live.accepted
         with bind(accepted.request_id):
             await asyncio.wait([live.edit])
-            ended = _end_of(live.edit, self._now(), accepted)
+            ended = live.end(self._now())
             try:
-                if await self._record(accepted, ended):
-                    event(_log, "job.ended", job_id=accepted.id, state=ended.state)
+                if recorded := await self._record(accepted, ended):
+                    event(_log, "job.ended", job_id=accepted.id, state=recorded.state)
+                    if accepted.webhook:
+                        self._webhooks.start(accepted, recorded)
             finally:
                 del self._live[accepted.id]
                 live.tell()
 
-    async def _record(self, accepted: Accepted, ended: Ended) -> bool:
-        """Write the end; return False where another replica runs the job, whose end counts.
+    async def _record(self, accepted: Accepted, ended: Ended) -> Ended | None:
+        """Write the end and return it, or None where another replica runs the job: its end counts.
 
         Without the lease the job may be reported as lost, and then it stays so.
         """
         while True:
             try:
                 if await self._records.accepted(accepted.id) != accepted:
-                    return False
+                    return None
                 if not self._heartbeat.holds_lease:
                     ended = Ended.of_lost(accepted)
                 await self._records.end(accepted.id, ended)
@@ -262,11 +262,11 @@ class Jobs:
                 event(_log, "job.not_recorded", level=logging.WARNING, code=error.code)
                 await asyncio.sleep(min(self._settings.poll_s, self._heartbeat.left_in_slot_s))
             else:
-                return True
+                return ended
 
     async def _keep_beating(self) -> None:
-        """Write a heartbeat in every slot while there are jobs, and cancel those to be cancelled."""
-        while self._live:
+        """Write a heartbeat in every slot while there is work, and cancel what is to be cancelled."""
+        while self._live or self._webhooks.sending:
             try:
                 await self._beat()
                 for job_id, live in list(self._live.items()):
@@ -278,11 +278,3 @@ class Jobs:
 
     async def _beat(self) -> None:
         await self._heartbeat.beat({name: live.progress for name, live in self._live.items()})
-
-
-def _end_of(edit: asyncio.Task[EditResult], now_s: float, accepted: Accepted) -> Ended:
-    error = Cancelled("the job was cancelled") if edit.cancelled() else edit.exception()
-    if error is None:
-        return Ended.of_result(edit.result(), now_s)
-    fault = error if isinstance(error, EditError) else InternalError()
-    return Ended.of_error(fault, now_s, request_id=accepted.request_id)

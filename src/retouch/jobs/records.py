@@ -25,6 +25,7 @@ EndState = Literal["completed", "failed", "cancelled"]
 _ID = re.compile(r"[0-9a-z][0-9a-z_-]{0,127}")
 _RESERVED = {"alive", "webhooks"}
 _MAX_RECORD_BYTES = 1 << 20
+_MAX_KEYS = 100_000
 _TIMEOUT_S = 10.0
 
 
@@ -38,6 +39,8 @@ class Accepted:
     digest: str
     request_id: str
     created_at_s: float
+    webhook: str = ""
+    webhook_progress: bool = False
 
     def is_same(self, *, digest: str, owner: str) -> bool:
         """Whether a request is the one that was accepted, from the same caller."""
@@ -140,7 +143,9 @@ class Records:
         return await self._read_as(Ended, f"{job_id}/ended")
 
     async def accept(self, accepted: Accepted) -> None:
-        """Write a job's acceptance."""
+        """Write a job's acceptance, and before it that its webhook is due."""
+        if accepted.webhook:
+            await self.write(f"webhooks/{accepted.id}/due", {})
         await self.write(f"{accepted.id}/accepted", asdict(accepted))
 
     async def end(self, job_id: str, ended: Ended) -> None:
@@ -181,6 +186,19 @@ class Records:
                 timeout_s=_TIMEOUT_S,
             )
         )
+
+    async def list(self, folder: str) -> list[str]:
+        """Return the names of the objects in a folder of the records, without it.
+
+        Raises:
+            StoreDenied: the S3 key may not list the bucket.
+            StorageError: they cannot be read.
+        """
+        prefix = self._prefix + folder
+        keys = await self.run(
+            lambda: self._store().list_keys(prefix, max_keys=_MAX_KEYS, timeout_s=_TIMEOUT_S)
+        )
+        return [key.removeprefix(prefix) for key in keys]
 
     async def link(self, key: str, *, expires_in_s: int) -> str:
         """Sign a link to a result.

@@ -200,7 +200,7 @@ class Downloader:
             with map_errors(url.host):
                 async with self._connector.connect(url) as stream:
                     exchange = Exchange(stream)
-                    response = await exchange.get(url.target, headers)
+                    response = await exchange.send("GET", url.target, headers)
                     if response.status_code in _REDIRECTS:
                         chain.keep_cookies(url.host, response)
                         return self._redirect(url, response)

@@ -1,4 +1,4 @@
-"""One HTTP/1.1 GET over an open connection. h11 parses; nothing is decompressed."""
+"""One HTTP/1.1 request over an open connection. h11 parses; nothing is decompressed."""
 
 import re
 
@@ -17,13 +17,15 @@ _FOLDED_LINE = re.compile(rb"[ \t][^\x00\x0b\x0c\r]*")
 
 
 class Exchange:
-    """The GET and its response. The caller closes the stream."""
+    """The request and its response. The caller closes the stream."""
 
     def __init__(self, stream: httpcore.AsyncNetworkStream) -> None:
         self._stream = stream
         self._h11 = h11.Connection(h11.CLIENT, max_incomplete_event_size=_HEAD_BYTES)
 
-    async def get(self, target: str, headers: Headers) -> h11.Response:
+    async def send(
+        self, method: str, target: str, headers: Headers, body: bytes = b""
+    ) -> h11.Response:
         """Send the request and return the head of the final response, header names in lower case.
 
         Header lines that are not HTTP are dropped.
@@ -32,9 +34,9 @@ class Exchange:
             h11.RemoteProtocolError: it is not HTTP, or takes over 64 KiB, interim responses included.
             httpcore.NetworkError: the connection broke.
         """
-        request = h11.Request(method="GET", target=target, headers=headers)
-        data = (self._h11.send(request) or b"") + (self._h11.send(h11.EndOfMessage()) or b"")
-        await self._stream.write(data)
+        request = h11.Request(method=method, target=target, headers=headers)
+        parts = [request, *([h11.Data(body)] if body else []), h11.EndOfMessage()]
+        await self._stream.write(b"".join(self._h11.send(part) or b"" for part in parts))
         received, rest = 0, b""
         while True:
             head, rest = await self._read_head(rest, max_bytes=_HEAD_BYTES - received)
@@ -47,7 +49,7 @@ class Exchange:
                 return event
 
     async def read(self) -> bytes:
-        """Return the next piece of the body, empty at its end. Raises as `get` does."""
+        """Return the next piece of the body, empty at its end. Raises as `send` does."""
         while (event := self._h11.next_event()) is h11.NEED_DATA:
             self._h11.receive_data(await self._stream.read(_BODY_READ_BYTES))
         return bytes(event.data) if isinstance(event, h11.Data) else b""

@@ -70,6 +70,22 @@ SourceImage = Annotated[
     Field(min_length=1, json_schema_extra={"format": "uri", "pattern": _URL_PATTERN}),
     AfterValidator(_require_source),
 ]
+
+
+def _require_webhook(text: str) -> str:
+    if not text.lstrip()[:8].lower().startswith(("http://", "https://")):
+        raise ValueError("must be an https URL")
+    parse_url(text)
+    return text
+
+
+Webhook = Annotated[
+    str,
+    Field(
+        min_length=1, json_schema_extra={"format": "uri", "pattern": "^[hH][tT][tT][pP][sS]?://"}
+    ),
+    AfterValidator(_require_webhook),
+]
 ToInteger = BeforeValidator(_to_integer)
 Side = Annotated[
     int, Field(ge=MIN_SIDE_PX, le=MAX_SIDE_PX, multiple_of=SIDE_MULTIPLE_PX), ToInteger

@@ -28,6 +28,7 @@ from retouch.schema.fields import (
     SizeFrom,
     SourceImage,
     ToInteger,
+    Webhook,
     require_plain_text,
     require_prompt,
 )
@@ -186,6 +187,17 @@ class EditRequest(BaseModel):
         default="url",
         description="b64_json: the answer contains the image as base64 too, beside its link.",
         examples=["url"],
+    )
+    webhook: Webhook | None = Field(
+        default=None,
+        description="An https URL that gets the answer when the edit ends, signed as Standard Webhooks "
+        "say. The edit goes on when its caller disconnects.",
+        examples=["https://example.com/hooks/retouch"],
+    )
+    webhook_progress: bool = Field(
+        default=False,
+        description="Send progress to the webhook too, at most every 5 seconds.",
+        examples=[False],
     )
     _uploads: Mapping[str, Upload] = PrivateAttr(default_factory=dict)
 

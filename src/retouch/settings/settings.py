@@ -32,6 +32,7 @@ from retouch.settings.values import (
     KeyPrefix,
     Seconds,
     SecretKey,
+    WebhookSecret,
 )
 
 _S3_REQUIRED = ("s3_endpoint", "s3_access_key", "s3_secret_key", "s3_bucket")
@@ -156,6 +157,12 @@ class Settings(BaseSettings):
     )
     job_retention_seconds: int = Field(
         86400, ge=60, le=604800, description="seconds that a job can be read after its acceptance"
+    )
+    webhook_secret: WebhookSecret = Field(
+        _UNSET, description="signs webhooks, as Standard Webhooks say; unset: none are offered"
+    )
+    allowed_webhook_hosts: CommaList[HostPort] = Field(
+        (), description="host:port entries that webhooks may reach whatever their address"
     )
     prefetch_jobs: int = Field(
         0, ge=0, le=4, description="ignored; accepted so that old configurations start"
@@ -300,6 +307,7 @@ class Settings(BaseSettings):
             self.hf_token,
             self.link_secret,
             self.metrics_key,
+            self.webhook_secret,
         )
         return [text for secret in named if (text := secret.get_secret_value())] + [*self.api_keys]
 

@@ -1,5 +1,6 @@
 """Types of settings that pydantic does not have."""
 
+import base64
 import re
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -12,6 +13,7 @@ _HOST_PORT = re.compile(r"^([^\s/@:]+|\[[0-9a-fA-F:.]+\]):\d{1,5}$")
 _BUCKET = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
 _MAX_PORT = 65535
 _MIN_KEY_CHARACTERS = 16
+_MIN_WEBHOOK_KEY_BYTES, _MAX_WEBHOOK_KEY_BYTES = 24, 64  # Standard Webhooks
 T = TypeVar("T")
 
 
@@ -70,9 +72,30 @@ def _require_directory(value: Path) -> Path:
     return directory
 
 
+def decode_webhook_secret(text: str) -> bytes:
+    """Return the key in a secret as Standard Webhooks write it: `whsec_` and base64.
+
+    >>> decode_webhook_secret("whsec_" + "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")[:3].hex()
+    '31f290'
+    """
+    return base64.b64decode(text.removeprefix("whsec_"), validate=True)
+
+
+def _require_webhook_secret(value: SecretStr) -> SecretStr:
+    fault = "must be whsec_ and the base64 of 24 to 64 random bytes"
+    try:
+        key = decode_webhook_secret(value.get_secret_value())
+    except ValueError:
+        raise ValueError(fault) from None
+    if not _MIN_WEBHOOK_KEY_BYTES <= len(key) <= _MAX_WEBHOOK_KEY_BYTES:
+        raise ValueError(fault)
+    return value
+
+
 CommaList = Annotated[tuple[T, ...], NoDecode, BeforeValidator(_split)]
 HostPort = Annotated[str, AfterValidator(_require_host_port)]
 ApiKey = Annotated[str, AfterValidator(_require_key)]
+WebhookSecret = Annotated[SecretStr, AfterValidator(_require_webhook_secret)]
 SecretKey = Annotated[SecretStr, AfterValidator(_require_secret_key)]
 BaseUrl = Annotated[str, AfterValidator(_require_base_url)]
 KeyPrefix = Annotated[str, AfterValidator(_require_prefix)]

@@ -11,11 +11,10 @@ import os
 import re
 import secrets
 import shutil
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,10 +25,10 @@ from retouch.errors import (
     LinkInvalid,
     RouteNotFound,
     StorageError,
-    StoreDenied,
     StoreUnavailable,
 )
 from retouch.storage.keys import disposition, is_source_key, require_key
+from retouch.storage.local_files import delete_old, map_errors, write
 from retouch.storage.port import StoredObject
 
 SOURCE_LIFE_S = 30 * 24 * 3600
@@ -64,10 +63,10 @@ def load_secret(folder: Path, configured: str) -> bytes:
     if configured:
         return configured.encode()
     path = folder / "link_secret"
-    with _map_errors():
+    with map_errors():
         if not path.exists():
             made = folder / f"{path.name}-{secrets.token_hex(8)}"
-            _write(made, secrets.token_bytes(_SECRET_BYTES), drafts=folder / "drafts")
+            write(made, secrets.token_bytes(_SECRET_BYTES), drafts=folder / "drafts")
             with suppress(FileExistsError):  # another process was first: its secret counts
                 os.link(made, path)
             made.unlink()
@@ -112,14 +111,14 @@ class LocalStore:
         self._sweeping = threading.Lock()
         self._swept_at_s = clock()
         self._size_bytes = 0  # since the last sweep an estimate: a replaced object counts twice
-        with _map_errors():
+        with map_errors():
             for needed in (self._objects, self._drafts):
                 needed.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.sweep()
 
     def get(self, key: str, *, max_bytes: int, timeout_s: float) -> StoredObject | None:  # noqa: ARG002
         """Return the object or None."""
-        with _map_errors():
+        with map_errors():
             found = self._read(key, max_bytes)
             return None if found is None else StoredObject(found[0], found[1]["metadata"])
 
@@ -135,12 +134,12 @@ class LocalStore:
         """Write a draft, flush it to the disk, rename it; sweep in the background once in a while."""
         header = json.dumps({"content_type": content_type, "metadata": dict(metadata)})
         content = header.encode() + b"\n", body
-        with _map_errors():
+        with map_errors():
             path = self._path(key)
             try:
-                _write(path, *content, drafts=self._drafts)
+                write(path, *content, drafts=self._drafts)
             except FileNotFoundError:  # a sweep removed the directory while it was empty
-                _write(path, *content, drafts=self._drafts)
+                write(path, *content, drafts=self._drafts)
         self._size_bytes += len(body)
         is_due = self._clock() - self._swept_at_s >= SWEEP_EVERY_S
         if is_due or self._size_bytes > self._max_bytes:
@@ -151,10 +150,18 @@ class LocalStore:
         """Sign a link, and keep the object for as long as the link is valid."""
         now_s = self._clock()
         expires = str(int(now_s) + expires_in_s)
-        with _map_errors(), suppress(FileNotFoundError):
+        with map_errors(), suppress(FileNotFoundError):
             os.utime(self._path(key), (now_s, now_s))
         query = urlencode({"expires": expires, "signature": self._sign(key, expires)})
         return f"{self._public_url}/files/{key}?{query}"
+
+    def list_keys(self, prefix: str, *, max_keys: int, timeout_s: float) -> list[str]:  # noqa: ARG002
+        """Return the keys that begin with `prefix`, a directory with its slash."""
+        folder = self._path(prefix.removesuffix("/"))
+        with map_errors():
+            files = (Path(where, name) for where, _, names in os.walk(folder) for name in names)
+            keys = [path.relative_to(self._objects).as_posix() for path in files]
+        return sorted(keys)[:max_keys]
 
     def check(self, *, timeout_s: float) -> None:
         """Put, get and delete an object."""
@@ -162,7 +169,7 @@ class LocalStore:
         body = key.encode()
         self.put(key, body, content_type="text/plain", metadata={}, timeout_s=timeout_s)
         found = self.get(key, max_bytes=len(body), timeout_s=timeout_s)
-        with _map_errors():
+        with map_errors():
             self._path(key).unlink()
         if found is None or found.body != body:
             raise StorageError("LOCAL_STORE_DIR does not return what was stored")
@@ -182,7 +189,7 @@ class LocalStore:
         left_s = int(parts[1]) - int(self._clock())
         if left_s <= 0:
             raise LinkExpired("the link has expired")
-        with _map_errors():
+        with map_errors():
             found = self._read(key, None)
         if found is None:
             raise RouteNotFound("the file of this link no longer exists")
@@ -199,8 +206,8 @@ class LocalStore:
             return
         try:
             now_s = self._clock()
-            _delete_old(self._drafts, lambda _: now_s - DRAFT_LIFE_S)
-            kept = _delete_old(self._objects, lambda path: now_s - self._life_s(path))
+            delete_old(self._drafts, lambda _: now_s - DRAFT_LIFE_S)
+            kept = delete_old(self._objects, lambda path: now_s - self._life_s(path))
             size_bytes = sum(size for _, size, _ in kept)
             if size_bytes > self._max_bytes:
                 for _, size, path in sorted(kept):
@@ -218,7 +225,7 @@ class LocalStore:
         Raises:
             StoreUnavailable: the disk is full.
         """
-        with _map_errors():
+        with map_errors():
             free_bytes = shutil.disk_usage(self._objects).free
         if free_bytes < MIN_FREE_BYTES:
             raise StoreUnavailable("the disk of LOCAL_STORE_DIR is full", free_bytes=free_bytes)
@@ -249,52 +256,3 @@ class LocalStore:
     def _sign(self, key: str, expires: str) -> str:
         text = json.dumps(["retouch-link-2", key, expires])
         return hmac.new(self._secret, text.encode(), hashlib.sha256).hexdigest()
-
-
-def _delete_old(folder: Path, oldest_s: Callable[[Path], float]) -> list[tuple[float, int, Path]]:
-    """Delete files older than `oldest_s` of each; return time, size and path of the others.
-
-    Removes empty directories too.
-    """
-    kept = []
-    for directory, _, names in os.walk(folder, topdown=False):
-        for path in (Path(directory, name) for name in names):
-            with suppress(OSError):  # another process may sweep the same directory at the same time
-                found = path.lstat()
-                if found.st_mtime < oldest_s(path):
-                    path.unlink()
-                else:
-                    kept.append((found.st_mtime, found.st_size, path))
-        if Path(directory) != folder:
-            with suppress(OSError):  # it is not empty
-                Path(directory).rmdir()
-    return kept
-
-
-def _write(path: Path, *parts: bytes, drafts: Path) -> None:
-    """Write a file that only this user can read. It appears whole, and is on the disk on return."""
-    for needed in (path.parent, drafts):
-        needed.mkdir(mode=0o700, parents=True, exist_ok=True)
-    handle, draft = tempfile.mkstemp(dir=drafts)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.writelines(parts)
-            file.flush()
-            os.fsync(handle)  # or a power cut after the rename could leave half a body
-        Path(draft).replace(path)
-    except BaseException:
-        Path(draft).unlink()
-        raise
-
-
-@contextmanager
-def _map_errors() -> Iterator[None]:
-    try:
-        yield
-    except PermissionError as error:
-        raise StoreDenied("no permission in the local store; check LOCAL_STORE_DIR") from error
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        fault = type(error).__name__
-        raise StoreUnavailable(
-            "the local store failed; check the disk of LOCAL_STORE_DIR", fault=fault
-        ) from error

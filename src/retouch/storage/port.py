@@ -56,6 +56,15 @@ class Store(Protocol):
         """
         ...
 
+    def list_keys(self, prefix: str, *, max_keys: int, timeout_s: float) -> list[str]:
+        """Return the keys that begin with `prefix`, which ends with a slash; at most `max_keys`.
+
+        Raises:
+            StoreDenied: the key may not list the bucket.
+            StorageError: they cannot be read.
+        """
+        ...
+
     def check(self, *, timeout_s: float) -> None:
         """Put, get and delete a probe object.
 

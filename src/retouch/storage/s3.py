@@ -7,12 +7,11 @@ checksum headers only in part.
 import io
 import logging
 import secrets
-import ssl
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
+from itertools import islice
 from typing import Any, TypeVar
-from xml.etree.ElementTree import ParseError
 
 from minio import Minio
 from minio.error import MinioException, S3Error
@@ -23,41 +22,23 @@ from tenacity import (
     stop_before_delay,
     wait_random_exponential,
 )
-from urllib3.exceptions import HTTPError, LocationValueError, SSLError
 from urllib3.response import BaseHTTPResponse
 
-from retouch.errors import StorageError, StoreDenied, StoreUnavailable
+from retouch.errors import StorageError
 from retouch.logs import event
 from retouch.storage.keys import disposition, require_key
 from retouch.storage.port import StoredObject
+from retouch.storage.s3_errors import FAULTS, is_transient, translate
 from retouch.storage.s3_transport import Connections, TransientStatus, deadline
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-_FAULTS = (MinioException, HTTPError, OSError, ValueError, ParseError)
-# AWS reports a slow upload, and a body damaged on its way, as status 400 with one of these codes.
-_TRANSIENT_CODES = frozenset({"RequestTimeout", "BadDigest", "XAmzContentSHA256Mismatch"})
 _MAX_RETRY_AFTER_S = 30.0
 _BACKOFF = wait_random_exponential(multiplier=0.5, max=8)
 _META = "x-amz-meta-"
 _MIN_PART_BYTES = 5 * 1024 * 1024
 _CHUNK_BYTES = 64 * 1024
-
-_ADVICE = {
-    "AccessDenied": "the key lacks a permission; it must be able to read, write and delete in S3_BUCKET",
-    "InvalidAccessKeyId": "check S3_ACCESS_KEY",
-    "SignatureDoesNotMatch": "check S3_SECRET_KEY and S3_REGION",
-    "RequestTimeTooSkewed": "check the clock of this machine",
-    "NoSuchBucket": "check S3_BUCKET",
-    "InvalidBucketName": "check S3_BUCKET",
-    "AuthorizationHeaderMalformed": "check S3_REGION",
-    "PermanentRedirect": "check S3_REGION and S3_ENDPOINT",
-    "TemporaryRedirect": "check S3_REGION and S3_ENDPOINT",
-}
-_ADVICE_ELSE = "check S3_ENDPOINT, S3_SECURE, S3_REGION, S3_BUCKET and the key"
-# OpenSSL's reasons for what is not TLS at all; which of them depends on its version.
-_NOT_TLS = {"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST", "UNKNOWN_PROTOCOL"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,45 +65,6 @@ class S3Settings:
     connect_timeout_s: float = 3.0
     read_timeout_s: float = 10.0
     max_connections: int = 16
-
-
-def is_transient(fault: BaseException) -> bool:
-    """Whether the same request may succeed a moment later."""
-    if isinstance(fault, S3Error):
-        return fault.code in _TRANSIENT_CODES
-    if isinstance(fault, SSLError):
-        return not (_is_bad_certificate(fault) or _is_not_tls(fault))
-    return isinstance(fault, HTTPError | OSError) and not isinstance(fault, LocationValueError)
-
-
-def translate(fault: Exception, operation: str) -> StorageError:
-    """Map `fault` to an error of ours, without any text that the server sent."""
-    context: dict[str, Any] = {"operation": operation, "fault": type(fault).__name__}
-    code = fault.code or "" if isinstance(fault, S3Error) else ""
-    if code.isalpha():  # with digits it could be an echoed key id
-        context["s3_code"] = code
-    if isinstance(fault, TransientStatus):
-        context["status"] = fault.status
-    if is_transient(fault):
-        text = "the object store is down, slow or overloaded, or S3_ENDPOINT is wrong"
-        return StoreUnavailable(text, **context)
-    if isinstance(fault, SSLError) and _is_not_tls(fault):
-        advice = (
-            "it does not answer by HTTPS; set S3_SECURE=false, or the HTTPS port in S3_ENDPOINT"
-        )
-    elif isinstance(fault, SSLError):
-        advice = "its certificate is not valid; check S3_ENDPOINT"
-    else:
-        advice = _ADVICE.get(code, _ADVICE_ELSE)
-    return StoreDenied(f"the object store cannot be used as configured: {advice}", **context)
-
-
-def _is_bad_certificate(fault: SSLError) -> bool:
-    return any(isinstance(arg, ssl.SSLCertVerificationError) for arg in fault.args)
-
-
-def _is_not_tls(fault: SSLError) -> bool:
-    return any(getattr(arg, "reason", "") in _NOT_TLS for arg in fault.args)
 
 
 def wait_s(state: RetryCallState) -> float:
@@ -206,6 +148,16 @@ class S3Store:
         except ValueError as error:
             raise translate(error, "link") from error
 
+    def list_keys(self, prefix: str, *, max_keys: int, timeout_s: float) -> list[str]:
+        """Return the keys by ListObjectsV2, 1,000 a request."""
+        require_key(prefix.removesuffix("/"))
+
+        def read() -> list[str]:
+            found = self._client.list_objects(bucket_name=self.name, prefix=prefix, recursive=True)
+            return [str(one.object_name) for one in islice(found, max_keys)]
+
+        return self._run("list", timeout_s, read)
+
     def check(self, *, timeout_s: float) -> None:
         """Put, get and delete an object, which also proves that the clock is right."""
         key = f"{self._settings.prefix}check/{secrets.token_hex(8)}"
@@ -235,7 +187,7 @@ class S3Store:
         try:
             with deadline(budget_s):
                 return attempts(call)
-        except _FAULTS as error:
+        except FAULTS as error:
             raise translate(error, operation) from error
 
     def _get(

@@ -53,7 +53,13 @@ class App:
     """ASGI middleware that answers every request, the schema with BentoML's app."""
 
     def __init__(
-        self, app: ASGIApp, *, host: ModelHost, edits: EditEndpoint, metrics: Metrics
+        self,
+        app: ASGIApp,
+        *,
+        host: ModelHost,
+        edits: EditEndpoint,
+        jobs: JobEndpoint,
+        metrics: Metrics,
     ) -> None:
         self._app = app
         self._host = host
@@ -65,7 +71,6 @@ class App:
             [*settings.allowed_hosts, urlsplit(settings.public_url).hostname or ""], keys
         )
         key = [Middleware(keys.protect)]
-        jobs = JobEndpoint(host, edits)
         images = openai.ImagesEndpoint(host, edits)
         routes = [
             *page_routes(),

@@ -76,13 +76,23 @@ class EditEndpoint:
         Raises:
             EditError: any. Once a stream has begun it is the last event instead.
         """
+        run = self.respond(await self.bodies.read(request), request)
+        return await run
+
+    async def respond(self, asked: EditRequest, request: Request) -> Response:
+        """Edit as `answer` does, where the body of `request` is read already.
+
+        Raises:
+            EditError: as `answer`.
+        """
         caller = Caller.of(request)
         news: asyncio.Queue[str | None] = asyncio.Queue()
 
         def report(progress: Progress) -> None:
             news.put_nowait(sse.format_event("progress", progress))
 
-        run = self.run(await self.bodies.read(request), caller, progress=report)
+        run = self.run(asked, caller, progress=report)
+        del asked  # the edit lets go of an image in it once it is decoded
         if "text/event-stream" in request.headers.get("accept", "").lower():
             return await sse.stream(
                 self.spawn(run),

@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from retouch.errors import InvalidRequest
 from retouch.jobs.build import build_jobs
-from retouch.jobs.jobs import Caller
+from retouch.jobs.live import Caller
 from retouch.lifecycle import ModelHost
 from retouch.schema import EditRequest, EditResult, ErrorBody, Job, Progress, restore_error
 from retouch.web import edit, sse
@@ -24,25 +24,31 @@ _MAX_KEY_CHARACTERS = 255
 class JobEndpoint:
     """Answers for jobs, and for edits that may become one."""
 
-    def __init__(self, host: ModelHost, edits: EditEndpoint) -> None:
+    def __init__(self, host: ModelHost, edits: EditEndpoint, *, scale: float = 1.0) -> None:
         self._edits = edits
-        self.jobs = build_jobs(host, self._run)
+        self.jobs = build_jobs(host, self._run, scale=scale)
+
+    def start(self) -> None:
+        """Begin the work in the background. Call it in the event loop, once the store is open."""
+        self.jobs.start()
 
     async def post(self, request: Request) -> Response:
-        """Edit and answer, or begin a job: by Prefer: respond-async, or with an Idempotency-Key.
+        """Edit and answer, or begin a job: by Prefer: respond-async, an Idempotency-Key or a webhook.
 
-        With an Idempotency-Key the edit goes on when the caller disconnects, and the same request
-        with the same key gets its answer.
+        A job goes on when its caller disconnects. The same request with the same Idempotency-Key gets
+        its answer.
 
         Raises:
             EditError: any.
         """
         is_async = bool(_ASYNC.search(request.headers.get("prefer", "")))
         key = _read_key(request)
-        if not (is_async or key):
-            return await self._edits.answer(request)
-        caller = _caller(request)
         asked = await self._edits.bodies.read(request)
+        if not (is_async or key or asked.webhook):
+            response = self._edits.respond(asked, request)
+            del asked  # as below
+            return await response
+        caller = _caller(request)
         if key:
             job = await self.jobs.accept_repeatable(asked, key, caller)
         else:

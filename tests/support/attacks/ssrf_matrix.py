@@ -20,9 +20,11 @@ import httpcore
 from retouch.errors import SourceRedirectError, SourceUnreachable
 from retouch.net.download import Downloader
 from retouch.net.limits import FetchLimits
+from retouch.net.post import Poster
 from retouch.net.url import parse_url
 from support.attacks.addresses import (
     PUBLIC,
+    REDIRECTS,
     STEP,
     STEP_V6,
     Case,
@@ -88,15 +90,16 @@ async def _lead(exchange: Exchange) -> None:
 
 
 class Runner:
-    """One fetcher for all cases."""
+    """One fetcher for all cases. `steps` counts the public hosts that a case leads through first."""
 
     def __init__(self, watch: Watch, origin_port: int) -> None:
         self._watch = watch
         self._names = Names({})
-        limits = FetchLimits(max_bytes=1 << 16, connect_timeout_s=2)
-        self._fetcher = Downloader(limits, resolve=self._resolve, network=Passage(origin_port))
+        self._limits = FetchLimits(max_bytes=1 << 16, connect_timeout_s=2)
+        self._passage = Passage(origin_port)
+        self._fetcher = Downloader(self._limits, resolve=self.resolve, network=self._passage)
 
-    def _resolve(self, host: str, port: int) -> Sequence[str]:
+    def resolve(self, host: str, port: int) -> Sequence[str]:
         with contextlib.suppress(socket.gaierror):  # libc reads literals; names do not go to DNS
             numeric = socket.getaddrinfo(
                 host.encode(), port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
@@ -104,11 +107,15 @@ class Runner:
             return [str(sockaddr[0]) for *_, sockaddr in numeric]
         return self._names(host, port)
 
+    async def call(self, url: str) -> bytes:
+        """Do what is attacked; the answer is `BODY` where the origin was reached."""
+        return (await fetch_alone(self._fetcher, parse_url(url), timeout_s=10)).body or b""
+
     async def _end(self, case: Case) -> bytes | Exception:
         self._names = Names(case.names)
         self._watch.connects.clear()
         try:
-            return (await fetch_alone(self._fetcher, parse_url(case.url), timeout_s=10)).body or b""
+            return await self.call(case.url)
         except Exception as error:  # noqa: BLE001 - whatever it is, it is judged
             return error
 
@@ -124,12 +131,26 @@ class Runner:
         return None if end == BODY else f"ended as {end!r}"
 
 
+class WebhookRunner(Runner):
+    """Posts to each case as to a webhook, which may use the cases' http here."""
+
+    def __init__(self, watch: Watch, origin_port: int) -> None:
+        super().__init__(watch, origin_port)
+        self._poster = Poster(self._limits, resolve=self.resolve, network=self._passage)
+
+    async def call(self, url: str) -> bytes:
+        status = await self._poster.post(parse_url(url), b"{}", {}, timeout_s=10)
+        if status in REDIRECTS:  # followed by nobody: one connect to the public host
+            raise SourceRedirectError(f"answered {status}")
+        return BODY if status == 200 else b""
+
+
 @contextlib.asynccontextmanager
-async def runner(watch: Watch) -> AsyncIterator[Runner]:
+async def runner(watch: Watch, kind: type[Runner] = Runner) -> AsyncIterator[Runner]:
     async with Origin(_lead) as origin:
         watch.origin = ("127.0.0.1", origin.port)
         try:
-            yield Runner(watch, origin.port)
+            yield kind(watch, origin.port)
         finally:
             watch.origin = None
 
@@ -140,12 +161,13 @@ async def run_matrix(
     seed: int,
     extra: int,
     every: int = 1,
+    kind: type[Runner] = Runner,
     progress: Callable[[str], None] = lambda _: None,
 ) -> tuple[Tally, Tally]:
     """Run every `every`th refused case and all public ones; `extra` random addresses a network."""
     refused, public = Tally(), Tally()
     cases = list(list_cases(list_targets(random.Random(seed), extra=extra)))[::every]  # noqa: S311
-    async with runner(watch) as run:
+    async with runner(watch, kind) as run:
         for done, case in enumerate(cases):
             refused.note(case, await run.refuse(case))
             if done % 2000 == 0:

@@ -57,6 +57,8 @@ def test_everything_but_image_and_prompt_has_a_default() -> None:
         "height": None,
         "cache": "default",
         "response_format": "url",
+        "webhook": None,
+        "webhook_progress": False,
         "loras": [],
     }
 

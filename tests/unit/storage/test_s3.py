@@ -10,7 +10,8 @@ from urllib3 import HTTPResponse
 from urllib3.exceptions import LocationParseError, ProtocolError, SSLError
 
 from retouch.errors import StorageError, StoreDenied, StoreUnavailable
-from retouch.storage.s3 import S3Settings, S3Store, is_transient, translate, wait_s
+from retouch.storage.s3 import S3Settings, S3Store, wait_s
+from retouch.storage.s3_errors import is_transient, translate
 from retouch.storage.s3_transport import TransientStatus
 
 SETTINGS = S3Settings(

@@ -1,0 +1,74 @@
+"""POST to an untrusted URL: checked addresses, one deadline, no redirects, the answer's status only."""
+
+import asyncio
+import ssl
+from collections.abc import Mapping
+
+import httpcore
+
+from retouch.errors import InvalidRequest
+from retouch.net.connect import Connector, Resolve, map_errors, resolve_host
+from retouch.net.http1 import Exchange
+from retouch.net.limits import FetchLimits
+from retouch.net.url import SourceUrl, parse_url
+
+_HTTPS_PORT = 443
+
+
+class Poster:
+    """Posts to public hosts by HTTPS, and in any way to `limits.allowed_hosts`.
+
+    Belongs to one event loop.
+    """
+
+    def __init__(
+        self,
+        limits: FetchLimits,
+        *,
+        resolve: Resolve = resolve_host,
+        network: httpcore.AsyncNetworkBackend | None = None,
+        ssl_context: ssl.SSLContext | None = None,
+    ) -> None:
+        self._limits = limits
+        self._connector = Connector(
+            limits, resolve=resolve, network=network, ssl_context=ssl_context
+        )
+
+    def parse(self, text: str) -> SourceUrl:
+        """Return the URL of a webhook. Its address is checked when it is posted to.
+
+        Raises:
+            InvalidRequest: it is malformed, or neither HTTPS on port 443 nor one of `allowed_hosts`.
+        """
+        try:
+            url = parse_url(text)
+        except ValueError as error:
+            raise InvalidRequest.for_fields({"webhook": str(error)}) from None
+        is_plain = (url.scheme, url.port) != ("https", _HTTPS_PORT)
+        if is_plain and url.host_port not in self._limits.allowed_hosts:
+            fault = "must be an https URL on port 443, or of a host in ALLOWED_WEBHOOK_HOSTS"
+            raise InvalidRequest.for_fields({"webhook": fault}, host=url.host)
+        return url
+
+    async def post(
+        self, url: SourceUrl, body: bytes, headers: Mapping[str, str], *, timeout_s: float
+    ) -> int:
+        """Post `body` as JSON and return the status of the answer, which is not read further.
+
+        Raises:
+            DownloadFailed: the host is refused, unreachable or breaks HTTP.
+            TimeoutError: it did not answer in time.
+        """
+        fields = [
+            (b"Host", url.authority.encode()),
+            (b"User-Agent", self._limits.user_agent.encode()),
+            (b"Content-Type", b"application/json"),
+            (b"Content-Length", str(len(body)).encode()),
+            (b"Connection", b"close"),
+            *((name.encode(), value.encode()) for name, value in headers.items()),
+        ]
+        async with asyncio.timeout(timeout_s):
+            with map_errors(url.host):
+                async with self._connector.connect(url) as stream:
+                    response = await Exchange(stream).send("POST", url.target, fields, body)
+                    return response.status_code
