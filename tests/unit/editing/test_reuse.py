@@ -173,7 +173,7 @@ async def test_one_that_leaves_takes_the_edit_of_no_other() -> None:
 
 
 async def test_one_that_waits_for_an_equal_request_keeps_its_deadline() -> None:
-    house = House(settings=EditorSettings(prefix="p/", job_timeout_s=0.2))
+    house = House(settings=EditorSettings(prefix="p/", job_timeout_s=2))
     pause = Pause()
     house.engine.at_step = lambda _: pause.hold()
     first = asyncio.create_task(run(house, seed=7))
