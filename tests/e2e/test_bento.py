@@ -5,13 +5,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.runpod_image import compose
 
 pytestmark = pytest.mark.e2e
 
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_bento_holds_the_package_and_no_tests(tmp_path: Path) -> None:
+def test_the_bento_holds_the_package_and_no_tests_and_is_what_runpod_builds(tmp_path: Path) -> None:
     run = subprocess.run(  # noqa: S603 - our own interpreter and options
         [sys.executable, "-m", "bentoml", "build", str(ROOT)],
         cwd=ROOT,
@@ -34,3 +35,6 @@ def test_the_bento_holds_the_package_and_no_tests(tmp_path: Path) -> None:
     installed = (bento / "env/python/requirements.txt").read_text()
     lock = (ROOT / "src/requirements.lock").read_text()
     assert installed.count("--hash=sha256:") == lock.count("--hash=sha256:") > 0
+    generated = (bento / "env/docker/Dockerfile").read_text()
+    composed = compose(generated, (ROOT / "Dockerfile").read_text())
+    assert (ROOT / ".runpod/Dockerfile").read_text() == composed
