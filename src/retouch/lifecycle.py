@@ -172,19 +172,16 @@ class ModelHost:
         began = time.perf_counter()
         engine = wiring.build_engine(self.settings)
         loaded = time.perf_counter()
-        warm_up(engine, compiled=self.settings.compile)
+        edit_s = warm_up(engine, compiled=engine.info.compiled)
         warm_up_s = time.perf_counter() - loaded
-        self._expected_edit_s = warm_up_s * engine.info.preset.steps / _WARM_UP_STEPS
+        self._expected_edit_s = edit_s * engine.info.preset.steps / _WARM_UP_STEPS
         self._engine = engine
-        event(
-            _log,
-            "engine.ready",
-            model=engine.info.model,
-            load_s=loaded - began,
-            warm_up_s=warm_up_s,
-        )
+        load_s, model = loaded - began, engine.info.model
+        event(_log, "engine.ready", model=model, load_s=load_s, warm_up_s=warm_up_s)
         phases_s: dict[str, Any] = {**engine.info.load_phases_s, "warm_up_s": warm_up_s}
         event(_log, "start.phases", process_s=process_s, **phases_s)
+        if engine.info.code:
+            compilation.keep_code(engine.info.code, compiled=engine.info.compiled)
 
     def open(self) -> None:
         """Open the store and load the model in a thread, so that health routes answer at once.
@@ -276,8 +273,8 @@ class ModelHost:
         timer.start()
 
 
-def warm_up(engine: Engine, *, compiled: bool) -> None:
-    """Run a real edit, so that the first caller does not wait for what happens once.
+def warm_up(engine: Engine, *, compiled: bool) -> float:
+    """Run a real edit, so that the first caller does not wait for what happens once; return its seconds.
 
     A compiled engine edits in two sizes: it makes code for the first, and at the second for any.
 
@@ -286,6 +283,7 @@ def warm_up(engine: Engine, *, compiled: bool) -> None:
     """
     side_px = round(engine.info.preset.area_px**0.5) // 32 * 32
     for wider_px in (0, 32) if compiled else (0,):
+        began_s = time.perf_counter()
         params = EditParams(
             prompt="keep the image unchanged",
             negative_prompt=" ",
@@ -297,3 +295,4 @@ def warm_up(engine: Engine, *, compiled: bool) -> None:
             height_px=side_px,
         )
         run_edit(engine, [Image.new("RGB", (params.width_px, side_px), "gray")], params)
+    return time.perf_counter() - began_s

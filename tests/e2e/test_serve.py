@@ -38,6 +38,7 @@ META = {
     "memory_plan",
     "attention",
     "quantization",
+    "compiled",
     "source",
     "timings_ms",
     "notes",

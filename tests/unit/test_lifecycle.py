@@ -131,11 +131,27 @@ def test_one_line_has_the_phases_of_the_start(
     assert fields["process_s"] > 0
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_after_the_start_the_engines_code_is_kept(
+    wires: Wires, monkeypatch: pytest.MonkeyPatch, *, compiled: bool
+) -> None:
+    kept = list[tuple[Any, bool]]()
+    monkeypatch.setattr(
+        compilation, "keep_code", lambda code, *, compiled: kept.append((code, compiled))
+    )
+    engine = wires.house.engine
+    engine.info = replace(engine.info, code="the code", compiled=compiled)
+    opened(wires)
+    assert kept == [("the code", compiled)]
+
+
 @pytest.mark.parametrize(("compiled", "widths_px"), [(False, [64]), (True, [64, 96])])
 def test_the_model_is_warmed_once_and_a_compiled_one_in_two_sizes(
     wires: Wires, *, compiled: bool, widths_px: list[int]
 ) -> None:
-    opened(wires, compile=compiled)
+    engine = wires.house.engine
+    engine.info = replace(engine.info, compiled=compiled)
+    opened(wires)
     assert [edit.width_px for edit in wires.house.engine.edits] == widths_px
 
 

@@ -80,7 +80,8 @@ class EngineInfo:
 
     `max_areas_px` has the largest result in pixels, from one image, from two and so on: as many
     images as one edit takes. `load_phases_s` has the seconds that each phase of loading took.
-    `examples` are instructions that suit it.
+    `examples` are instructions that suit it. `code` belongs to the engine: it describes the compiled
+    code that it has, or could have.
     """
 
     model: str
@@ -94,6 +95,7 @@ class EngineInfo:
     quantization: str = "none"
     max_areas_px: tuple[int, ...] = (2048 * 2048,)
     compiled: bool = False
+    code: Any = field(default=None, compare=False)
     load_phases_s: Mapping[str, float] = field(default_factory=dict, compare=False)
     adapters: tuple[AdapterInfo, ...] = ()
 

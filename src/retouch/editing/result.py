@@ -68,6 +68,7 @@ def build_meta(
         memory_plan=info.memory_plan,
         attention=info.attention,
         quantization=info.quantization,
+        compiled=info.compiled,
         loras=[LoraMeta.model_validate(asdict(lora)) for lora in params.loras],
         source=described[0],
         sources=described,

@@ -1,13 +1,31 @@
 """Compile the transformer's block, with its code cached on disk."""
 
+import hashlib
+import json
+import logging
 import os
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+from retouch.logs import event
 
 if TYPE_CHECKING:
     from retouch.engine.transformer import BlockCall
 
+Setting = bool | Literal["auto"]
+
+FILL_GPU_BYTES = 4 << 30
+"""GPU memory that filling the cache may take, and that must be free for it."""
+_FILL_TIMEOUT_S = 1800.0
 _MAX_VARIANTS = 64
+_CODE_CACHE = "TORCHINDUCTOR_CACHE_DIR"
+
+_log = logging.getLogger(__name__)
 
 
 def find_code_cache() -> Path | None:
@@ -20,6 +38,112 @@ def find_code_cache() -> Path | None:
     home = Path(HF_HOME)
     nearest = next(folder for folder in (home, *home.parents) if folder.is_dir())
     return home / "compiled" if os.access(nearest, os.W_OK) else None
+
+
+@dataclass(frozen=True, slots=True)
+class BlockCode:
+    """What the code of a block depends on, and where it is cached.
+
+    `config` is the transformer's, as JSON. `dtype` and `attention` are names. `area_px` and
+    `condition_area_px` are of the first size that is compiled.
+    """
+
+    cache: str
+    gpu: str
+    torch: str
+    config: str
+    dtype: str
+    attention: str
+    area_px: int
+    condition_area_px: int
+
+    @property
+    def record(self) -> Path:
+        """The file that says that the cache holds this code, made by these sources."""
+        digest = hashlib.sha256(json.dumps(asdict(self)).encode())
+        for path in sorted(Path(__file__).parent.glob("*.py")):
+            digest.update(path.read_bytes())
+        return Path(self.cache) / f"complete-{digest.hexdigest()[:32]}"
+
+    @property
+    def is_cached(self) -> bool:
+        """Whether a start or a fill completed with this code."""
+        return self.record.exists()
+
+    def mark_cached(self) -> None:
+        """Record that the cache holds this code."""
+        self.record.parent.mkdir(parents=True, exist_ok=True)
+        self.record.touch()
+
+
+def describe_code(
+    config: Mapping[str, Any], *, dtype: str, attention: str, area_px: int, condition_area_px: int
+) -> BlockCode | None:
+    """Describe a block's code on this GPU, or return None without a GPU or a cache."""
+    import torch
+
+    cache = os.environ.get(_CODE_CACHE)
+    if not cache or not torch.cuda.is_available():
+        return None
+    return BlockCode(  # pragma: no cover - needs a GPU
+        cache=cache,
+        gpu=f"{torch.cuda.get_device_name()} {torch.cuda.get_device_capability()}",
+        torch=f"{torch.__version__} {torch.version.cuda}",
+        config=json.dumps(dict(config), sort_keys=True),
+        dtype=dtype,
+        attention=attention,
+        area_px=area_px,
+        condition_area_px=condition_area_px,
+    )
+
+
+def decide(setting: Setting, code: BlockCode | None) -> bool:
+    """Return whether to compile: for `auto`, where it takes no time because the code is cached."""
+    return code is not None and code.is_cached if setting == "auto" else setting
+
+
+def keep_code(code: BlockCode, *, compiled: bool) -> threading.Thread | None:
+    """After the warm-up: record what was compiled, or compile it for the next start.
+
+    That runs in a child process of the lowest priority, and only with `FILL_GPU_BYTES` of free GPU
+    memory. The returned thread waits for it.
+    """
+    if compiled:
+        code.mark_cached()
+        return None
+    if code.is_cached or measure_free_gpu() < FILL_GPU_BYTES:
+        return None
+    thread = threading.Thread(target=_fill, args=(code,), name="compile", daemon=True)
+    thread.start()
+    return thread
+
+
+def measure_free_gpu() -> int:
+    """Return the bytes of GPU memory that no process has."""
+    from torch import cuda
+
+    return int(cuda.mem_get_info()[0]) if cuda.is_available() else 0
+
+
+def _fill(code: BlockCode) -> None:
+    event(_log, "compile.started", gpu=code.gpu)
+    try:
+        ended = subprocess.run(
+            [sys.executable, "-m", "retouch.engine.fill_code_cache"],
+            input=json.dumps(asdict(code)),
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=_FILL_TIMEOUT_S,
+        )
+        reason = ended.stderr.strip().rpartition("\n")[2] if ended.returncode else ""
+    except (OSError, subprocess.TimeoutExpired) as error:
+        reason = str(error)
+    if reason or not code.is_cached:
+        event(_log, "compile.failed", level=logging.WARNING, reason=reason)
+    else:
+        event(_log, "compile.finished")
 
 
 def compile_block(run_block: "BlockCall") -> "BlockCall":

@@ -23,6 +23,7 @@ from retouch.editing.ports import (
 )
 from retouch.engine.adapters.loaded import LoadedAdapters
 from retouch.engine.attention import NATIVE
+from retouch.engine.compilation import BlockCode
 from retouch.engine.hooks import EditTimer, StepHook, StepState, preview_steps, run_hooks
 from retouch.engine.memory.weights import Weights
 from retouch.engine.modulation import ModulationCache
@@ -83,6 +84,7 @@ class QwenEngine:
         run_block: BlockCall = run_block,
         attention: str = NATIVE,
         compiled: bool = False,
+        code: BlockCode | None = None,
         load_phases_s: Mapping[str, float] | None = None,
         adapters: LoadedAdapters | None = None,
     ) -> None:
@@ -103,6 +105,7 @@ class QwenEngine:
             quantization=weights.plan.quantization,
             max_areas_px=weights.plan.max_areas_px[: template.max_images],
             compiled=compiled,
+            code=code,
             load_phases_s=load_phases_s or {},
             adapters=adapters.info if adapters else (),
         )

@@ -73,6 +73,7 @@ class Meta(BaseModel):
         description="How weights are stored: none (16 bits), or the encoding they are packed to.",
         examples=["none"],
     )
+    compiled: bool = Field(False, description="Whether compiled code ran.", examples=[True])
     loras: list[LoraMeta] = Field(
         default=[],
         description="The adapters that were applied.",

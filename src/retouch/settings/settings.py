@@ -104,7 +104,10 @@ class Settings(BaseSettings):
         "auto",
         description="attention kernel: auto measures at the start; fa3, or a name in diffusers",
     )
-    compile: bool = Field(False, description="slower start, faster edits of the same result")
+    compile: bool | Literal["auto"] = Field(
+        "auto",
+        description="compile the model: faster edits; auto: only where its code is cached",
+    )
     loras: CommaList[Lora] = Field(
         (), description="LoRA adapters, by comma: [!]name=source[#sha256][@scale]"
     )

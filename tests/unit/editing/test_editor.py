@@ -77,6 +77,7 @@ async def test_meta_has_the_effective_value_of_everything() -> None:
         "memory_plan": "resident",
         "quantization": "none",
         "attention": "native",
+        "compiled": False,
         "loras": [],
         "source": source,
         "sources": [source],

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from retouch.engine.adapters.source import AdapterSource
 from retouch.engine.checkpoint import hub
@@ -44,7 +45,7 @@ class CheckpointSettings:
     max_result_px: int = 0
     quantization: str = "none"
     attention_backend: str = "auto"
-    compile: bool = False
+    compile: bool | Literal["auto"] = "auto"
     adapters: tuple[AdapterSource, ...] = ()
     fetch: Callable[[str], bytes] = refuse_urls
     hf_token: str = field(default="", repr=False)

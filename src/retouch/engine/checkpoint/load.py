@@ -137,6 +137,16 @@ def _load_engine(
         host_gib=round(weights.plan.host_bytes / GIB, 1),
     )
     run_block: transformer.BlockCall = partial(transformer.run_block, attend=chosen.attend)
+    code = None
+    if not settings.adapters:  # each padded rank has code of its own, made in its first edit
+        code = compilation.describe_code(
+            parts.configs["transformer"],
+            dtype=settings.dtype,
+            attention=chosen.name,
+            area_px=preset.area_px,
+            condition_area_px=shape.condition_area_px,
+        )
+    compiled = compilation.decide(settings.compile, code)
     return QwenEngine(
         weights,
         processor=parts.processor,
@@ -145,9 +155,10 @@ def _load_engine(
         preset=preset,
         model=_public_name(settings.model_id),
         revision=describe_revision(folder, files, settings.family),
-        run_block=compilation.compile_block(run_block) if settings.compile else run_block,
+        run_block=compilation.compile_block(run_block) if compiled else run_block,
         attention=chosen.name,
-        compiled=settings.compile,
+        compiled=compiled,
+        code=code,
         load_phases_s=clock.phases_s,
         adapters=adapters,
     )

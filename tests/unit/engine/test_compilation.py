@@ -1,0 +1,158 @@
+import json
+import logging
+import os
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.models.tiny import build_tiny_pipeline
+
+from retouch.engine import compilation, fill_code_cache
+from retouch.engine.attention import NATIVE, Attention, attend_native
+from retouch.engine.compilation import BlockCode, decide, describe_code, keep_code
+
+
+@pytest.fixture
+def code(tmp_path: Path) -> BlockCode:
+    config = json.dumps(dict(build_tiny_pipeline().transformer.config))
+    return BlockCode(str(tmp_path / "cache"), "H100", "2", config, "float32", NATIVE, 4096, 4096)
+
+
+@pytest.fixture
+def events(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    caplog.set_level(logging.INFO)
+    return caplog
+
+
+@pytest.fixture
+def child(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A program in place of Python, on a GPU with room."""
+    program = tmp_path / "python"
+    monkeypatch.setattr(sys, "executable", str(program))
+    monkeypatch.setattr(compilation, "measure_free_gpu", lambda: 1 << 40)
+    return program
+
+
+def run(child: Path, script: str, code: BlockCode) -> None:
+    child.write_text(f"#!/bin/sh\n{script}\n")
+    child.chmod(0o700)
+    thread = keep_code(code, compiled=False)
+    assert thread is not None
+    thread.join(10)
+
+
+def test_code_is_cached_once_it_is_marked(code: BlockCode) -> None:
+    assert not code.is_cached
+    code.mark_cached()
+    assert code.is_cached
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"gpu": "H200"},
+        {"torch": "3"},
+        {"config": "{}"},
+        {"dtype": "bfloat16"},
+        {"attention": "fa3"},
+        {"area_px": 1},
+        {"condition_area_px": 1},
+    ],
+)
+def test_code_of_another_kind_is_not_cached(code: BlockCode, change: dict[str, Any]) -> None:
+    code.mark_cached()
+    assert not replace(code, **change).is_cached
+
+
+def test_a_setting_decides_and_auto_asks_the_cache(code: BlockCode) -> None:
+    assert [decide(setting, code) for setting in (True, False, "auto")] == [True, False, False]
+    code.mark_cached()
+    assert [decide(setting, code) for setting in (True, False, "auto")] == [True, False, True]
+    assert [decide(setting, None) for setting in (True, False, "auto")] == [True, False, False]
+
+
+def test_without_a_gpu_there_is_no_code(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    asked = {"dtype": "float32", "attention": NATIVE, "area_px": 4096, "condition_area_px": 4096}
+    assert torch.cuda.is_available() or describe_code({}, **asked) is None
+
+
+def test_after_a_compiled_start_the_code_is_cached(code: BlockCode) -> None:
+    assert keep_code(code, compiled=True) is None
+    assert code.is_cached
+
+
+def test_nothing_is_compiled_again_or_without_room(code: BlockCode, child: Path) -> None:
+    code.mark_cached()
+    assert keep_code(code, compiled=False) is None
+
+
+def test_nothing_is_compiled_without_room_on_the_gpu(code: BlockCode) -> None:
+    assert keep_code(code, compiled=False) is None
+
+
+def test_a_child_gets_the_code_and_makes_it(
+    code: BlockCode, child: Path, events: pytest.LogCaptureFixture
+) -> None:
+    got = child.with_name("got")
+    record = code.record
+    run(child, f"cat > {got}; mkdir -p {record.parent}; touch {record}", code)
+    assert json.loads(got.read_text()) == asdict(code)
+    assert events.messages == ["compile.started", "compile.finished"]
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [("echo first >&2; echo no room >&2; exit 1", "no room"), ("exit 0", "")],
+)
+def test_a_child_that_fails_is_logged_in_one_line(
+    code: BlockCode, child: Path, events: pytest.LogCaptureFixture, script: str, reason: str
+) -> None:
+    run(child, script, code)
+    assert events.messages == ["compile.started", "compile.failed"]
+    assert vars(events.records[1])["fields"] == {"reason": reason}
+
+
+def test_a_child_that_cannot_start_is_logged(
+    code: BlockCode, child: Path, events: pytest.LogCaptureFixture
+) -> None:
+    child.mkdir()
+    thread = keep_code(code, compiled=False)
+    assert thread is not None
+    thread.join(10)
+    assert events.messages == ["compile.started", "compile.failed"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_filling_runs_both_kinds_of_block_in_two_sizes(
+    code: BlockCode, monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    seen = list[tuple[int, bool]]()
+
+    def compile_block(run_block: Any) -> Any:
+        def run(block: Any, image: Any, text: Any, *rest: Any) -> Any:
+            seen.append((image.shape[1], rest[3] is None))
+            assert str(image.dtype) == f"torch.{dtype}"
+            return run_block(block, image, text, *rest)
+
+        return run
+
+    monkeypatch.setattr(fill_code_cache, "compile_block", compile_block)
+    attention = Attention(NATIVE, attend_native)
+    fill_code_cache.fill(replace(code, dtype=dtype), attention, torch.device("cpu"))
+    assert seen == [(32, True), (32, False), (40, True), (40, False)]
+    assert replace(code, dtype=dtype).is_cached
+
+
+def test_a_child_ends_once_its_parent_is_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Ended(Exception): ...
+
+    def end(status: int) -> None:
+        raise Ended(status)
+
+    monkeypatch.setattr(os, "_exit", end)
+    with pytest.raises(Ended):
+        fill_code_cache.end_with_parent(os.getppid() + 1)
