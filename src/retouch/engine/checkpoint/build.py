@@ -80,8 +80,7 @@ def load_weights(  # noqa: PLR0913 - what is loaded, and for what
     )
     encode = encode_as(choice, filed.encodings)
     weights = Weights(**modules, plan=plan, device=device, encode=encode, mapped=mapped)
-    for part, entries in packed.items():
-        require_used(part, entries, {view.path for one in weights.params for view in one.views})
+    require_used(packed, {view.path for params in weights.params for view in params.views})
     weights.allocate()
     progress("weights")
     try:

@@ -75,15 +75,16 @@ def read_text_encoder(path: Path) -> dict[str, TensorEntry]:
     return {rename(name): entry for name, entry in scaled.items() if name != _UNUSED}
 
 
-def require_used(part: str, entries: Mapping[str, TensorEntry], wanted: Collection[str]) -> None:
-    """Check that the model has a place for every weight of a part's file.
+def require_used(packed: Mapping[str, Mapping[str, TensorEntry]], wanted: Collection[str]) -> None:
+    """Check that the model has a place, among the paths `wanted`, for every weight of parts' files.
 
     Raises:
         ModelError: names the first weight that has none.
     """
-    for name, entry in entries.items():
-        if f"{part}.{name}" not in wanted:
-            raise ModelError(f"{entry.file}: the model has no weight {entry.name}")
+    for part, entries in packed.items():
+        for name, entry in entries.items():
+            if f"{part}.{name}" not in wanted:
+                raise ModelError(f"{entry.file}: the model has no weight {entry.name}")
 
 
 def describe_format(entries: Mapping[str, TensorEntry]) -> str:

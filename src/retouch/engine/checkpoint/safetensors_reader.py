@@ -49,14 +49,7 @@ def read_weights(
     Raises:
         ModelError: a weight is missing or has a wrong shape or dtype, or a file cannot be read.
     """
-    missing = [
-        path
-        for path, into in wanted.items()
-        if path not in stored or stored[path].shape != tuple(into.shape)
-    ]
-    if missing:
-        count, first = len(missing), min(missing)
-        raise ModelError(f"{count} weights are missing or have the wrong shape, such as {first}")
+    require_stored(stored, wanted)
     jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
     for path in sorted(wanted, key=lambda path: (stored[path].path, stored[path].offset)):
         jobs.put((stored[path], wanted[path], scale(path)))  # in file order
@@ -85,6 +78,22 @@ def read_weights(
         torch.set_num_threads(before)  # the readers' own number applies to new threads too
     if faults:
         raise faults[0]
+
+
+def require_stored(stored: Mapping[str, TensorEntry], wanted: Mapping[str, Destination]) -> None:
+    """Check that every weight that is wanted is there, in its shape.
+
+    Raises:
+        ModelError: names one that is not.
+    """
+    missing = [
+        path
+        for path, into in wanted.items()
+        if path not in stored or stored[path].shape != tuple(into.shape)
+    ]
+    if missing:
+        count, first = len(missing), min(missing)
+        raise ModelError(f"{count} weights are missing or have the wrong shape, such as {first}")
 
 
 def _empty(jobs: "queue.SimpleQueue[Job]") -> None:

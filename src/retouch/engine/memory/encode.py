@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from retouch.engine.memory.flat_params import Encode
+from retouch.engine.memory.flat_params import MODULATION, Encode
 from retouch.engine.memory.quantization import PLAIN, Quantization
 from retouch.engine.packing.encoding import Encoding, Packer
 from retouch.engine.packing.nf4 import NF4
@@ -17,8 +17,8 @@ _NONE: Mapping[str, Encoding] = MappingProxyType({})
 def encode_as(quantization: Quantization, filed: Mapping[str, Encoding] = _NONE) -> Encode:
     """Pack the matrices of blocks and layers; biases and norms, which are small, stay as they are.
 
-    A matrix whose shape the encoding does not take stays as it is too. A part that is to stay as its
-    file has it takes its encodings from `filed`, by path.
+    So do a matrix whose shape the encoding does not take, and the modulation, which is sensitive. A
+    part that is to stay as its file has it takes its encodings from `filed`, by path.
     """
     names = {
         "transformer": quantization.transformer,
@@ -32,7 +32,7 @@ def encode_as(quantization: Quantization, filed: Mapping[str, Encoding] = _NONE)
         if name not in {PLAIN, *PACKERS}:
             return filed.get(path)
         packer = PACKERS.get(name)
-        if packer is None:
+        if packer is None or any(f".{head}." in path for head in MODULATION):
             return None
         try:
             packer.size_bytes(shape)

@@ -284,7 +284,8 @@ def flatten_pipeline(
     blocks, modulation = [], []
     for number, block in enumerate(transformer.transformer_blocks):
         path = f"transformer.transformer_blocks.{number}"
-        modulation += take(path, block, under=tuple(f"{path}.{name}." for name in MODULATION))
+        heads = tuple(f"{path}.{name}." for name in MODULATION)
+        modulation += take(path, block, under=heads, encode=encode)
         blocks += take(path, block, encode=encode)
     model = text_encoder.model
     stacks = {

@@ -152,12 +152,15 @@ class Weights:
     def modulations(self) -> Iterator[tuple[Any, Any]]:
         """Yield each block's `img_mod` and `txt_mod` in order, each pair on the device while yielded."""
         for number, block in enumerate(self.transformer.transformer_blocks):
+            params = self.params.modulation[number]
             if self._ring:
                 self._acquire(self.params.modulation, number)
+            else:
+                self._expand(params)
             try:
                 yield block.img_mod, block.txt_mod
             finally:
-                self._release()
+                self._leave(params)
 
     def cast(self, dtype: torch.dtype) -> None:
         """Convert the transformer's weights to `dtype` in their storage. Nothing is read again.

@@ -61,6 +61,10 @@ def test_blocks_of_mixed_types_have_their_files_weights_while_they_are_yielded(
                 if "_mod." not in name:
                     wanted = rounded[f"transformer_blocks.{number}.{name}"]
                     torch.testing.assert_close(found, wanted, rtol=1e-6, atol=0)
+    for number, (image, text) in enumerate(weights.modulations()):
+        for head, module in (("img_mod", image), ("txt_mod", text)):
+            wanted = rounded[f"transformer_blocks.{number}.{head}.1.weight"]
+            torch.testing.assert_close(module[1].weight.data, wanted, rtol=1e-6, atol=0)
     kinds = {view.encoding.name for p in weights.params for view in p.views if view.encoding}
     assert kinds == {"Q8_0", "Q4_0"}
 

@@ -49,7 +49,7 @@ WEIGHTS = make_weights()
 def load(path: Path, dtype: torch.dtype = torch.float32) -> Weights:
     """Read a file into weights of `dtype`, as the loader does."""
     entries = packed_file.read_transformer(path).entries
-    packed_file.require_used("transformer", entries, {f"transformer.{name}" for name in WEIGHTS})
+    packed_file.require_used({"t": entries}, {f"t.{name}" for name in WEIGHTS})
     wanted = {name: torch.full_like(one, torch.nan, dtype=dtype) for name, one in WEIGHTS.items()}
     safetensors_reader.read_weights(entries, wanted)
     return wanted
