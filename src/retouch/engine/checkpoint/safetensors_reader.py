@@ -61,6 +61,11 @@ def read_weights(
     count = min(MAX_THREADS, max(MIN_THREADS, measure_cpus()), jobs.qsize())
     packing = PackingTurns(devices)
     readers = [_Reader(devices, meter, packing) for _ in range(count)]
+    _run(readers, jobs)
+
+
+def _run(readers: "list[_Reader]", jobs: "queue.SimpleQueue[Job]") -> None:
+    """Let the readers empty the queue, each in its thread; raise the first fault."""
     faults: list[BaseException] = []
     # Daemons, so that the process can end while it loads.
     threads = [
