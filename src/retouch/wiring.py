@@ -112,6 +112,8 @@ def build_engine(settings: Settings) -> Engine:
             attention_backend=settings.attention_backend,
             compile=settings.compile,
             adapters=tuple(AdapterSource(**asdict(lora)) for lora in settings.loras),
+            profiles=settings.profiles,
+            profiles_file=settings.profiles_file,
             fetch=partial(fetch_adapter, limits=_adapter_limits(settings)),
             hf_token=settings.hf_token.get_secret_value(),
             transformer_file=settings.transformer_file,

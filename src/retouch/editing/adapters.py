@@ -8,9 +8,11 @@ from retouch.schema import Lora
 
 
 def resolve_adapters(
-    loras: Sequence[Lora], loaded: Sequence[AdapterInfo]
+    loras: Sequence[Lora], loaded: Sequence[AdapterInfo], own: AdapterInfo | None = None
 ) -> tuple[AppliedAdapter, ...]:
-    """Return the adapters to apply: those always applied, and those named; a scale of 0 leaves one out.
+    """Return the adapters to apply: the profile's `own`, those always applied, and those named.
+
+    A scale of 0 leaves one out.
 
     Raises:
         InvalidRequest: a name is unknown, or the ranks together are over `MAX_ADAPTER_RANK`.
@@ -24,7 +26,8 @@ def resolve_adapters(
     scales = {adapter.name: adapter.scale for adapter in loaded if adapter.always}
     for lora in loras:
         scales[lora.name] = by_name[lora.name].scale if lora.scale is None else lora.scale
-    applied = [(by_name[name], scale) for name, scale in scales.items() if scale]
+    applied = [(own, own.scale)] if own else []
+    applied += [(by_name[name], scale) for name, scale in scales.items() if scale]
     rank = sum(adapter.rank for adapter, _ in applied)
     if rank > MAX_ADAPTER_RANK:
         raise InvalidRequest.for_fields(

@@ -11,6 +11,7 @@ from retouch.editing.admission import Admission
 from retouch.editing.params import resolve_params
 from retouch.editing.ports import EditParams, EngineInfo, Source
 from retouch.editing.previews import Previews
+from retouch.editing.profiles import choose_profile, fix_request
 from retouch.editing.result import (
     FOUND_NOTE,
     NO_PHASES,
@@ -98,7 +99,7 @@ class Editor:
         with self._admission.admit():
             self._require_tokens(request)
             self._require_room(request)
-            resolve_adapters(request.loras, self.info.adapters)  # refuses before anything is loaded
+            self._require_loaded(request)
             progress(Progress(stage="source"))
             loaded = await self.steps.load_sources(job)
             seen = [describe_source(source) for source in loaded]
@@ -224,8 +225,19 @@ class Editor:
     def _resolve(
         self, request: EditRequest, sources: Sequence[Source], *, job_id: str
     ) -> tuple[EditParams, list[str]]:
-        loras = resolve_adapters(request.loras, self.info.adapters)
-        return resolve_params(request, sources, self.info.preset, job_id=job_id, loras=loras)
+        profile = choose_profile(request.profile, self.info)
+        loras = resolve_adapters(request.loras, self.info.adapters, profile.adapter)
+        request, ignored = fix_request(request, profile)
+        preset = replace(
+            self.info.preset, steps=profile.steps, guidance_scale=profile.guidance_scale
+        )
+        params, notes = resolve_params(request, sources, preset, job_id=job_id)
+        params = replace(params, loras=loras, profile=profile.name, shift=profile.shift)
+        return params, [*ignored, *notes]
+
+    def _require_loaded(self, request: EditRequest) -> None:
+        profile = choose_profile(request.profile, self.info)
+        resolve_adapters(request.loras, self.info.adapters, profile.adapter)
 
     def _require_tokens(self, request: EditRequest) -> None:
         texts = {"prompt": request.prompt, "negative_prompt": request.negative_prompt or ""}

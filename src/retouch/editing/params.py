@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 
-from retouch.editing.ports import AppliedAdapter, EditParams, GenerationDefaults, Source
+from retouch.editing.ports import EditParams, GenerationDefaults, Source
 from retouch.schema import MAX_STEPS, EditRequest
 
 _DEFAULT_SIDE_MULTIPLE_PX = 32
@@ -40,7 +40,6 @@ def resolve_params(
     preset: GenerationDefaults,
     *,
     job_id: str,
-    loras: tuple[AppliedAdapter, ...] = (),
 ) -> tuple[EditParams, list[str]]:
     """Fill in the checkpoint's defaults; the notes name every deviation from the request.
 
@@ -78,6 +77,5 @@ def resolve_params(
         scheduler=request.scheduler,
         width_px=width,
         height_px=height,
-        loras=loras,
     )
     return params, notes

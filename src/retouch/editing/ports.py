@@ -75,9 +75,26 @@ class AppliedAdapter:
 
 
 @dataclass(frozen=True, slots=True)
+class ProfileInfo:
+    """What a profile runs with: steps, guidance, the schedule's shift and an adapter.
+
+    Where `is_fixed`, requests cannot change that; else the values are for what a request leaves out.
+    Without a `shift` the checkpoint's own applies, which grows with the size.
+    """
+
+    name: str
+    steps: int
+    guidance_scale: float
+    is_fixed: bool = True
+    shift: float | None = None
+    adapter: AdapterInfo | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class EngineInfo:
     """What is loaded: names for `meta`, the generation defaults, and the adapters.
 
+    A request chooses among the `adapters` and the `profiles`, of which the first is the default.
     `max_areas_px` has the largest result in pixels, from one image, from two and so on: as many
     images as one edit takes. `load_phases_s` has the seconds that each phase of loading took.
     `examples` are instructions that suit it. `code` belongs to the engine: it describes the compiled
@@ -98,6 +115,7 @@ class EngineInfo:
     code: Any = field(default=None, compare=False)
     load_phases_s: Mapping[str, float] = field(default_factory=dict, compare=False)
     adapters: tuple[AdapterInfo, ...] = ()
+    profiles: tuple[ProfileInfo, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +131,8 @@ class EditParams:
     width_px: int
     height_px: int
     loras: tuple[AppliedAdapter, ...] = ()
+    profile: str = "full"
+    shift: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,6 +69,7 @@ def build_meta(
         attention=info.attention,
         quantization=info.quantization,
         compiled=info.compiled,
+        profile=params.profile,
         loras=[LoraMeta.model_validate(asdict(lora)) for lora in params.loras],
         source=described[0],
         sources=described,

@@ -45,6 +45,7 @@ _NOT_IN_KEY = {
     "height",
     "loras",
     "output_format",
+    "profile",
 }
 
 

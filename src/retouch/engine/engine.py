@@ -88,14 +88,16 @@ class QwenEngine:
         load_phases_s: Mapping[str, float] | None = None,
         adapters: LoadedAdapters | None = None,
     ) -> None:
+        adapters = adapters or LoadedAdapters()
+        default = adapters.profiles[0] if adapters.profiles else preset
         self.info = EngineInfo(
             model=preset.name or model,
             revision=revision,
             dtype=_name(weights.transformer.dtype),
             memory_plan=weights.plan.name,
             preset=GenerationDefaults(
-                steps=preset.steps,
-                guidance_scale=preset.guidance_scale,
+                steps=default.steps,
+                guidance_scale=default.guidance_scale,
                 area_px=preset.area_px,
                 guided=preset.guided,
             ),
@@ -107,10 +109,11 @@ class QwenEngine:
             compiled=compiled,
             code=code,
             load_phases_s=load_phases_s or {},
-            adapters=adapters.info if adapters else (),
+            adapters=adapters.info,
+            profiles=adapters.profiles,
         )
         self.weights = weights
-        self._adapters = adapters or LoadedAdapters()
+        self._adapters = adapters
         self._scheduler = scheduler
         self._preset = preset
         self._text_encoder = TextEncoder(
@@ -250,7 +253,11 @@ class QwenEngine:
         rows, columns = grids[0]
         generator = torch.Generator("cpu").manual_seed(params.seed)
         scheduler = build_scheduler(
-            params.scheduler, self._scheduler, steps=params.steps, generator=generator
+            params.scheduler,
+            self._scheduler,
+            steps=params.steps,
+            generator=generator,
+            shift=params.shift,
         )
         timesteps = start_schedule(scheduler, steps=params.steps, image_tokens=rows * columns)
         noise = draw_noise(self._vae.channels, rows=rows, columns=columns, generator=generator)

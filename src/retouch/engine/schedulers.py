@@ -75,9 +75,16 @@ SCHEDULERS: dict[str, tuple[Any, dict[str, Any]]] = {
 
 
 def build_scheduler(
-    name: str, config: Mapping[str, Any], *, steps: int, generator: torch.Generator
+    name: str,
+    config: Mapping[str, Any],
+    *,
+    steps: int,
+    generator: torch.Generator,
+    shift: float | None = None,
 ) -> Any:
     """Build the scheduler `name` for one edit, with the shift of the checkpoint's `config`.
+
+    A `shift` takes its place, whatever the size, and the schedule then ends where it ends.
 
     A scheduler keeps state between steps, so every edit gets its own.
     """
@@ -88,11 +95,13 @@ def build_scheduler(
     settings |= {"_class_name": "FlowMatchEulerDiscreteScheduler", "stochastic_sampling": False}
     # The checkpoint's own kind of sigmas must not join that of the named scheduler.
     settings |= dict.fromkeys(_SIGMA_KINDS, False) | changes
+    if shift is not None:
+        settings |= {"shift": shift, "use_dynamic_shifting": False, "shift_terminal": None}
     if steps == 1:
         # Stretching to the terminal divides by 1 - the last sigma, here 0: NaN, a black image.
         settings["shift_terminal"] = None
     if scheduler_class is UniPCMultistepScheduler:
-        settings["flow_shift"] = config["shift"]  # the same value under its own name
+        settings["flow_shift"] = settings["shift"]  # the same value under its own name
     scheduler = scheduler_class.from_config(settings)
     scheduler.generator = generator  # read by the ancestral one only
     return scheduler

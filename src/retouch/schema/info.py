@@ -34,6 +34,13 @@ class ServiceInfo(BaseModel):
     )
     attention: str = Field(description="Attention kernel.", examples=["fa3"])
     defaults: InfoDefaults = Field(description="For what a request leaves out.")
+    profiles: list[str] = Field(
+        description="Profiles that a request may choose; the first is the default.",
+        examples=[["full", "lightning-8"]],
+    )
+    loras: list[str] = Field(
+        description="LoRA adapters that a request may choose.", examples=[["duotone"]]
+    )
     max_images: int = Field(description="The most images of one edit.", examples=[3])
     max_areas_px: list[int] = Field(
         description="The most width x height may be, from one image, from two and so on.",

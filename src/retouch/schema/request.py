@@ -32,7 +32,7 @@ from retouch.schema.fields import (
     require_plain_text,
     require_prompt,
 )
-from retouch.schema.lora import MAX_LORAS, Lora, require_distinct
+from retouch.schema.lora import LORA_NAME, MAX_LORAS, Lora, require_distinct
 from retouch.schema.upload import Upload
 
 # A whole request. Not in the model, because BentoML's schema ignores examples.
@@ -170,6 +170,12 @@ class EditRequest(BaseModel):
         examples=["last"],
     )
 
+    profile: Annotated[str, Field(pattern=LORA_NAME)] | None = Field(
+        default=None,
+        description="Steps, guidance and scheduler as one unit, such as lightning-8, among those that "
+        "are offered; the request's own values for them are ignored. Null: the default.",
+        examples=["full"],
+    )
     loras: Annotated[list[Lora], Field(max_length=MAX_LORAS), AfterValidator(require_distinct)] = (
         Field(
             default=[],

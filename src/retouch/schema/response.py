@@ -74,9 +74,12 @@ class Meta(BaseModel):
         examples=["none"],
     )
     compiled: bool = Field(False, description="Whether compiled code ran.", examples=[True])
+    profile: str = Field(
+        default="full", description="Profile used; full is the checkpoint's own.", examples=["full"]
+    )
     loras: list[LoraMeta] = Field(
         default=[],
-        description="The adapters that were applied.",
+        description="The adapters that were applied, the profile's own among them.",
         examples=[[{"name": "duotone", "scale": 1.0, "sha256": "9c56cc51b374...", "layers": 60}]],
     )
     source: SourceMeta = Field(description="The source image, or the first of several.")

@@ -111,6 +111,10 @@ class Settings(BaseSettings):
     loras: CommaList[Lora] = Field(
         (), description="LoRA adapters, by comma: [!]name=source[#sha256][@scale]"
     )
+    profiles: CommaList[str] = Field(
+        ("full",), description="profiles to offer, by comma, the default first"
+    )
+    profiles_file: str = Field("", description="JSON file of further profiles")
     max_image_pixels: int = Field(
         52_000_000, ge=4096, le=1 << 28, description="most pixels of a source; 4 times in a JPEG"
     )

@@ -44,6 +44,7 @@ class Metrics:
             "Edits delivered, by the transformer's dtype; bfloat16 where float16 overflowed."
         )
         self._precision = add(Counter, "retouch_precision", precision, "dtype")
+        self._profiles = add(Counter, "retouch_profile", "Edits delivered, by profile.", "profile")
         self._inside = add(Gauge, "retouch_edits_inside", "Edits in progress.")
         self._waiting = add(Gauge, "retouch_edits_waiting", "Edits that wait for the model.")
         self._running = add(Gauge, "retouch_edits_running", "Edits on the model.")
@@ -75,6 +76,7 @@ class Metrics:
         self._edits.labels("success").inc()
         self._sources.labels(str(meta.source.cached).lower()).inc()
         self._precision.labels(meta.dtype).inc()
+        self._profiles.labels(meta.profile).inc()
         if meta.reused:
             return  # it had no phases: zeros would spoil the histograms
         for phase, ms in meta.timings_ms.model_dump().items():

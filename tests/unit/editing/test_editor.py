@@ -78,6 +78,7 @@ async def test_meta_has_the_effective_value_of_everything() -> None:
         "quantization": "none",
         "attention": "native",
         "compiled": False,
+        "profile": "full",
         "loras": [],
         "source": source,
         "sources": [source],

@@ -1,3 +1,4 @@
+import math
 from typing import Any
 
 import numpy as np
@@ -171,3 +172,40 @@ def test_a_config_without_a_shift_line_has_the_pipelines_own() -> None:
         start_schedule(scheduler, steps=4, image_tokens=2000)
         sigmas.append(scheduler.sigmas)
     torch.testing.assert_close(sigmas[0], sigmas[1], rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("steps", "sigmas"),
+    [
+        (4, [1, 0.9, 0.75, 0.5, 0]),
+        (8, [1, 0.9545, 0.9, 0.8333, 0.75, 0.6429, 0.5, 0.3, 0]),
+    ],
+)
+@pytest.mark.parametrize("image_tokens", [64, 4096, 16384])
+def test_a_shift_of_three_gives_the_schedule_of_lightning_at_any_size(
+    steps: int, sigmas: list[float], image_tokens: int
+) -> None:
+    config = {"shift": 1.0, "use_dynamic_shifting": True, "shift_terminal": 0.02, "max_shift": 0.9}
+    scheduler = build_scheduler(
+        "Euler", config, steps=steps, generator=torch.Generator(), shift=3.0
+    )
+    start_schedule(scheduler, steps=steps, image_tokens=image_tokens)
+    assert scheduler.sigmas.tolist() == pytest.approx(sigmas, abs=1e-4)
+
+
+def test_a_shift_of_three_equals_the_authors_own_scheduler() -> None:
+    authors = FlowMatchEulerDiscreteScheduler(
+        base_shift=math.log(3),
+        max_shift=math.log(3),
+        use_dynamic_shifting=True,
+        base_image_seq_len=256,
+        max_image_seq_len=8192,
+        time_shift_type="exponential",
+        shift_terminal=None,
+    )
+    ours = build_scheduler(
+        "Euler", dict(authors.config), steps=8, generator=torch.Generator(), shift=3.0
+    )
+    start_schedule(authors, steps=8, image_tokens=4096)
+    start_schedule(ours, steps=8, image_tokens=4096)
+    torch.testing.assert_close(ours.sigmas, authors.sigmas, rtol=0, atol=1e-6)

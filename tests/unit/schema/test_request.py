@@ -60,6 +60,7 @@ def test_everything_but_image_and_prompt_has_a_default() -> None:
         "webhook": None,
         "webhook_progress": False,
         "loras": [],
+        "profile": None,
     }
 
 

@@ -39,6 +39,7 @@ async def test_a_success_is_counted_with_its_phases_and_its_source() -> None:
     assert found["retouch_sources_total[('cached', 'false')]"] == 1
     assert found["retouch_sources_total[('cached', 'true')]"] == 1
     assert found["retouch_precision_total[('dtype', 'float32')]"] == 2
+    assert found["retouch_profile_total[('profile', 'full')]"] == 2
     assert found["retouch_phase_seconds_sum[('phase', 'denoise')]"] == 0.004
     for phase in answer.result.meta.timings_ms.model_dump():
         assert found[f"retouch_phase_seconds_count[('phase', '{phase}')]"] == 2

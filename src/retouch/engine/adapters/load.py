@@ -10,8 +10,8 @@ from retouch.engine.adapters.read import Adapter, Shape, read_adapter
 from retouch.engine.adapters.source import AdapterSource
 from retouch.errors import ModelError
 
-Find = Callable[[AdapterSource], AbstractContextManager[Path]]
-"""Makes a file readable at a path."""
+Find = Callable[[str], AbstractContextManager[Path]]
+"""Makes the file of a source readable at a path."""
 
 
 def load_adapters(
@@ -25,7 +25,7 @@ def load_adapters(
     loaded = []
     for one in sources:
         try:
-            with find(one) as path:
+            with find(one.source) as path:
                 adapter = require_sha256(read_adapter(path, shapes), one.sha256)
         except (AdapterRefused, ModelError) as error:
             reason = str(error).removeprefix("LORAS: ")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from retouch.editing.ports import MAX_ADAPTER_RANK, AdapterInfo, AppliedAdapter
+from retouch.editing.ports import MAX_ADAPTER_RANK, AdapterInfo, AppliedAdapter, ProfileInfo
 from retouch.engine.adapters.read import Adapter, Shape
 from retouch.engine.adapters.terms import NO_TERMS, Terms, block_layers, build_terms, count_bytes
 from retouch.schema import MAX_LORAS
@@ -36,7 +36,8 @@ class NamedAdapter:
 class LoadedAdapters:
     """Adapters by name for a transformer whose linear layers have these `shapes`.
 
-    `weight_factor` is what the weight of a layer was multiplied by when it was read.
+    `weight_factor` is what the weight of a layer was multiplied by when it was read. `profiles` come with
+    their own adapters, which requests cannot name.
     """
 
     def __init__(
@@ -44,22 +45,27 @@ class LoadedAdapters:
         adapters: Sequence[NamedAdapter] = (),
         shapes: Mapping[str, Shape] | None = None,
         weight_factor: Callable[[str], float] = lambda _: 1.0,
+        profiles: Sequence[tuple[ProfileInfo, NamedAdapter | None]] = (),
     ) -> None:
+        owned = [named for _, named in profiles if named]
+        adapters = [*adapters, *owned]
         self._adapters = {one.name: one.adapter for one in adapters}
         self._shapes = shapes or {}
         self._weight_factor = weight_factor
         self._block_layers = block_layers({name for one in adapters for name in one.adapter.layers})
         self._latest = NO_TERMS
-        self.info = tuple(one.info for one in adapters)
+        self.info = tuple(one.info for one in adapters if one not in owned)
+        self.profiles = tuple(profile for profile, _ in profiles)
         self.host_bytes = sum(one.adapter.size_bytes for one in adapters)
         """Host memory of the files."""
 
     @property
     def terms_bytes(self) -> int:
         """The most GPU memory that the terms of an edit take, in 16 bits."""
+        own = max((one.adapter.rank for one in self.profiles if one.adapter), default=0)
         always = sum(one.rank for one in self.info if one.always)
         named = sorted((one.rank for one in self.info if not one.always), reverse=True)
-        rank = min(always + sum(named[:MAX_LORAS]), MAX_ADAPTER_RANK)
+        rank = min(own + always + sum(named[:MAX_LORAS]), MAX_ADAPTER_RANK)
         return count_bytes(self._shapes, self._block_layers, rank) if rank else 0
 
     def get_terms(self, applied: Sequence[AppliedAdapter], like: torch.Tensor) -> Terms:

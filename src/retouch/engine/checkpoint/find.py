@@ -8,6 +8,7 @@ from typing import Literal
 from retouch.engine.adapters.source import AdapterSource
 from retouch.engine.checkpoint import hub
 from retouch.engine.checkpoint.files import WEIGHTED, require_complete
+from retouch.engine.profiles import FULL
 from retouch.errors import ModelError
 
 FULL_MODEL = "Qwen/Qwen-Image-Edit"
@@ -35,6 +36,7 @@ class CheckpointSettings:
     `weights_file`), and `family` the model that the first is of, where it does not say so itself.
     `adapters` are those that requests may choose among; `fetch` downloads one at an https URL.
     `quantization` is auto, none, or the name of the encoding that weights are packed to.
+    `profiles` are the names of those to offer, the default first; `profiles_file` has more of them.
     """
 
     model_id: str = ""
@@ -48,6 +50,8 @@ class CheckpointSettings:
     compile: bool | Literal["auto"] = "auto"
     adapters: tuple[AdapterSource, ...] = ()
     fetch: Callable[[str], bytes] = refuse_urls
+    profiles: tuple[str, ...] = (FULL,)
+    profiles_file: str = ""
     hf_token: str = field(default="", repr=False)
     transformer_file: str = ""
     text_encoder_file: str = ""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from retouch.engine.checkpoint.files import (
+    INDEX_FILE,
     WEIGHTED,
     compute_revision,
     fingerprint,
@@ -17,7 +18,7 @@ from retouch.engine.checkpoint.files import (
 )
 from retouch.engine.checkpoint.find import CheckpointSettings, find
 from retouch.engine.checkpoint.read_ahead import reading_ahead
-from retouch.engine.checkpoint.weights_file import find_weights_file, open_adapter
+from retouch.engine.checkpoint.weights_file import find_weights_file
 from retouch.engine.lean_imports import lean_imports
 from retouch.engine.memory.plan import GIB, EditShape
 from retouch.engine.memory.probe import find_device, measure_cpus, measure_free, measure_host
@@ -28,7 +29,6 @@ from retouch.logs import event
 from retouch.schema import MAX_PROMPT_TOKENS
 
 if TYPE_CHECKING:
-    from retouch.engine.adapters.loaded import LoadedAdapters
     from retouch.engine.attention import Attention
     from retouch.engine.engine import QwenEngine
 
@@ -104,8 +104,9 @@ def _load_engine(
     with lean_imports(attention=settings.attention_backend):
         chosen = _choose_attention(folder, settings.attention_backend, device, dtype, shape)
         clock.end("attention_s")
-        from retouch.engine import compilation, transformer
+        from retouch.engine import compilation, precision, transformer
         from retouch.engine.checkpoint import build
+        from retouch.engine.checkpoint.adapters import load_all
         from retouch.engine.engine import QwenEngine
 
         _silence_progress_bars()
@@ -113,7 +114,13 @@ def _load_engine(
     progress("processor")
     parts = build.read_parts(folder, files, family=settings.family)
     clock.end("processor_s")
-    adapters = _load_adapters(settings, parts.configs["transformer"], dtype)
+    adapters = load_all(
+        settings,
+        preset,
+        parts.configs["transformer"],
+        read_json(folder / INDEX_FILE)["_class_name"],
+        weight_factor=lambda layer: precision.residual_scale(f"transformer.{layer}.weight", dtype),
+    )
     shape = replace(shape, adapter_bytes=adapters.terms_bytes)
     memory = replace(memory, host_bytes=memory.host_bytes - adapters.host_bytes)
     weights = build.load_weights(
@@ -161,20 +168,6 @@ def _load_engine(
         code=code,
         load_phases_s=clock.phases_s,
         adapters=adapters,
-    )
-
-
-def _load_adapters(settings: CheckpointSettings, config: Any, dtype: Any) -> "LoadedAdapters":
-    from retouch.engine import precision
-    from retouch.engine.adapters.load import load_adapters
-    from retouch.engine.adapters.loaded import LoadedAdapters
-    from retouch.engine.adapters.shapes import layer_shapes
-
-    shapes = layer_shapes(config)
-    return LoadedAdapters(
-        load_adapters(settings.adapters, shapes, partial(open_adapter, settings=settings)),
-        shapes,
-        lambda layer: precision.residual_scale(f"transformer.{layer}.weight", dtype),
     )
 
 

@@ -2,15 +2,13 @@
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from retouch.engine.adapters.source import AdapterSource, hold_in_memory
 from retouch.engine.checkpoint import hub
-from retouch.engine.checkpoint.find import CheckpointSettings, find_cache
+from retouch.engine.checkpoint.find import find_cache
 from retouch.errors import ModelError
 
 _HUB_FILE = re.compile(r"([\w.-]+/[\w.-]+)/(.+\.(?:gguf|safetensors))")
@@ -93,20 +91,3 @@ def _hash(path: Path) -> str:
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-@contextmanager
-def open_adapter(adapter: AdapterSource, settings: CheckpointSettings) -> Iterator[Path]:
-    """Make a LoRA file readable at a path.
-
-    Raises:
-        ModelError: there is no such file, or it cannot be downloaded.
-    """
-    if adapter.source.startswith("https://"):
-        with hold_in_memory(settings.fetch(adapter.source)) as held:
-            yield held
-    else:
-        cache = Path(settings.cache_dir) if settings.cache_dir else None
-        yield find_weights_file(
-            adapter.source, setting="LORAS", cache=cache, token=settings.hf_token
-        )
