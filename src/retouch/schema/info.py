@@ -38,9 +38,6 @@ class ServiceInfo(BaseModel):
         description="Profiles that a request may choose; the first is the default.",
         examples=[["full", "lightning-8"]],
     )
-    loras: list[str] = Field(
-        description="LoRA adapters that a request may choose.", examples=[["duotone"]]
-    )
     max_images: int = Field(description="The most images of one edit.", examples=[3])
     max_areas_px: list[int] = Field(
         description="The most width x height may be, from one image, from two and so on.",

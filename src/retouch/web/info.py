@@ -21,7 +21,6 @@ def build_info(engine: EngineInfo, *, max_image_bytes: int) -> ServiceInfo:
             area_px=preset.area_px,
         ),
         profiles=[one.name for one in engine.profiles] or ["full"],
-        loras=[one.name for one in engine.adapters],
         max_images=len(engine.max_areas_px),
         max_areas_px=list(engine.max_areas_px),
         max_image_bytes=max_image_bytes,
