@@ -103,8 +103,9 @@ def test_a_chosen_file_shows_at_once_and_no_keystroke_loses_it(page: Page, local
     expect(page.locator("#pick")).to_be_focused()
     choose_the_sample(page)  # the same file once more
     page.get_by_role("button", name="Remove sample.jpg").click()
+    page.get_by_label("Instruction").fill("make it warmer")
     page.get_by_label("Picture URL").fill(f"{local.url}/sample.jpg")
-    page.get_by_label("Picture URL").press("Enter")
+    assert sent_by(page, "Edit")["image_url"] == f"{local.url}/sample.jpg"
     expect(page.get_by_alt_text("Chosen picture 1")).to_be_visible()
 
 
@@ -194,6 +195,8 @@ def test_edits_survive_a_reload_and_can_be_made_again_or_gone_on_from(
     assert page.get_by_label("Seed").input_value().isdecimal()
     page.locator("#result").get_by_role("button", name="Use as source").click()
     assert sent_by(page, "Edit")["image_url"].startswith("data:image/png;base64,")
+    expect_the_picture(page)
+    expect(page.locator(".thumbnail")).to_have_count(3)
     page.get_by_role("button", name="Forget all").click()
     expect(page.locator("#past")).to_be_hidden()
 

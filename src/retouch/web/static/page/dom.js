@@ -18,6 +18,11 @@ export function makeButton(label, act, properties = {}) {
   return make("button", { type: "button", onclick: act, ...properties }, label);
 }
 
+/** Do `act` once a click that made a field lose the focus is over: what moves before it is not hit. */
+export function afterClick(act) {
+  setTimeout(act, 300);
+}
+
 /** Copy `text`, and say so on `button` for a moment. Without a clipboard (plain http) select it. */
 export async function copy(text, button, shown) {
   try {

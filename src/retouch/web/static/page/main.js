@@ -1,7 +1,7 @@
 // The page: joins the parts, and runs one edit at a time.
 
 import { drawCode, startCode } from "./code.js";
-import { at, make, makeButton } from "./dom.js";
+import { afterClick, at, make, makeButton } from "./dom.js";
 import { clearErrors, inWords, say, showErrors } from "./fields.js";
 import { forget, forgetAll, keep, readHistory } from "./history.js";
 import { getMask, maskUrl, setMask, startMask } from "./mask.js";
@@ -195,7 +195,7 @@ function start() {
   startMask(() => getPictures()[0], update);
   startCode(() => asCode(readForm()));
   at("key").value = readKey();
-  at("key").onchange = () => { keepKey(at("key").value.trim()); clearErrors(); load(); };
+  at("key").onchange = () => { keepKey(at("key").value.trim()); afterClick(load); };
   at("form").oninput = update;
   at("form").onsubmit = event => { event.preventDefault(); run(); };
   document.addEventListener("keydown", event => {

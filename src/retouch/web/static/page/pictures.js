@@ -1,6 +1,6 @@
 // The chosen pictures: dropped, pasted, picked, by URL, or the sample.
 
-import { at, make, makeButton } from "./dom.js";
+import { afterClick, at, make, makeButton } from "./dom.js";
 import { clearErrors, showErrors } from "./fields.js";
 
 // A picture is `{ name, blob }` or `{ name, url }`, with `preview` for an <img>.
@@ -18,7 +18,7 @@ export function startPictures(onChange) {
     at("file").value = ""; // else choosing the same file again is no change
   };
   at("sample").onclick = addSample;
-  at("address").onchange = takeAddress;
+  at("address").onchange = () => afterClick(takeAddress);
   at("address").onkeydown = event => { if (event.key === "Enter") takeAddress(); };
   startDrop();
   document.addEventListener("paste", event => {
