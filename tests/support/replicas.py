@@ -9,7 +9,7 @@ from standardwebhooks import Webhook
 
 from retouch.errors import StoreUnavailable
 from retouch.jobs.jobs import Jobs
-from retouch.jobs.live import Caller
+from retouch.jobs.live import Caller, Run
 from retouch.jobs.lookup import JobSettings
 from retouch.jobs.records import Records
 from retouch.jobs.webhooks import Webhooks
@@ -55,6 +55,7 @@ class Replica:
         beat_s: float = 0.3,
         receiver: FakeReceiver | None = None,
         webhook_scale: float | None = None,
+        run: Run | None = None,
         **settings: Any,
     ) -> None:
         self.is_dead = False
@@ -66,7 +67,7 @@ class Replica:
         self.jobs = Jobs(
             records,
             JobSettings(**({"poll_s": 0.01} | settings)),
-            run=self._run,
+            run=run or self._run,
             require_ready=self._require_ready,
             webhooks=Webhooks(
                 records,

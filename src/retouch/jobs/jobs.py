@@ -187,6 +187,14 @@ class Jobs:
             last = job
         return last
 
+    async def deliver(self, job_id: str, *, timeout_s: float) -> None:
+        """Wait until the webhook of an ended job of this process is taken, at most `timeout_s`."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while live := self._live.get(job_id):
+                    await live.changed.wait()
+                await self._webhooks.wait(job_id)
+
     async def cancel(self, job_id: str, owner: str) -> Job:
         """Cancel a job: here within a step, on another replica with its next heartbeat.
 

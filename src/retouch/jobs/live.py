@@ -1,12 +1,16 @@
 """A job while this process runs it."""
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from retouch.errors import Cancelled, EditError, InternalError
 from retouch.jobs.records import Accepted, Ended, describe
+from retouch.logs import event
 from retouch.schema import EditRequest, EditResult, Job, Progress
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,5 +52,7 @@ class Live:
         )
         if error is None:
             return Ended.of_result(self.edit.result(), now_s)
+        if not isinstance(error, EditError):
+            event(_log, "job.crashed", level=logging.ERROR, cause=error)
         fault = error if isinstance(error, EditError) else InternalError()
         return Ended.of_error(fault, now_s, request_id=request_id)

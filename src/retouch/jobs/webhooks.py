@@ -153,6 +153,11 @@ class Webhooks:
             self._sending[accepted.id] = task
             task.add_done_callback(lambda _: self._sending.pop(accepted.id, None))
 
+    async def wait(self, job_id: str) -> None:
+        """Wait until the end of a job is delivered or given up."""
+        if task := self._sending.get(job_id):
+            await asyncio.wait([task])
+
     async def close(self) -> None:
         """Give messages under way a moment; other processes deliver what is left."""
         if tasks := [*self._sending.values(), *self._progress.values()]:

@@ -18,10 +18,21 @@ from retouch.errors import (
     MalformedBody,
     ModelError,
     StorageError,
+    WorkerLost,
 )
+from retouch.jobs.build import build_jobs
+from retouch.jobs.jobs import Jobs
+from retouch.jobs.live import Caller, Run
 from retouch.lifecycle import ModelHost, State
 from retouch.logs import bind, event
-from retouch.schema import EditRequest, EditResult, Progress, error_body, invalid_request
+from retouch.schema import (
+    EditRequest,
+    EditResult,
+    Progress,
+    error_body,
+    invalid_request,
+    restore_error,
+)
 from retouch.worker.progress import Reporter
 from retouch.worker.startup import is_gpu_lost
 
@@ -33,6 +44,7 @@ MAX_FILE_CHARACTERS = 9_000_000
 _FILE_TOO_LARGE = "the image is too large for b64_json on Runpod: it is at presigned_url"
 _SHORT_CHARACTERS = 200
 _MAX_ID_CHARACTERS = 128
+_WEBHOOK_S = 10.0
 _LOCAL_JOB = "local_test"  # the id that the SDK gives every job of --test_input
 
 
@@ -49,11 +61,14 @@ class Worker:
         refresh: Callable[[], None],
         build_reporter: Callable[[dict[str, Any]], Reporter],
         is_gpu_lost: Callable[[], bool] = is_gpu_lost,
+        build_jobs: Callable[[ModelHost, Run], Jobs] = build_jobs,
     ) -> None:
         self._host = host
         self._refresh = refresh
         self._build_reporter = build_reporter
         self._is_gpu_lost = is_gpu_lost
+        self._jobs = build_jobs(host, self._edit)
+        self._has_begun = False
 
     async def handle(self, job: dict[str, Any]) -> Answer:
         """Return the result, or the error in the form that Runpod needs.
@@ -61,6 +76,9 @@ class Worker:
         Raises only `CancelledError`: the SDK would send the traceback of anything else to the caller.
         """
         job_id = _choose_id(job.get("id"))
+        if not self._has_begun:
+            self._has_begun = True
+            self._jobs.start()  # here, because it needs the event loop of the SDK
         with bind(job_id, private=_read_prompts(job.get("input"))):
             try:
                 async with self._build_reporter(job).running() as report:
@@ -77,6 +95,20 @@ class Worker:
         self, body: object, job_id: str, progress: Callable[[Progress], None]
     ) -> EditResult:
         request = read_input(body)
+        caller = Caller(owner="", request_id=job_id)
+        if request.webhook:
+            return await self._run_recorded(request, caller, progress)
+        return await self._edit(request, job_id, caller, progress)
+
+    async def _edit(
+        self,
+        request: EditRequest,
+        _: str,
+        caller: Caller,
+        progress: Callable[[Progress], None],
+    ) -> EditResult:
+        """Return what an earlier attempt at the platform's job stored, or edit."""
+        job_id = caller.request_id
         try:
             found = await self._host.editor.find(request, job_id=job_id, request_id=job_id)
         except StorageError as error:  # editing again costs time; refusing would cost the job
@@ -85,6 +117,32 @@ class Worker:
         return found or await self._host.run(
             request, job_id=job_id, request_id=job_id, progress=progress
         )
+
+    async def _run_recorded(
+        self, request: EditRequest, caller: Caller, progress: Callable[[Progress], None]
+    ) -> EditResult:
+        """Edit as a job with records, so that another worker sends its webhook if this one dies.
+
+        The webhook has a moment before the answer, after which the platform may stop the worker.
+        """
+        while True:
+            job = await self._jobs.accept_repeatable(request, caller.request_id, caller)
+            try:
+                async for seen in self._jobs.watch(job.id, ""):
+                    job = seen
+                    if job.progress:
+                        progress(job.progress)
+            except asyncio.CancelledError:
+                await self._jobs.cancel(job.id, "")
+                raise
+            if isinstance(job.answer, EditResult):
+                await self._jobs.deliver(job.id, timeout_s=_WEBHOOK_S)
+                return job.answer
+            assert job.answer is not None  # noqa: S101 - the job has ended
+            error = restore_error(job.answer)
+            if not isinstance(error, WorkerLost):
+                await self._jobs.deliver(job.id, timeout_s=_WEBHOOK_S)
+                raise error
 
     async def _fail(self, raised: Exception, job_id: str) -> Answer:
         error = raised if isinstance(raised, EditError) else InternalError()
