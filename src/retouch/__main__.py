@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from tqdm import tqdm
 
 from retouch import __version__, logs, wiring
+from retouch.engine.memory.estimate import CARDS
 from retouch.engine.memory.report import describe_plan
 from retouch.errors import EditError, InvalidRequest
 from retouch.lifecycle import prepare_process
@@ -101,6 +102,7 @@ def _build_parser() -> argparse.ArgumentParser:
     edit.add_argument("--height", type=int, help="pixels, a multiple of 16, with --width")
     plan = commands.add_parser("plan", help="print where the full model's weights would be kept")
     plan.add_argument("--gpu-gib", type=_gib, help="GiB of GPU memory (default: what is free)")
+    plan.add_argument("--card", choices=list(CARDS), help="a card that is not here")
     plan.add_argument("--host-gib", type=_gib, help="GiB of host memory (default: what is free)")
     adapter = commands.add_parser(
         "adapter", help="say what a LoRA file is, and which model it fits"
@@ -202,6 +204,8 @@ def _run_plan(options: argparse.Namespace, settings: Settings) -> None:
     lines = describe_plan(
         gpu_gib=options.gpu_gib,
         host_gib=options.host_gib,
+        card=options.card or "",
+        quantization=settings.quantization,
         gpu_memory_gib=settings.gpu_memory_gib,
     )
     print(*lines, sep="\n")

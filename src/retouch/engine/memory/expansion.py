@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from retouch.engine.memory.flat_params import FlatParams, Layout
+from retouch.engine.memory.flat_params import FlatParams
+from retouch.engine.memory.param_view import Layout
 from retouch.engine.packing.encoding import Encoding
 
 _SHAPES = 64

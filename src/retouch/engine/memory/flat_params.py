@@ -2,54 +2,19 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from math import prod
 from typing import Any
 
 import torch
 from torch import nn
 
+from retouch.engine.memory.param_view import Layout, ParamView, count_bytes, round_up
 from retouch.engine.memory.plan import Sizes
 from retouch.engine.packing.encoding import Encoding
 from retouch.engine.precision import recast
 
-ALIGNMENT = 256
-"""Bytes: that of CUDA's own allocations, and enough for every kernel's vector loads."""
 MODULATION = ("img_mod", "txt_mod")
-Layout = tuple[tuple[int, tuple[int, ...], torch.dtype, Encoding | None], ...]
 Encode = Callable[[str, tuple[int, ...]], Encoding | None]
 """Choose the encoding of the weight at a path, of a shape; None leaves it as it is."""
-
-
-@dataclass(frozen=True, slots=True)
-class ParamView:
-    """One parameter: where its module keeps it (`owner[name]`), and its place in the flat buffer.
-
-    `dtype` is what it is computed with; with an `encoding` the buffer holds it packed.
-    """
-
-    path: str
-    owner: dict[str, nn.Parameter | None]
-    name: str
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    offset: int
-    encoding: Encoding | None = None
-
-    @property
-    def size_bytes(self) -> int:
-        """Bytes in the flat buffer."""
-        if self.encoding:
-            return self.encoding.size_bytes(self.shape)
-        return count_bytes(self.shape, self.dtype)
-
-    @property
-    def expanded_bytes(self) -> int:
-        """Bytes in the expansion buffer, alignment included: none for a plain parameter."""
-        return _round_up(count_bytes(self.shape, self.dtype)) if self.encoding else 0
-
-    def bytes_in(self, buffer: torch.Tensor) -> torch.Tensor:
-        """Return its part of a flat buffer."""
-        return buffer[self.offset : self.offset + self.size_bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +48,7 @@ class FlatParams:
     def size_bytes(self) -> int:
         """Bytes of the buffer, alignment included."""
         last = self.views[-1]
-        return _round_up(last.offset + last.size_bytes)
+        return round_up(last.offset + last.size_bytes)
 
     @property
     def expanded_bytes(self) -> int:
@@ -220,7 +185,7 @@ def flatten(
             view = ParamView(full, owner, name, shape, parameter.dtype, offset, encoding)
             views.append(view)
             parameters.append(parameter)
-            offset = _round_up(offset + view.size_bytes)
+            offset = round_up(offset + view.size_bytes)
     return [FlatParams(path, views, parameters)] if views else []
 
 
@@ -302,16 +267,3 @@ def flatten_pipeline(
     host = take(embedding, model.language_model.embed_tokens)
     fixed = take("transformer", transformer) + take("vae", vae) + take("text_encoder", text_encoder)
     return ModelParams(blocks=blocks, modulation=modulation, layers=layers, fixed=fixed, host=host)
-
-
-def count_bytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:
-    """Count the bytes of a tensor.
-
-    >>> count_bytes((3, 5), torch.float16)
-    30
-    """
-    return dtype.itemsize * prod(shape)
-
-
-def _round_up(count: int) -> int:
-    return -(-count // ALIGNMENT) * ALIGNMENT

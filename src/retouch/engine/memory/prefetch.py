@@ -22,7 +22,8 @@ import torch
 from torch import nn
 
 from retouch.engine.memory.expansion import ExpansionBuffer
-from retouch.engine.memory.flat_params import FlatParams, Layout
+from retouch.engine.memory.flat_params import FlatParams
+from retouch.engine.memory.param_view import Layout
 
 STAGES = 4
 STAGE_BYTES = 32 << 20

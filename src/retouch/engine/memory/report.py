@@ -1,9 +1,10 @@
 """Describe a memory plan in words."""
 
+from retouch.engine.memory.estimate import CARDS, Card, estimate_edit_s
 from retouch.engine.memory.plan import (
     BUS_GIB_PER_S,
-    FULL,
     GIB,
+    HOST_RESERVE_BYTES,
     RESERVE_BYTES,
     EditShape,
     FreeMemory,
@@ -12,22 +13,65 @@ from retouch.engine.memory.plan import (
     make_plan,
 )
 from retouch.engine.memory.probe import measure_free, measure_host
+from retouch.engine.memory.quantization import (
+    PLAIN,
+    Quantization,
+    choose_quantization,
+    full_sizes,
+)
+from retouch.errors import ModelError
 
 
 def describe_plan(
-    *, gpu_gib: float | None, host_gib: float | None, gpu_memory_gib: float = 0.0
+    *,
+    gpu_gib: float | None,
+    host_gib: float | None,
+    card: str = "",
+    quantization: str = "auto",
+    gpu_memory_gib: float = 0.0,
 ) -> list[str]:
-    """Describe the full model's plan on this machine, or with so much GPU or host memory.
+    """Describe the full model's plan, and what every QUANTIZATION would need.
 
-    `gpu_memory_gib` limits what is measured of this machine's GPU, unless it is 0.
+    For this machine, a `card` of `CARDS`, or so much GPU or host memory. `gpu_memory_gib` limits what
+    is measured of this machine's GPU, unless it is 0.
 
     Raises:
         ModelError: it would not fit.
     """
+    if gpu_gib is None and card:
+        gpu_gib = CARDS[card].free_gib
     gpu_bytes = measure_free(gpu_memory_gib).gpu_bytes if gpu_gib is None else int(gpu_gib * GIB)
     host_bytes = measure_host() if host_gib is None else int(host_gib * GIB)
-    shape = EditShape()
-    return explain(make_plan(FULL, shape, FreeMemory(gpu_bytes, host_bytes)), FULL, shape)
+    shape, memory = EditShape(), FreeMemory(gpu_bytes, host_bytes)
+    choice, plan = choose_quantization(quantization, full_sizes, shape, memory)
+    return [
+        *explain(plan, full_sizes(choice), shape),
+        f"QUANTIZATION={quantization} stores blocks and layers as: {choice.name}",
+        *list_alternatives(shape, memory, CARDS.get(card)),
+    ]
+
+
+def list_alternatives(shape: EditShape, memory: FreeMemory, card: Card | None) -> list[str]:
+    """Return a line for each QUANTIZATION: what it needs, and on a `card` how long an edit may take."""
+    lines = ["with a local disk the host needs 12.7 GiB less where the modulation is not resident"]
+    for name in (PLAIN, "int8", "fp8", "nf4"):
+        sizes = full_sizes(Quantization(name, name))
+        try:
+            plan = make_plan(sizes, shape, memory)
+        except ModelError as error:
+            lines.append(f"{name}: {error.message}")
+            continue
+        line = (
+            f"{name}: {plan.peak_bytes / GIB:.1f} GiB of the GPU, "
+            f"{(plan.host_bytes + HOST_RESERVE_BYTES) / GIB:.1f} of the host, {plan.name}"
+        )
+        if card:
+            long_s = estimate_edit_s(plan, sizes, shape, card, steps=30, guided=True)
+            short_s = estimate_edit_s(plan, sizes, shape, card, steps=4, guided=False)
+            line += f"; estimated, not measured: {long_s:.0f} s for 30 steps with guidance, "
+            line += f"{short_s:.0f} s for 4 without"
+        lines.append(line)
+    return lines
 
 
 def explain(plan: Plan, sizes: Sizes, shape: EditShape) -> list[str]:
