@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON
 
 from retouch import logs
 from retouch.errors import BrokenImage
@@ -299,3 +301,14 @@ def test_a_private_text_is_kept_out_however_it_is_written(
     printed = capsys.readouterr().out
     assert "failed on" in printed
     assert "Zo" not in printed
+
+
+def test_a_line_of_a_recorded_trace_has_its_id(output: Output) -> None:
+    tracer = TracerProvider(sampler=ALWAYS_ON).get_tracer("test")
+    with tracer.start_as_current_span("an edit") as span:
+        event(LOG, "inside.logged")
+    with TracerProvider(sampler=ALWAYS_OFF).get_tracer("test").start_as_current_span("unrecorded"):
+        event(LOG, "outside.logged")
+    inside, outside = output.lines
+    assert inside["trace_id"] == f"{span.get_span_context().trace_id:032x}"
+    assert "trace_id" not in outside

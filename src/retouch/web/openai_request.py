@@ -15,7 +15,15 @@ from retouch.web.form import Form, read_texts
 _FILE_FIELD = re.compile(r"(image|images|mask|markup)(?:\[\d*\])?(?:\[image_url\])?")
 _NESTED = re.compile(r"(\w+)\[\]\[(\w+)\]")
 _OUR_NAMES = EditRequest.model_fields.keys() - {
-    *("image_url", "image_urls", "mask_url", "num_images", "response_format", "webhook"),
+    *(
+        "image_url",
+        "image_urls",
+        "mask_url",
+        "num_images",
+        "response_format",
+        "webhook",
+        "webhook_progress",
+    ),
     "webhook_progress",
 }
 """Fields of `POST /edit` that may be sent too; the rest follow from OpenAI's."""
