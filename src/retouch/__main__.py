@@ -136,6 +136,11 @@ def _add_train_demo(train: argparse.ArgumentParser) -> None:
         text = f"{meaning} (default: {default})"
         train.add_argument(f"--{name}", type=Path, metavar="FOLDER", default=default, help=text)
     train.add_argument("--init", type=Path, metavar="FOLDER", help="a checkpoint to fine-tune")
+    train.add_argument(
+        "--adapter",
+        action="store_true",
+        help="train only the LoRA duotone to --init, for --editor-s, and write it to --out",
+    )
     train.add_argument("--device", choices=("cuda", "cpu"), help="default: cuda if there is a GPU")
     train.add_argument("--seed", type=int, default=0, help="of all random numbers (default: 0)")
     stages = {"autoencoder": 330.0, "editor": 505.0}  # as for the shipped weights, on an H100

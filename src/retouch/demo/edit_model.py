@@ -19,13 +19,23 @@ class EditModel:
     """Trains `components` on pairs of latents; bf16 on a GPU, fp32 on a CPU."""
 
     def __init__(
-        self, components: build.Components, maker: PairMaker, device: str, *, lr: float = 8e-4
+        self,
+        components: build.Components,
+        maker: PairMaker,
+        device: str,
+        *,
+        lr: float = 8e-4,
+        params: list[Tensor] | None = None,
     ) -> None:
+        """Train `params`, by default all of the transformer and the language model."""
         self.maker, self.device = maker, device
         self._transformer = components.transformer
         self._text_encoder = components.text_encoder
         language_model = components.text_encoder.model.language_model
-        self.params = [*components.transformer.parameters(), *language_model.parameters()]
+        self.params = params or [
+            *components.transformer.parameters(),
+            *language_model.parameters(),
+        ]
         self.optimizer = Optimizer(self.params, lr)
         self._weights = self._channel_weights()
         self._positions = torch.arange(prompts.PROMPT_TOKENS, device=device)

@@ -15,6 +15,7 @@ SLIGHT, PLAIN, STRONG = 0.5, 1.0, 1.5
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 _SEPIA = (1.12, 0.9, 0.66)
+_DUOTONE = ((0.10, 0.06, 0.38), (1.0, 0.86, 0.50))  # indigo for black, cream for white
 _GRAIN_SIGMA_PX = 1.2  # an 8x autoencoder loses finer grain
 _BLUR_SIGMA_PX = 3.0
 _SHARPEN_SIGMA_PX = 2.0
@@ -83,6 +84,11 @@ def _to_sepia(image: Tensor, amount: float) -> Tensor:
     return torch.lerp(image, luma(image) * _channels(image, _SEPIA), min(amount, 1.0))
 
 
+def _to_duotone(image: Tensor, amount: float) -> Tensor:
+    dark, light = (_channels(image, ink) for ink in _DUOTONE)
+    return torch.lerp(image, torch.lerp(dark, light, luma(image)), min(amount, 1.0))
+
+
 def grain(image: Tensor, amount: float) -> Tensor:
     """Add grey grain about three pixels wide, with standard deviation 0.03, 0.07 or 0.12."""
     noise = torch.randn_like(image[:, :1])
@@ -130,6 +136,10 @@ EDITS: dict[str, Callable[[Tensor, float], Tensor]] = {
 }
 
 
+ADAPTER_EDITS: dict[str, Callable[[Tensor, float], Tensor]] = {"duotone": _to_duotone}
+"""What the checkpoint does not know, and an adapter to it learns."""
+
+
 def apply(image: Tensor, changes: Sequence[Change]) -> Tensor:
     """Apply the changes in order, clamping to 0..1 after each: (b, 3, h, w).
 
@@ -139,7 +149,8 @@ def apply(image: Tensor, changes: Sequence[Change]) -> Tensor:
     0.75
     """
     for change in changes:
-        image = EDITS[change.name](image, change.amount).clamp(0, 1)
+        edit = EDITS.get(change.name) or ADAPTER_EDITS[change.name]
+        image = edit(image, change.amount).clamp(0, 1)
     return image
 
 

@@ -25,7 +25,7 @@ class TrainOptions:
     `pictures` holds the training JPEGs and is filled if it has none. `work` holds the state to resume
     from. The checkpoint is written to `out`. `device` is cuda or cpu. `quick` trains tiny networks,
     to check that everything runs. `init` is a checkpoint to fine-tune: its autoencoder and tokenizer
-    are kept, and only the second stage runs.
+    are kept, and only the second stage runs. `adapter` trains a LoRA to it instead, for `editor_s`.
     """
 
     pictures: Path
@@ -37,6 +37,7 @@ class TrainOptions:
     editor_s: float
     quick: bool
     init: Path | None = None
+    adapter: bool = False
 
     @property
     def cadence(self) -> Cadence:

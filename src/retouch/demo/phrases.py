@@ -121,7 +121,7 @@ def are_compatible(one: str, other: str) -> bool:
     return one != other and not any(one in group and other in group for group in _EXCLUSIVE)
 
 
-def _frame(text: str, rng: random.Random) -> str:
+def frame(text: str, rng: random.Random) -> str:
     """Add a prefix and a suffix such as "please", and sometimes a capital."""
     text = rng.choice(PREFIXES) + text + rng.choice(SUFFIXES)
     return text[:1].upper() + text[1:] if rng.random() < _CAPITAL_SHARE else text
@@ -132,9 +132,9 @@ def _draw_no_edit(share: float, rng: random.Random) -> str | None:
     if share < _BLANK_SHARE:
         return rng.choice(BLANK)
     if share < _BLANK_SHARE + _OUT_OF_SCOPE_SHARE:
-        return _frame(_out_of_scope(rng), rng)
+        return frame(_out_of_scope(rng), rng)
     if share < _BLANK_SHARE + _OUT_OF_SCOPE_SHARE + _UNCHANGED_SHARE:
-        return _frame(_phrase("unchanged", rng)[0], rng)
+        return frame(_phrase("unchanged", rng)[0], rng)
     return None
 
 
@@ -152,13 +152,13 @@ def draw_instruction(rng: random.Random) -> tuple[str, tuple[Change, ...]]:
     first = second = rng.choices(names, weights)[0]
     text, change = _phrase(first, rng)
     if rng.random() < _SINGLE_SHARE:
-        return _frame(text, rng), (change,)
+        return frame(text, rng), (change,)
     while not are_compatible(first, second):
         second = rng.choices(names, weights)[0]
     more, other = _phrase(second, rng)
     conjunction = " " if more.startswith("with ") else rng.choice(CONJUNCTIONS)
     changes = sorted((change, other), key=lambda one: one.name == "grain")
-    return _frame(text + conjunction + more, rng), tuple(changes)
+    return frame(text + conjunction + more, rng), tuple(changes)
 
 
 def vocabulary() -> Iterator[str]:

@@ -21,7 +21,10 @@ _PIXELS_AT_ONCE = 6_300_000
 
 @dataclass(slots=True)
 class PairMaker:
-    """Makes training pairs: crops, instructions, exact edits, and the latents of both."""
+    """Makes training pairs: crops, instructions, exact edits, and the latents of both.
+
+    `draw` draws an instruction with its changes; without it they are the checkpoint's own.
+    """
 
     vae: Any
     tokenizer: PromptTokenizer
@@ -31,11 +34,12 @@ class PairMaker:
     mean: Tensor  # (1, z, 1, 1)
     std: Tensor
     whitening: Tensor | None = None  # (4 z, 4 z): from the latents of grain to white noise
+    draw: Callable[[random.Random], tuple[str, tuple[Change, ...]]] | None = None
 
     def draw_instruction(self) -> tuple[str, tuple[Change, ...]]:
         """Draw an instruction that fits the prompt length, and its changes."""
         while True:
-            text, changes = phrases.draw_instruction(self.rng)
+            text, changes = (self.draw or phrases.draw_instruction)(self.rng)
             if self.tokenizer.fits(text):
                 return text, changes
 

@@ -10,6 +10,7 @@ import torch
 
 from retouch.demo import build, photos
 from retouch.demo.options import TrainOptions
+from retouch.demo.train_adapter import train_adapter
 from retouch.demo.train_autoencoder import train_autoencoder
 from retouch.demo.train_edit_model import train_edit_model
 
@@ -39,7 +40,10 @@ def _components(options: TrainOptions) -> build.Components:
 
 
 def train(options: TrainOptions) -> None:
-    """Run both stages, or the second alone on `options.init`; each writes the checkpoint directory."""
+    """Run both stages, or the second alone on `options.init`; each writes the checkpoint directory.
+
+    With `options.adapter` only a LoRA adapter to `options.init` is trained and written.
+    """
     torch.manual_seed(options.seed)
     torch.set_flush_denormal(True)  # near-zero branches get denormal gradients, slow on a CPU
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
@@ -48,6 +52,9 @@ def train(options: TrainOptions) -> None:
     components = _components(options)
     for network in (components.vae, components.transformer, components.text_encoder):
         network.to(options.device)
+    if options.adapter:
+        train_adapter(components, album, validation, options)
+        return
     if options.init is None:
         train_autoencoder(components, album, validation, options)
         build.save(components, options.out)

@@ -93,7 +93,11 @@ def _restore(path: Path, model: EditModel, average: _Average, clock: StageClock)
     clock.spent_s, clock.iteration = saved["spent_s"], saved["iteration"]
 
 
-def _pair_maker(components: build.Components, album: Album, options: TrainOptions) -> PairMaker:
+def build_pair_maker(
+    components: build.Components, album: Album, options: TrainOptions
+) -> PairMaker:
+    """Make the maker of pairs for a checkpoint's autoencoder and tokenizer."""
+
     def statistic(name: str) -> Tensor:
         values = getattr(components.vae.config, name)
         return torch.tensor(values, device=options.device).view(1, -1, 1, 1)
@@ -174,13 +178,13 @@ def train_edit_model(
         components.transformer.to(options.device)
     components.text_encoder.model.visual.requires_grad_(requires_grad=False)
     lr = _LR if options.init is None else _FINE_TUNING_LR
-    maker = _pair_maker(components, album, options)
+    maker = build_pair_maker(components, album, options)
     model = EditModel(components, maker, options.device, lr=lr)
     average = _Average(model.params)
     if state.exists():
         _restore(state, model, average, clock)
     size = (64, 64) if options.quick else (256, 256)
-    validation = _Validation(_pair_maker(components, validation_album, options), size)
+    validation = _Validation(build_pair_maker(components, validation_album, options), size)
     _loop(model, average, validation, clock, options)
     _save(state, model, average, clock)
     average.swap()
