@@ -42,6 +42,14 @@ async def test_a_child_decodes_as_this_process_does(decoding: sandbox.Decoder) -
         assert (decoded.format, decoded.notes) == (wanted.format, wanted.notes)
 
 
+async def test_a_child_decodes_a_mask_as_this_process_does(decoding: sandbox.Decoder) -> None:
+    for body in samples.samples().values():
+        decoded = await decoding.decode(body, timeout_s=PATIENCE_S, kind="mask")
+        wanted = decode.decode(body, LIMITS, "mask")
+        assert (decoded.image.mode, decoded.image.size) == ("L", wanted.image.size)
+        assert decoded.image.tobytes() == wanted.image.tobytes()
+
+
 @pytest.mark.parametrize(
     "body",
     [

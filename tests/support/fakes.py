@@ -140,12 +140,14 @@ class FakeDecoder:
     decodes: int = 0
     fault: EditError | None = None
 
-    async def decode(self, body: bytes, *, timeout_s: float) -> decode.Decoded:
+    async def decode(
+        self, body: bytes, *, timeout_s: float, kind: decode.Kind = "picture"
+    ) -> decode.Decoded:
         assert timeout_s > 0
         self.decodes += 1
         if self.fault is not None:
             raise self.fault
-        return decode.decode(body, decode.Limits())
+        return decode.decode(body, decode.Limits(), kind)
 
 
 @dataclass(frozen=True)
@@ -243,6 +245,7 @@ class FakeEngine:
         self.prepare_fault: EditError | None = None
         self.at_end: Callable[[], None] = lambda: None
         self.prepared = 0
+        self.masks: list[Image.Image | None] = []
         self.edits: list[EditParams] = []
         self.steps_taken = 0
         self.running = 0
@@ -251,7 +254,14 @@ class FakeEngine:
     def count_tokens(self, text: str) -> int:
         return len(text.split(","))
 
-    def prepare(self, images: Sequence[Image.Image], params: EditParams) -> PreparedEdit:
+    def prepare(
+        self,
+        images: Sequence[Image.Image],
+        params: EditParams,
+        *,
+        mask: Image.Image | None = None,
+    ) -> PreparedEdit:
+        self.masks.append(mask)
         if self.prepare_fault is not None:
             raise self.prepare_fault
         self.prepared += 1
@@ -268,10 +278,10 @@ class FakeEngine:
         self.running += 1
         self.most_running = max(self.most_running, self.running)
         try:
-            for step in range(work.steps + 1):
+            for step in range(work.run_steps + 1):
                 self.at_step(step)
-                on_step(step, work.steps)
-                self.steps_taken += step < work.steps
+                on_step(step, work.run_steps)
+                self.steps_taken += step < work.run_steps
                 if 0 < step <= prepared.previews:
                     prepared.on_preview(EngineOutput(image.resize((64, 64)), 0.0, 0.0, 0.0))
             if self.fault is not None:

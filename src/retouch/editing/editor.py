@@ -9,7 +9,7 @@ from dataclasses import replace
 from retouch.editing.adapters import resolve_adapters
 from retouch.editing.admission import Admission
 from retouch.editing.params import resolve_params
-from retouch.editing.ports import EditParams, EngineInfo, Source
+from retouch.editing.ports import EditParams, EngineInfo
 from retouch.editing.previews import Previews
 from retouch.editing.profiles import choose_profile, fix_request
 from retouch.editing.result import (
@@ -21,7 +21,7 @@ from retouch.editing.result import (
     read_meta,
 )
 from retouch.editing.reuse import Flight, Made, ReuseIndex, fingerprint
-from retouch.editing.source_set import combine_ids, find_ids
+from retouch.editing.source_set import SourceSet, combine_ids, find_ids
 from retouch.editing.steps import Job, Steps, ignore, include_file
 from retouch.errors import InvalidRequest
 from retouch.images import encode
@@ -102,10 +102,10 @@ class Editor:
             self._require_loaded(request)
             progress(Progress(stage="source"))
             loaded = await self.steps.load_sources(job)
-            seen = [describe_source(source) for source in loaded]
+            seen = [describe_source(source) for source in loaded.images]
             load_ms = {
-                "fetch": max(source.fetch_ms for source in loaded),
-                "source_decode": max(source.decode_ms for source in loaded),
+                "fetch": max(source.fetch_ms for source in loaded.images),
+                "source_decode": max(source.decode_ms for source in loaded.images),
             }
             flight = self._join_flight(request, loaded, job_id=job_id)
             sources = None
@@ -122,17 +122,16 @@ class Editor:
         return self._answer(stored, meta)
 
     def _join_flight(
-        self, request: EditRequest, sources: Sequence[Source], *, job_id: str
+        self, request: EditRequest, sources: SourceSet, *, job_id: str
     ) -> Flight | None:
         """Return the flight of all equal requests, or None where the result is not to be reused."""
-        is_stale = any(source.stale for source in sources)
-        if not self._settings.reuse or request.seed in (None, -1) or is_stale:
+        if not self._settings.reuse or request.seed in (None, -1) or sources.is_stale:
             return None
         params, _ = self._resolve(request, sources, job_id=job_id)
-        return self._reuse.join(fingerprint(request, params, sources, self.info))
+        return self._reuse.join(fingerprint(request, params, sources.content, self.info))
 
     async def _reuse_or_edit(
-        self, job: Job, sources: Sequence[Source] | None, flight: Flight | None
+        self, job: Job, sources: SourceSet | None, flight: Flight | None
     ) -> Edited:
         """Return the stored result of an equal request, or edit. `sources` is None if let go."""
         if flight is None:
@@ -157,14 +156,14 @@ class Editor:
                 self._reuse.keep(current, Made(edited[0].key, edited[0].content_type, edited[1]))
             return edited
 
-    async def _edit_and_store(self, job: Job, sources: Sequence[Source]) -> Edited:
+    async def _edit_and_store(self, job: Job, sources: SourceSet) -> Edited:
         """Edit loaded sources, within one of the places, and store the result.
 
         Raises:
             Overloaded: no place is free.
         """
         with self._admission.take_place():
-            request = job.request
+            request, job = job.request, replace(job, masking=sources.masking)
             params, notes = self._resolve(request, sources, job_id=job.id)
             prepared, prepare_ms = await self.steps.prepare(job, sources, params)
 
@@ -182,9 +181,9 @@ class Editor:
             encoded = await self.steps.encode(job, output)
             notes += [*output.notes, *self.info.notes]
             meta = build_meta(
-                params, sources, self.info, notes, job_id=job.id, request_id=job.request_id
+                request, params, sources, self.info, notes, job_id=job.id, request_id=job.request_id
             )
-            key = self._result_key([source.id for source in sources], job.id, request)
+            key = self._result_key(sources.ids, job.id, request)
             stored = await self.steps.store(job, key, encoded, meta)
         phases_ms = {
             "queue": queue_ms,
@@ -209,7 +208,7 @@ class Editor:
             StorageError: the store did not answer.
         """
         began_s = self._clock()
-        source_ids = await find_ids(self.steps.sources, request.sources)
+        source_ids = await find_ids(self.steps.sources, request)
         key = self._result_key(source_ids, job_id, request)
         found = await self.steps.get_stored(key)
         if found is None:
@@ -223,7 +222,7 @@ class Editor:
         return self._answer(include_file(stored, found.body, request.response_format), meta)
 
     def _resolve(
-        self, request: EditRequest, sources: Sequence[Source], *, job_id: str
+        self, request: EditRequest, sources: SourceSet, *, job_id: str
     ) -> tuple[EditParams, list[str]]:
         profile = choose_profile(request.profile, self.info)
         loras = resolve_adapters(request.loras, self.info.adapters, profile.adapter)

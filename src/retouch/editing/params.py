@@ -1,9 +1,9 @@
 """Resolve a request into engine parameters: pure functions, no I/O."""
 
 import hashlib
-from collections.abc import Sequence
 
-from retouch.editing.ports import EditParams, GenerationDefaults, Source
+from retouch.editing.ports import EditParams, GenerationDefaults
+from retouch.editing.source_set import SourceSet
 from retouch.schema import MAX_STEPS, EditRequest
 
 _DEFAULT_SIDE_MULTIPLE_PX = 32
@@ -34,9 +34,23 @@ def fit_size(width_px: int, height_px: int, *, area_px: int) -> tuple[int, int]:
     return fitted[0], fitted[1]
 
 
+def choose_size(request: EditRequest, sources: SourceSet, *, area_px: int) -> tuple[int, int]:
+    """Return the width and height to edit at: as asked for, or of about `area_px`.
+
+    Without a wish it has the shape of what is edited: of the leading image, or of the mask's box.
+    """
+    if request.width is not None and request.height is not None:
+        return request.width, request.height
+    if sources.masking is not None and sources.masking.crops:
+        left, top, right, bottom = sources.masking.box
+        return fit_size(right - left, bottom - top, area_px=area_px)
+    source = sources.lead(request)
+    return fit_size(source.width_px, source.height_px, area_px=area_px)
+
+
 def resolve_params(
     request: EditRequest,
-    sources: Sequence[Source],
+    sources: SourceSet,
     preset: GenerationDefaults,
     *,
     job_id: str,
@@ -46,8 +60,8 @@ def resolve_params(
     Of several sources, a note begins with the number of its picture.
     """
     notes = [
-        f"picture {number}: {note}" if len(sources) > 1 else note
-        for number, source in enumerate(sources, 1)
+        f"picture {number}: {note}" if len(sources.images) > 1 else note
+        for number, source in enumerate(sources.images, 1)
         for note in source.notes
     ]
     steps = request.num_inference_steps or preset.steps
@@ -63,10 +77,9 @@ def resolve_params(
         notes.append("there is no guidance: negative_prompt is ignored")
     if request.output_format == "png" and "output_quality" in request.model_fields_set:
         notes.append("png is lossless: output_quality is ignored")
-    width, height = request.width, request.height
-    if width is None or height is None:
-        source = sources[0 if request.size_from == "first" else -1]
-        width, height = fit_size(source.width_px, source.height_px, area_px=preset.area_px)
+    if sources.mask is None and "mask_feather" in request.model_fields_set:
+        notes.append("there is no mask: mask_feather is ignored")
+    width, height = choose_size(request, sources, area_px=preset.area_px)
     seed = request.seed if request.seed not in (None, -1) else derive_seed(job_id)
     params = EditParams(
         prompt=request.prompt.strip(),
@@ -77,5 +90,6 @@ def resolve_params(
         scheduler=request.scheduler,
         width_px=width,
         height_px=height,
+        strength=request.strength,
     )
     return params, notes

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from PIL.Image import Image
 
+from retouch.images.decode import Kind
 from retouch.schema import CacheMode, Upload
 
 
@@ -13,7 +14,7 @@ from retouch.schema import CacheMode, Upload
 class Source:
     """A decoded source image.
 
-    `image` is RGB in sRGB, upright, at most `images.Limits.working_pixels` large; `width_px` and
+    `image` is RGB in sRGB, or a mask in L (255: edit), upright, at most `images.Limits.working_pixels` large; `width_px` and
     `height_px` are the picture's own size before that reduction, after orientation. `id` names the
     source in keys; `content_sha256` is the hash of the file's bytes. Both are 64 hex digits.
     """
@@ -120,7 +121,11 @@ class EngineInfo:
 
 @dataclass(frozen=True, slots=True)
 class EditParams:
-    """Parameters of one edit, with every default filled in. Sizes are multiples of 16."""
+    """Parameters of one edit, with every default filled in. Sizes are multiples of 16.
+
+    `width_px` and `height_px` are what the model makes; `strength` is how far from the source the
+    denoising starts: 1 is from noise alone.
+    """
 
     prompt: str
     negative_prompt: str
@@ -133,6 +138,21 @@ class EditParams:
     loras: tuple[AppliedAdapter, ...] = ()
     profile: str = "full"
     shift: float | None = None
+    strength: float = 1.0
+
+    @property
+    def run_steps(self) -> int:
+        """Steps that run."""
+        return self.steps - self.skipped_steps
+
+    @property
+    def skipped_steps(self) -> int:
+        """Steps at the start of the schedule that do not run; the last one always does.
+
+        As in diffusers' `QwenImageEditInpaintPipeline.get_timesteps`.
+        """
+        most = self.steps - 1
+        return min(int(max(self.steps - min(self.steps * self.strength, self.steps), 0)), most)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,10 +198,13 @@ class Engine(Protocol):
         """Count the tokenizer's tokens in `text`."""
         ...
 
-    def prepare(self, images: Sequence[Image], params: EditParams) -> PreparedEdit:
+    def prepare(
+        self, images: Sequence[Image], params: EditParams, *, mask: Image | None = None
+    ) -> PreparedEdit:
         """Do the host's part before the model is needed: resize, preprocess, tokenize.
 
-        `images` are RGB of any size, in the order of the request.
+        `images` are RGB of any size, in the order of the request. Where the `mask` (L, of the first
+        image's shape) is 0, the model keeps to the first image.
 
         Raises:
             ModelError: the images or the prompt cannot be prepared.
@@ -233,9 +256,16 @@ class Sources(Protocol):
         ...
 
     async def load(
-        self, image: str | Upload, *, timeout_s: float, cache: CacheMode = "default"
+        self,
+        image: str | Upload,
+        *,
+        timeout_s: float,
+        cache: CacheMode = "default",
+        kind: Kind = "picture",
     ) -> Source:
         """Return the picture in `image`, or at that URL: from the cache or its origin.
+
+        Of the `kind` mask it is the mask that the picture stands for.
 
         `cache`: no-store neither reads nor keeps a copy, revalidate asks the origin whether it is
         current.

@@ -5,12 +5,12 @@ With the copy a retry is answered without editing again.
 
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 
 from retouch.editing.ports import EditParams, EngineInfo, Source
-from retouch.schema import LoraMeta, Meta, SourceMeta, Timings
+from retouch.editing.source_set import SourceSet
+from retouch.schema import EditRequest, Geometry, LoraMeta, Meta, SourceMeta, Timings
 from retouch.storage.port import StoredObject
 
 # Backblaze B2 allows 2,048 bytes for the name and all metadata of an encrypted object.
@@ -42,9 +42,21 @@ class StoredResult:
     b64_json: str | None = None
 
 
+def describe_geometry(request: EditRequest, params: EditParams, sources: SourceSet) -> Geometry:
+    """Return which part of which size was edited at what size."""
+    size_px = sources.lead(request).image.size
+    masking = sources.masking
+    return Geometry(
+        source=size_px,
+        box=masking.box if masking else (0, 0, *size_px),
+        working=(params.width_px, params.height_px),
+    )
+
+
 def build_meta(
+    request: EditRequest,
     params: EditParams,
-    sources: Sequence[Source],
+    sources: SourceSet,
     info: EngineInfo,
     notes: list[str],
     *,
@@ -52,7 +64,10 @@ def build_meta(
     request_id: str,
 ) -> Meta:
     """Build the response metadata; the timings are filled in at the end."""
-    described = [describe_source(source) for source in sources]
+    described = [describe_source(source) for source in sources.images]
+    geometry = describe_geometry(request, params, sources)
+    is_cropped = sources.masking is not None and sources.masking.crops
+    width_px, height_px = geometry.source if is_cropped else geometry.working
     return Meta(
         request_id=request_id,
         job_id=job_id,
@@ -60,8 +75,10 @@ def build_meta(
         num_inference_steps=params.steps,
         guidance_scale=params.guidance_scale,
         scheduler=params.scheduler,
-        width=params.width_px,
-        height=params.height_px,
+        width=width_px,
+        height=height_px,
+        strength=params.strength,
+        geometry=geometry,
         model=info.model,
         revision=info.revision,
         dtype=info.dtype,

@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
 from weakref import WeakValueDictionary
 
-from retouch.editing.ports import EditParams, EngineInfo, Source
+from retouch.editing.ports import EditParams, EngineInfo
 from retouch.editing.result import read_meta
 from retouch.editing.steps import Job, Steps
 from retouch.errors import DeadlineExceeded, StorageError
@@ -30,6 +30,8 @@ _ENGINE_VERSION = 1
 _NOT_IN_KEY = {
     "image_url",
     "image_urls",
+    "mask_url",
+    "strength",
     "size_from",
     "cache",
     "response_format",
@@ -50,14 +52,14 @@ _NOT_IN_KEY = {
 
 
 def fingerprint(
-    request: EditRequest, params: EditParams, sources: Sequence[Source], info: EngineInfo
+    request: EditRequest, params: EditParams, content: Sequence[str], info: EngineInfo
 ) -> str:
     """Hash everything that decides the bytes of a result: 64 hex digits."""
     parts = {
         "engine": _ENGINE_VERSION,
         "info": asdict(info) | {"max_areas_px": None},  # a limit, which changes no result
         "params": asdict(params),
-        "sources": [source.content_sha256 for source in sources],
+        "sources": content,
         "format": request.file_format,
         "request": request.model_dump(exclude=_NOT_IN_KEY),
     }

@@ -3,24 +3,64 @@
 import asyncio
 import copy
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
+from retouch.editing.masking import Masking
 from retouch.editing.ports import Source, Sources
 from retouch.errors import EditError, InvalidRequest, SourceTooLarge
-from retouch.schema import CacheMode, Upload
+from retouch.images.decode import Kind
+from retouch.schema import EditRequest, Upload
 
 _FIELD = "image_url"  # as the texts of a single source's errors call it
 
 
+@dataclass(frozen=True, slots=True)
+class SourceSet:
+    """The images of a request in order, and its mask with what follows from it.
+
+    `masking` is None where there is no mask, or where it is full.
+    """
+
+    images: tuple[Source, ...]
+    mask: Source | None = None
+    masking: Masking | None = None
+
+    @property
+    def ids(self) -> list[str]:
+        """The ids of the images, and of the mask."""
+        return [*(image.id for image in self.images), *mask_id(self.mask.id if self.mask else None)]
+
+    @property
+    def content(self) -> list[str]:
+        """The hashes of the files of the images, and of the mask."""
+        mask = self.mask.content_sha256 if self.mask else None
+        return [*(image.content_sha256 for image in self.images), *mask_id(mask)]
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether some copy has expired and its origin could not be asked."""
+        return any(source.stale for source in (*self.images, self.mask) if source)
+
+    def lead(self, request: EditRequest) -> Source:
+        """Return the image whose shape the result has: where the edit starts from one, or keeps to it, the first."""
+        is_first = self.mask or request.strength < 1 or request.size_from == "first"
+        return self.images[0 if is_first else -1]
+
+
+def mask_id(digest: str | None) -> list[str]:
+    """Return what stands for a mask in a list of images' hashes: nothing for none."""
+    return [] if digest is None else [f"mask {digest}"]
+
+
 async def load_all(
     sources: Sources,
-    images: Mapping[str, str | Upload],
+    request: EditRequest,
     *,
     timeout_s: float,
-    cache: CacheMode,
     max_bytes: int,
-) -> list[Source]:
-    """Load `images`, which are named by their fields, side by side; return them in order.
+) -> tuple[tuple[Source, ...], Source | None]:
+    """Load the images and the mask of `request` side by side; return the images in order, and the mask.
 
     The first failure cancels the other loads.
 
@@ -29,13 +69,18 @@ async def load_all(
         EditError: as `Sources.load`; the text and details name the field.
     """
 
-    async def load(field: str, image: str | Upload) -> Source:
+    async def load(field: str, image: str | Upload, kind: Kind) -> Source:
         try:
-            return await sources.load(image, timeout_s=timeout_s, cache=cache)
+            return await sources.load(image, timeout_s=timeout_s, cache=request.cache, kind=kind)
         except EditError as error:
             raise name_field(error, field) from error
 
-    tasks = [asyncio.ensure_future(load(field, image)) for field, image in images.items()]
+    kinds: dict[Kind, dict[str, str | Upload]] = {"picture": request.sources, "mask": request.mask}
+    tasks = [
+        asyncio.ensure_future(load(field, image, kind))
+        for kind, named in kinds.items()
+        for field, image in named.items()
+    ]
     try:
         loaded = await asyncio.gather(*tasks)
     finally:
@@ -46,21 +91,26 @@ async def load_all(
         raise SourceTooLarge(
             f"the images of one request are over {max_bytes} bytes (twice MAX_IMAGE_BYTES) together"
         )
-    return loaded
+    count = len(request.sources)
+    return tuple(loaded[:count]), next(iter(loaded[count:]), None)
 
 
-async def find_ids(sources: Sources, images: Mapping[str, str | Upload]) -> list[str]:
-    """Return the ids of the sources of `images`, without loading them.
+async def find_ids(sources: Sources, request: EditRequest) -> list[str]:
+    """Return the `SourceSet.ids` of `request`, without loading anything.
 
     Raises:
         BadInput: as `Sources.source_id`; the text and details name the field.
     """
-    ids = []
-    for field, image in images.items():
+
+    async def find(field: str, image: str | Upload) -> str:
         try:
-            ids.append(await sources.source_id(image))
+            return await sources.source_id(image)
         except EditError as error:
             raise name_field(error, field) from error
+
+    ids = [await find(field, image) for field, image in request.sources.items()]
+    for field, image in request.mask.items():
+        ids += mask_id(await find(field, image))
     return ids
 
 

@@ -5,24 +5,23 @@ import base64
 import json
 import threading
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextvars import copy_context
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Literal, TypeVar
+from typing import Literal
 
-from retouch.editing.ports import EditParams, Engine, EngineOutput, PreparedEdit, Source, Sources
+from retouch.editing.masking import Masking, plan_masking
+from retouch.editing.ports import EditParams, Engine, EngineOutput, PreparedEdit, Sources
 from retouch.editing.previews import Previews, with_previews
 from retouch.editing.result import EncodedResult, StoredResult, to_object_metadata
-from retouch.editing.source_set import load_all
-from retouch.errors import Cancelled, DeadlineExceeded, StoreUnavailable
+from retouch.editing.source_set import SourceSet, load_all
+from retouch.editing.waiting import run_in, settle, within
+from retouch.errors import Cancelled, DeadlineExceeded
 from retouch.images import encode
 from retouch.schema import EditRequest, Meta, Progress, ResponseFormat
 from retouch.storage.port import Store, StoredObject
-
-T = TypeVar("T")
 
 _MAX_RESULT_BYTES = 64 << 20
 _FIND_TIMEOUT_S = 10.0
@@ -51,7 +50,7 @@ def ignore(_: Progress) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One request on its way: its ids, its deadline on the editor's clock, its progress callback."""
+    """One request on its way: its ids, its deadline on the editor's clock, its callbacks and its mask."""
 
     request: EditRequest
     id: str
@@ -59,6 +58,7 @@ class Job:
     deadline_s: float
     progress: Callable[[Progress], None] = ignore
     previews: Previews | None = None
+    masking: Masking | None = None
 
 
 @dataclass(kw_only=True)
@@ -97,28 +97,37 @@ class Steps:
             raise DeadlineExceeded("the job's time ran out")
         return left_s
 
-    async def load_sources(self, job: Job) -> list[Source]:
-        """Return the decoded images, in the order of the request.
+    async def load_sources(self, job: Job) -> SourceSet:
+        """Return the decoded images and mask.
 
         Raises:
             DeadlineExceeded: they did not arrive in the job's time.
-            EditError: as `load_all`.
+            EditError: as `load_all` and `plan_masking`.
         """
-        left_s = self.left_s(job)
+        left_s, request = self.left_s(job), job.request
         try:
             async with asyncio.timeout(left_s):
-                return await load_all(
+                images, mask = await load_all(
                     self.sources,
-                    job.request.sources,
+                    request,
                     timeout_s=left_s,
-                    cache=job.request.cache,
                     max_bytes=self.settings.max_source_bytes,
                 )
         except TimeoutError as error:
             raise DeadlineExceeded("the job's time ran out while its image was loaded") from error
+        if mask is None:
+            return SourceSet(images)
+        plan = partial(
+            plan_masking,
+            images[0],
+            mask,
+            feather_px=request.mask_feather,
+            padding_px=request.mask_padding,
+        )
+        return SourceSet(images, mask, await run_in(self._host_threads, plan))
 
     async def prepare(
-        self, job: Job, sources: Sequence[Source], params: EditParams
+        self, job: Job, sources: SourceSet, params: EditParams
     ) -> tuple[PreparedEdit, float]:
         """Do the engine's host work on the sources; return it with its milliseconds.
 
@@ -130,8 +139,15 @@ class Steps:
         """
         self.left_s(job)
         began_s = self.clock()
-        images = [source.image for source in sources]
-        prepared = await run_in(self._host_threads, lambda: self.engine.prepare(images, params))
+        images = [source.image for source in sources.images]
+
+        def prepare() -> PreparedEdit:
+            if sources.masking is None:
+                return self.engine.prepare(images, params)
+            first, mask = sources.masking.crop()
+            return self.engine.prepare([first, *images[1:]], params, mask=mask)
+
+        prepared = await run_in(self._host_threads, prepare)
         return prepared, 1000 * (self.clock() - began_s)
 
     async def edit(self, job: Job, prepared: PreparedEdit) -> EngineOutput:
@@ -155,18 +171,18 @@ class Steps:
             stage: Literal["denoise", "vae_decode"] = "denoise" if done < steps else "vae_decode"
             loop.call_soon_threadsafe(job.progress, Progress(stage=stage, step=done, steps=steps))
 
-        job.progress(Progress(stage="condition", steps=prepared.params.steps))
+        job.progress(Progress(stage="condition", steps=prepared.params.run_steps))
         previews: list[Future[None]] = []
         if job.previews:
             prepared, previews = with_previews(
                 prepared,
                 job.previews,
-                encode=partial(self._encode, job.request),
+                encode=partial(self._encode, job),
                 threads=self._host_threads,
             )
         patience_s = job.deadline_s - self.clock() + self.settings.grace_s
         running = run_in(self._model_thread, lambda: self.engine.edit(prepared, on_step=on_step))
-        cancelled = await _settle(running, timeout_s=patience_s, stop=stop)
+        cancelled = await settle(running, timeout_s=patience_s, stop=stop)
         if not running.done():
             self.on_model_lost()
             raise cancelled or DeadlineExceeded(
@@ -178,8 +194,10 @@ class Steps:
         await asyncio.gather(*map(asyncio.wrap_future, previews), return_exceptions=True)
         return running.result()
 
-    def _encode(self, request: EditRequest, output: EngineOutput) -> bytes:
-        image = self.engine.finish(output)
+    def _encode(self, job: Job, output: EngineOutput) -> bytes:
+        request, image = job.request, self.engine.finish(output)
+        if job.masking:
+            image = job.masking.finish(image)
         return encode.encode(image, request.file_format, quality=request.output_quality)
 
     async def encode(self, job: Job, output: EngineOutput) -> EncodedResult:
@@ -191,7 +209,7 @@ class Steps:
         self.left_s(job)
         began_s = self.clock()
         request = job.request
-        body = await run_in(self._host_threads, lambda: self._encode(request, output))
+        body = await run_in(self._host_threads, lambda: self._encode(job, output))
         encode_ms = 1000 * (self.clock() - began_s)
         return EncodedResult(body, encode.CONTENT_TYPES[request.file_format], encode_ms)
 
@@ -217,7 +235,7 @@ class Steps:
             stored = self.link(key, encoded.content_type, store_ms=store_ms)
             return include_file(stored, encoded.body, job.request.response_format)
 
-        return await _within(timeout_s, run_in(self._host_threads, put))
+        return await within(timeout_s, run_in(self._host_threads, put))
 
     def link(self, key: str, content_type: str, *, store_ms: float = 0.0) -> StoredResult:
         """Sign a link to a stored result.
@@ -241,7 +259,7 @@ class Steps:
         def get() -> StoredObject | None:
             return self.storage.get(key, max_bytes=_MAX_RESULT_BYTES, timeout_s=timeout_s)
 
-        return await _within(timeout_s, run_in(self._host_threads, get))
+        return await within(timeout_s, run_in(self._host_threads, get))
 
     async def put_json(self, key: str, value: Mapping[str, object]) -> None:
         """Store a small JSON object.
@@ -257,7 +275,7 @@ class Steps:
                 key, body, content_type="application/json", metadata={}, timeout_s=timeout_s
             )
 
-        await _within(timeout_s, run_in(self._host_threads, put))
+        await within(timeout_s, run_in(self._host_threads, put))
 
 
 def include_file(stored: StoredResult, body: bytes, form: ResponseFormat) -> StoredResult:
@@ -265,43 +283,3 @@ def include_file(stored: StoredResult, body: bytes, form: ResponseFormat) -> Sto
     return (
         replace(stored, b64_json=base64.b64encode(body).decode()) if form == "b64_json" else stored
     )
-
-
-def run_in(threads: Executor, function: Callable[[], T]) -> asyncio.Future[T]:
-    """Run `function` in one of `threads`, with the caller's context for the log."""
-    loop = asyncio.get_running_loop()
-    return loop.run_in_executor(threads, copy_context().run, function)
-
-
-async def _within(timeout_s: float, call: Awaitable[T]) -> T:
-    """Wait for a call of the store, a quarter longer than its own limit.
-
-    That limit does not end a server that sends byte by byte. The thread goes on until it does.
-
-    Raises:
-        StoreUnavailable: the call has not ended.
-    """
-    try:
-        async with asyncio.timeout(1.25 * timeout_s):
-            return await call
-    except TimeoutError as error:
-        raise StoreUnavailable("the object store did not answer in time") from error
-
-
-async def _settle(
-    running: asyncio.Future[T], *, timeout_s: float, stop: threading.Event
-) -> asyncio.CancelledError | None:
-    """Wait until `running` has ended, at most `timeout_s`, however often the task is cancelled.
-
-    A cancellation sets `stop` and is returned, for the caller to raise.
-    """
-    loop = asyncio.get_running_loop()
-    give_up_s = loop.time() + timeout_s
-    cancelled = None
-    while not running.done() and (left_s := give_up_s - loop.time()) > 0:
-        try:
-            await asyncio.wait([running], timeout=left_s)
-        except asyncio.CancelledError as error:
-            stop.set()
-            cancelled = error
-    return cancelled

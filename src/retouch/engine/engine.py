@@ -7,11 +7,10 @@ import logging
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
-from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
 from retouch.editing.ports import (
@@ -25,15 +24,16 @@ from retouch.engine.adapters.loaded import LoadedAdapters
 from retouch.engine.attention import NATIVE
 from retouch.engine.compilation import BlockCode
 from retouch.engine.hooks import EditTimer, StepHook, StepState, preview_steps, run_hooks
+from retouch.engine.inpaint import SourceStart
+from retouch.engine.inputs import EditInputs, prepare_inputs
 from retouch.engine.memory.weights import Weights
 from retouch.engine.modulation import ModulationCache
 from retouch.engine.precision import Fp16Overflow
 from retouch.engine.preset import PresetFile
 from retouch.engine.schedulers import build_scheduler, start_schedule
-from retouch.engine.text_encoder import PromptTemplate, TextEncoder, TextInputs
+from retouch.engine.text_encoder import PromptTemplate, TextEncoder
 from retouch.engine.transformer import (
     BlockCall,
-    Grid,
     Transformer,
     classifier_free_guidance,
     run_block,
@@ -42,25 +42,7 @@ from retouch.engine.vae import SingleFrameVae, draw_noise
 from retouch.errors import EditError, ModelError, NonFiniteResult, OutOfMemory
 from retouch.logs import event
 
-MIN_SIDE_PX = 32
-"""Conditioning sizes are multiples of it; the side of a very narrow image would round to zero."""
-CONDITION_AREA_PX = 1024 * 1024
-"""Area at which the stock pipelines encode a condition image."""
-
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class EditInputs:
-    """`PreparedEdit.inputs`: everything the model needs, on the host.
-
-    `pixels` has each condition image (1, 3, h, w; -1 to 1). `grids` has rows and columns of tokens:
-    of the result, then of each condition image.
-    """
-
-    text: TextInputs
-    pixels: tuple[torch.Tensor, ...]
-    grids: tuple[Grid, ...]
 
 
 class QwenEngine:
@@ -122,33 +104,28 @@ class QwenEngine:
         self._vae = SingleFrameVae(weights.vae)
         self._transformer = Transformer(weights, run_block)
         self._modulation = ModulationCache(weights)
-        self._resizer = VaeImageProcessor(vae_scale_factor=self._vae.token_px)
 
     def count_tokens(self, text: str) -> int:
         """Count the tokenizer's tokens in `text`."""
         return len(self._text_encoder.tokenizer.encode(text))
 
-    def prepare(self, images: Sequence[Image.Image], params: EditParams) -> PreparedEdit:
-        """Resize, preprocess and tokenize. A guidance scale over 1 adds the negative prompt's branch."""
-        prompts = [params.prompt, *([params.negative_prompt] if params.guidance_scale > 1 else [])]
-        area_px = min(CONDITION_AREA_PX, self._preset.condition_area_px)
-        vision_area_px = min(self._text_encoder.template.vision_area_px, area_px)
-        seen, pixels, sizes = [], [], [(params.width_px, params.height_px)]
-        for image in images:
-            ratio = image.width / image.height
-            width_px, height_px = fit(vision_area_px, ratio)
-            seen.append(self._resizer.resize(image, height_px, width_px))
-            width_px, height_px = fit(area_px, ratio)
-            if self._preset.condition_as_result:
-                width_px, height_px = params.width_px, params.height_px
-            sizes.append((width_px, height_px))
-            pixels.append(self._resizer.preprocess(image, height_px, width_px))
-        token_px = self._vae.token_px
-        grids = tuple(
-            (height_px // token_px, width_px // token_px) for width_px, height_px in sizes
+    def prepare(
+        self,
+        images: Sequence[Image.Image],
+        params: EditParams,
+        *,
+        mask: Image.Image | None = None,
+    ) -> PreparedEdit:
+        """Resize, preprocess and tokenize, see `prepare_inputs`."""
+        inputs = prepare_inputs(
+            images,
+            params,
+            mask,
+            text_encoder=self._text_encoder,
+            vae=self._vae,
+            preset=self._preset,
         )
-        text = self._text_encoder.prepare(seen, prompts)
-        return PreparedEdit(params, EditInputs(text, tuple(pixels), grids))
+        return PreparedEdit(params, inputs)
 
     def edit(self, prepared: PreparedEdit, *, on_step: Callable[[int, int], None]) -> EngineOutput:
         """Run the model.
@@ -200,9 +177,10 @@ class QwenEngine:
         timer.start()
         texts = self.encode_prompts(prepared.inputs)
         images = self.encode_images(prepared.inputs)
+        source = self.encode_source(prepared.inputs)
         timer.end_phase()
         hooks = [timer.report_step, self._show_previews(prepared)]
-        latents = self.denoise(prepared, texts, images, hooks=hooks)
+        latents = self.denoise(prepared, texts, images, source, hooks=hooks)
         timer.end_phase()
         pixels = self.decode(latents, rows=prepared.inputs.grids[0][0])
         timer.end_phase()
@@ -215,7 +193,7 @@ class QwenEngine:
         )
 
     def _show_previews(self, prepared: PreparedEdit) -> StepHook:
-        wanted = preview_steps(prepared.params.steps, prepared.previews)
+        wanted = preview_steps(prepared.params.run_steps, prepared.previews)
 
         def show(state: StepState) -> None:
             if state.done in wanted and state.predicted is not None:
@@ -232,19 +210,26 @@ class QwenEngine:
         """Return the float32 latents of each condition image: (1, rows x columns, 4 c)."""
         return [self._vae.encode(pixels, self.weights.device) for pixels in inputs.pixels]
 
+    def encode_source(self, inputs: EditInputs) -> torch.Tensor | None:
+        """Return the float32 latents of the first image at the result's size, where they are needed."""
+        if inputs.source is None:
+            return None
+        return self._vae.encode(inputs.source, self.weights.device)
+
     def denoise(
         self,
         prepared: PreparedEdit,
         texts: Sequence[torch.Tensor],
         images: Sequence[torch.Tensor],
+        source: torch.Tensor | None = None,
         *,
         hooks: Sequence[StepHook] = (),
     ) -> torch.Tensor:
         """Denoise from the seed's noise to the result's latents: (1, rows x columns, 4 c).
 
-        `texts` are of `encode_prompts`, `images` of `encode_images`. The scheduler computes in
-        float32, whatever the model's precision. `hooks` run in order before the first step and after
-        each; what they raise passes through.
+        `texts` are of `encode_prompts`, `images` of `encode_images`, `source` of `encode_source`. The
+        scheduler computes in float32, whatever the model's precision. `hooks` run in order before the
+        first step and after each; what they raise passes through.
 
         Raises:
             Fp16Overflow: a step produced non-finite values.
@@ -259,15 +244,29 @@ class QwenEngine:
             generator=generator,
             shift=params.shift,
         )
-        timesteps = start_schedule(scheduler, steps=params.steps, image_tokens=rows * columns)
+        skipped = params.skipped_steps
+        timesteps = start_schedule(
+            scheduler, steps=params.steps, image_tokens=rows * columns, skipped=skipped
+        )
         noise = draw_noise(self._vae.channels, rows=rows, columns=columns, generator=generator)
         latents = noise.to(self.weights.device)
+        if source is not None:
+            mask = prepared.inputs.mask
+            start = SourceStart(
+                source,
+                noise=latents,
+                sigmas=scheduler.sigmas[skipped:],
+                mask=None if mask is None else mask.to(self.weights.device),
+            )
+            latents = start.at(0)
+            hooks = [start.keep_source, *hooks]
         terms = self._adapters.get_terms(params.loras, self.weights.transformer.proj_out.weight)
         modulation = self._modulation.get(timesteps, terms)
         conditioning = self._transformer.prepare_conditioning(
             conditions=images, texts=texts, grids=grids, terms=terms
         )
-        latents = run_hooks(hooks, StepState(0, params.steps, latents))
+        steps = len(timesteps)
+        latents = run_hooks(hooks, StepState(0, steps, latents))
         for step, timestep in enumerate(timesteps):
             velocities = self._transformer.forward(latents, conditioning, modulation, step)
             velocity = classifier_free_guidance(velocities, params.guidance_scale)
@@ -276,7 +275,7 @@ class QwenEngine:
             # Waits for the GPU, so that the hooks run when the step has really ended.
             if not torch.isfinite(latents).all():
                 raise Fp16Overflow
-            latents = run_hooks(hooks, StepState(step + 1, params.steps, latents, predicted))
+            latents = run_hooks(hooks, StepState(step + 1, steps, latents, predicted))
         return latents
 
     def decode(self, latents: torch.Tensor, *, rows: int) -> torch.Tensor:
@@ -290,17 +289,6 @@ class QwenEngine:
             raise NonFiniteResult("the decoder produced non-finite values (NaN or infinity)")
         values = (pixels * 0.5 + 0.5).clamp(0, 1).permute(1, 2, 0)  # (3, h, w) -> (h, w, 3)
         return (values * 255).round().to(torch.uint8).cpu()
-
-
-def fit(area_px: int, ratio: float) -> tuple[int, int]:
-    """Return width and height of about `area_px` in this `ratio`, rounded as in the stock pipelines.
-
-    >>> fit(1024 * 1024, 3 / 2), fit(128 * 128, 200.0)
-    ((1248, 832), (1824, 32))
-    """
-    width_px = (area_px * ratio) ** 0.5
-    height_px = width_px / ratio
-    return max(round(width_px / 32) * 32, MIN_SIDE_PX), max(round(height_px / 32) * 32, MIN_SIDE_PX)
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -19,7 +19,7 @@ from diffusers import QwenImageTransformer2DModel
 from retouch.engine import precision
 from retouch.engine.attention import Attention, AttentionShape, choose_attention
 from retouch.engine.compilation import FILL_GPU_BYTES, BlockCode, compile_block
-from retouch.engine.engine import fit
+from retouch.engine.inputs import fit
 from retouch.engine.modulation import ModulationCache
 from retouch.engine.transformer import Grid, Transformer, run_block
 

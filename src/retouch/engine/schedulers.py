@@ -107,8 +107,12 @@ def build_scheduler(
     return scheduler
 
 
-def start_schedule(scheduler: Any, *, steps: int, image_tokens: int) -> torch.Tensor:
+def start_schedule(
+    scheduler: Any, *, steps: int, image_tokens: int, skipped: int = 0
+) -> torch.Tensor:
     """Start `scheduler` for a result of `image_tokens`; return its timesteps (step,), 1000 to 0.
+
+    The first `skipped` of `steps` do not run and are left out.
 
     The shift grows linearly with the image's size, as the checkpoint's config says. All values stay
     on the CPU: a GPU's queue takes them from there, while values on the GPU would be waited for.
@@ -118,6 +122,6 @@ def start_schedule(scheduler: Any, *, steps: int, image_tokens: int) -> torch.Te
     low, high = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
     mu = low + (high - low) * (image_tokens - least) / (most - least)
     scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu)
-    scheduler.set_begin_index(0)
-    timesteps: torch.Tensor = scheduler.timesteps
+    scheduler.set_begin_index(skipped)
+    timesteps: torch.Tensor = scheduler.timesteps[skipped:]
     return timesteps

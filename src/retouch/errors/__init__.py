@@ -6,7 +6,7 @@
     - InvalidRequest, MalformedBody, RouteNotFound, MethodNotAllowed, BodyTooLarge,
       UnsupportedContentType, JobNotFound, JobConflict
     - SourceTooLarge, ImageTooLarge, AspectRatioTooExtreme, UnsupportedImage, BrokenImage,
-      DecodeLimitExceeded
+      DecodeLimitExceeded, MaskEmpty, MaskSizeMismatch
   + DownloadFailed: the origin did not deliver the image
     - SourceUnreachable: SourceUnresolved
     - SourceConnectFailed: SourceCertificateInvalid
@@ -41,6 +41,8 @@ from retouch.errors.bad_input import (
     JobConflict as JobConflict,
     JobNotFound as JobNotFound,
     MalformedBody as MalformedBody,
+    MaskEmpty as MaskEmpty,
+    MaskSizeMismatch as MaskSizeMismatch,
     MethodNotAllowed as MethodNotAllowed,
     RouteNotFound as RouteNotFound,
     SourceTooLarge as SourceTooLarge,

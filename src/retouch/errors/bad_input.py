@@ -103,6 +103,19 @@ class BrokenImage(BadInput):
     code = "broken_image"
 
 
+class MaskEmpty(BadInput):
+    """The mask selects nothing."""
+
+    code = "mask_empty"
+    default_message = "the mask selects nothing: white, or else transparent, is the part to edit"
+
+
+class MaskSizeMismatch(BadInput):
+    """The mask has another shape than the first image."""
+
+    code = "mask_size_mismatch"
+
+
 class DecodeLimitExceeded(BadInput):
     """Decoding the source image went over the limits of time or memory."""
 

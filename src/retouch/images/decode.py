@@ -6,7 +6,7 @@ Runs in the sandbox's child process, so it imports Pillow and the standard libra
 import math
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 from PIL import Image
 from PIL.ImageFile import ImageFile
@@ -16,6 +16,7 @@ from retouch import errors
 from retouch.images.colour import is_hdr, scale_to_8_bits, scale_transparent_colour, to_srgb
 from retouch.images.formats import name_heif_coding, open_header, sniff
 from retouch.images.jpeg import load_jpeg
+from retouch.images.mask import resize_mask, to_mask
 from retouch.images.tiff import require_readable_tiff
 
 # Pillow scales a JPEG down while it decodes, in little memory: such a file may be this much larger.
@@ -31,6 +32,9 @@ _UPRIGHT_BY_ORIENTATION: Final = {
     8: Image.Transpose.ROTATE_90,
 }
 _SIDEWAYS: Final = (5, 6, 7, 8)
+Kind = Literal["picture", "mask"]
+MODES: Final[dict[Kind, str]] = {"picture": "RGB", "mask": "L"}
+"""What a file is decoded as: its colours, or the mask it stands for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +57,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """An upright RGB image in sRGB, without metadata, of at most `Limits.working_pixels`.
+    """An upright RGB image in sRGB, or a mask in L, without metadata, of at most `working_pixels`.
 
     `width_px` and `height_px` are the file's own size, upright, before any reduction.
     """
@@ -65,8 +69,8 @@ class Decoded:
     notes: tuple[str, ...] = ()
 
 
-def decode(body: bytes, limits: Limits) -> Decoded:
-    """Decode the first image in `body`, in one of `FORMATS`.
+def decode(body: bytes, limits: Limits, kind: Kind = "picture") -> Decoded:
+    """Decode the first image in `body`, in one of `FORMATS`, as a `kind`.
 
     Hostile input can take seconds and a gigabyte: `sandbox.Decoder` runs this in a process that can be
     killed.
@@ -80,7 +84,7 @@ def decode(body: bytes, limits: Limits) -> Decoded:
     """
     name = sniff(body)
     try:
-        return _run_steps(body, name, limits)
+        return _run_steps(body, name, limits, kind)
     except errors.BadInput:
         raise
     except MemoryError as error:
@@ -96,12 +100,14 @@ def decode(body: bytes, limits: Limits) -> Decoded:
         raise errors.BrokenImage(message + name) from error
 
 
-def _run_steps(body: bytes, name: str, limits: Limits) -> Decoded:
+def _run_steps(body: bytes, name: str, limits: Limits, kind: Kind) -> Decoded:
     source = open_header(body, name)
     require_size(source.size, name, limits)
     require_readable_tiff(source)
     own_size = source.size
     source = load_pixels(source, body, limits)
+    if kind == "mask":
+        return _decode_mask(source, own_size, name, limits)
     plain = reduce_size(to_plain_mode(source), limits.working_pixels)
     alpha = get_alpha(plain)
     image = put_on_white(to_srgb(plain, source), alpha)
@@ -121,6 +127,19 @@ def _run_steps(body: bytes, name: str, limits: Limits) -> Decoded:
     return Decoded(
         image, width_px, height_px, name, tuple(note for note, so in notes.items() if so)
     )
+
+
+def _decode_mask(
+    source: ImageFile, own_size: tuple[int, int], name: str, limits: Limits
+) -> Decoded:
+    plain = to_plain_mode(source)
+    if plain.mode in ("CMYK", "LAB"):
+        plain = to_srgb(plain, source)
+    mask = to_mask(plain)
+    mask = resize_mask(mask, reduced_size(mask.size, limits.working_pixels))
+    orientation = read_orientation(source)
+    width_px, height_px = own_size[::-1] if orientation in _SIDEWAYS else own_size
+    return Decoded(turn_upright(mask, orientation), width_px, height_px, name)
 
 
 def require_size(size: tuple[int, int], name: str, limits: Limits) -> None:
@@ -176,11 +195,16 @@ def to_plain_mode(source: ImageFile) -> Image.Image:
 
 def reduce_size(image: Image.Image, max_pixels: int) -> Image.Image:
     """Scale down to at most `max_pixels`, keeping the aspect ratio; never scale up."""
-    factor = math.sqrt(max_pixels / (image.width * image.height))
+    size = reduced_size(image.size, max_pixels)
+    return image if size == image.size else image.resize(size, Image.Resampling.LANCZOS)
+
+
+def reduced_size(size: tuple[int, int], max_pixels: int) -> tuple[int, int]:
+    """Return the size in pixels scaled down to at most `max_pixels` in all; never up."""
+    factor = math.sqrt(max_pixels / (size[0] * size[1]))
     if factor >= 1:
-        return image
-    size = max(1, int(image.width * factor)), max(1, int(image.height * factor))
-    return image.resize(size, Image.Resampling.LANCZOS)
+        return size
+    return max(1, int(size[0] * factor)), max(1, int(size[1] * factor))
 
 
 def get_alpha(image: Image.Image) -> Image.Image | None:

@@ -26,7 +26,7 @@ import PIL
 import retouch
 from retouch import errors
 from retouch.images import sandbox_child
-from retouch.images.decode import Decoded, Limits
+from retouch.images.decode import Decoded, Kind, Limits
 
 _ENTRY: Final = (
     "import sys; sys.path[:] = [sys.argv[1], *sys.path, sys.argv[2]];"
@@ -75,8 +75,9 @@ def start_child(command: list[str], kind: type[Child] = subprocess.Popen) -> Chi
 class _Job:
     """One call of `decode`, shared by the loop that may cancel it and the thread that runs it."""
 
-    def __init__(self, body: bytes, deadline_s: float) -> None:
+    def __init__(self, body: bytes, kind: Kind, deadline_s: float) -> None:
         self.body = body
+        self.kind: Kind = kind
         self.deadline_s = deadline_s
         self.is_cancelled = False
         self._child: Child | None = None
@@ -116,7 +117,7 @@ class Decoder:
         for _ in range(self._settings.children):
             self._add_spare()
 
-    async def decode(self, body: bytes, *, timeout_s: float) -> Decoded:
+    async def decode(self, body: bytes, *, timeout_s: float, kind: Kind = "picture") -> Decoded:
         """Decode `body` as `decode.decode` does; cancelling kills the child.
 
         Raises:
@@ -126,7 +127,7 @@ class Decoder:
             InternalError: children cannot be started.
         """
         timeout_s = min(timeout_s, _MAX_WALL_S)
-        job = _Job(body, time.monotonic() + timeout_s)
+        job = _Job(body, kind, time.monotonic() + timeout_s)
         try:
             future = self._workers.submit(self._run, job)
         except RuntimeError as error:
@@ -197,9 +198,10 @@ class Decoder:
             self._spares.append(self._spawn())
 
     def _exchange(self, job: _Job, child: Child) -> Decoded:
-        _write(child, sandbox_child.LENGTH.pack(len(job.body)), job.deadline_s)
+        request = sandbox_child.REQUEST.pack(job.kind == "mask", len(job.body))
+        _write(child, request, job.deadline_s)
         _write(child, job.body, job.deadline_s)
-        return sandbox_child.receive(partial(_read, child, job.deadline_s), self._limits)
+        return sandbox_child.receive(partial(_read, child, job.deadline_s), self._limits, job.kind)
 
 
 def _command(limits: Limits, settings: DecoderSettings) -> list[str]:

@@ -1,6 +1,6 @@
 """The child process of the sandbox, and its protocol: one image in, raw pixels out, exit.
 
-The answer is `HEADER` (bytes of text, width, height, file's width, file's height), the text (format and
+The request is `REQUEST` (is it a mask, bytes of the file) and the file. The answer is `HEADER` (bytes of text, width, height, file's width, file's height), the text (format and
 notes, or error code and message, one a line), the pixels. Everything is imported before `_restrict`:
 no file can be opened after it.
 """
@@ -23,7 +23,7 @@ from retouch.images.seccomp import forbid_processes
 
 Read = Callable[[int], bytes | bytearray]
 
-LENGTH: Final = struct.Struct(">Q")
+REQUEST: Final = struct.Struct(">?Q")
 HEADER: Final = struct.Struct(">5I")
 _MAX_TEXT_BYTES: Final = 4096
 _STRIP_BYTES = 1 << 20
@@ -52,10 +52,11 @@ def main() -> None:  # pragma: no cover  # runs in the child, where tests/integr
     # memory is reused: page faults are a third of the time of a small image.
     bytearray(24 << 20)
     _restrict(options["settings"]["cpu_seconds"], options["settings"]["memory_bytes"])
-    prefix = sys.stdin.buffer.read(LENGTH.size)
+    prefix = sys.stdin.buffer.read(REQUEST.size)
     if prefix:  # else the parent is gone
-        body = sys.stdin.buffer.read(*LENGTH.unpack(prefix))
-        sys.stdout.buffer.writelines(answer(body, limits))
+        is_mask, length = REQUEST.unpack(prefix)
+        body = sys.stdin.buffer.read(length)
+        sys.stdout.buffer.writelines(answer(body, limits, "mask" if is_mask else "picture"))
         sys.stdout.buffer.flush()
     os._exit(0)  # nothing to clean up
 
@@ -80,10 +81,12 @@ def _lower(limit: int, soft: int, hard: int | None = None) -> None:  # pragma: n
     resource.setrlimit(limit, (min(soft, bound), min(hard or soft, bound)))
 
 
-def answer(body: bytes, limits: decode.Limits) -> tuple[bytes, bytes, bytes]:
+def answer(
+    body: bytes, limits: decode.Limits, kind: decode.Kind = "picture"
+) -> tuple[bytes, bytes, bytes]:
     """Decode `body` and return the three parts of the answer; a refusal has no pixels."""
     try:
-        decoded = decode.decode(body, limits)
+        decoded = decode.decode(body, limits, kind)
     except errors.BadInput as error:
         text = f"{error.code}\n{error.message}".encode("ascii")
         return HEADER.pack(len(text), 0, 0, 0, 0), text, b""
@@ -92,7 +95,7 @@ def answer(body: bytes, limits: decode.Limits) -> tuple[bytes, bytes, bytes]:
     return HEADER.pack(len(text), *sizes), text, decoded.image.tobytes()
 
 
-def receive(read: Read, limits: decode.Limits) -> decode.Decoded:
+def receive(read: Read, limits: decode.Limits, kind: decode.Kind = "picture") -> decode.Decoded:
     """Read a child's answer; believe nothing that `limits` do not allow, since it may be compromised.
 
     `read(count)` returns exactly that many bytes or raises.
@@ -102,29 +105,31 @@ def receive(read: Read, limits: decode.Limits) -> decode.Decoded:
     """
     length, *sizes = HEADER.unpack(read(HEADER.size))
     text = read(min(length, _MAX_TEXT_BYTES)).decode("ascii", "replace")
-    kind, *lines = text.split("\n")
+    word, *lines = text.split("\n")
     if length > _MAX_TEXT_BYTES or not "".join(lines).isprintable():
         raise _malformed()
-    if kind in _REFUSALS:
-        raise _REFUSALS[kind](" ".join(lines))
+    if word in _REFUSALS:
+        raise _REFUSALS[word](" ".join(lines))
     width_px, height_px, own_width_px, own_height_px = sizes
     if (
-        kind not in formats.FORMATS
+        word not in formats.FORMATS
         or not 0 < width_px * height_px <= limits.working_pixels
-        or not 0 < own_width_px * own_height_px <= limits.max_pixels_of(kind)
+        or not 0 < own_width_px * own_height_px <= limits.max_pixels_of(word)
     ):
         raise _malformed()
-    image = _receive_pixels(read, width_px, height_px)
-    return decode.Decoded(image, own_width_px, own_height_px, kind, tuple(lines))
+    image = _receive_pixels(read, decode.MODES[kind], (width_px, height_px))
+    return decode.Decoded(image, own_width_px, own_height_px, word, tuple(lines))
 
 
-def _receive_pixels(read: Read, width_px: int, height_px: int) -> Image.Image:
-    """Read the picture in strips, so that its bytes and its image are not both held."""
-    image = Image.new("RGB", (width_px, height_px))
-    strip_px = max(_STRIP_BYTES // (3 * width_px), 1)
+def _receive_pixels(read: Read, mode: str, size_px: tuple[int, int]) -> Image.Image:
+    """Read an image in strips, so that its bytes and its image are not both held."""
+    width_px, height_px = size_px
+    image = Image.new(mode, size_px)
+    row_bytes = len(mode) * width_px
+    strip_px = max(_STRIP_BYTES // row_bytes, 1)
     for top_px in range(0, height_px, strip_px):
-        size_px = (width_px, min(strip_px, height_px - top_px))
-        strip = Image.frombytes("RGB", size_px, read(3 * size_px[0] * size_px[1]))
+        rows = min(strip_px, height_px - top_px)
+        strip = Image.frombytes(mode, (width_px, rows), read(row_bytes * rows))
         image.paste(strip, (0, top_px))
     return image
 

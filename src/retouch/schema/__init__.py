@@ -27,15 +27,11 @@ from retouch.schema.images_api import (
 from retouch.schema.info import InfoDefaults, InfoLora, ServiceInfo
 from retouch.schema.job import Job
 from retouch.schema.lora import MAX_LORAS, Lora
-from retouch.schema.request import (
-    BOTH_SIDES_OR_NONE,
-    EXAMPLE,
-    ONE_OR_MANY_IMAGES,
-    EditRequest,
-)
+from retouch.schema.request import EditRequest
 from retouch.schema.response import (
     EditResult,
     ErrorBody,
+    Geometry,
     LoraMeta,
     Meta,
     Progress,
@@ -45,6 +41,7 @@ from retouch.schema.response import (
     error_body,
     restore_error,
 )
+from retouch.schema.rules import BOTH_SIDES_OR_NONE, EXAMPLE, ONE_OR_MANY_IMAGES
 from retouch.schema.upload import Upload
 
 __all__ = [
@@ -61,6 +58,7 @@ __all__ = [
     "EditRequest",
     "EditResult",
     "ErrorBody",
+    "Geometry",
     "ImageData",
     "ImageOptions",
     "ImagesAnswer",

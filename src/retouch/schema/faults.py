@@ -24,6 +24,8 @@ _MEANT: Mapping[str, str] = {
         "output_format": "format",
         "output_quality": "quality",
         "width and height": "size aspect_ratio",
+        "mask_url": "mask mask_image",
+        "strength": "denoise denoising_strength",
     }.items()
     for name in names.split()
 }

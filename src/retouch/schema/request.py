@@ -9,7 +9,6 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    JsonValue,
     PrivateAttr,
     ValidationInfo,
     field_validator,
@@ -34,44 +33,6 @@ from retouch.schema.fields import (
 )
 from retouch.schema.lora import LORA_NAME, MAX_LORAS, Lora, require_distinct
 from retouch.schema.upload import Upload
-
-# A whole request. Not in the model, because BentoML's schema ignores examples.
-EXAMPLE: Mapping[str, object] = {
-    "image_url": "https://example.com/image.jpg",
-    "prompt": "make colors warmer and add gentle film grain",
-    "negative_prompt": "low quality, artifacts",
-    "seed": 424242,
-    "num_inference_steps": 30,
-    "guidance_scale": 7.5,
-    "scheduler": "EulerAncestral",
-    "output_format": "png",
-    "output_quality": 95,
-}
-
-BOTH_SIDES_OR_NONE: Mapping[str, JsonValue] = {
-    "if": {"properties": {"width": {"type": "integer"}}, "required": ["width"]},
-    "then": {"properties": {"height": {"type": "integer"}}, "required": ["height"]},
-    "else": {"properties": {"height": {"type": "null"}}},
-}
-"""The rule on width and height as JSON Schema, added to `EditRequest` in OpenAPI.
-
-Not in the model: BentoML's build does not know `if`. Not `anyOf`: client generators would make several
-models of it.
-"""
-
-ONE_OR_MANY_IMAGES: Mapping[str, JsonValue] = {
-    "dependentSchemas": {
-        "prompt": {
-            "if": {"properties": {"image_urls": {"type": "array"}}, "required": ["image_urls"]},
-            "then": {"properties": {"image_url": {"type": "null"}}},
-            "else": {"properties": {"image_url": {"type": "string"}}, "required": ["image_url"]},
-        }
-    }
-}
-"""The rule on image_url and image_urls as JSON Schema, added in OpenAPI as `BOTH_SIDES_OR_NONE`.
-
-It hangs on `prompt`, which every request has, because a schema takes one `if`.
-"""
 
 
 class EditRequest(BaseModel):
@@ -162,11 +123,33 @@ class EditRequest(BaseModel):
         examples=[1024],
         validate_default=True,
     )
-
+    mask_url: SourceImage | None = Field(
+        default=None,
+        description="The part of the first image to edit, a URL as image_url: its transparent pixels, "
+        "or if it has none, its white ones. Outside it the result has the image's own pixels.",
+        examples=["https://example.com/mask.png"],
+    )
+    mask_feather: Annotated[int, Field(ge=0, le=256), ToInteger] = Field(
+        default=8,
+        description="Width of the transition around the mask, in pixels of the result.",
+        examples=[8],
+    )
+    mask_padding: Annotated[int, Field(ge=0, le=1024), ToInteger] | None = Field(
+        default=None,
+        description="Edit only the mask's box and this many pixels around it, at the model's full size, "
+        "and put it back: the result has the image's size. Null: edit the whole image.",
+        examples=[64],
+    )
+    strength: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = Field(
+        default=1.0,
+        description="How far from the first image the denoising starts: 1 is from noise alone, lower "
+        "values keep more of the image and run fewer steps.",
+        examples=[1.0],
+    )
     size_from: SizeFrom = Field(
         default="last",
         description="Of several images, whose aspect ratio the result has where no width and height "
-        "are given.",
+        "are given. With a mask or a strength below 1 it is the first's.",
         examples=["last"],
     )
 
@@ -222,7 +205,7 @@ class EditRequest(BaseModel):
 
     def without_sources(self) -> Self:
         """Return a copy that holds no image: data: URLs have up to 70 MB of text."""
-        bare = self.model_copy(update={"image_url": "", "image_urls": None})
+        bare = self.model_copy(update={"image_url": "", "image_urls": None, "mask_url": None})
         bare.model_post_init(None)
         return bare
 
@@ -231,8 +214,13 @@ class EditRequest(BaseModel):
         """The memory that URLs and uploads take."""
         return sum(
             len(source.body) if isinstance(source, Upload) else sys.getsizeof(source)
-            for source in self.sources.values()
+            for source in (*self.sources.values(), *self.mask.values())
         )
+
+    @property
+    def mask(self) -> dict[str, str | Upload]:
+        """The mask, a URL or an upload, by the name of its field; empty where there is none."""
+        return {} if self.mask_url is None else {"mask_url": self._find(self.mask_url)}
 
     @property
     def sources(self) -> dict[str, str | Upload]:
@@ -240,8 +228,11 @@ class EditRequest(BaseModel):
         urls = {"image_url": self.image_url or ""}
         if self.image_urls is not None:
             urls = {f"image_urls[{at}]": url for at, url in enumerate(self.image_urls)}
-        # An upload's own reference stands in the field.
-        return {field: self._uploads.get(url, url) for field, url in urls.items()}
+        return {field: self._find(url) for field, url in urls.items()}
+
+    def _find(self, url: str) -> str | Upload:
+        """Return the upload whose reference stands in a field, or else the URL."""
+        return self._uploads.get(url, url)
 
     @property
     def file_format(self) -> str:
@@ -258,6 +249,25 @@ class EditRequest(BaseModel):
         if not has_many and image_url is None:
             raise ValueError("Field required, unless image_urls is given")
         return image_url
+
+    # These two see a value only where the request has one.
+    @field_validator("size_from")
+    @classmethod
+    def _require_the_first(cls, size_from: SizeFrom, info: ValidationInfo) -> SizeFrom:
+        seen = info.data
+        keeps_first = seen.get("mask_url") is not None or seen.get("strength", 1) < 1
+        if size_from == "last" and keeps_first and len(seen.get("image_urls") or ()) > 1:
+            raise ValueError("must be first with a mask or a strength below 1")
+        return size_from
+
+    @field_validator("mask_padding")
+    @classmethod
+    def _require_a_mask_alone(cls, padding_px: int | None, info: ValidationInfo) -> int | None:
+        if padding_px is not None and info.data.get("mask_url", "invalid") is None:
+            raise ValueError("needs mask_url")
+        if padding_px is not None and info.data.get("width") is not None:
+            raise ValueError("the result has the image's size: leave out width and height")
+        return padding_px
 
     @field_validator("height")
     @classmethod

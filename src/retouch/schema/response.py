@@ -30,6 +30,22 @@ class LoraMeta(BaseModel):
     layers: int = Field(description="Layers it changes.", examples=[720])
 
 
+class Geometry(BaseModel):
+    """The part of the source that was edited, and the size it was edited at."""
+
+    source: tuple[int, int] = Field(
+        description="Width and height of the image whose shape the result has, as it was edited.",
+        examples=[[1600, 1200]],
+    )
+    box: tuple[int, int, int, int] = Field(
+        description="Left, top, right and bottom of the part that was edited, in pixels of that image.",
+        examples=[[0, 0, 1600, 1200]],
+    )
+    working: tuple[int, int] = Field(
+        description="Width and height that this part was edited at.", examples=[[1184, 896]]
+    )
+
+
 class Timings(BaseModel):
     """Duration of each phase in milliseconds."""
 
@@ -62,6 +78,11 @@ class Meta(BaseModel):
     scheduler: str = Field(description="Scheduler used.", examples=["Euler"])
     width: int = Field(description="Pixels of the result.", examples=[1184])
     height: int = Field(description="Pixels of the result.", examples=[880])
+    strength: float = Field(
+        description="How far from the source the denoising started; below 1 the first steps did not run.",
+        examples=[1.0],
+    )
+    geometry: Geometry = Field(description="What was edited, at what size.")
     model: str = Field(description="Model id or directory.", examples=["Qwen/Qwen-Image-Edit"])
     revision: str = Field(description="Revision of the model.", examples=["ac7f9318f633"])
     dtype: str = Field(description="Precision of the transformer.", examples=["float16"])

@@ -6,11 +6,10 @@ The cache holds the bytes as the origin sent them; they are decoded anew on ever
 import copy
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Protocol
 
 from cachetools import TLRUCache
 
@@ -23,15 +22,15 @@ from retouch.errors import (
     SourceProtocolError,
     StorageError,
 )
-from retouch.images.decode import Decoded
+from retouch.images.decode import MODES, Kind
 from retouch.logs import event
-from retouch.net.download import Download
 from retouch.net.download_limiter import DownloadLimiter, Place
 from retouch.net.url import SourceUrl, parse_url
 from retouch.schema import CacheMode, Upload
 from retouch.sources.cache import SourceCache, run_in
 from retouch.sources.cache_entry import CachedSource, lifetime_s, sha256_hex
 from retouch.sources.data_url import decode_data_url, is_data_url
+from retouch.sources.ports import Decode, Fetch
 from retouch.sources.signed_url import valid_for_s
 from retouch.sources.single_flight import SingleFlight
 from retouch.sources.trailing_bytes import trim
@@ -42,30 +41,6 @@ _REMEMBERED = 4096
 _REFUSED_FOR_S, _TRANSIENT_FOR_S = 60.0, 10.0
 _MIN_VALID_S = 60.0
 _STALE_NOTE = "the origin could not be asked: an older copy was used"
-
-
-class Fetch(Protocol):
-    """Downloads from an origin; `Downloader.fetch` implements it."""
-
-    async def __call__(
-        self,
-        url: SourceUrl,
-        *,
-        timeout_s: float,
-        place: Place,
-        etag: str | None,
-        last_modified: str | None,
-    ) -> Download:
-        """Return the body, or none if the version with these validators is still current."""
-        ...
-
-
-class Decode(Protocol):
-    """Decodes an image file; `Decoder.decode` implements it."""
-
-    def __call__(self, body: bytes, *, timeout_s: float) -> Awaitable[Decoded]:
-        """Return the decoded picture."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,24 +132,30 @@ class SourceLoader:
         return _hash_url(parse_url(image))
 
     async def load(
-        self, image: str | Upload, *, timeout_s: float, cache: CacheMode = "default"
+        self,
+        image: str | Upload,
+        *,
+        timeout_s: float,
+        cache: CacheMode = "default",
+        kind: Kind = "picture",
     ) -> Source:
         """Return the picture; concurrent calls for one URL share one cache read and one download."""
         if isinstance(image, Upload) or is_data_url(image):
             with self._limiter.admit() as place:
                 found = await self._read_image(image)
                 place.hold(len(found.body))
-                return await self._decode_source(found.sha256, found, timeout_s=timeout_s)
+                return await self._decode_source(found.sha256, found, kind, timeout_s=timeout_s)
         url = parse_url(image)
         source_id = _hash_url(url)
         if cache == "default":
             failure = self._failures.get(source_id)
             if failure is not None and not failure.has_copy:
                 raise copy.copy(failure.error)
-            if (source := self._cache.being_written(source_id)) is not None:
+            source = self._cache.being_written(source_id)
+            if source is not None and source.image.mode == MODES[kind]:
                 return replace(source, cached=True, fetch_ms=0.0, decode_ms=0.0)
-        start = partial(self._load_url, url, source_id, cache)
-        return await self._loads.do(f"{cache} {source_id}", start)
+        start = partial(self._load_url, url, source_id, cache, kind)
+        return await self._loads.do(f"{kind} {cache} {source_id}", start)
 
     async def _read_image(self, image: str | Upload) -> CachedSource:
         if isinstance(image, Upload):
@@ -183,7 +164,9 @@ class SourceLoader:
         body = await run_in(self._compute, decode)
         return CachedSource(body, await run_in(self._compute, partial(sha256_hex, body)))
 
-    async def _load_url(self, url: SourceUrl, source_id: str, cache: CacheMode) -> Source:
+    async def _load_url(
+        self, url: SourceUrl, source_id: str, cache: CacheMode, kind: Kind
+    ) -> Source:
         began = time.perf_counter()
         try:
             with self._limiter.admit() as place:
@@ -191,7 +174,7 @@ class SourceLoader:
                 found = await self._find(load)
                 fetch_ms = 1000 * (time.perf_counter() - began)
                 source = await self._decode_source(
-                    source_id, found, fetch_ms=fetch_ms, timeout_s=self._settings.timeout_s
+                    source_id, found, kind, fetch_ms=fetch_ms, timeout_s=self._settings.timeout_s
                 )
         except (BadInput, DownloadFailed) as error:
             self._remember(source_id, error)
@@ -208,10 +191,16 @@ class SourceLoader:
         self._failures[source_id] = _Failure(copy.copy(error), for_s, has_copy)
 
     async def _decode_source(
-        self, source_id: str, found: CachedSource, *, timeout_s: float, fetch_ms: float = 0.0
+        self,
+        source_id: str,
+        found: CachedSource,
+        kind: Kind,
+        *,
+        timeout_s: float,
+        fetch_ms: float = 0.0,
     ) -> Source:
         began = time.perf_counter()
-        decoded = await self._decode(found.body, timeout_s=timeout_s)
+        decoded = await self._decode(found.body, timeout_s=timeout_s, kind=kind)
         return Source(
             id=source_id,
             content_sha256=found.sha256,

@@ -148,32 +148,37 @@ class FormParser:
 
 
 def parse_edit_form(form: Form) -> EditRequest:
-    """Return the edit that a form asks for: `image` is a file or several, every other field its text.
+    """Return the edit that a form asks for: `image` is a file or several, `mask` one, every other field its text.
 
     Raises:
         InvalidRequest: fields are wrong; each is named.
     """
     faults, fields = {}, read_texts(form.texts)
-    images = []
-    for name, upload in form.files:
-        if name.removesuffix("[]") != "image":
+    sent: dict[str, list[Upload]] = {"image": [], "mask": []}
+    for full_name, upload in form.files:
+        name = full_name.removesuffix("[]")
+        if name not in sent:
             faults[name[:64]] = "takes no file: send it as image"
         elif not upload.body:
-            faults["image"] = "the file is empty"
+            faults[name] = "the file is empty"
         else:
-            images.append(upload)
-    if images:
-        for name in {"image_url", "image_urls"} & fields.keys():
-            faults[name] = "leave it out beside a file"
+            sent[name].append(upload)
+    replaced = {"image_url", "image_urls"} if sent["image"] else set()
+    replaced |= {"mask_url"} if sent["mask"] else set()
+    faults |= dict.fromkeys(sorted(replaced & fields.keys()), "leave it out beside a file")
+    if len(sent["mask"]) > 1:
+        faults["mask"] = "must be one file"
     if faults:
         raise InvalidRequest.for_fields(faults)
-    references = [upload.reference for upload in images]
-    if len(images) == 1:
+    references = [upload.reference for upload in sent["image"]]
+    if len(references) == 1:
         fields["image_url"] = references[0]
-    elif images:
+    elif references:
         fields["image_urls"] = references
+    if sent["mask"]:
+        fields["mask_url"] = sent["mask"][0].reference
     try:
-        return EditRequest.with_uploads(fields, images)
+        return EditRequest.with_uploads(fields, [*sent["image"], *sent["mask"]])
     except ValidationError as error:
         raise invalid_request(error) from None
 

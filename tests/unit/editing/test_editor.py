@@ -71,6 +71,8 @@ async def test_meta_has_the_effective_value_of_everything() -> None:
         "scheduler": "Euler",
         "width": 64,
         "height": 64,
+        "strength": 1.0,
+        "geometry": {"source": (64, 48), "box": (0, 0, 64, 48), "working": (64, 64)},
         "model": "fake",
         "revision": "0",
         "dtype": "float32",

@@ -9,6 +9,7 @@ from support.fakes import PRESET, REQUEST
 
 from retouch.editing.params import derive_seed, fit_size, resolve_params
 from retouch.editing.ports import EditParams, GenerationDefaults, Source
+from retouch.editing.source_set import SourceSet
 from retouch.schema import SCHEDULERS, EditRequest
 
 SOURCE = Source(
@@ -32,7 +33,7 @@ def plan(
     **changes: Any,
 ) -> tuple[EditParams, list[str]]:
     request = EditRequest.model_validate(REQUEST.model_dump(exclude_unset=True) | changes)
-    return resolve_params(request, [source, *more], preset, job_id=job_id)
+    return resolve_params(request, SourceSet((source, *more)), preset, job_id=job_id)
 
 
 def test_what_a_request_leaves_open_comes_from_the_checkpoint_and_the_job() -> None:

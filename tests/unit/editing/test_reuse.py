@@ -10,7 +10,7 @@ import pytest
 from support.fakes import PNG, REQUEST, URL, House, Kept, Page, Pause, picture, settle, until
 from support.worlds import request, run
 
-from retouch.editing.ports import EditParams, EngineInfo, Source
+from retouch.editing.ports import EditParams, EngineInfo
 from retouch.editing.reuse import fingerprint
 from retouch.editing.steps import EditorSettings
 from retouch.errors import DeadlineExceeded, ModelError, StoreUnavailable
@@ -242,14 +242,13 @@ async def test_an_index_that_cannot_be_written_costs_only_the_reuse() -> None:
 
 def test_every_field_of_parameters_engine_and_request_is_in_the_fingerprint() -> None:
     house = House()
-    source = Source("id", "sha", None, 1, 1, "png", 1)  # type: ignore[arg-type]
     params = EditParams("p", "n", 1, 2, 3.0, "Euler", 64, 64)
     info = house.engine.info
 
     def of(
         params: EditParams = params, info: EngineInfo = info, asked: EditRequest = REQUEST
     ) -> str:
-        return fingerprint(asked, params, [source], info)
+        return fingerprint(asked, params, ["sha"], info)
 
     for field in fields(EditParams):
         assert of(params=replace(params, **{field.name: "changed"})) != of(), field.name

@@ -46,6 +46,10 @@ def test_everything_but_image_and_prompt_has_a_default() -> None:
         **MINIMUM,
         "image_urls": None,
         "size_from": "last",
+        "mask_url": None,
+        "mask_feather": 8,
+        "mask_padding": None,
+        "strength": 1.0,
         "negative_prompt": None,
         "seed": None,
         "num_inference_steps": None,
@@ -220,6 +224,37 @@ def test_the_wrong_one_of_several_images_is_named(images: dict[str, Any], named:
     assert set(faults(**images)) == named
 
 
+MASK = {"mask_url": "https://example.com/mask.png"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"mask_url": "ftp://a/"}, {"mask_url"}),
+        ({**MASK, "mask_feather": 257}, {"mask_feather"}),
+        ({**MASK, "mask_padding": -1}, {"mask_padding"}),
+        ({"mask_padding": 8}, {"mask_padding"}),
+        ({**MASK, "mask_padding": 8, "width": 64, "height": 64}, {"mask_padding"}),
+        ({"strength": 0}, {"strength"}),
+        ({"strength": 1.01}, {"strength"}),
+        ({**MASK, "image_url": None, "image_urls": MANY, "size_from": "last"}, {"size_from"}),
+        (
+            {"strength": 0.5, "image_url": None, "image_urls": MANY, "size_from": "last"},
+            {"size_from"},
+        ),
+    ],
+)
+def test_a_mask_and_a_strength_are_checked(fields: dict[str, Any], named: set[str]) -> None:
+    assert set(faults(**fields)) == named
+
+
+def test_a_mask_goes_with_several_images_and_with_a_size() -> None:
+    request = parse(**MASK, image_url=None, image_urls=MANY, size_from="first", width=64, height=64)
+    assert request.mask == MASK
+    assert request.without_sources().mask == {}
+    assert parse(**MASK, size_from="last", mask_padding=8, strength=0.01).mask == MASK
+
+
 def test_a_wrong_scheduler_is_answered_with_the_list() -> None:
     text = faults(scheduler="DDIM")["scheduler"]
     assert all(name in text for name in SCHEDULERS)
@@ -324,6 +359,7 @@ def test_every_example_of_a_request_field_is_valid(name: str) -> None:
     for example in EditRequest.model_fields[name].examples or []:
         sides = {"width": 1024, "height": 1024} if name in {"width", "height"} else {}
         one = {"image_url": "absent"} if name == "image_urls" else {}
+        one |= {"mask_url": "data:,x"} if name == "mask_padding" else {}
         assert parse(**{**sides, **one, name: example}).model_dump()[name] == example
 
 

@@ -67,6 +67,12 @@ def test_several_files_are_the_sources_in_their_order() -> None:
     assert request.without_sources().sources == {"image_url": ""}
 
 
+def test_a_file_may_be_the_mask() -> None:
+    request = ask(("image", PNG), ("mask", PNG + b"2"), PROMPT)
+    assert request.mask == {"mask_url": Upload.of(PNG + b"2")}
+    assert request.sources_bytes == 2 * len(PNG) + 1
+
+
 def test_texts_become_the_types_of_their_fields() -> None:
     texts = {"seed": "49.0", "guidance_scale": "2", "width": "", "height": " ", "prompt": "7"}
     fields = {name: (None, text) for name, text in texts.items()}
@@ -87,6 +93,11 @@ def test_texts_become_the_types_of_their_fields() -> None:
         (
             [PROMPT, *[("image", PNG)] * 4],
             {"image_urls": "List should have at most 3 items after validation, not 4"},
+        ),
+        ([PROMPT, ("image", PNG), ("mask", PNG), ("mask", PNG)], {"mask": "must be one file"}),
+        (
+            [PROMPT, ("image", PNG), ("mask", PNG), ("mask_url", (None, URL))],
+            {"mask_url": "leave it out beside a file"},
         ),
         ([PROMPT, ("photo", PNG)], {"photo": "takes no file: send it as image"}),
         (
