@@ -21,6 +21,7 @@ from retouch.schema.images_api import (
     ImagesFault,
     Model,
     ModelList,
+    Quality,
     TokenDetails,
     Usage,
 )
@@ -73,6 +74,7 @@ __all__ = [
     "Model",
     "ModelList",
     "Progress",
+    "Quality",
     "ResponseFormat",
     "Result",
     "ServiceInfo",

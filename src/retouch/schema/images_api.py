@@ -22,6 +22,12 @@ class ImageOptions(BaseModel):
         description="WIDTHxHEIGHT, both 64 to 2048 and multiples of 16, or auto: the source's shape.",
         examples=["auto"],
     )
+    quality: Quality = Field(
+        default="auto",
+        description="The profile: low has the fewest steps of those loaded, medium 8 or the next "
+        "above, high and above the most; auto is the default.",
+        examples=["auto"],
+    )
     background: Literal["auto", "opaque"] = Field(
         default="auto", description="Results are opaque.", examples=["auto"]
     )

@@ -114,7 +114,7 @@ class ImagesEndpoint:
         """
         caller = Caller.of(request)
         async with self._edits.bodies.receive(request) as body:
-            edit, options = parse_images_edit(body)
+            edit, options = parse_images_edit(body, self._host.editor.info.profiles)
         del body
         self._edits.bodies.hold(edit)
         answers = self._prepare(edit, options)

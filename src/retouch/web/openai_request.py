@@ -1,18 +1,20 @@
 """OpenAI's request for an image edit, as JSON or as a form, and the edit it asks for."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from pydantic import ValidationError
 from pydantic_core import from_json
 
+from retouch.editing.ports import ProfileInfo
 from retouch.errors import InvalidRequest, MalformedBody
-from retouch.schema import EditRequest, ImageOptions, Upload, invalid_request
+from retouch.schema import EditRequest, ImageOptions, Quality, Upload, invalid_request
 from retouch.web.body import Body, require_small_frame
 from retouch.web.form import Form, read_texts
 
 _FILE_FIELD = re.compile(r"(image|images|mask|markup)(?:\[\d*\])?(?:\[image_url\])?")
+_MEDIUM_STEPS = 8
 _NESTED = re.compile(r"(\w+)\[\]\[(\w+)\]")
 _OUR_NAMES = EditRequest.model_fields.keys() - {
     *(
@@ -51,8 +53,12 @@ class _Given:
         self.urls.setdefault("image" if name == "images" else name, []).append(url)
 
 
-def parse_images_edit(body: Body) -> tuple[EditRequest, ImageOptions]:
+def parse_images_edit(
+    body: Body, profiles: Sequence[ProfileInfo] = ()
+) -> tuple[EditRequest, ImageOptions]:
     """Return the edit and the options that a body asks for. Unknown fields and `model` are ignored.
+
+    `profiles` are those loaded, among which `quality` chooses.
 
     Raises:
         BodyTooLarge: the body is over 64 KiB beside its images.
@@ -62,9 +68,28 @@ def parse_images_edit(body: Body) -> tuple[EditRequest, ImageOptions]:
     given = _read_form(body) if isinstance(body, Form) else _read_json(body)
     try:
         options = ImageOptions.model_validate(given.fields)
-        return EditRequest.with_uploads(_to_edit(given, options), given.uploads), options
+        fields = {"profile": choose_profile(options.quality, profiles), **_to_edit(given, options)}
+        return EditRequest.with_uploads(fields, given.uploads), options
     except ValidationError as error:
         raise _rename(invalid_request(error)) from None
+
+
+def choose_profile(quality: Quality, profiles: Sequence[ProfileInfo]) -> str | None:
+    """Return the name of the profile for a quality, or None for the default.
+
+    >>> loaded = [ProfileInfo(str(steps), steps, 1.0) for steps in (40, 4, 8)]
+    >>> [choose_profile(quality, loaded) for quality in ("low", "medium", "high", "auto")]
+    ['4', '8', '40', None]
+    """
+    if quality in {"auto", "standard"} or not profiles:
+        return None
+    by_steps = sorted(profiles, key=lambda profile: profile.steps)
+    if quality == "low":
+        return by_steps[0].name
+    if quality == "medium":
+        enough = [profile for profile in by_steps if profile.steps >= _MEDIUM_STEPS]
+        return (enough or by_steps[-1:])[0].name
+    return by_steps[-1].name
 
 
 def _to_edit(given: _Given, options: ImageOptions) -> dict[str, object]:

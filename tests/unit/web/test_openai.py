@@ -5,6 +5,7 @@ import base64
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from io import BytesIO
 from typing import Any
 
@@ -21,6 +22,7 @@ from PIL import Image
 from support.fakes import PNG, URL, House, Pause, picture, settle
 from support.web import build_app, client, open_host, settings
 
+from retouch.editing.ports import ProfileInfo
 from retouch.errors import EditError, ModelError, SourceUnreachable, StoreUnavailable
 
 DATA_URL = f"data:image/png;base64,{base64.b64encode(PNG).decode()}"
@@ -301,3 +303,13 @@ async def test_chat_servers_get_base64(name: str, fields: dict[str, str]) -> Non
             headers={"Authorization": "Bearer any"},
         )
     assert base64.b64decode(response.json()["data"][0]["b64_json"]) == stored(house)
+
+
+async def test_the_quality_chooses_among_the_loaded_profiles() -> None:
+    house = House()
+    fast, full = ProfileInfo("fast", 2, 1.0), ProfileInfo("full", 6, 1.0)
+    house.engine.info = replace(house.engine.info, profiles=(full, fast))
+    for quality in ("low", "high", "auto"):
+        await edit(house, quality=quality)
+    await edit(house, quality="high", extra_body={"profile": "fast"})
+    assert [work.steps for work in house.engine.edits] == [2, 6, 6, 2]
