@@ -34,3 +34,26 @@ def make_blocks(
         scale = random.random((*blocks.shape[:2], 1)) * 1e-3
         blocks[..., at : at + 2] = scale.astype(np.float16).view(np.uint8)
     return blocks.reshape(shape[0], -1)
+
+
+def pack_q6_k(values: np.ndarray) -> np.ndarray:
+    """Round `values` (row, column) to Q6_K, which the gguf package only reads: bytes (row, byte)."""
+    blocks = values.reshape(-1, 16, 16).astype(np.float32)
+    extreme = np.take_along_axis(blocks, np.abs(blocks).argmax(-1)[..., None], -1)
+    wanted = extreme / -32  # of each group of 16: its extreme becomes -32
+    d = (np.abs(wanted).max(1, keepdims=True) / 127).astype(np.float16)
+    unit = np.where(d > 0, d, 1).astype(np.float32)
+    scales = np.round(wanted / unit).clip(-128, 127)
+    steps = scales * unit
+    codes = np.round(blocks / np.where(steps == 0, 1, steps)).clip(-32, 31) + 32
+    codes = codes.astype(np.uint8).reshape(-1, 2, 4, 32)  # (block, half, quarter, value)
+    low, high = codes & 15, codes >> 4
+    nibbles = low[:, :, :2] | (low[:, :, 2:] << 4)
+    pairs = sum(high[:, :, at] << (2 * at) for at in range(4))
+    parts = [
+        nibbles.reshape(len(codes), -1),
+        np.asarray(pairs, dtype=np.uint8).reshape(len(codes), -1),
+        scales.astype(np.int8).view(np.uint8).reshape(len(codes), -1),
+        d.reshape(-1, 1).view(np.uint8),
+    ]
+    return np.concatenate(parts, axis=1).reshape(len(values), -1)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from support.models.gguf_blocks import make_blocks
+from support.models.gguf_blocks import make_blocks, pack_q6_k
 
 Kind = gguf.GGMLQuantizationType
 Weights = dict[str, torch.Tensor]
@@ -172,6 +172,8 @@ def save_gguf(
 
 
 def _quantize(values: np.ndarray, kind: Kind) -> np.ndarray:
+    if kind == Kind.Q6_K:
+        return pack_q6_k(values)
     try:
         packed: np.ndarray = gguf.quants.quantize(values, kind)
     except NotImplementedError:

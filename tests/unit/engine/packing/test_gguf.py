@@ -7,7 +7,7 @@ import torch
 
 from retouch.engine.packing.encoding import Encoding
 from retouch.engine.packing.gguf import TYPES, GgufBlocks
-from tests.support.models.gguf_blocks import make_blocks
+from tests.support.models.gguf_blocks import make_blocks, pack_q6_k
 
 ROWS, COLUMNS = 24, 1024
 
@@ -87,3 +87,9 @@ def test_an_encoding_may_have_a_factor_of_its_own() -> None:
 
     assert torch.equal(scaled, plain)
     assert replace(encoding, factor=0.25) != encoding
+
+
+def test_the_tests_own_q6_k_rounds_normal_weights_by_less_than_two_per_cent() -> None:
+    values = np.random.default_rng(1).standard_normal((8, 512), dtype=np.float32) * 0.02
+    again = gguf.quants.dequantize(pack_q6_k(values), gguf.GGMLQuantizationType.Q6_K)
+    assert np.linalg.norm(again - values) / np.linalg.norm(values) < 0.02
