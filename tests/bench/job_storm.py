@@ -140,6 +140,7 @@ async def run(asked: argparse.Namespace) -> int:
             async with killing(storm, asked.kill_every_s):
                 for job_id in jobs:
                     await storm.send(job_id)
+                    await asyncio.sleep(asked.send_every_s)
             give_up_s = time.monotonic() + asked.patience_s
             while len(receiver.taken) < len(jobs) and time.monotonic() < give_up_s:  # noqa: ASYNC110
                 await asyncio.sleep(0.2)
@@ -161,6 +162,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--jobs", type=int, default=300)
     parser.add_argument("--kill-every-s", type=float, default=4.0)
+    parser.add_argument("--send-every-s", type=float, default=0.2)
     parser.add_argument("--edit-s", type=float, default=0.2, help="seconds on the model")
     parser.add_argument("--scale", type=float, default=0.05, help="of heartbeats, sweeps and tries")
     parser.add_argument("--patience-s", type=float, default=60.0, help="for the last webhooks")
