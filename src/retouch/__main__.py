@@ -86,12 +86,24 @@ def _build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="retouch", description="Edit images by instruction.")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
-    edit = commands.add_parser("edit", help="edit one image without a server")
-    edit.add_argument("source", metavar="PHOTO_OR_URL", help="a file, or an http(s) or data: URL")
+    edit = commands.add_parser("edit", help="edit one to three images without a server")
+    edit.add_argument(
+        "sources", metavar="PHOTO_OR_URL", nargs="+", help="a file, or an http(s) or data: URL"
+    )
     edit.add_argument("prompt", metavar="INSTRUCTION", help='such as "make it warmer"')
     edit.add_argument(
         "-o", "--output", type=Path, help="png, jpg, webp or avif (default: edited.png)"
     )
+    edit.add_argument(
+        "--mask", metavar="PHOTO_OR_URL", help="white, or else transparent, is the part to edit"
+    )
+    edit.add_argument(
+        "--mask-padding",
+        type=int,
+        metavar="PIXELS",
+        help="edit only the mask's box with so much around",
+    )
+    edit.add_argument("--strength", type=float, help="0 to 1; lower stays nearer to the photo")
     edit.add_argument("--negative-prompt", help="what the result must not show")
     edit.add_argument("--seed", type=int, help="the same seed gives the same bytes")
     edit.add_argument("--steps", type=int, dest="num_inference_steps", help=f"1 to {MAX_STEPS}")
@@ -150,6 +162,13 @@ def _add_train_demo(train: argparse.ArgumentParser) -> None:
     train.add_argument("--quick", action="store_true", help="tiny sizes, to try the program")
 
 
+def _to_url(source: str) -> str:
+    """Return a URL as it is, and a file as a data: URL."""
+    if "://" in source or is_data_url(source):
+        return source
+    return f"data:;base64,{base64.b64encode(Path(source).read_bytes()).decode()}"
+
+
 def _request(options: argparse.Namespace, output: Path) -> EditRequest:
     """Build the request from the options, and check that the output can be written.
 
@@ -158,7 +177,6 @@ def _request(options: argparse.Namespace, output: Path) -> EditRequest:
         OSError: the source file cannot be read.
     """
     fields = {name: getattr(options, name, None) for name in EditRequest.model_fields}
-    fields["image_url"] = options.source
     if output.suffix.lower() not in _FORMATS:
         raise InvalidRequest.for_fields({"output": f"must end in one of {', '.join(_FORMATS)}"})
     if output.is_dir() or not output.parent.is_dir():
@@ -168,9 +186,9 @@ def _request(options: argparse.Namespace, output: Path) -> EditRequest:
     if not os.access(output if output.exists() else output.parent, os.W_OK):
         raise InvalidRequest.for_fields({"output": "is not writable"})
     fields["output_format"] = _FORMATS[output.suffix.lower()]
-    if "://" not in options.source and not is_data_url(options.source):
-        body = base64.b64encode(Path(options.source).read_bytes()).decode()
-        fields["image_url"] = f"data:;base64,{body}"
+    urls = [_to_url(source) for source in options.sources]
+    fields |= {"image_url": urls[0]} if len(urls) == 1 else {"image_urls": urls}
+    fields["mask_url"] = _to_url(options.mask) if options.mask else None
     try:
         return EditRequest.model_validate({k: v for k, v in fields.items() if v is not None})
     except ValidationError as error:
