@@ -2,7 +2,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from retouch.errors import EditError, InvalidRequest, MalformedBody, error_classes
@@ -77,6 +77,10 @@ def test_any_bytes_are_a_request_or_are_refused(body: bytes) -> None:
 
 
 @given(BODIES)
+@example({"mask_padding": 5})
+@example({"mask_padding": 5, "mask_url": 7})
+@example({"mask_padding": 5, "mask_url": "data:,x"})
+@example({"mask_padding": 5, "mask_url": "data:,x", "width": 64})
 def test_a_field_is_named_if_and_only_if_it_is_wrong_by_itself(body: dict[str, Any]) -> None:
     wrong = wrong_fields(body) or {}
     lone = {"prompt"} - body.keys()
@@ -87,9 +91,15 @@ def test_a_field_is_named_if_and_only_if_it_is_wrong_by_itself(body: dict[str, A
         other = SIDES if name in SIDES and value is not None else {}
         if name == "image_urls" and value is not None:
             other = {"image_url": None}
+        if name == "mask_padding" and value is not None:
+            other = {"mask_url": "data:,x"}
         if name == "image_url" and value is None:
             continue
         lone |= (wrong_fields({**MINIMUM, **other, name: value}) or {}).keys()
+    if body.get("mask_padding") is not None and "mask_padding" not in lone:
+        has_none = body.get("mask_url") is None
+        has_width = body.get("width") is not None and "width" not in lone
+        lone |= {"mask_padding"} if has_none or has_width else set()
     if (body.get("width") is None) != (body.get("height") is None):
         lone.add("height")
     assert set(wrong) == lone
