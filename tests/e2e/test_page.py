@@ -250,8 +250,7 @@ def test_masks_pictures_profiles_and_adapters_show_where_the_service_has_them(
     offer(
         page,
         local,
-        profiles=[{"name": "full"}, {"name": "fast"}],
-        profile="full",
+        profiles=["full", "fast"],
         loras=[
             {"name": "ink", "scale": 1, "always": False},
             {"name": "oil", "scale": 0.7, "always": True},
@@ -350,7 +349,7 @@ def test_it_is_accessible_and_fits_a_phone_in_every_state(page: Page, local: Ser
         page,
         local,
         loras=[{"name": "ink", "scale": 1, "always": False}],
-        profiles=[{"name": "full"}],
+        profiles=["full", "fast"],
     )
     visit(page, local)
     require_accessible(page, width_px)

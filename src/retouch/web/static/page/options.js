@@ -29,18 +29,18 @@ export function drawOptions(schema, loaded) {
 
 const rank = name => (FIRST.includes(name) ? FIRST.indexOf(name) : FIRST.length);
 const hasUse = name => Boolean(choicesOf(name) || ["integer", "number", "string", "boolean"].includes(fields[name].type))
-  && (name !== "profile" || Boolean(info.profiles?.length)) && (name !== "size_from" || info.max_images > 1);
+  && (name !== "profile" || info.profiles.length > 1) && (name !== "size_from" || info.max_images > 1);
 
 /** Return the values of a select, or undefined. */
 function choicesOf(name) {
-  if (name === "profile") return info.profiles?.map(profile => profile.name ?? profile);
+  if (name === "profile") return info.profiles;
   if (name === "output_format") return fields[name].enum?.filter(format => format !== "jpg");
   return fields[name].enum;
 }
 
 /** Return a default as the service tells it: what is loaded, or the words of the description. */
 function defaultOf(name) {
-  if (name === "profile") return info.profile;
+  if (name === "profile") return info.profiles[0];
   const told = info.defaults?.[name] ?? /Default: (.+)\.$/.exec(fields[name].description || "")?.[1];
   return told === undefined ? undefined : String(told);
 }
