@@ -17,7 +17,7 @@ from support.servers.bentoml_service import ROOT, SAMPLE_URL, Service
 CHROMIUM = shutil.which("chromium")
 SAMPLE_FILE = ROOT / "src/retouch/web/static/sample.jpg"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-FOR_PROGRAMS = {"response_format", "webhook", "webhook_events"}
+FOR_PROGRAMS = {"response_format", "webhook", "webhook_progress"}
 DROP = """async ([kind, url]) => {
   const data = new DataTransfer();
   data.items.add(new File([await (await fetch(url)).blob()], "cup.jpg", { type: "image/jpeg" }));

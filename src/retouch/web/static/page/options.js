@@ -7,7 +7,7 @@ import { drawLoras, readLoras, writeLoras } from "./loras.js";
 
 // Fields with a place of their own, and those that are for programs.
 const ELSEWHERE = new Set([
-  "image_url", "image_urls", "prompt", "mask_url", "width", "height", "loras", "response_format", "webhook", "webhook_events",
+  "image_url", "image_urls", "prompt", "mask_url", "width", "height", "loras", "response_format", "webhook", "webhook_progress",
 ]);
 const FIRST = ["profile", "num_images", "seed", "num_inference_steps", "guidance_scale", "negative_prompt", "strength", "scheduler"];
 let fields = {};
