@@ -219,7 +219,12 @@ def row_widen(rig: Rig) -> dict[str, Any]:
 
 
 def row_load(rig: Rig, cap: str) -> dict[str, Any]:
-    """Time loading and warm-up; without a cap also the stock library's, twice each."""
+    """Time loading and warm-up; without a cap also the stock library's, twice each.
+
+    `16` is a cap, `int8:16` packs the weights too. With --folder on a local disk the modulation is
+    mapped, and `host_gib` does not hold the files.
+    """
+    quantization, _, cap = cap.rpartition(":")
     rig.drop()
     found: dict[str, Any] = {"gib": round(write_once(rig) / GIB, 1)}
     memory = FreeMemory(int((float(cap) if cap else 80) * GIB), measure_host())
@@ -236,11 +241,13 @@ def row_load(rig: Rig, cap: str) -> dict[str, Any]:
             device=rig.device,
             shape=EditShape(),
             memory=memory,
+            quantization=quantization or "none",
             progress=lambda line: sys.stderr.write(f"{line}\n"),
         )
         ours_s.append(since(began))
         rig.engine = rig.wrap(weights, compiled=False)
         edit(rig, work(rig, 1))
+        found["host_gib"] = round(measure_host_taken() / GIB, 2)
         found |= {"plan": weights.plan.name, "ours_and_first_edit_s": since(began), **peaks()}
         found["wrong_weights"] = full_model.count_wrong(weights)
         rig.drop()
