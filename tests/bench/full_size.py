@@ -3,7 +3,7 @@
 PYTHONPATH=src:tests python tests/bench/full_size.py [ROW ...] [--budget-s 600]
 
 Rows, most useful first: stock, resident, 16, 8, load, load:16, sizes:16, leak:16,
-cancel:16, widen, 12, 24, 48 and resident:eager. A number is a cap on the GPU's memory in GiB, for
+cancel:16, widen, 12, 24, 48, resident:eager and lora. A number is a cap on the GPU's memory in GiB, for
 the process and for the plan. `int8`, `int8:16`, `fp8`, `nf4:10` and so on keep the weights packed. Each row prints one line of JSON when it is done, and a failed row
 does not end the others. Whole edits of 30 steps are timed; seconds a step are their difference from
 edits of two. `--tiny` runs all of it on a CPU with a toy model.
@@ -44,11 +44,16 @@ from support.models.full_rig import (
 )
 from support.models.tiny import build_tiny_pipeline
 
+from retouch.editing.adapters import resolve_adapters
 from retouch.engine import precision
+from retouch.engine.adapters.loaded import LoadedAdapters, NamedAdapter
+from retouch.engine.adapters.read import Adapter, LowRank
+from retouch.engine.adapters.shapes import BLOCK, FULL_CONFIG, layer_shapes
 from retouch.engine.checkpoint import build
 from retouch.engine.memory.encode import PACKERS
 from retouch.engine.memory.plan import GIB, EditShape, FreeMemory
 from retouch.engine.memory.probe import measure_host
+from retouch.schema import Lora
 
 ORDER = (
     *("stock", "resident", "16", "8", "load", "load:16", "sizes:16", "leak:16", "cancel:16"),
@@ -218,6 +223,50 @@ def row_widen(rig: Rig) -> dict[str, Any]:
     return found
 
 
+def row_lora(rig: Rig) -> dict[str, Any]:
+    """Two random adapters of Lightning's shape, not merged, beside the same edits without; switching."""
+    rig.drop()
+    config = build_tiny_pipeline().transformer.config if rig.tiny else FULL_CONFIG
+    shapes = layer_shapes(config)
+    inside = [name for name in shapes if name.startswith(BLOCK) and "_mod." not in name]
+    rank = 4 if rig.tiny else 64
+
+    def draw(name: str) -> NamedAdapter:
+        layers = {
+            path: LowRank(
+                torch.randn(rank, shapes[path][1]).bfloat16() / 1000,
+                torch.randn(shapes[path][0], rank).bfloat16() / 1000,
+                rank / 8,
+            )
+            for path in inside
+        }
+        return NamedAdapter(name, Adapter(layers, "random", name))
+
+    rig.adapters = LoadedAdapters([draw("one"), draw("other")], shapes)
+    engine = rig.take("resident")
+    rig.adapters = None
+
+    def ask(steps: int, name: str) -> Any:
+        chosen = [one for one in engine.info.adapters if one.name == name]
+        loras = resolve_adapters([Lora(name=one.name) for one in chosen], engine.info.adapters)
+        return replace(work(rig, steps), loras=loras)
+
+    found: dict[str, Any] = {"layers": len(inside), "rank": rank}
+    for name in ("", "one"):
+        times = time_edits(lambda steps, name=name: edit(rig, ask(steps, name)))
+        found[name or "without"] = {key: times[key] for key in ("step_s", "edit30_s")}
+    found["ratio"] = round(found["one"]["step_s"] / found["without"]["step_s"], 3)
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]  # noqa: SLF001 - no public count
+    spans = []
+    for name in ("one", "other", "other"):
+        began = time.perf_counter()
+        edit(rig, ask(FEW, name))
+        spans.append(since(began))
+    found["switch_s"] = round(spans[1] - spans[2], 3)
+    after = torch._dynamo.utils.counters["stats"]["unique_graphs"]  # noqa: SLF001 - as above
+    return {**found, "recompiles": after - graphs, **peaks()}
+
+
 def row_load(rig: Rig, cap: str) -> dict[str, Any]:
     """Time loading and warm-up; without a cap also the stock library's, twice each.
 
@@ -293,8 +342,8 @@ def run_row(rig: Rig, row: str) -> dict[str, Any]:
     kind, _, cap = row.partition(":")
     if kind == "stock":
         return row_stock(rig)
-    if kind == "widen":
-        return row_widen(rig)
+    if kind in ("lora", "widen"):
+        return (row_lora if kind == "lora" else row_widen)(rig)
     if kind == "load":
         return row_load(rig, cap)
     checks = {"sizes": row_sizes, "leak": row_leak, "cancel": row_cancel}

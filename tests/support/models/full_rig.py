@@ -50,6 +50,7 @@ class Rig:
     attention: str
     compiled: bool
     engine: Any = None
+    adapters: Any = None
     key: str = ""
     notes: dict[str, Any] = field(default_factory=dict)
 
@@ -123,6 +124,7 @@ class Rig:
             revision="",
             run_block=compilation.compile_block(run_block) if compiled else run_block,
             attention=chosen.name,
+            adapters=self.adapters,
         )
 
     def plan(self, modules: dict[str, Any], cap: str, encode: Encode) -> Plan:
