@@ -10,7 +10,7 @@ from retouch.schema import ErrorBody, error_body
 from retouch.schema.response import ErrorType
 
 STATUSES = {
-    "BadInput": {400, 404, 405, 413, 415},
+    "BadInput": {400, 404, 405, 409, 413, 415},
     "DownloadFailed": {502},
     "CacheReadFailed": {502},
     "ModelError": {500},
@@ -97,6 +97,7 @@ def test_only_faults_that_can_pass_are_retryable() -> None:
         "source_timed_out",
         "storage_failed",
         "store_unavailable",
+        "worker_lost",
     }
 
 
@@ -110,6 +111,7 @@ def test_only_our_own_faults_are_logged_as_errors() -> None:
         "storage_failed",
         "store_denied",
         "store_unavailable",
+        "worker_lost",
     }
 
 

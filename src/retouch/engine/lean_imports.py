@@ -30,9 +30,9 @@ def lean_imports(*, attention: str) -> Iterator[None]:
     What is imported already stays as it is. `attention` is the name of an attention kernel: for
     `xformers` that package is found. Other threads must not import these libraries meanwhile.
     """
-    stand_ins: dict[str, ModuleType | None] = {
-        name: None for name in _OPTIONAL if name != attention
-    }
+    # A diffusers that is imported already has found its packages, and imports them when needed.
+    optional = () if "diffusers" in sys.modules else _OPTIONAL
+    stand_ins: dict[str, ModuleType | None] = {name: None for name in optional if name != attention}
     stand_ins |= {name: _empty_package(name) for name in _PACKAGES}
     stand_ins[_COMPILER] = _empty_package(
         _COMPILER,

@@ -9,7 +9,7 @@ from retouch.engine.lean_imports import lean_imports
 
 @pytest.fixture(autouse=True)
 def nothing_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("boto3", "gguf", "xformers"):
+    for name in ("boto3", "diffusers", "gguf", "xformers"):
         monkeypatch.delitem(sys.modules, name, raising=False)
 
 
@@ -33,6 +33,14 @@ def test_what_is_imported_already_stays(monkeypatch: pytest.MonkeyPatch) -> None
     with lean_imports(attention="auto"):
         assert sys.modules["gguf"] is sys
     assert sys.modules["gguf"] is sys
+
+
+def test_a_diffusers_that_is_imported_already_keeps_what_it_has_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "diffusers", sys)
+    with lean_imports(attention="auto"):
+        assert importlib.util.find_spec("gguf")
 
 
 def test_torch_is_distributed_again_even_after_a_fault() -> None:
