@@ -111,7 +111,6 @@ def test_only_our_own_faults_are_logged_as_errors() -> None:
         "storage_failed",
         "store_denied",
         "store_unavailable",
-        "worker_lost",
     }
 
 

@@ -51,7 +51,7 @@ def invalid_request(error: ValidationError) -> InvalidRequest:
 def advise(name: str) -> str:
     """Say what to send in place of a field that does not exist.
 
-    >>> advise("steps"), advise("promt"), advise("strength")
+    >>> advise("steps"), advise("promt"), advise("tiles")
     ('is not a field: send num_inference_steps', 'is not a field: is prompt meant?', 'is not a field')
     """
     if name == "input":
