@@ -13,6 +13,7 @@ import argparse
 import gc
 import hashlib
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -420,5 +421,9 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
+        # As the service does; torch has read it already, so the program starts once more.
+        os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
+        os.execv(sys.executable, [sys.executable, *sys.argv])  # noqa: S606 - this program
     with torch.no_grad():
         main()

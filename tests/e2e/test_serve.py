@@ -39,8 +39,14 @@ META = {
     "attention",
     "quantization",
     "compiled",
+    "profile",
+    "loras",
+    "geometry",
+    "strength",
     "source",
+    "sources",
     "timings_ms",
+    "reused",
     "notes",
 }
 PHASES = {
@@ -99,8 +105,8 @@ def test_the_documented_example_runs_unchanged(either: Service, origin: LiveOrig
     assert "png is lossless: output_quality is ignored" in meta["notes"]
 
 
-def test_the_same_seed_gives_the_same_bytes(local: Service) -> None:
-    links = [local.edit(seed=7)["presigned_url"] for _ in range(2)]
+def test_the_same_seed_gives_the_same_bytes(local: Service, s3: Service) -> None:
+    links = [service.edit(seed=7)["presigned_url"] for service in (local, s3)]
     assert links[0] != links[1]
     assert opened(links[0]).content == opened(links[1]).content
 

@@ -112,6 +112,19 @@ def write_checkpoint(
     folder: Path, modules: dict[str, Any], *, scheduler: Any, processor: Any
 ) -> int:
     """Write modules on `meta` as a checkpoint folder, their weights cut from the pattern; its bytes."""
+    written = write_modules(folder, modules)
+    (folder / "model_index.json").write_text(
+        json.dumps({"_class_name": "QwenImageEditPipeline", "_diffusers_version": "0.42.1"})
+    )
+    scheduler.save_pretrained(folder / "scheduler")
+    processor.tokenizer.save_pretrained(folder / "tokenizer")
+    processor.tokenizer.save_pretrained(folder / "processor")
+    processor.image_processor.save_pretrained(folder / "processor")
+    return written
+
+
+def write_modules(folder: Path, modules: dict[str, Any]) -> int:
+    """Write the folders of modules on `meta`, as `write_checkpoint` does; their bytes."""
     written = 0
     for name, module in modules.items():
         part = folder / name
@@ -125,13 +138,6 @@ def write_checkpoint(
             module.save_config(part)
         stem = "model" if name == "text_encoder" else "diffusion_pytorch_model"
         written += _write_shards(part, stem, weights)
-    (folder / "model_index.json").write_text(
-        json.dumps({"_class_name": "QwenImageEditPipeline", "_diffusers_version": "0.42.1"})
-    )
-    scheduler.save_pretrained(folder / "scheduler")
-    processor.tokenizer.save_pretrained(folder / "tokenizer")
-    processor.tokenizer.save_pretrained(folder / "processor")
-    processor.image_processor.save_pretrained(folder / "processor")
     return written
 
 
