@@ -23,6 +23,7 @@ from retouch.editing.ports import (
 from retouch.engine.adapters.loaded import LoadedAdapters
 from retouch.engine.attention import NATIVE
 from retouch.engine.compilation import BlockCode
+from retouch.engine.guidance import classifier_free_guidance
 from retouch.engine.hooks import EditTimer, StepHook, StepState, preview_steps, run_hooks
 from retouch.engine.inpaint import SourceStart
 from retouch.engine.inputs import EditInputs, prepare_inputs
@@ -35,7 +36,6 @@ from retouch.engine.text_encoder import PromptTemplate, TextEncoder
 from retouch.engine.transformer import (
     BlockCall,
     Transformer,
-    classifier_free_guidance,
     run_block,
 )
 from retouch.engine.vae import SingleFrameVae, draw_noise

@@ -155,23 +155,6 @@ def rotary_embedding(pos_embed: Any, grids: Sequence[Grid], text_tokens: int) ->
     return torch.view_as_real(torch.cat([text, *images]))[:, None]  # (t + i, c/2) complex
 
 
-def classifier_free_guidance(velocities: Sequence[torch.Tensor], scale: float) -> torch.Tensor:
-    """Combine the branches (with the prompt, with the negative prompt), each (1, token, channel).
-
-    The result is rescaled to the norm of the first branch, as in the stock pipelines.
-    """
-    if len(velocities) == 1:
-        return velocities[0]
-    positive, negative = velocities
-    combined = negative + scale * (positive - negative)
-    norm, combined_norm = (
-        torch.linalg.vector_norm(velocity, dim=-1, keepdim=True)
-        for velocity in (positive, combined)
-    )
-    guided: torch.Tensor = combined * (norm / combined_norm)
-    return guided
-
-
 def run_block(  # noqa: PLR0913, PLR0917 - compiled as one function of tensors
     block: Any,
     image: torch.Tensor,

@@ -1,7 +1,9 @@
-"""Variables that are set in a way that their author cannot have meant."""
+"""Settings from the environment, and variables set in a way that their author cannot have meant."""
 
 from collections.abc import Collection, Mapping
 from difflib import get_close_matches
+
+from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource
 
 _LIKENESS = 0.845  # S3_ENDPOINT_URL is meant for S3_ENDPOINT, AWS_REGION is not for S3_REGION
 
@@ -31,3 +33,24 @@ def find_warnings(variables: Mapping[str, str | None], settings: Collection[str]
         elif close := get_close_matches(name.upper(), settings, n=1, cutoff=_LIKENESS):
             found.append(f"{name} is not a setting: is {close[0]} meant?")
     return found
+
+
+class EnvironmentSettings(BaseSettings):
+    """Settings from arguments, the environment and `.env`."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Read arguments, then the environment without quotes around its values, then `.env`."""
+        if isinstance(env_settings, EnvSettingsSource):
+            plain = {
+                name: strip_quotes(value or "") for name, value in env_settings.env_vars.items()
+            }
+            env_settings.env_vars = {name: value for name, value in plain.items() if value}
+        return init_settings, env_settings, dotenv_settings

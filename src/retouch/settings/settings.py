@@ -11,15 +11,9 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_settings import (
-    BaseSettings,
-    DotEnvSettingsSource,
-    EnvSettingsSource,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-)
+from pydantic_settings import DotEnvSettingsSource, SettingsConfigDict
 
-from retouch.settings.environment import find_warnings, strip_quotes
+from retouch.settings.environment import EnvironmentSettings, find_warnings
 from retouch.settings.loras import Lora, LoraSetting
 from retouch.settings.s3_endpoint import DEFAULT_REGION, S3Endpoint, parse_endpoint
 from retouch.settings.values import (
@@ -39,7 +33,7 @@ _S3_REQUIRED = ("s3_endpoint", "s3_access_key", "s3_secret_key", "s3_bucket")
 _UNSET = SecretStr("")
 
 
-class Settings(BaseSettings):
+class Settings(EnvironmentSettings):
     """All settings. The environment variable of a field is its name in upper case."""
 
     model_config = SettingsConfigDict(
@@ -257,23 +251,6 @@ class Settings(BaseSettings):
                 raise ValueError(f"S3_ENDPOINT contradicts S3_SECURE={self.s3_secure}: unset it")
         return self
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],  # noqa: ARG003
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Read arguments, then the environment without quotes around its values, then `.env`."""
-        if isinstance(env_settings, EnvSettingsSource):
-            plain = {
-                name: strip_quotes(value or "") for name, value in env_settings.env_vars.items()
-            }
-            env_settings.env_vars = {name: value for name, value in plain.items() if value}
-        return init_settings, env_settings, dotenv_settings
-
     @property
     def uses_s3(self) -> bool:
         """Whether results go to S3, not to the local store."""
@@ -308,14 +285,7 @@ class Settings(BaseSettings):
     @property
     def secrets(self) -> list[str]:
         """Every secret value, to keep out of the logs."""
-        named = (
-            self.s3_access_key,
-            self.s3_secret_key,
-            self.hf_token,
-            self.link_secret,
-            self.metrics_key,
-            self.webhook_secret,
-        )
+        named = [value for _, value in self if isinstance(value, SecretStr)]
         return [text for secret in named if (text := secret.get_secret_value())] + [*self.api_keys]
 
     @property

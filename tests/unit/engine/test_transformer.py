@@ -4,7 +4,7 @@ import pytest
 import torch
 from support.models.tiny import build_tiny_pipeline
 
-from retouch.engine import transformer, vae
+from retouch.engine import guidance, transformer, vae
 from retouch.engine.memory.weights import Weights
 from retouch.engine.modulation import ModulationCache, ModulationTable
 
@@ -121,12 +121,12 @@ def test_angles_are_kept_where_the_models_table_is() -> None:
 
 def test_without_a_second_branch_there_is_nothing_to_guide() -> None:
     velocity = torch.randn(1, 4, 8)
-    assert transformer.classifier_free_guidance([velocity], 4.0) is velocity
+    assert guidance.classifier_free_guidance([velocity], 4.0) is velocity
 
 
 def test_guidance_keeps_the_length_of_the_prompts_velocity() -> None:
     wanted, unwanted = torch.randn(1, 4, 8), torch.randn(1, 4, 8)
-    guided = transformer.classifier_free_guidance([wanted, unwanted], 4.0)
+    guided = guidance.classifier_free_guidance([wanted, unwanted], 4.0)
     torch.testing.assert_close(guided.norm(dim=-1), wanted.norm(dim=-1))
     direction = torch.nn.functional.cosine_similarity(guided, 4 * wanted - 3 * unwanted, dim=-1)
     torch.testing.assert_close(direction, torch.ones(1, 4))
