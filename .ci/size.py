@@ -12,11 +12,11 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-LIMIT = 8800
+LIMIT = 14500
 """Lines of code. Raise it in a commit of its own that says what the lines are for."""
 MAX_FILE_LINES = 300
 MAX_FUNCTION_LINES = 40
-MAX_LONG_FUNCTIONS = 5
+MAX_LONG_FUNCTIONS = 15
 ROOT = Path(__file__).parents[1] / "src" / "retouch"
 _NO_CODE = {
     tokenize.COMMENT,
