@@ -33,7 +33,7 @@ from support.servers.bentoml_service import Service, serving
 HOOKS = str(Path(__file__).parents[1] / "e2e" / "schemathesis_hooks.py")
 KEY = "key-" + "5d1f0c" * 6
 # 25 MiB of image, in base64, and 64 KiB.
-MAX_BODY_BYTES = 26_214_400 * 4 // 3 + 65536
+MAX_BODY_BYTES = 2 * 26_214_400 * 4 // 3 + 65536
 # One whole body, its pieces before they are joined, and garbage not yet collected.
 GROWTH_BAR_BYTES = 4 * MAX_BODY_BYTES
 LIVE = Call("health", get(b"/readyz"), frozenset({200}))

@@ -42,7 +42,9 @@ def test_a_saved_engine_loads_bit_equal(tmp_path: Path, plus: bool) -> None:
     settings = CheckpointSettings(model_id=str(tmp_path))
     loaded = load.load(settings, progress=parts.append)
     assert parts == ["processor", "weights"]
-    assert loaded.info == replace(built.info, revision=compute_revision(tmp_path))
+    revision, profiles = compute_revision(tmp_path), loaded.info.profiles
+    assert [profile.name for profile in profiles] == ["full"]
+    assert loaded.info == replace(built.info, revision=revision, profiles=profiles)
     assert edit(loaded) == edit(built)
 
 

@@ -30,7 +30,7 @@ def test_a_body_that_is_not_a_json_object_is_malformed(local: Service, body: byt
     require_error(response, 400, "BadInput", "malformed_body")
 
 
-@pytest.mark.parametrize("kind", ["text/plain", "multipart/form-data; boundary=x", ""])
+@pytest.mark.parametrize("kind", ["text/plain", "application/xml", ""])
 def test_another_content_type_is_refused(local: Service, kind: str) -> None:
     body = json.dumps(request()).encode()
     response = local.client.post("/edit", content=body, headers={"Content-Type": kind})
@@ -40,7 +40,7 @@ def test_another_content_type_is_refused(local: Service, kind: str) -> None:
 @pytest.mark.parametrize("excess_bytes", [1, 20_000_000])
 @pytest.mark.parametrize("chunked", [False, True])
 def test_a_body_over_the_limit_is_refused(local: Service, excess_bytes: int, chunked: bool) -> None:
-    limit_bytes = 1048576 * 4 // 3 + 65536
+    limit_bytes = 2 * 1048576 * 4 // 3 + 65536
     body = b"x" * (limit_bytes + excess_bytes)
     pieces = (body[at : at + 65536] for at in range(0, len(body), 65536))
     response = local.client.post("/edit", content=pieces if chunked else body, headers=JSON)
@@ -92,7 +92,7 @@ def test_every_wrong_field_is_named_at_once_and_nothing_is_fetched(
         "output_quality": 101,
         "width": 100,
         "height": 48,
-        "strength": 0.5,
+        "tiles": 2,
     }
     response = local.ask(image_url=url, **wrong)
     error = require_error(response, 400, "BadInput", "invalid_request")

@@ -23,7 +23,7 @@ from support.servers.bentoml_service import Service
 pytestmark = pytest.mark.e2e
 
 # The fixture takes images up to 1 MiB.
-MAX_BODY_BYTES = MIB * 4 // 3 + 65536
+MAX_BODY_BYTES = 2 * MIB * 4 // 3 + 65536
 
 
 def hostile_calls() -> list[Call]:

@@ -252,6 +252,7 @@ def victims(rgw: Rgw, *, seed: int) -> Iterator[Victims]:
             "S3_SECRET_KEY": rgw.secret_key,
             "S3_BUCKET": rgw.bucket,
             "S3_SECURE": "false",
+            "REUSE_RESULTS": "false",  # each job makes an object of its own
             "S3_OBJECT_PREFIX": f"killed-{seed}/",
             "PREFETCH_JOBS": str(_AT_A_TIME - 1),
         }
