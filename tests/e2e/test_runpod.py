@@ -255,7 +255,9 @@ def test_workers_that_get_sigterm_deliver_their_jobs(
                 folder, WORKER, platform.environment | s3_settings(rgw, origin)
             ) as worker,
         ):
-            job = platform.submit({"image_url": SAMPLE_URL, "prompt": PROMPT, **LONG})
+            job = platform.submit(
+                {"image_url": SAMPLE_URL, "prompt": PROMPT, **LONG, "num_inference_steps": 6}
+            )
             platform.wait_for(lambda: any(m["step"] > 0 for m in job.progress))  # noqa: B023
             worker.terminate()
             assert worker.wait() == 0

@@ -114,7 +114,7 @@ def wrong_kinds() -> Iterator[Call]:
     for kind in (
         b"text/plain",
         b"application/x-www-form-urlencoded",
-        b"multipart/form-data; boundary=a",
+        b"multipart/mixed; boundary=a",
         b"application/vnd.bentoml+pickle",
         b"application/json-seq",
         b"application/jsonx",
