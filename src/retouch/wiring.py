@@ -182,17 +182,7 @@ def build_user_agent(contact_url: str) -> str:
 
 def build_sources(settings: Settings, store: Store, *, exits: AsyncExitStack) -> SourceLoader:
     """Build the source cache over the store, with its downloader and decoder; `exits` closes them."""
-    allowed_hosts = frozenset(settings.allowed_source_hosts)
-    for host in sorted(allowed_hosts):
-        event(_log, "source.host_exempted", level=logging.WARNING, host=host)
-    downloader = Downloader(
-        FetchLimits(
-            max_bytes=settings.max_image_bytes,
-            max_per_host=settings.downloads_per_host,
-            user_agent=settings.source_user_agent or build_user_agent(settings.public_url),
-            allowed_hosts=allowed_hosts,
-        )
-    )
+    downloader = _build_downloader(settings)
     decoder = Decoder(
         decode.Limits(max_pixels=settings.max_image_pixels),
         DecoderSettings(
@@ -223,6 +213,21 @@ def build_sources(settings: Settings, store: Store, *, exits: AsyncExitStack) ->
     )
     exits.callback(sources.close)
     return sources
+
+
+def _build_downloader(settings: Settings) -> Downloader:
+    """Build the downloader of sources, and log each host that is exempt from its guard."""
+    allowed_hosts = frozenset(settings.allowed_source_hosts)
+    for host in sorted(allowed_hosts):
+        event(_log, "source.host_exempted", level=logging.WARNING, host=host)
+    return Downloader(
+        FetchLimits(
+            max_bytes=settings.max_image_bytes,
+            max_per_host=settings.downloads_per_host,
+            user_agent=settings.source_user_agent or build_user_agent(settings.public_url),
+            allowed_hosts=allowed_hosts,
+        )
+    )
 
 
 def build_editor(
