@@ -17,7 +17,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
-from starlette.routing import Route, Router
+from starlette.routing import BaseRoute, Route, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from retouch.errors import (
@@ -66,13 +66,22 @@ class App:
         self._metrics = metrics
         settings = host.settings
         keys = ApiKeyAuth(settings.api_keys)
-        metrics_key = settings.metrics_key.get_secret_value()
         hosts = HostCheck(
             [*settings.allowed_hosts, urlsplit(settings.public_url).hostname or ""], keys
         )
+        routes = self._build_routes(keys, jobs, openai.ImagesEndpoint(host, edits))
+        self._router = ExceptionMiddleware(
+            hosts.protect(Router(routes, redirect_slashes=False)),
+            handlers={HTTPException: answer_error, Exception: answer_error},
+        )
+
+    def _build_routes(
+        self, keys: ApiKeyAuth, jobs: JobEndpoint, images: openai.ImagesEndpoint
+    ) -> list[BaseRoute]:
+        """Return the route table; `/metrics` may have a key of its own."""
         key = [Middleware(keys.protect)]
-        images = openai.ImagesEndpoint(host, edits)
-        routes = [
+        metrics_key = self._host.settings.metrics_key.get_secret_value()
+        routes: list[BaseRoute] = [
             *page_routes(),
             Route("/livez", self._livez),
             Route("/healthz", self._livez),
@@ -91,12 +100,9 @@ class App:
                 middleware=[Middleware(ApiKeyAuth((metrics_key,)).protect)] if metrics_key else key,
             ),
         ]
-        if not settings.uses_s3:
+        if not self._host.settings.uses_s3:
             routes.append(Route("/files/{key:path}", self._file))
-        self._router = ExceptionMiddleware(
-            hosts.protect(Router(routes, redirect_slashes=False)),
-            handlers={HTTPException: answer_error, Exception: answer_error},
-        )
+        return routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request and log it; what is not HTTP is BentoML's."""
