@@ -32,15 +32,6 @@ EDIT_HEADERS: list[dict[str, Any]] = [
 def jobs_paths(request_body: dict[str, Any]) -> dict[str, Any]:
     """Return the path of a job; `request_body` is that of `POST /edit`."""
     ended = {"description": "The job.", "content": _JOB}
-
-    def describe(summary: str, more: str, *statuses: int, **fields: Any) -> dict[str, Any]:
-        answers = {
-            str(status): {"$ref": f"#/components/responses/Error{status}"}
-            for status in (*_STATUSES, *statuses)
-        }
-        about = {"summary": summary, "description": more, "responses": fields.pop("ok") | answers}
-        return about | fields
-
     return {
         "/jobs/{id}": {
             "parameters": [
@@ -52,7 +43,7 @@ def jobs_paths(request_body: dict[str, Any]) -> dict[str, Any]:
                     "schema": {"type": "string"},
                 }
             ],
-            "put": describe(
+            "put": _describe(
                 "Begin a job under an id of your own",
                 "The same request again returns the job; another one is a conflict.",
                 *_STATUSES_OF_PUT,
@@ -60,13 +51,13 @@ def jobs_paths(request_body: dict[str, Any]) -> dict[str, Any]:
                 requestBody=request_body,
                 ok={"200": ended, "202": _ACCEPTED},
             ),
-            "get": describe(
+            "get": _describe(
                 "A job: state, progress, answer",
                 "With Accept: text/event-stream the answer is a stream as that of POST /edit.",
                 operationId="get_job",
                 ok={"200": ended | {"x-event-stream": {"$ref": "#/components/schemas/EditEvent"}}},
             ),
-            "delete": describe(
+            "delete": _describe(
                 "Cancel a job",
                 "It ends within a denoising step, or where another replica runs it within 15 s.",
                 operationId="cancel_job",
@@ -74,3 +65,13 @@ def jobs_paths(request_body: dict[str, Any]) -> dict[str, Any]:
             ),
         }
     }
+
+
+def _describe(summary: str, more: str, *statuses: int, **fields: Any) -> dict[str, Any]:
+    """Return an operation with its errors; the field `ok` holds its other responses."""
+    answers = {
+        str(status): {"$ref": f"#/components/responses/Error{status}"}
+        for status in (*_STATUSES, *statuses)
+    }
+    about = {"summary": summary, "description": more, "responses": fields.pop("ok") | answers}
+    return about | fields
