@@ -99,11 +99,7 @@ class Jobs:
             StorageError: the records cannot be read or written.
         """
         require_job_id(job_id)
-        if request.response_format != "url":
-            fault = "must be url: a job answers with a link"
-            raise InvalidRequest.for_fields({"response_format": fault})
-        if request.webhook:
-            self._webhooks.require(request.webhook)
+        self._require_acceptable(request)
         hashed = await self._records.run(lambda: digest(request))
         async with self._locks.setdefault(job_id, asyncio.Lock()):
             live = self._live.get(job_id)
@@ -210,6 +206,13 @@ class Jobs:
         elif not job.answer:
             await self._records.write(f"{job_id}/cancel", {})
         return job
+
+    def _require_acceptable(self, request: EditRequest) -> None:
+        if request.response_format != "url":
+            fault = "must be url: a job answers with a link"
+            raise InvalidRequest.for_fields({"response_format": fault})
+        if request.webhook:
+            self._webhooks.require(request.webhook)
 
     def _start(self, accepted: Accepted, request: EditRequest, caller: Caller) -> Live:
         def report(progress: Progress) -> None:
