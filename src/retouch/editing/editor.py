@@ -97,16 +97,11 @@ class Editor:
         deadline_s = began_s + self._settings.job_timeout_s
         job = Job(request, job_id, request_id, deadline_s, progress, previews)
         with self._admission.admit():
-            self._require_tokens(request)
-            self._require_room(request)
-            self._require_loaded(request)
+            self._require_possible(request)
             progress(Progress(stage="source"))
             loaded = await self.steps.load_sources(job)
             seen = [describe_source(source) for source in loaded.images]
-            load_ms = {
-                "fetch": max(source.fetch_ms for source in loaded.images),
-                "source_decode": max(source.decode_ms for source in loaded.images),
-            }
+            load_ms = _loading_phases(loaded)
             flight = self._join_flight(request, loaded, job_id=job_id)
             sources = None
             if not (flight and flight.turn.locked()):
@@ -234,6 +229,11 @@ class Editor:
         params = replace(params, loras=loras, profile=profile.name, shift=profile.shift)
         return params, [*ignored, *notes]
 
+    def _require_possible(self, request: EditRequest) -> None:
+        self._require_tokens(request)
+        self._require_room(request)
+        self._require_loaded(request)
+
     def _require_loaded(self, request: EditRequest) -> None:
         profile = choose_profile(request.profile, self.info)
         resolve_adapters(request.loras, self.info.adapters, profile.adapter)
@@ -278,3 +278,11 @@ class Editor:
             meta=meta,
         )
         return EditResult(result=result)
+
+
+def _loading_phases(sources: SourceSet) -> dict[str, float]:
+    """Return the milliseconds of the slowest source by phase; sources are loaded at the same time."""
+    return {
+        "fetch": max(source.fetch_ms for source in sources.images),
+        "source_decode": max(source.decode_ms for source in sources.images),
+    }

@@ -59,11 +59,7 @@ def resolve_params(
 
     Of several sources, a note begins with the number of its picture.
     """
-    notes = [
-        f"picture {number}: {note}" if len(sources.images) > 1 else note
-        for number, source in enumerate(sources.images, 1)
-        for note in source.notes
-    ]
+    notes = _number_source_notes(sources)
     steps = request.num_inference_steps or preset.steps
     if steps > MAX_STEPS:
         notes.append(f"num_inference_steps {steps} is cut to {MAX_STEPS}")
@@ -75,10 +71,7 @@ def resolve_params(
     negative_prompt = (request.negative_prompt or "").strip()
     if negative_prompt and guidance == _NO_GUIDANCE:
         notes.append("there is no guidance: negative_prompt is ignored")
-    if request.output_format == "png" and "output_quality" in request.model_fields_set:
-        notes.append("png is lossless: output_quality is ignored")
-    if sources.mask is None and "mask_feather" in request.model_fields_set:
-        notes.append("there is no mask: mask_feather is ignored")
+    notes += _note_unused_fields(request, sources)
     width, height = choose_size(request, sources, area_px=preset.area_px)
     seed = request.seed if request.seed not in (None, -1) else derive_seed(job_id)
     params = EditParams(
@@ -93,3 +86,21 @@ def resolve_params(
         strength=request.strength,
     )
     return params, notes
+
+
+def _number_source_notes(sources: SourceSet) -> list[str]:
+    return [
+        f"picture {number}: {note}" if len(sources.images) > 1 else note
+        for number, source in enumerate(sources.images, 1)
+        for note in source.notes
+    ]
+
+
+def _note_unused_fields(request: EditRequest, sources: SourceSet) -> list[str]:
+    """Return a note for each field that is set, but has no effect on this request."""
+    notes = []
+    if request.output_format == "png" and "output_quality" in request.model_fields_set:
+        notes.append("png is lossless: output_quality is ignored")
+    if sources.mask is None and "mask_feather" in request.model_fields_set:
+        notes.append("there is no mask: mask_feather is ignored")
+    return notes

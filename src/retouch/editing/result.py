@@ -66,8 +66,7 @@ def build_meta(
     """Build the response metadata; the timings are filled in at the end."""
     described = [describe_source(source) for source in sources.images]
     geometry = describe_geometry(request, params, sources)
-    is_cropped = sources.masking is not None and sources.masking.crops
-    width_px, height_px = geometry.source if is_cropped else geometry.working
+    width_px, height_px = _result_size(geometry, sources)
     return Meta(
         request_id=request_id,
         job_id=job_id,
@@ -94,6 +93,12 @@ def build_meta(
         notes=notes,
         reused=False,
     )
+
+
+def _result_size(geometry: Geometry, sources: SourceSet) -> tuple[int, int]:
+    """Return the result's width and height: the source's where only a box of it was edited."""
+    is_cropped = sources.masking is not None and sources.masking.crops
+    return geometry.source if is_cropped else geometry.working
 
 
 def describe_source(source: Source) -> SourceMeta:

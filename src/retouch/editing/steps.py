@@ -182,7 +182,15 @@ class Steps:
             )
         patience_s = job.deadline_s - self.clock() + self.settings.grace_s
         running = run_in(self._model_thread, lambda: self.engine.edit(prepared, on_step=on_step))
-        cancelled = await settle(running, timeout_s=patience_s, stop=stop)
+        await self._settle_model(running, timeout_s=patience_s, stop=stop)
+        await asyncio.gather(*map(asyncio.wrap_future, previews), return_exceptions=True)
+        return running.result()
+
+    async def _settle_model(
+        self, running: asyncio.Future[EngineOutput], *, timeout_s: float, stop: threading.Event
+    ) -> None:
+        """Wait until the model has come back, or is lost; raise if it is lost or cancelled."""
+        cancelled = await settle(running, timeout_s=timeout_s, stop=stop)
         if not running.done():
             self.on_model_lost()
             raise cancelled or DeadlineExceeded(
@@ -191,8 +199,6 @@ class Steps:
         if cancelled:
             running.exception()  # retrieved, or asyncio logs it as lost
             raise cancelled
-        await asyncio.gather(*map(asyncio.wrap_future, previews), return_exceptions=True)
-        return running.result()
 
     def _encode(self, job: Job, output: EngineOutput) -> bytes:
         request, image = job.request, self.engine.finish(output)
