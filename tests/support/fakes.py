@@ -23,6 +23,7 @@ from retouch.editing.ports import (
 from retouch.editing.steps import EditorSettings, Steps
 from retouch.errors import EditError, SourceStatusError, StorageError
 from retouch.images import decode
+from retouch.images.kind import Kind
 from retouch.net.download import Download
 from retouch.net.download_limiter import DownloadLimiter, Place
 from retouch.net.url import SourceUrl
@@ -141,7 +142,7 @@ class FakeDecoder:
     fault: EditError | None = None
 
     async def decode(
-        self, body: bytes, *, timeout_s: float, kind: decode.Kind = "picture"
+        self, body: bytes, *, timeout_s: float, kind: Kind = "picture"
     ) -> decode.Decoded:
         assert timeout_s > 0
         self.decodes += 1

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from PIL.Image import Image
 
-from retouch.images.decode import Kind
+from retouch.images.kind import Kind
 from retouch.schema import CacheMode, Upload
 
 

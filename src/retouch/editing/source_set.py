@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from retouch.editing.masking import Masking
 from retouch.editing.ports import Source, Sources
 from retouch.errors import EditError, InvalidRequest, SourceTooLarge
-from retouch.images.decode import Kind
+from retouch.images.kind import Kind
 from retouch.schema import EditRequest, Upload
 
 _FIELD = "image_url"  # as the texts of a single source's errors call it

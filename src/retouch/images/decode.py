@@ -6,7 +6,7 @@ Runs in the sandbox's child process, so it imports Pillow and the standard libra
 import math
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 from PIL import Image
 from PIL.ImageFile import ImageFile
@@ -16,6 +16,7 @@ from retouch import errors
 from retouch.images.colour import is_hdr, scale_to_8_bits, scale_transparent_colour, to_srgb
 from retouch.images.formats import name_heif_coding, open_header, sniff
 from retouch.images.jpeg import load_jpeg
+from retouch.images.kind import Kind
 from retouch.images.mask import resize_mask, to_mask
 from retouch.images.tiff import require_readable_tiff
 
@@ -32,9 +33,6 @@ _UPRIGHT_BY_ORIENTATION: Final = {
     8: Image.Transpose.ROTATE_90,
 }
 _SIDEWAYS: Final = (5, 6, 7, 8)
-Kind = Literal["picture", "mask"]
-MODES: Final[dict[Kind, str]] = {"picture": "RGB", "mask": "L"}
-"""What a file is decoded as: its colours, or the mask it stands for."""
 
 
 @dataclass(frozen=True, slots=True)

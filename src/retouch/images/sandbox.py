@@ -26,7 +26,8 @@ import PIL
 import retouch
 from retouch import errors
 from retouch.images import sandbox_child
-from retouch.images.decode import Decoded, Kind, Limits
+from retouch.images.decode import Decoded, Limits
+from retouch.images.kind import Kind
 
 _ENTRY: Final = (
     "import sys; sys.path[:] = [sys.argv[1], *sys.path, sys.argv[2]];"

@@ -19,6 +19,7 @@ from PIL import AvifImagePlugin, Image
 
 from retouch import errors
 from retouch.images import decode, formats
+from retouch.images.kind import MODES, Kind
 from retouch.images.seccomp import forbid_processes
 
 Read = Callable[[int], bytes | bytearray]
@@ -82,7 +83,7 @@ def _lower(limit: int, soft: int, hard: int | None = None) -> None:  # pragma: n
 
 
 def answer(
-    body: bytes, limits: decode.Limits, kind: decode.Kind = "picture"
+    body: bytes, limits: decode.Limits, kind: Kind = "picture"
 ) -> tuple[bytes, bytes, bytes]:
     """Decode `body` and return the three parts of the answer; a refusal has no pixels."""
     try:
@@ -95,7 +96,7 @@ def answer(
     return HEADER.pack(len(text), *sizes), text, decoded.image.tobytes()
 
 
-def receive(read: Read, limits: decode.Limits, kind: decode.Kind = "picture") -> decode.Decoded:
+def receive(read: Read, limits: decode.Limits, kind: Kind = "picture") -> decode.Decoded:
     """Read a child's answer; believe nothing that `limits` do not allow, since it may be compromised.
 
     `read(count)` returns exactly that many bytes or raises.
@@ -117,7 +118,7 @@ def receive(read: Read, limits: decode.Limits, kind: decode.Kind = "picture") ->
         or not 0 < own_width_px * own_height_px <= limits.max_pixels_of(word)
     ):
         raise _malformed()
-    image = _receive_pixels(read, decode.MODES[kind], (width_px, height_px))
+    image = _receive_pixels(read, MODES[kind], (width_px, height_px))
     return decode.Decoded(image, own_width_px, own_height_px, word, tuple(lines))
 
 

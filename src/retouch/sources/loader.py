@@ -22,7 +22,7 @@ from retouch.errors import (
     SourceProtocolError,
     StorageError,
 )
-from retouch.images.decode import MODES, Kind
+from retouch.images.kind import MODES, Kind
 from retouch.logs import event
 from retouch.net.download_limiter import DownloadLimiter, Place
 from retouch.net.url import SourceUrl, parse_url

@@ -3,7 +3,8 @@
 from collections.abc import Awaitable
 from typing import Protocol
 
-from retouch.images.decode import Decoded, Kind
+from retouch.images.decode import Decoded
+from retouch.images.kind import Kind
 from retouch.net.download import Download
 from retouch.net.download_limiter import Place
 from retouch.net.url import SourceUrl
