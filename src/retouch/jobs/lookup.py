@@ -4,12 +4,11 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from retouch.errors import InvalidRequest, JobNotFound
 from retouch.jobs.heartbeat import Heartbeat
-from retouch.jobs.records import Accepted, Ended, Records, describe, require_job_id
+from retouch.jobs.records import Accepted, Ended, Records, describe, require_job_id, to_text
 from retouch.schema import EditResult, Job, Progress
 
 
@@ -69,11 +68,10 @@ class Lookup:
         expires_in_s = self._settings.link_expires_in_s
         key = job.answer.result.object_key
         link = await self._records.link(key, expires_in_s=expires_in_s)
-        expires_at = datetime.now(UTC) + timedelta(seconds=expires_in_s)
         renewed = {
             "presigned_url": link,
             "expires_in": expires_in_s,
-            "expires_at": expires_at.strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "expires_at": to_text(self._now() + expires_in_s),
         }
         result = job.answer.result.model_copy(update=renewed)
         answer = job.answer.model_copy(update={"result": result})

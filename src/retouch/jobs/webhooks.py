@@ -103,7 +103,7 @@ class Webhooks:
         self._scale = scale
         self._now = now
         self._sending: dict[str, asyncio.Task[None]] = {}
-        self._progress: dict[str, asyncio.Task[None]] = {}
+        self._progress: dict[str, asyncio.Task[int]] = {}
         self._reported_at_s: dict[str, float] = {}
 
     @property
@@ -139,7 +139,7 @@ class Webhooks:
         data = {"id": accepted.id, "state": "running", "progress": progress.model_dump()}
         body = _pack("job.progress", to_text(now_s), data)
         name = f"{message_id(accepted)}.{int(1000 * now_s)}"
-        task = asyncio.create_task(self._try_progress(accepted, name, body))
+        task = asyncio.create_task(self._try(accepted, name, body))
         self._progress[accepted.id] = task
         task.add_done_callback(lambda _: self._progress.pop(accepted.id, None))
 
@@ -190,9 +190,6 @@ class Webhooks:
             await self._records.write(f"webhooks/{accepted.id}/delivered", {"ok": is_ok})
         except StorageError as error:  # another process may deliver the same message again
             event(_log, "webhook.not_recorded", level=logging.WARNING, code=error.code)
-
-    async def _try_progress(self, accepted: Accepted, name: str, body: bytes) -> None:
-        await self._try(accepted, name, body)
 
     async def _try(self, accepted: Accepted, name: str, body: bytes) -> int:
         """Send a message once; return the status of the answer, or 0 without one."""
