@@ -16,7 +16,7 @@ LIMIT = 14500
 """Lines of code. Raise it in a commit of its own that says what the lines are for."""
 MAX_FILE_LINES = 300
 MAX_FUNCTION_LINES = 40
-MAX_LONG_FUNCTIONS = 7
+MAX_LONG_FUNCTIONS = 5
 ROOT = Path(__file__).parents[1] / "src" / "retouch"
 _NO_CODE = {
     tokenize.COMMENT,

@@ -25,7 +25,7 @@ from retouch.engine.attention import NATIVE
 from retouch.engine.compilation import BlockCode
 from retouch.engine.guidance import classifier_free_guidance
 from retouch.engine.hooks import EditTimer, StepHook, StepState, preview_steps, run_hooks
-from retouch.engine.inpaint import SourceStart
+from retouch.engine.inpaint import start_latents
 from retouch.engine.inputs import EditInputs, prepare_inputs
 from retouch.engine.memory.weights import Weights
 from retouch.engine.modulation import ModulationCache
@@ -33,11 +33,7 @@ from retouch.engine.precision import Fp16Overflow
 from retouch.engine.preset import PresetFile
 from retouch.engine.schedulers import build_scheduler, start_schedule
 from retouch.engine.text_encoder import PromptTemplate, TextEncoder
-from retouch.engine.transformer import (
-    BlockCall,
-    Transformer,
-    run_block,
-)
+from retouch.engine.transformer import BlockCall, Transformer, run_block
 from retouch.engine.vae import SingleFrameVae, draw_noise
 from retouch.errors import EditError, ModelError, NonFiniteResult, OutOfMemory
 from retouch.logs import event
@@ -237,36 +233,15 @@ class QwenEngine:
         params, grids = prepared.params, prepared.inputs.grids
         rows, columns = grids[0]
         generator = torch.Generator("cpu").manual_seed(params.seed)
-        scheduler = build_scheduler(
-            params.scheduler,
-            self._scheduler,
-            steps=params.steps,
-            generator=generator,
-            shift=params.shift,
-        )
-        skipped = params.skipped_steps
-        timesteps = start_schedule(
-            scheduler, steps=params.steps, image_tokens=rows * columns, skipped=skipped
-        )
-        noise = draw_noise(self._vae.channels, rows=rows, columns=columns, generator=generator)
-        latents = noise.to(self.weights.device)
-        if source is not None:
-            mask = prepared.inputs.mask
-            start = SourceStart(
-                source,
-                noise=latents,
-                sigmas=scheduler.sigmas[skipped:],
-                mask=None if mask is None else mask.to(self.weights.device),
-            )
-            latents = start.at(0)
-            hooks = [start.keep_source, *hooks]
+        scheduler, timesteps = self._start_schedule(params, rows * columns, generator)
+        latents, keep = self._start_latents(prepared, source, scheduler, generator)
+        hooks = [*keep, *hooks]
         terms = self._adapters.get_terms(params.loras, self.weights.transformer.proj_out.weight)
         modulation = self._modulation.get(timesteps, terms)
         conditioning = self._transformer.prepare_conditioning(
             conditions=images, texts=texts, grids=grids, terms=terms
         )
-        steps = len(timesteps)
-        latents = run_hooks(hooks, StepState(0, steps, latents))
+        latents = run_hooks(hooks, StepState(0, params.run_steps, latents))
         for step, timestep in enumerate(timesteps):
             velocities = self._transformer.forward(latents, conditioning, modulation, step)
             velocity = classifier_free_guidance(velocities, params.guidance_scale)
@@ -275,8 +250,36 @@ class QwenEngine:
             # Waits for the GPU, so that the hooks run when the step has really ended.
             if not torch.isfinite(latents).all():
                 raise Fp16Overflow
-            latents = run_hooks(hooks, StepState(step + 1, steps, latents, predicted))
+            latents = run_hooks(hooks, StepState(step + 1, params.run_steps, latents, predicted))
         return latents
+
+    def _start_schedule(
+        self, params: EditParams, image_tokens: int, generator: torch.Generator
+    ) -> tuple[Any, torch.Tensor]:
+        """Return the scheduler and the timesteps (step,) that run."""
+        scheduler = build_scheduler(
+            params.scheduler,
+            self._scheduler,
+            steps=params.steps,
+            generator=generator,
+            shift=params.shift,
+        )
+        return scheduler, start_schedule(
+            scheduler, steps=params.steps, image_tokens=image_tokens, skipped=params.skipped_steps
+        )
+
+    def _start_latents(
+        self,
+        prepared: PreparedEdit,
+        source: torch.Tensor | None,
+        scheduler: Any,
+        generator: torch.Generator,
+    ) -> tuple[torch.Tensor, list[StepHook]]:
+        """Draw the seed's noise, and start from it as `start_latents` does."""
+        rows, columns = prepared.inputs.grids[0]
+        noise = draw_noise(self._vae.channels, rows=rows, columns=columns, generator=generator)
+        sigmas = scheduler.sigmas[prepared.params.skipped_steps :]
+        return start_latents(noise.to(self.weights.device), sigmas, source, prepared.inputs.mask)
 
     def decode(self, latents: torch.Tensor, *, rows: int) -> torch.Tensor:
         """Decode latents (1, rows x columns, 4 c) to 8-bit RGB on the host: (h, w, 3).

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from retouch.engine.hooks import StepState
+from retouch.engine.hooks import StepHook, StepState
 
 
 @dataclass(frozen=True)
@@ -34,3 +34,19 @@ class SourceStart:
         if self.mask is None or state.done == 0:
             return None
         return torch.lerp(self.at(state.done), state.latents, self.mask)
+
+
+def start_latents(
+    noise: torch.Tensor,
+    sigmas: torch.Tensor,
+    source: torch.Tensor | None,
+    mask: torch.Tensor | None,
+) -> tuple[torch.Tensor, list[StepHook]]:
+    """Return the latents before the first step, and the hooks that keep the source in them.
+
+    The arguments are as `SourceStart` has them; without a source the latents are the noise.
+    """
+    if source is None:
+        return noise, []
+    start = SourceStart(source, noise, sigmas, None if mask is None else mask.to(noise.device))
+    return start.at(0), [start.keep_source]

@@ -252,18 +252,23 @@ def flatten_pipeline(
         heads = tuple(f"{path}.{name}." for name in MODULATION)
         modulation += take(path, block, under=heads, encode=encode)
         blocks += take(path, block, encode=encode)
-    model = text_encoder.model
+    layers = [
+        params
+        for path, layer in _list_layers(text_encoder.model)
+        for params in take(path, layer, encode=encode)
+    ]
+    embedding = "text_encoder.model.language_model.embed_tokens"
+    host = take(embedding, text_encoder.model.language_model.embed_tokens)
+    fixed = take("transformer", transformer) + take("vae", vae) + take("text_encoder", text_encoder)
+    return ModelParams(blocks=blocks, modulation=modulation, layers=layers, fixed=fixed, host=host)
+
+
+def _list_layers(model: Any) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the text encoder's layers with their paths, in the order in which they run."""
     stacks = {
         "visual.blocks": model.visual.blocks,
         "language_model.layers": model.language_model.layers,
     }
-    layers = [
-        params
-        for name, stack in stacks.items()
-        for number, layer in enumerate(stack)
-        for params in take(f"text_encoder.model.{name}.{number}", layer, encode=encode)
-    ]
-    embedding = "text_encoder.model.language_model.embed_tokens"
-    host = take(embedding, model.language_model.embed_tokens)
-    fixed = take("transformer", transformer) + take("vae", vae) + take("text_encoder", text_encoder)
-    return ModelParams(blocks=blocks, modulation=modulation, layers=layers, fixed=fixed, host=host)
+    for name, stack in stacks.items():
+        for number, layer in enumerate(stack):
+            yield f"text_encoder.model.{name}.{number}", layer
