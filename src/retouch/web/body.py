@@ -87,7 +87,7 @@ class BodyReader:
             Overloaded: too many large bodies are held.
             DeadlineExceeded: it did not arrive in time.
             Cancelled: the caller disconnected.
-            MalformedBody: it is no form although declared as one.
+            MalformedBody: it is not the form that it is declared to be.
         """
         kind = _require_kind(request.headers)
         declared = request.headers.get("content-length", "")

@@ -68,7 +68,7 @@ class FormParser:
         Raises:
             SourceTooLarge: a file is over the limit.
             BodyTooLarge: the body holds too much beside its files.
-            MalformedBody: it is no form.
+            MalformedBody: it is not a form.
         """
         self._frame_bytes += len(piece)
         try:
