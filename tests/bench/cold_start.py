@@ -75,7 +75,7 @@ def measure(options: argparse.Namespace) -> None:
     """Run both in turn and print the medians."""
     environment = {
         **os.environ,
-        "PYTHONPATH": str(ROOT / "src"),
+        "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")]),
         "MODEL_ID": str(options.folder),
         "DTYPE": options.dtype,
         "COMPILE": "false",

@@ -5,6 +5,7 @@ For unit tests only: they keep the ports' contracts, so that a test fails for th
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -236,11 +237,15 @@ PRESET = GenerationDefaults(steps=4, guidance_scale=4.0, area_px=64 * 64)
 
 
 class FakeEngine:
-    """Colours the image by its seed. `at_step(step)` runs in the model's thread before each step."""
+    """Colours the image by its seed. `at_step(step)` runs in the model's thread before each step.
+
+    At `stay_at` it repeats the step until the edit is cancelled.
+    """
 
     def __init__(self, preset: GenerationDefaults = PRESET, *, notes: tuple[str, ...] = ()) -> None:
         self.info = EngineInfo("fake", "0", "float32", "resident", preset, notes)
         self.at_step: Callable[[int], None] = lambda _: None
+        self.stay_at = -1
         self.at_finish: Callable[[], None] = lambda: None
         self.fault: BaseException | None = None
         self.prepare_fault: EditError | None = None
@@ -282,6 +287,10 @@ class FakeEngine:
             for step in range(work.run_steps + 1):
                 self.at_step(step)
                 on_step(step, work.run_steps)
+                ends_s = time.monotonic() + PATIENCE_S
+                while step == self.stay_at and time.monotonic() < ends_s:
+                    time.sleep(0.001)
+                    on_step(step, work.run_steps)
                 self.steps_taken += step < work.run_steps
                 if 0 < step <= prepared.previews:
                     prepared.on_preview(EngineOutput(image.resize((64, 64)), 0.0, 0.0, 0.0))

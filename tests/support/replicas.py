@@ -52,7 +52,7 @@ class Replica:
         self,
         store: FakeStore,
         *,
-        beat_s: float = 0.3,
+        beat_s: float = 1.0,
         receiver: FakeReceiver | None = None,
         webhook_scale: float | None = None,
         run: Run | None = None,

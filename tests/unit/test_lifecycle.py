@@ -302,8 +302,8 @@ async def test_edits_that_outlast_the_grace_are_cancelled_and_may_be_retried(
 ) -> None:
     caplog.set_level(logging.INFO)
     host, pause = opened(wires, stop_grace_seconds=0.05), Pause()
+    wires.house.engine.stay_at = 0
     editing, closing = await start_stopping(host, wires, pause)
-    await asyncio.sleep(0.1)
     pause.release()  # the model comes to its next step
     with pytest.raises(NotReady, match="stopping") as stopped:
         await editing

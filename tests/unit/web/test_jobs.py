@@ -5,7 +5,7 @@ from typing import Any
 
 import httpx
 import pytest
-from support.fakes import House, Pause
+from support.fakes import House, Pause, until
 from support.web import BODY, client, open_host, parse_events, require_error, settings
 
 from retouch.errors import (
@@ -113,15 +113,11 @@ async def test_a_stream_of_a_failed_job_ends_with_its_error() -> None:
 
 async def test_a_job_is_cancelled_within_a_step() -> None:
     house = House()
-    pause = Pause()
-    house.engine.at_step = lambda step: pause.hold() if step == 1 else None
+    house.engine.stay_at = 1
     async with client(host=open_host(settings(), house)) as http:
         await http.put("/jobs/mine", json=BODY)
-        await pause.reached()
-        cancelling = asyncio.create_task(http.delete("/jobs/mine"))
-        await asyncio.sleep(0.05)
-        pause.release()
-        response = await cancelling
+        await until(lambda: house.engine.steps_taken == 1)
+        response = await http.delete("/jobs/mine")
         assert (response.status_code, response.json()["state"]) == (200, "cancelled")
     assert house.engine.steps_taken == 1
 
