@@ -2,11 +2,12 @@
 
 PYTHONPATH=src:tests python tests/bench/full_size.py [ROW ...] [--budget-s 600]
 
-Rows, most useful first: stock, resident, 16, 8, load, load:16, sizes:16, leak:16,
-cancel:16, widen, 12, 24, 48, resident:eager and lora. A number is a cap on the GPU's memory in GiB, for
-the process and for the plan. `int8`, `int8:16`, `fp8`, `nf4:10` and so on keep the weights packed. Each row prints one line of JSON when it is done, and a failed row
-does not end the others. Whole edits of 30 steps are timed; seconds a step are their difference from
-edits of two. `--tiny` runs all of it on a CPU with a toy model.
+Rows, most useful first: stock, resident, 16, 8, few:0, few:16, queue, load, load:16, sizes:16,
+large:16, leak:16, cancel:16, widen, 12, 24, 48, resident:eager and lora. A number is a cap on the GPU's memory in
+GiB, for the process and for the plan; 0 is none. `int8`, `int8:16`, `fp8`, `nf4:10` and so on keep the
+weights packed. Each row prints one line of JSON when it is done, and a failed row does not end the
+others. Whole edits of 30 steps are timed; seconds a step are their difference from edits of two; `few`
+and `queue` are of four steps without guidance. `--tiny` runs all of it on a CPU with a toy model.
 """
 
 import argparse
@@ -44,6 +45,7 @@ from support.models.full_rig import (
     work,
 )
 from support.models.tiny import build_tiny_pipeline
+from support.models.turn_rows import row_few, row_large, row_queue, row_sizes
 
 from retouch.editing.adapters import resolve_adapters
 from retouch.engine import precision
@@ -57,8 +59,8 @@ from retouch.engine.memory.probe import measure_host
 from retouch.schema import Lora
 
 ORDER = (
-    *("stock", "resident", "16", "8", "load", "load:16", "sizes:16", "leak:16", "cancel:16"),
-    *("widen", "12", "24", "48", "resident:eager"),
+    *("stock", "resident", "few:0", "queue", "16", "few:16", "8", "load", "load:16", "sizes:16"),
+    *("large:16", "leak:16", "cancel:16", "widen", "12", "24", "48", "resident:eager"),
 )
 EXPECTED_S = {"stock": 60, "load": 90, "load:16": 40, "widen": 40}
 USUAL_S = 60
@@ -117,18 +119,6 @@ def row_time(
         "pixels": hashlib.sha256(image.tobytes()).hexdigest()[:12],
         "spread": round(float(np.asarray(image).std()), 2),
     }
-
-
-def row_sizes(rig: Rig, cap: str) -> dict[str, Any]:
-    """Twenty edits of changing sizes: no out-of-memory."""
-    rig.take(cap)
-    reset_peaks()
-    unit = rig.side_px // 16
-    began = time.perf_counter()
-    for number in range(min(20, rig.edits)):
-        wide, high = 8 + number * 5 % 11, 8 + number * 7 % 11
-        edit(rig, work(rig, 1, width=wide * unit // 16 * 16, height=high * unit // 16 * 16))
-    return {"edits": min(20, rig.edits), "seconds": since(began), **peaks()}
 
 
 def row_leak(rig: Rig, cap: str) -> dict[str, Any]:
@@ -347,7 +337,14 @@ def run_row(rig: Rig, row: str) -> dict[str, Any]:
         return (row_lora if kind == "lora" else row_widen)(rig)
     if kind == "load":
         return row_load(rig, cap)
-    checks = {"sizes": row_sizes, "leak": row_leak, "cancel": row_cancel}
+    checks = {
+        "few": row_few,
+        "queue": row_queue,
+        "sizes": row_sizes,
+        "large": row_large,
+        "leak": row_leak,
+        "cancel": row_cancel,
+    }
     if kind in checks:
         return checks[kind](rig, cap)
     if kind in PACKERS:

@@ -21,8 +21,8 @@ pytestmark = pytest.mark.e2e
 
 ROOT = Path(__file__).parents[2]
 ROWS = (
-    *("stock", "resident:eager", "16:eager", "8:eager", "load", "load:16"),
-    *("sizes:16", "leak:16", "cancel:16", "widen", "no such row", "48:eager"),
+    *("stock", "resident:eager", "few:0", "queue", "16:eager", "8:eager", "load", "load:16"),
+    *("sizes:16", "large:16", "leak:16", "cancel:16", "widen", "no such row", "48:eager"),
     *("int8", "int8:16", "nf4:8"),
 )
 
@@ -75,6 +75,22 @@ def test_the_checks_pass_at_toy_size(report: dict[str, dict[str, Any]]) -> None:
     ]
     assert widen["same"]
     assert widen["difference"] < 1
+
+
+def test_the_rows_of_the_turn_are_consistent(report: dict[str, dict[str, Any]]) -> None:
+    few, queue = report["few:0"], report["queue"]
+    parts_s = (few["condition_ms"] + few["decode_ms"]) / 1000
+    assert few["once_s"] == pytest.approx(parts_s, rel=0.5), "medians of few edits"
+    assert few["turn_s"] > few["denoise_ms"] / 1000
+    assert queue["edits"] == 20
+    assert 0 < queue["gpu_share"] < 1
+
+
+def test_what_is_over_the_stated_maximum_is_refused_before_its_source_is_fetched(
+    report: dict[str, dict[str, Any]],
+) -> None:
+    assert report["sizes:16"]["large"] == "refused before its source was fetched"
+    assert report["sizes:16"]["max_area_px"] > report["large:16"]["max_area_px"]
 
 
 def test_the_plan_has_the_full_models_sizes() -> None:

@@ -40,7 +40,10 @@ class Stopped(Exception):
 
 @dataclass
 class Rig:
-    """The machine, the options, and the engine of the last row, kept for a next row with the same cap."""
+    """The machine, the options, and the engine of the last row, kept for a next row with the same cap.
+
+    `max_result_px` is the area that the plan makes room for, if it is over 1 MP.
+    """
 
     tiny: bool
     dtype: torch.dtype
@@ -52,6 +55,7 @@ class Rig:
     engine: Any = None
     adapters: Any = None
     key: str = ""
+    max_result_px: int = 0
     notes: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -82,7 +86,7 @@ class Rig:
     ) -> QwenEngine:
         """Return the engine under a cap; reuse that of the last row where it fits."""
         compiled = self.compiled if compiled is None else compiled
-        key = f"{cap} {compiled} {quantization}"
+        key = f"{cap} {compiled} {quantization} {self.max_result_px}"
         if key != self.key:
             self.drop()
             began = time.perf_counter()
@@ -132,7 +136,8 @@ class Rig:
         sizes = flatten_pipeline(**modules, encode=encode).sizes
         if not self.tiny:
             gpu = torch.cuda.mem_get_info()[0] if cap == "resident" else int(float(cap) * GIB)
-            return make_plan(sizes, EditShape(), FreeMemory(gpu, measure_host()))
+            shape = EditShape(area_px=max(1024 * 1024, self.max_result_px))
+            return make_plan(sizes, shape, FreeMemory(gpu, measure_host()))
         share = 0.0 if cap in ("resident", "48") else 8 / float(cap)
         count = min(len(sizes.blocks), max(1, round(share * len(sizes.blocks)))) if share else 0
         return Plan(
@@ -141,6 +146,7 @@ class Rig:
             streamed_layers=frozenset(range(len(sizes.layers))) if share else frozenset(),
             slot_bytes=max(*sizes.blocks, *sizes.layers, *sizes.modulation),
             slots=2,
+            max_areas_px=(self.max_result_px or 2 * self.side_px**2,),
         )
 
     def cap_memory(self, cap: str) -> None:
