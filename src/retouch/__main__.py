@@ -15,6 +15,8 @@ from pydantic import ValidationError
 from tqdm import tqdm
 
 from retouch import __version__, logs, wiring
+from retouch.engine.checkpoint.find import FULL_MODEL, find_cache
+from retouch.engine.checkpoint.local_disk import is_local
 from retouch.engine.memory.estimate import CARDS
 from retouch.engine.memory.report import describe_plan
 from retouch.errors import EditError, InvalidRequest
@@ -116,6 +118,11 @@ def _build_parser() -> argparse.ArgumentParser:
     plan.add_argument("--gpu-gib", type=_gib, help="GiB of GPU memory (default: what is free)")
     plan.add_argument("--card", choices=list(CARDS), help="a card that is not here")
     plan.add_argument("--host-gib", type=_gib, help="GiB of host memory (default: what is free)")
+    plan.add_argument(
+        "--disk",
+        choices=["local", "network"],
+        help="where the checkpoint is (default: what the hub's cache is on)",
+    )
     adapter = commands.add_parser(
         "adapter", help="say what a LoRA file is, and which model it fits"
     )
@@ -230,6 +237,9 @@ def _run_plan(options: argparse.Namespace, settings: Settings) -> None:
         card=options.card or "",
         quantization=settings.quantization,
         gpu_memory_gib=settings.gpu_memory_gib,
+        modulation_mapped=is_local(find_cache(FULL_MODEL))
+        if options.disk is None
+        else options.disk == "local",
     )
     print(*lines, sep="\n")
 

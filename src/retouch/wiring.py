@@ -15,8 +15,14 @@ from retouch.editing.ports import Engine
 from retouch.editing.steps import EditorSettings, Steps
 from retouch.engine.adapters.source import AdapterSource
 from retouch.engine.checkpoint.files import read_json
-from retouch.engine.checkpoint.find import FULL_MODEL, CheckpointSettings, find_runpod_cache
+from retouch.engine.checkpoint.find import (
+    FULL_MODEL,
+    CheckpointSettings,
+    find_cache,
+    find_runpod_cache,
+)
 from retouch.engine.checkpoint.load import load
+from retouch.engine.checkpoint.local_disk import is_local
 from retouch.engine.memory import plan, probe
 from retouch.engine.memory.quantization import choose_quantization, full_sizes
 from retouch.errors import EditError, ModelError
@@ -73,13 +79,16 @@ def build_store(settings: Settings) -> Store:
     )
 
 
-def choose_model(memory: plan.FreeMemory, quantization: str = "auto") -> str:
+def choose_model(
+    memory: plan.FreeMemory, quantization: str = "auto", *, modulation_mapped: bool = False
+) -> str:
     """Return the full model's id where it fits in `memory` as `quantization` stores it, else the demo checkpoint's directory."""
     reason = ""
     if memory.gpu_bytes < LEAST_GPU_GIB * plan.GIB:
         reason = f"the default needs {LEAST_GPU_GIB} GiB of free GPU memory"
     try:
-        choose_quantization(quantization, full_sizes, plan.EditShape(), memory)
+        sizes = partial(full_sizes, modulation_mapped=modulation_mapped)
+        choose_quantization(quantization, sizes, plan.EditShape(), memory)
     except ModelError as error:
         reason = error.message
     if not reason:
@@ -98,7 +107,9 @@ def build_engine(settings: Settings) -> Engine:
         ModelError: it cannot be found, read or placed in memory.
     """
     model_id = settings.model_id or choose_model(
-        probe.measure_free(settings.gpu_memory_gib), settings.quantization
+        probe.measure_free(settings.gpu_memory_gib),
+        settings.quantization,
+        modulation_mapped=is_local(find_cache(FULL_MODEL)),
     )
     return load(
         CheckpointSettings(

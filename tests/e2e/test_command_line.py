@@ -73,7 +73,7 @@ def test_what_is_wrong_is_said_in_one_line(
 
 
 def test_the_plan_for_another_machine_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["plan", "--gpu-gib", "16", "--host-gib", "64"]) == 0
+    assert main(["plan", "--gpu-gib=16", "--host-gib=64", "--disk=network"]) == 0
     first, *rest = capsys.readouterr().out.splitlines()
     assert first.startswith("plan: ")
     assert first.endswith("of 60 blocks streamed")
@@ -84,7 +84,7 @@ def test_what_a_machine_lacks_for_the_full_model_is_said_in_one_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert main(["plan", "--host-gib", "8"]) == 1
+    assert main(["plan", "--host-gib=8", "--disk=network"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "short of GPU memory by" in line
     assert "short of host memory by" in line

@@ -28,6 +28,12 @@ def test_what_quantization_allows_decides_whether_the_full_model_fits() -> None:
     assert wiring.choose_model(memory, "nf4") == FULL_MODEL
 
 
+def test_a_local_disk_spares_the_host_the_modulation() -> None:
+    memory = FreeMemory(8 * GIB, 16 * GIB)
+    assert wiring.choose_model(memory) == str(demo.CHECKPOINT_DIR)
+    assert wiring.choose_model(memory, modulation_mapped=True) == FULL_MODEL
+
+
 def test_the_log_says_why_the_demo_was_chosen(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     wiring.choose_model(FreeMemory(6 * GIB, 96 * GIB))

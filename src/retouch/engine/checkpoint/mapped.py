@@ -12,14 +12,8 @@ import torch
 from torch import nn
 
 from retouch.engine.checkpoint.entries import TensorEntry
+from retouch.engine.checkpoint.local_disk import MOUNTS, is_local
 from retouch.engine.memory.flat_params import MODULATION
-
-MOUNTS = Path("/proc/self/mountinfo")
-LOCAL = frozenset(
-    ("ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "bcachefs", "overlay", "tmpfs", "ramfs")
-)
-"""File systems without a network behind them."""
-_MOUNT_POINT, _SEPARATOR = 4, "-"
 
 
 def map_modulation(
@@ -55,21 +49,6 @@ def _is_usable(entry: TensorEntry, parameter: torch.Tensor) -> bool:
 
 def _slice(file: torch.Tensor, entry: TensorEntry) -> torch.Tensor:
     return file[entry.offset : entry.offset + entry.size_bytes]
-
-
-def is_local(path: Path, mounts: Path = MOUNTS) -> bool:
-    """Whether a file lies on a local file system, as far as the system says (proc(5))."""
-    resolved, best, kind = path.resolve(), Path("/"), ""
-    try:
-        lines = mounts.read_text().splitlines()
-    except OSError:
-        return False
-    for line in lines:
-        words = line.split()
-        place = Path(words[_MOUNT_POINT])
-        if resolved.is_relative_to(place) and len(place.parts) >= len(best.parts):
-            best, kind = place, words[words.index(_SEPARATOR) + 1]
-    return kind in LOCAL
 
 
 def _map(path: Path) -> torch.Tensor:

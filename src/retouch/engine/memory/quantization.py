@@ -56,8 +56,8 @@ BY_QUALITY = (
 """What `auto` tries, in order. The text encoder goes first: it runs once an edit, the blocks in every step."""
 
 
-def full_sizes(quantization: Quantization) -> Sizes:
-    """Return the bytes of the full model's weights, stored so."""
+def full_sizes(quantization: Quantization, *, modulation_mapped: bool = False) -> Sizes:
+    """Return the bytes of the full model's weights, stored so; mapped where their disk is local."""
     blocks, layers, expansion = FULL.blocks, FULL.layers, 0
     if quantization.transformer != PLAIN:
         block, *_ = _PACKED_BYTES[quantization.transformer]
@@ -67,7 +67,13 @@ def full_sizes(quantization: Quantization) -> Sizes:
         rest = len(layers) - _VISION_LAYERS
         layers = (vision,) * _VISION_LAYERS + (language,) * rest
         expansion = max(expansion, _EXPANDED_LAYER)
-    return replace(FULL, blocks=blocks, layers=layers, expansion=expansion)
+    return replace(
+        FULL,
+        blocks=blocks,
+        layers=layers,
+        expansion=expansion,
+        modulation_mapped=modulation_mapped,
+    )
 
 
 def list_choices(setting: str, files: Mapping[str, str] = NO_FILES) -> tuple[Quantization, ...]:

@@ -1,5 +1,8 @@
 """Describe a memory plan in words."""
 
+from collections.abc import Callable
+from functools import partial
+
 from retouch.engine.memory.estimate import CARDS, Card, estimate_edit_s
 from retouch.engine.memory.plan import (
     BUS_GIB_PER_S,
@@ -29,11 +32,13 @@ def describe_plan(
     card: str = "",
     quantization: str = "auto",
     gpu_memory_gib: float = 0.0,
+    modulation_mapped: bool = False,
 ) -> list[str]:
     """Describe the full model's plan, and what every QUANTIZATION would need.
 
     For this machine, a `card` of `CARDS`, or so much GPU or host memory. `gpu_memory_gib` limits what
-    is measured of this machine's GPU, unless it is 0.
+    is measured of this machine's GPU, unless it is 0. With `modulation_mapped` the checkpoint is on a
+    local disk.
 
     Raises:
         ModelError: it would not fit.
@@ -43,19 +48,25 @@ def describe_plan(
     gpu_bytes = measure_free(gpu_memory_gib).gpu_bytes if gpu_gib is None else int(gpu_gib * GIB)
     host_bytes = measure_host() if host_gib is None else int(host_gib * GIB)
     shape, memory = EditShape(), FreeMemory(gpu_bytes, host_bytes)
-    choice, plan = choose_quantization(quantization, full_sizes, shape, memory)
+    sizes = partial(full_sizes, modulation_mapped=modulation_mapped)
+    choice, plan = choose_quantization(quantization, sizes, shape, memory)
     return [
-        *explain(plan, full_sizes(choice), shape),
+        *explain(plan, sizes(choice), shape),
         f"QUANTIZATION={quantization} stores blocks and layers as: {choice.name}",
-        *list_alternatives(shape, memory, CARDS.get(card)),
+        *list_alternatives(sizes, shape, memory, CARDS.get(card)),
     ]
 
 
-def list_alternatives(shape: EditShape, memory: FreeMemory, card: Card | None) -> list[str]:
+def list_alternatives(
+    sizes_of: Callable[[Quantization], Sizes],
+    shape: EditShape,
+    memory: FreeMemory,
+    card: Card | None,
+) -> list[str]:
     """Return a line for each QUANTIZATION: what it needs, and on a `card` how long an edit may take."""
-    lines = ["with a local disk the host needs 12.7 GiB less where the modulation is not resident"]
+    lines = []
     for name in (PLAIN, "int8", "fp8", "nf4"):
-        sizes = full_sizes(Quantization(name, name))
+        sizes = sizes_of(Quantization(name, name))
         try:
             plan = make_plan(sizes, shape, memory)
         except ModelError as error:
@@ -97,6 +108,12 @@ def explain(plan: Plan, sizes: Sizes, shape: EditShape) -> list[str]:
         lines.append(
             f"before an edit with a new size or number of steps: {modulation_gib:.1f} GiB are copied "
             f"once, {modulation_gib / BUS_GIB_PER_S:.1f} s at {BUS_GIB_PER_S:.0f} GiB/s"
+        )
+        lines.append(
+            "they are read from their files on a local disk"
+            if sizes.modulation_mapped
+            else "from host memory; on a local disk they stay in their files, and the host needs "
+            f"{modulation_gib:.1f} GiB less"
         )
     if layers:
         lines.append(

@@ -28,6 +28,16 @@ def test_a_choice_that_does_not_fit_says_what_it_lacks() -> None:
     assert "QUANTIZATION=auto stores blocks and layers as: int8" in lines
 
 
+def test_a_local_disk_spares_the_host_the_modulation() -> None:
+    local, network = (
+        describe_plan(gpu_gib=16, host_gib=30, modulation_mapped=mapped) for mapped in (True, False)
+    )
+    assert "QUANTIZATION=auto stores blocks and layers as: none, text encoder int8" in local
+    assert any(line.startswith("int8: 16.0 GiB of the GPU, 11.5 of the host") for line in local)
+    assert any(line.startswith("int8: 16.0 GiB of the GPU, 24.2 of the host") for line in network)
+    assert "they are read from their files on a local disk" in local
+
+
 def test_what_is_set_is_what_is_planned() -> None:
     with pytest.raises(ModelError, match="short of host memory"):
         describe_plan(gpu_gib=16, host_gib=30, quantization="none")
