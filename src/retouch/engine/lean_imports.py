@@ -2,11 +2,15 @@
 
 diffusers and transformers import the compiler, tensor parallelism, every other model of theirs and
 any optional package they find: two thirds of the modules, and over half of the time of a start.
+transformers also reads the source of its models, 2,500 files, twice.
 """
 
+import importlib.metadata
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -21,13 +25,18 @@ _PACKAGES = (
     "diffusers.models.unets",
 )
 """Packages whose `__init__` imports every model of diffusers."""
+_INDEX = "transformers.utils.import_utils"
+_MODELS = ("auto", "encoder_decoder", "qwen2", "qwen2_vl", "qwen2_5_vl")
+"""The packages of `transformers.models` that an edit uses."""
 
 
 @contextmanager
 def lean_imports(*, attention: str) -> Iterator[None]:
-    """Import less within the block; afterwards every import works as usual.
+    """Import less within the block.
 
-    What is imported already stays as it is. `attention` is the name of an attention kernel: for
+    Afterwards every import works as usual, except that `transformers`, where it was imported first
+    in the block, offers only the models of `_MODELS`. What is imported already stays as it is.
+    `attention` is the name of an attention kernel: for
     `xformers` that package is found. Other threads must not import these libraries meanwhile.
     """
     # A diffusers that is imported already has found its packages, and imports them when needed.
@@ -43,7 +52,7 @@ def lean_imports(*, attention: str) -> Iterator[None]:
     placed = {name: module for name, module in stand_ins.items() if name not in sys.modules}
     sys.modules.update(placed)  # type: ignore[arg-type] # None is Python's own way to hide a module
     try:
-        with _without_distributed():
+        with _without_distributed(), _without_distributions(), _with_few_models():
             yield
     finally:
         for name, module in placed.items():
@@ -78,3 +87,62 @@ def _without_distributed() -> Iterator[None]:
         yield
     finally:
         torch.distributed.is_available = is_available
+
+
+@contextmanager
+def _without_distributions() -> Iterator[None]:
+    """Spare the libraries a map of import names to distributions, which looks at every installed file.
+
+    They need it for packages whose two names differ; an edit uses none of those.
+    """
+    build_map = importlib.metadata.packages_distributions
+    importlib.metadata.packages_distributions = dict
+    try:
+        yield
+    finally:
+        importlib.metadata.packages_distributions = build_map
+
+
+@contextmanager
+def _with_few_models() -> Iterator[None]:
+    """Have transformers read the sources of `_MODELS` alone for its index of models."""
+    finder = _IndexFinder()
+    sys.meta_path.insert(0, finder)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(finder)
+
+
+class _IndexFinder(MetaPathFinder):
+    """Finds the module that builds the index, and limits it once it is loaded."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname != _INDEX:
+            return None
+        spec = PathFinder.find_spec(fullname, path, target)
+        if spec and spec.loader:
+            spec.loader = _IndexLoader(spec.loader)
+        return spec
+
+
+class _IndexLoader(Loader):
+    def __init__(self, loader: Loader) -> None:
+        self._loader = loader
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        self._loader.exec_module(module)
+        read = module.create_import_structure_from_path
+
+        def read_few(path: str | Path) -> Any:
+            folder = Path(path).parent if Path(path).suffix else Path(path)
+            if folder.name != "models":
+                return read(path)
+            return {name: read(str(folder / name)) for name in _MODELS}
+
+        module.create_import_structure_from_path = read_few  # type: ignore[attr-defined]

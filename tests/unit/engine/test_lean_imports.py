@@ -1,3 +1,4 @@
+import importlib.metadata
 import importlib.util
 import sys
 
@@ -53,3 +54,9 @@ def test_torch_is_distributed_again_even_after_a_fault() -> None:
     with pytest.raises(ZeroDivisionError):
         fail()
     assert torch.distributed.is_available() == available
+
+
+def test_the_map_of_distributions_is_built_after_the_block_only() -> None:
+    with lean_imports(attention="auto"):
+        assert importlib.metadata.packages_distributions() == {}
+    assert importlib.metadata.packages_distributions()
