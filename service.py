@@ -46,6 +46,7 @@ class Retouch:
     """Edits images by instruction."""
 
     def __init__(self) -> None:
+        server.share_tracer()
         host.open()
         jobs.start()
         shutdown.stop_on_signals(host)

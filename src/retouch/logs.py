@@ -11,6 +11,8 @@ from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any
 
+from retouch import tracing
+
 REDACTED = "[redacted]"
 # Libraries that would log every request, full URLs included, at INFO or DEBUG.
 QUIET = ("httpx", "httpcore", "urllib3", "minio", "PIL", "asyncio", "filelock", "uvicorn.access")
@@ -95,22 +97,13 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
             "requestId": _request_id.get(),
-            **_find_trace(),
+            **({"trace_id": trace_id} if (trace_id := tracing.trace_id()) else {}),
             **getattr(record, "fields", {}),
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         hidden = (*self._secrets, *_private.get())
         return json.dumps({name: _clean(value, hidden) for name, value in line.items()})
-
-
-def _find_trace() -> dict[str, object]:
-    """Return the id of the trace that is recorded, if any; never the first to import OpenTelemetry."""
-    tracing = sys.modules.get("opentelemetry.trace")
-    if tracing is None:
-        return {}
-    context = tracing.get_current_span().get_span_context()
-    return {"trace_id": f"{context.trace_id:032x}"} if context.trace_flags.sampled else {}
 
 
 def _clean(value: object, hidden: Sequence[str]) -> object:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from support.servers.bentoml_service import SAMPLE_URL, LiveOrigin, Service, serving
 from support.servers.ceph_rgw import Rgw
+from support.servers.trace_receiver import TraceReceiver
 
 PAGE_ORIGIN = "https://app.example"
 CORS = " ".join(
@@ -35,10 +36,20 @@ def audited(folder: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def local(tmp_path_factory: pytest.TempPathFactory, origin: LiveOrigin) -> Iterator[Service]:
-    """Use the local store, no key, and small limits on images."""
+def traces() -> Iterator[TraceReceiver]:
+    with TraceReceiver() as receiver:
+        yield receiver
+
+
+@pytest.fixture(scope="session")
+def local(
+    tmp_path_factory: pytest.TempPathFactory, origin: LiveOrigin, traces: TraceReceiver
+) -> Iterator[Service]:
+    """Use the local store, no key, and small limits on images; record what callers have sampled."""
     folder = tmp_path_factory.mktemp("local")
     settings = {
+        "BENTOML_CONFIG_OPTIONS": traces.settings,
+        "OTEL_BSP_SCHEDULE_DELAY": "200",  # ms: spans are sent at once
         "ALLOWED_SOURCE_HOSTS": origin.address,
         "MAX_IMAGE_BYTES": "1048576",
         "MAX_IMAGE_PIXELS": "1000000",

@@ -32,12 +32,14 @@ class FakeReceiver:
     statuses: list[int] = field(default_factory=list)
     taken: list[dict[str, Any]] = field(default_factory=list)
     ids: list[str] = field(default_factory=list)
+    headers: list[Mapping[str, str]] = field(default_factory=list)
     bodies: dict[str, set[bytes]] = field(default_factory=dict)
 
     def take(self, url: str, body: bytes, headers: Mapping[str, str]) -> int:
         assert url == HOOK
         self.taken.append(Webhook(SECRET).verify(body, dict(headers)))
         self.ids.append(headers["webhook-id"])
+        self.headers.append(dict(headers))
         self.bodies.setdefault(headers["webhook-id"], set()).add(body)
         return self.statuses.pop(0) if self.statuses else 200
 

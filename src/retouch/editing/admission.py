@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
+from retouch import tracing
 from retouch.errors import DeadlineExceeded, ModelLost, NotReady, Overloaded
 
 _NEWEST_WEIGHT = 0.2
@@ -128,8 +129,9 @@ class Admission:
         waiter = _Waiter(on_place)
         self._line.append(waiter)
         try:
-            async with asyncio.timeout(timeout_s):
-                await self._model.acquire()
+            with tracing.span("queue"):
+                async with asyncio.timeout(timeout_s):
+                    await self._model.acquire()
         except TimeoutError as error:
             raise DeadlineExceeded(
                 "the job's time ran out while it waited for the model"

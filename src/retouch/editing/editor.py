@@ -6,6 +6,7 @@ load sources -> resolve parameters -> prepare -> acquire the model -> edit -> en
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from retouch import tracing
 from retouch.editing.adapters import resolve_adapters
 from retouch.editing.admission import Admission
 from retouch.editing.params import resolve_params
@@ -96,7 +97,7 @@ class Editor:
         began_s = self._clock()
         deadline_s = began_s + self._settings.job_timeout_s
         job = Job(request, job_id, request_id, deadline_s, progress, previews)
-        with self._admission.admit():
+        with tracing.span("edit", job_id=job_id), self._admission.admit():
             self._require_possible(request)
             progress(Progress(stage="source"))
             loaded = await self.steps.load_sources(job)

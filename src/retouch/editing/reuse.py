@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
 from weakref import WeakValueDictionary
 
+from retouch import tracing
 from retouch.editing.ports import EditParams, EngineInfo
 from retouch.editing.result import read_meta
 from retouch.editing.steps import Job, Steps
@@ -78,11 +79,12 @@ class Made:
 
 @dataclass
 class Flight:
-    """The equal requests under way. `made` is the result once one of them has it."""
+    """The equal requests under way. `made` is the result once one of them has it, `made_by` its trace."""
 
     fingerprint: str
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     made: Made | None = None
+    made_by: tracing.Link | None = None
 
 
 class ReuseIndex:
@@ -118,8 +120,9 @@ class ReuseIndex:
             DeadlineExceeded: the equal request did not end within `timeout_s`.
         """
         try:
-            async with asyncio.timeout(timeout_s):
-                await flight.turn.acquire()
+            with tracing.span("reuse.wait"):
+                async with asyncio.timeout(timeout_s):
+                    await flight.turn.acquire()
         except TimeoutError as error:
             raise DeadlineExceeded(
                 "the job's time ran out while an equal request was under way"
@@ -134,6 +137,7 @@ class ReuseIndex:
 
         Sends two GETs to the store at most. A store that fails counts as one without the result.
         """
+        tracing.link(flight.made_by)
         if flight.made and job.request.response_format == "url":
             return flight.made
         try:
@@ -163,7 +167,7 @@ class ReuseIndex:
 
     def keep(self, flight: Flight, made: Made) -> None:
         """Give `made` to the equal requests under way, and to later ones by an index object."""
-        flight.made = made
+        flight.made, flight.made_by = made, tracing.current()
         # The task refers to the flight, so that it lasts until the index can be read.
         task = asyncio.create_task(self._write(flight, made))
         self._writes.add(task)

@@ -12,12 +12,13 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Literal
 
+from retouch import tracing
 from retouch.editing.masking import Masking, plan_masking
 from retouch.editing.ports import EditParams, Engine, EngineOutput, PreparedEdit, Sources
 from retouch.editing.previews import Previews, with_previews
 from retouch.editing.result import EncodedResult, StoredResult, to_object_metadata
 from retouch.editing.source_set import SourceSet, load_all
-from retouch.editing.waiting import run_in, settle, within
+from retouch.editing.waiting import run_in, run_model, settle, within
 from retouch.errors import Cancelled, DeadlineExceeded
 from retouch.images import encode
 from retouch.schema import EditRequest, Meta, Progress, ResponseFormat
@@ -147,7 +148,7 @@ class Steps:
             first, mask = sources.masking.crop()
             return self.engine.prepare([first, *images[1:]], params, mask=mask)
 
-        prepared = await run_in(self._host_threads, prepare)
+        prepared = await run_in(self._host_threads, prepare, span="prepare")
         return prepared, 1000 * (self.clock() - began_s)
 
     async def edit(self, job: Job, prepared: PreparedEdit) -> EngineOutput:
@@ -181,7 +182,8 @@ class Steps:
                 threads=self._host_threads,
             )
         patience_s = job.deadline_s - self.clock() + self.settings.grace_s
-        running = run_in(self._model_thread, lambda: self.engine.edit(prepared, on_step=on_step))
+        run = partial(run_model, self.engine, prepared, on_step)
+        running = run_in(self._model_thread, run, span="model")
         await self._settle_model(running, timeout_s=patience_s, stop=stop)
         await asyncio.gather(*map(asyncio.wrap_future, previews), return_exceptions=True)
         return running.result()
@@ -215,7 +217,7 @@ class Steps:
         self.left_s(job)
         began_s = self.clock()
         request = job.request
-        body = await run_in(self._host_threads, lambda: self._encode(job, output))
+        body = await run_in(self._host_threads, lambda: self._encode(job, output), span="encode")
         encode_ms = 1000 * (self.clock() - began_s)
         return EncodedResult(body, encode.CONTENT_TYPES[request.file_format], encode_ms)
 
@@ -241,7 +243,7 @@ class Steps:
             stored = self.link(key, encoded.content_type, store_ms=store_ms)
             return include_file(stored, encoded.body, job.request.response_format)
 
-        return await within(timeout_s, run_in(self._host_threads, put))
+        return await within(timeout_s, run_in(self._host_threads, put, span="store"))
 
     def link(self, key: str, content_type: str, *, store_ms: float = 0.0) -> StoredResult:
         """Sign a link to a stored result.
@@ -250,7 +252,8 @@ class Steps:
             StorageError: as `Store.link`.
         """
         expires_in_s = self.settings.link_expires_in_s
-        link = self.storage.link(key, expires_in_s=expires_in_s)
+        with tracing.span("sign"):
+            link = self.storage.link(key, expires_in_s=expires_in_s)
         expires_at = datetime.now(UTC) + timedelta(seconds=expires_in_s)
         return StoredResult(link, key, content_type, expires_at, store_ms)
 

@@ -6,6 +6,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
+from contextvars import Context
 from weakref import WeakValueDictionary
 
 from retouch.errors import (
@@ -230,7 +231,8 @@ class Jobs:
 
     def _ensure_beating(self) -> None:
         if self._beating is None or self._beating.done():
-            self._beating = asyncio.create_task(self._keep_beating())
+            # Without a context: it serves all jobs, not the request or trace that began the first.
+            self._beating = asyncio.create_task(self._keep_beating(), context=Context())
 
     def _is_mine(self, job_id: str) -> bool:
         return job_id in self._live or job_id in self._webhooks.sending

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import Protocol
 
+from retouch import tracing
 from retouch.errors import DownloadFailed, InvalidRequest, StorageError
 from retouch.jobs.records import Accepted, Ended, Records, to_text
 from retouch.logs import event
@@ -202,7 +203,9 @@ class Webhooks:
         status, reason = 0, "no_answer"
         try:
             url = self._post.parse(accepted.webhook)
-            status = await self._post.post(url, body, headers, timeout_s=_TRY_S)
+            with tracing.span("webhook.send"):
+                headers |= tracing.headers()
+                status = await self._post.post(url, body, headers, timeout_s=_TRY_S)
         except (DownloadFailed, InvalidRequest) as error:
             reason = error.code
         except TimeoutError:

@@ -13,6 +13,7 @@ from functools import partial
 
 from cachetools import TLRUCache
 
+from retouch import tracing
 from retouch.editing.ports import Source
 from retouch.errors import (
     BadInput,
@@ -155,7 +156,8 @@ class SourceLoader:
             if source is not None and source.image.mode == MODES[kind]:
                 return replace(source, cached=True, fetch_ms=0.0, decode_ms=0.0)
         start = partial(self._load_url, url, source_id, cache, kind)
-        return await self._loads.do(f"{kind} {cache} {source_id}", start)
+        with tracing.span("source.load"):
+            return await self._loads.do(f"{kind} {cache} {source_id}", start)
 
     async def _read_image(self, image: str | Upload) -> CachedSource:
         if isinstance(image, Upload):
@@ -200,7 +202,8 @@ class SourceLoader:
         fetch_ms: float = 0.0,
     ) -> Source:
         began = time.perf_counter()
-        decoded = await self._decode(found.body, timeout_s=timeout_s, kind=kind)
+        with tracing.span("source.decode"):
+            decoded = await self._decode(found.body, timeout_s=timeout_s, kind=kind)
         return Source(
             id=source_id,
             content_sha256=found.sha256,
@@ -236,7 +239,8 @@ class SourceLoader:
             if may_be_stale and load.source_id in self._failures:  # do not wait for it again
                 return replace(cached, stale=True)
         try:
-            return await self._ask_origin(load, cached)
+            with tracing.span("source.fetch"):
+                return await self._ask_origin(load, cached)
         except DownloadFailed as error:
             if cached is not None and may_be_stale and error.is_transient:
                 self._remember(load.source_id, error, has_copy=True)

@@ -6,12 +6,15 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from retouch import tracing
+
 T = TypeVar("T")
 
 
 @dataclass(slots=True)
 class _Call(Generic[T]):
     task: asyncio.Task[T]
+    trace: tracing.Link | None
     waiting: int = 0
 
 
@@ -29,13 +32,15 @@ class SingleFlight(Generic[T]):
         """Return the result of the running call for `key`, starting it if there is none.
 
         Every caller gets its error as a copy. A cancelled caller leaves the call to the others; when
-        the last caller is cancelled, so is the call.
+        the last caller is cancelled, so is the call. In traces the call belongs to its first caller;
+        the others are linked to it.
         """
         call = self._calls.get(key)
         if call is None:
-            call = _Call(asyncio.create_task(start()))
+            call = _Call(asyncio.create_task(start()), tracing.current())
             self._calls[key] = call
             call.task.add_done_callback(lambda task: self._forget(key, task))
+        tracing.link(call.trace)
         call.waiting += 1
         try:
             await asyncio.wait([call.task])

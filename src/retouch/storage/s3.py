@@ -24,6 +24,7 @@ from tenacity import (
 )
 from urllib3.response import BaseHTTPResponse
 
+from retouch import tracing
 from retouch.errors import StorageError
 from retouch.logs import event
 from retouch.storage.keys import disposition, require_key
@@ -185,7 +186,7 @@ class S3Store:
             reraise=True,
         )
         try:
-            with deadline(budget_s):
+            with tracing.span(f"s3.{operation}"), deadline(budget_s):
                 return attempts(call)
         except FAULTS as error:
             raise translate(error, operation) from error

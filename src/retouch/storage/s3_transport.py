@@ -12,6 +12,8 @@ from urllib3 import PoolManager, Timeout
 from urllib3.exceptions import HTTPError
 from urllib3.response import BaseHTTPResponse
 
+from retouch import tracing
+
 # Backblaze's integration checklist: back off and retry on these and on broken connections.
 _TRANSIENT_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
 
@@ -74,6 +76,8 @@ class Connections(PoolManager):
         left_s = _ends_at_s.get() - time.monotonic()
         if left_s <= 0:
             raise TimeoutError("no time is left for the request")
+        if trace := tracing.headers():  # no part of the signature
+            kw["headers"] = {**(kw.get("headers") or {}), **trace}
         if kw.get("body"):
             # urllib3 sends under the connect timeout. For bytes that is the time of the whole body, for
             # a file the time of each block.

@@ -15,6 +15,8 @@ from starlette.types import ASGIApp
 from uvicorn.config import HTTP_PROTOCOLS
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from retouch import tracing
+
 
 class _Parser(h11.Connection):
     """Refuses a request of two lengths, and a body in many tiny pieces.
@@ -146,6 +148,12 @@ def install() -> None:
     """
     HTTP_PROTOCOLS["auto"] = f"{__name__}:{Connection.__name__}"
     vars(traffic)["TimeoutMiddleware"] = lambda app, timeout: app  # noqa: ARG005
+
+
+def share_tracer() -> None:
+    """Record the steps of edits by BentoML's tracer, where its tracing is set up."""
+    if BentoMLContainer.config.tracing.exporter_type.get():
+        tracing.record_with(BentoMLContainer.tracer_provider.get())
 
 
 def allow_origins(app: ASGIApp) -> ASGIApp:

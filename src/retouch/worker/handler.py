@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from retouch import tracing
 from retouch.editing.events import log_failure, log_success
 from retouch.errors import (
     Cancelled,
@@ -79,10 +80,11 @@ class Worker:
         if not self._has_begun:
             self._has_begun = True
             self._jobs.start()  # here, because it needs the event loop of the SDK
-        with bind(job_id, private=_read_prompts(job.get("input"))):
+        body, traceparent = _split_trace(job.get("input"))
+        with tracing.continued(traceparent), bind(job_id, private=_read_prompts(body)):
             try:
                 async with self._build_reporter(job).running() as report:
-                    result = await self._run(job.get("input"), job_id, report)
+                    result = await self._run(body, job_id, report)
             except asyncio.CancelledError:
                 log_failure(Cancelled("the platform stopped the job"), job_id)
                 raise
@@ -219,6 +221,15 @@ def _choose_id(named: object) -> str:
     if len(name) <= _MAX_ID_CHARACTERS and name.isprintable():
         return name
     return hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _split_trace(body: object) -> tuple[object, object]:
+    """Return an unchecked input without its `traceparent`, which HTTP has as a header, and that."""
+    if not isinstance(body, dict):
+        return body, None
+    return {name: value for name, value in body.items() if name != "traceparent"}, body.get(
+        "traceparent"
+    )
 
 
 def _read_prompts(body: object) -> list[str]:

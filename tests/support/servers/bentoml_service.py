@@ -271,7 +271,12 @@ class LiveOrigin:
 
     def count(self, target: str) -> int:
         """Return how often `target` was asked for."""
-        return sum(head.startswith(f"GET {target} ".encode()) for head in self._origin.requests)
+        return len(self.heads(target))
+
+    def heads(self, target: str) -> list[bytes]:
+        """Return the requests for `target` as they came."""
+        start = f"GET {target} ".encode()
+        return [head for head in self._origin.requests if head.startswith(start)]
 
 
 @contextmanager
