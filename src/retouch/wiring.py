@@ -123,6 +123,7 @@ def build_engine(settings: Settings) -> Engine:
             attention_backend=settings.attention_backend,
             compile=settings.compile,
             adapters=tuple(AdapterSource(**asdict(lora)) for lora in settings.loras),
+            merge_adapters=settings.merge_loras,
             profiles=settings.profiles,
             profiles_file=settings.profiles_file,
             fetch=partial(fetch_adapter, limits=_adapter_limits(settings)),

@@ -26,14 +26,19 @@ def resolve_adapters(
     scales = {adapter.name: adapter.scale for adapter in loaded if adapter.always}
     for lora in loras:
         scales[lora.name] = by_name[lora.name].scale if lora.scale is None else lora.scale
-    applied = [(own, own.scale)] if own else []
-    applied += [(by_name[name], scale) for name, scale in scales.items() if scale]
-    rank = sum(adapter.rank for adapter, _ in applied)
+    chosen = [(own, own.scale)] if own else []
+    chosen += [(by_name[name], scale) for name, scale in scales.items()]
+    rank = sum(adapter.rank for adapter, scale in chosen if scale != _scale_in_weights(adapter))
     if rank > MAX_ADAPTER_RANK:
         raise InvalidRequest.for_fields(
             {"loras": f"the ranks together are {rank}; at most {MAX_ADAPTER_RANK} fit one edit"}
         )
     return tuple(
-        AppliedAdapter(adapter.name, scale, adapter.sha256, adapter.layers)
-        for adapter, scale in applied
+        AppliedAdapter(adapter.name, scale, adapter.sha256, adapter.layers, adapter.merged)
+        for adapter, scale in chosen
+        if scale
     )
+
+
+def _scale_in_weights(adapter: AdapterInfo) -> float:
+    return adapter.scale if adapter.merged else 0.0

@@ -54,7 +54,8 @@ MAX_ADAPTER_RANK = 512
 class AdapterInfo:
     """A loaded adapter. `scale` is used where a request gives none.
 
-    With `always` it is applied also to requests that do not name it. `rank` is its largest.
+    With `always` it is applied also to requests that do not name it. A `merged` one is in the weights
+    at its `scale`: another scale of a request is applied as the difference. `rank` is its largest.
     """
 
     name: str
@@ -63,6 +64,7 @@ class AdapterInfo:
     rank: int
     scale: float = 1.0
     always: bool = False
+    merged: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,7 @@ class AppliedAdapter:
     scale: float
     sha256: str
     layers: int
+    merged: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ class InfoLora(BaseModel):
         description="Applied also to requests that do not name it; their scale 0 leaves it out.",
         examples=[False],
     )
+    merged: bool = Field(description="Merged into the weights at its scale.", examples=[False])
 
 
 class ServiceInfo(BaseModel):
@@ -48,7 +49,7 @@ class ServiceInfo(BaseModel):
     )
     loras: list[InfoLora] = Field(
         description="The loaded adapters.",
-        examples=[[{"name": "duotone", "scale": 1.0, "always": False}]],
+        examples=[[{"name": "duotone", "scale": 1.0, "always": False, "merged": False}]],
     )
     examples: list[str] = Field(
         description="Instructions that suit the loaded model.",

@@ -28,6 +28,9 @@ class LoraMeta(BaseModel):
     scale: float = Field(description="How strongly.", examples=[1.0])
     sha256: str = Field(description="Hash of its file.", examples=["9c56cc51b374c3ba18921..."])
     layers: int = Field(description="Layers it changes.", examples=[720])
+    merged: bool = Field(
+        default=False, description="True if it is merged into the weights.", examples=[False]
+    )
 
 
 class Geometry(BaseModel):

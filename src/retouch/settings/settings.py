@@ -105,6 +105,9 @@ class Settings(EnvironmentSettings):
     loras: CommaList[Lora] = Field(
         (), description="LoRA adapters, by comma: [!]name=source[#sha256][@scale]"
     )
+    merge_loras: bool = Field(
+        default=False, description="merge the entries with ! into the weights, see DOCS.md"
+    )
     profiles: CommaList[str] = Field(
         ("full",), description="profiles to offer, by comma, the default first"
     )

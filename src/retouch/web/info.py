@@ -25,7 +25,12 @@ def build_info(engine: EngineInfo, *, max_image_bytes: int) -> ServiceInfo:
         max_areas_px=list(engine.max_areas_px),
         max_image_bytes=max_image_bytes,
         loras=[
-            InfoLora(name=adapter.name, scale=adapter.scale, always=adapter.always)
+            InfoLora(
+                name=adapter.name,
+                scale=adapter.scale,
+                always=adapter.always,
+                merged=adapter.merged,
+            )
             for adapter in engine.adapters
         ],
         examples=list(engine.examples),

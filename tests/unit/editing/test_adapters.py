@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from retouch.editing.adapters import resolve_adapters
@@ -34,6 +36,15 @@ def test_an_unknown_name_is_refused_with_the_list() -> None:
         scales(Lora(name="cold"))
     with pytest.raises(InvalidRequest, match="loaded are: none"):
         resolve_adapters([Lora(name="cold")], ())
+
+
+def test_a_merged_adapter_counts_only_where_its_scale_is_another() -> None:
+    merged = replace(GRAIN, merged=True)
+    loaded = (WARM, merged, WIDE, replace(WIDE, name="more"))
+    both = [Lora(name="wide"), Lora(name="more")]
+    assert [one.merged for one in resolve_adapters(both, loaded)] == [True, False, False]
+    with pytest.raises(InvalidRequest, match="the ranks together are 768"):
+        resolve_adapters([*both, Lora(name="grain", scale=0.0)], loaded)
 
 
 def test_ranks_that_do_not_fit_one_edit_are_refused() -> None:

@@ -96,7 +96,7 @@ async def test_the_engine_gets_the_adapters_that_were_chosen_and_meta_names_them
     )
     meta = (await run(house, loras=[{"name": "warm", "scale": 0.5}])).result.meta
     assert meta.model_dump()["loras"] == [
-        {"name": "warm", "scale": 0.5, "sha256": "ab" * 32, "layers": 60}
+        {"name": "warm", "scale": 0.5, "sha256": "ab" * 32, "layers": 60, "merged": False}
     ]
     assert [(one.name, one.scale) for one in house.engine.edits[0].loras] == [("warm", 0.5)]
 

@@ -1,24 +1,35 @@
 """The adapters that are loaded: in host memory, and the terms of the latest edit on the device."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
 from retouch.editing.ports import MAX_ADAPTER_RANK, AdapterInfo, AppliedAdapter, ProfileInfo
-from retouch.engine.adapters.read import Adapter, Shape
-from retouch.engine.adapters.terms import NO_TERMS, Terms, block_layers, build_terms, count_bytes
+from retouch.engine.adapters.read import Adapter, LowRank, Shape
+from retouch.engine.adapters.terms import (
+    NO_TERMS,
+    Terms,
+    block_layers,
+    build_terms,
+    count_bytes,
+    is_modulation,
+)
 from retouch.schema import MAX_LORAS
 
 
 @dataclass(frozen=True, slots=True)
 class NamedAdapter:
-    """An adapter with its name, and the scale and rule of its use as in `AdapterInfo`."""
+    """An adapter with its name, and the scale and rule of its use as in `AdapterInfo`.
+
+    A `fixed` one may be merged into the weights at its `scale`.
+    """
 
     name: str
     adapter: Adapter
     scale: float = 1.0
     always: bool = False
+    fixed: bool = False
 
     @property
     def info(self) -> AdapterInfo:
@@ -32,12 +43,28 @@ class NamedAdapter:
             always=self.always,
         )
 
+    @property
+    def merged_layers(self) -> dict[str, LowRank]:
+        """The updates that merging adds to weights: all but the modulation's.
+
+        That runs once a schedule, so that its terms cost nothing, and may be mapped from its file.
+        """
+        return {
+            name: layer for name, layer in self.adapter.layers.items() if not is_modulation(name)
+        }
+
+    @property
+    def other_layers(self) -> dict[str, LowRank]:
+        """The updates that stay terms."""
+        return {name: layer for name, layer in self.adapter.layers.items() if is_modulation(name)}
+
 
 class LoadedAdapters:
     """Adapters by name for a transformer whose linear layers have these `shapes`.
 
     `weight_factor` is what the weight of a layer was multiplied by when it was read. `profiles` come with
-    their own adapters, which requests cannot name.
+    their own adapters, which requests cannot name. `merged` are the names of those `fixed` ones that are
+    in the weights.
     """
 
     def __init__(
@@ -47,25 +74,54 @@ class LoadedAdapters:
         weight_factor: Callable[[str], float] = lambda _: 1.0,
         profiles: Sequence[tuple[ProfileInfo, NamedAdapter | None]] = (),
     ) -> None:
-        owned = [named for _, named in profiles if named]
-        adapters = [*adapters, *owned]
-        self._adapters = {one.name: one.adapter for one in adapters}
+        self._offered = adapters
+        self._owned = [named for _, named in profiles if named]
+        self._profiles = [profile for profile, _ in profiles]
         self._shapes = shapes or {}
         self._weight_factor = weight_factor
-        self._block_layers = block_layers({name for one in adapters for name in one.adapter.layers})
         self._latest = NO_TERMS
-        self.info = tuple(one.info for one in adapters if one not in owned)
-        self.profiles = tuple(profile for profile, _ in profiles)
-        self.host_bytes = sum(one.adapter.size_bytes for one in adapters)
+        self.fixed = [one for one in self._all if one.fixed]
+        self.merged: frozenset[str] = frozenset()
+        self.host_bytes = sum(one.adapter.size_bytes for one in self._all)
         """Host memory of the files."""
+
+    @property
+    def _all(self) -> list[NamedAdapter]:
+        return [*self._offered, *self._owned]
+
+    @property
+    def info(self) -> tuple[AdapterInfo, ...]:
+        """The adapters that requests may name."""
+        return tuple(self._say_merged(one.info) for one in self._offered)
+
+    @property
+    def profiles(self) -> tuple[ProfileInfo, ...]:
+        """The profiles that requests may name, the default first."""
+        return tuple(
+            replace(one, adapter=self._say_merged(one.adapter)) if one.adapter else one
+            for one in self._profiles
+        )
+
+    def _say_merged(self, info: AdapterInfo) -> AdapterInfo:
+        return replace(info, merged=info.name in self.merged)
+
+    @property
+    def _block_layers(self) -> list[str]:
+        """The layers of a block that have terms in an edit with adapters."""
+        with_terms = [one for one in self._owned if one.name not in self.merged]
+        return block_layers(
+            {name for one in (*self._offered, *with_terms) for name in one.adapter.layers}
+        )
 
     @property
     def terms_bytes(self) -> int:
         """The most GPU memory that the terms of an edit take, in 16 bits."""
-        own = max((one.adapter.rank for one in self.profiles if one.adapter), default=0)
-        always = sum(one.rank for one in self.info if one.always)
-        named = sorted((one.rank for one in self.info if not one.always), reverse=True)
-        rank = min(own + always + sum(named[:MAX_LORAS]), MAX_ADAPTER_RANK)
+        owned = [one.adapter.rank for one in self._owned if one.name not in self.merged]
+        always = sum(one.rank for one in self.info if one.always and not one.merged)
+        named = sorted(
+            (one.rank for one in self.info if one.merged or not one.always), reverse=True
+        )
+        rank = min(max(owned, default=0) + always + sum(named[:MAX_LORAS]), MAX_ADAPTER_RANK)
         return count_bytes(self._shapes, self._block_layers, rank) if rank else 0
 
     def get_terms(self, applied: Sequence[AppliedAdapter], like: torch.Tensor) -> Terms:
@@ -73,13 +129,14 @@ class LoadedAdapters:
 
         Those of the latest edit are kept there, so that a series with the same adapters copies once.
         """
-        if not applied:
+        updates = list(self._list_updates(applied))
+        if not updates:
             return NO_TERMS
-        key = (str(like.dtype), *((one.name, one.sha256, one.scale) for one in applied))
+        key = (str(like.dtype), *(key for key, _, _ in updates))
         if self._latest.key != key:
             self._latest = NO_TERMS  # frees its memory for the next
             self._latest = build_terms(
-                [(self._adapters[one.name].layers, one.scale) for one in applied],
+                [(layers, scale) for _, layers, scale in updates],
                 self._shapes,
                 self._block_layers,
                 weight_factor=self._weight_factor,
@@ -87,3 +144,20 @@ class LoadedAdapters:
                 key=key,
             )
         return self._latest
+
+    def _list_updates(
+        self, applied: Sequence[AppliedAdapter]
+    ) -> Iterator[tuple[tuple[object, ...], Mapping[str, LowRank], float]]:
+        """Yield what terms add to the weights: a key, layers and a scale other than 0.
+
+        Of a merged adapter that is the difference to the scale at which it is in the weights.
+        """
+        scales = {one.name: one.scale for one in applied}
+        for one in self._all:
+            wanted = scales.get(one.name, 0.0)
+            parts = [(one.adapter.layers, wanted)]
+            if one.name in self.merged:
+                parts = [(one.merged_layers, wanted - one.scale), (one.other_layers, wanted)]
+            for layers, scale in parts:
+                if layers and scale:
+                    yield (one.name, len(layers), one.adapter.sha256, scale), layers, scale

@@ -43,6 +43,11 @@ class LowRank:
         return len(self.down)
 
     @property
+    def shape(self) -> Shape:
+        """That of the layer's weight."""
+        return len(self.up), self.down.shape[1]
+
+    @property
     def factor(self) -> float:
         """What the product is multiplied by: alpha / rank."""
         return self.alpha / self.rank

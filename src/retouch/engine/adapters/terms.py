@@ -55,8 +55,22 @@ def block_layers(names: Iterable[str]) -> list[str]:
     >>> block_layers(["transformer_blocks.7.attn.to_q", "transformer_blocks.0.img_mod.1", "img_in"])
     ['attn.to_q']
     """
-    inside = (name.split(".", 2)[2] for name in names if name.startswith(BLOCK))
-    return sorted({name for name in inside if not name.startswith(MODULATION)})
+    return sorted(
+        {
+            name.split(".", 2)[2]
+            for name in names
+            if name.startswith(BLOCK) and not is_modulation(name)
+        }
+    )
+
+
+def is_modulation(layer: str) -> bool:
+    """Whether a layer is of a block's modulation.
+
+    >>> is_modulation("transformer_blocks.7.img_mod.1"), is_modulation("norm_out.linear")
+    (True, False)
+    """
+    return layer.startswith(BLOCK) and layer.split(".")[2] in MODULATION
 
 
 def count_bytes(shapes: Mapping[str, Shape], layers: Sequence[str], rank: int) -> int:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,12 @@ def load_all(
             unknown or made for another model.
     """
     shapes = layer_shapes(config)
-    adapters = load_adapters(settings.adapters, shapes, partial(_open, "LORAS", settings=settings))
+    adapters = [
+        replace(one, fixed=one.always and settings.merge_adapters)
+        for one in load_adapters(
+            settings.adapters, shapes, partial(_open, "LORAS", settings=settings)
+        )
+    ]
     own = read_profiles(settings.profiles_file)
     profiles: list[tuple[ProfileInfo, NamedAdapter | None]] = []
     for name in settings.profiles:
@@ -92,7 +98,7 @@ def _load_profile(
             adapter = require_sha256(read_adapter(path, shapes), profile.sha256)
             if expected:
                 _require_lightning(adapter, path, expected)
-        named = NamedAdapter(name, adapter, profile.scale)
+        named = NamedAdapter(name, adapter, profile.scale, fixed=len(settings.profiles) == 1)
     return ProfileInfo(
         name,
         profile.steps,

@@ -19,11 +19,13 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.initialization import no_init_weights
 
 from retouch.engine import precision, text_encoder, tokenizer
+from retouch.engine.adapters.loaded import LoadedAdapters
 from retouch.engine.checkpoint.entries import TensorEntry, read_headers
 from retouch.engine.checkpoint.family import choose_family, family_of
 from retouch.engine.checkpoint.files import INDEX_FILE, WEIGHTED, naming, read_json
 from retouch.engine.checkpoint.mapped import map_modulation
 from retouch.engine.checkpoint.markers import require_markers
+from retouch.engine.checkpoint.merging import Storage, choose_merged, merge_into
 from retouch.engine.checkpoint.packed_file import (
     describe_format,
     read_text_encoder,
@@ -32,7 +34,7 @@ from retouch.engine.checkpoint.packed_file import (
 )
 from retouch.engine.checkpoint.safetensors_reader import read_weights
 from retouch.engine.memory.encode import encode_as
-from retouch.engine.memory.flat_params import MODULATION, flatten_pipeline
+from retouch.engine.memory.flat_params import MODULATION, Encode, flatten_pipeline
 from retouch.engine.memory.plan import RESIDENT, EditShape, FreeMemory, Plan, Sizes
 from retouch.engine.memory.quantization import Quantization, choose_quantization, list_choices
 from retouch.engine.memory.weights import Weights
@@ -53,12 +55,14 @@ def load_weights(  # noqa: PLR0913 - what is loaded, and for what
     memory: FreeMemory,
     packed: PackedParts = MappingProxyType({}),
     quantization: str = "none",
+    adapters: LoadedAdapters | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Weights:
     """Load a checkpoint's weights, for modules of `configs`, to where the plan for `memory` and edits of `shape` puts them.
 
     The weights of parts in `packed` come from their own files. Weights are packed while they are
-    read, as `quantization` says: auto, none, or an encoding's name.
+    read, as `quantization` says: auto, none, or an encoding's name. Fixed `adapters` are merged into
+    them before, unless that loses too much of one: the plan has room for the terms of the others.
 
     Raises:
         ModelError: a weight is missing, a file is damaged, or memory is short.
@@ -69,22 +73,33 @@ def load_weights(  # noqa: PLR0913 - what is loaded, and for what
     scale = partial(precision.residual_scale, dtype=dtype)
     filed = list_filed(packed, scale)
     mapped = map_modulation(modules["transformer"], stored) if device.type == "cuda" else {}
-    choice, plan = plan_memory(
-        modules,
-        quantization,
-        filed,
-        mapped=bool(mapped),
-        device=device,
-        shape=shape,
-        memory=memory,
-    )
-    encode = encode_as(choice, filed.encodings)
+    adapters = adapters or LoadedAdapters()
+    adapters.merged = frozenset(one.name for one in adapters.fixed)
+
+    def plan_weights() -> tuple[Encode, Plan]:
+        choice, plan = plan_memory(
+            modules,
+            quantization,
+            filed,
+            mapped=bool(mapped),
+            device=device,
+            shape=replace(shape, adapter_bytes=adapters.terms_bytes),
+            memory=replace(memory, host_bytes=memory.host_bytes - adapters.host_bytes),
+        )
+        return encode_as(choice, filed.encodings), plan
+
+    encode, plan = plan_weights()
+    merged = choose_merged(adapters, stored, Storage(encode, dtype, scale), device)
+    if merged != adapters.merged:
+        adapters.merged = merged
+        encode, plan = plan_weights()
     weights = Weights(**modules, plan=plan, device=device, encode=encode, mapped=mapped)
     require_used(packed, {view.path for params in weights.params for view in params.views})
     weights.allocate()
     progress("weights")
     try:
-        read_weights(stored, weights.destinations(), scale=scale, progress=progress)
+        into = merge_into(weights.destinations(), adapters)
+        read_weights(stored, into, scale=scale, progress=progress)
         weights.pin()
     except BaseException:
         weights.close()

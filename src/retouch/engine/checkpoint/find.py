@@ -34,7 +34,8 @@ class CheckpointSettings:
     engine's GPU memory, unless it is 0. `max_result_px` is an area of results to make room for.
     `transformer_file` and `text_encoder_file` name files with those parts' weights (see
     `weights_file`), and `family` the model that the first is of, where it does not say so itself.
-    `adapters` are those that requests may choose among; `fetch` downloads one at an https URL.
+    `adapters` are those that requests may choose among; `fetch` downloads one at an https URL. With
+    `merge_adapters` those that are always applied are merged into the weights.
     `quantization` is auto, none, or the name of the encoding that weights are packed to.
     `profiles` are the names of those to offer, the default first; `profiles_file` has more of them.
     """
@@ -49,6 +50,7 @@ class CheckpointSettings:
     attention_backend: str = "auto"
     compile: bool | Literal["auto"] = "auto"
     adapters: tuple[AdapterSource, ...] = ()
+    merge_adapters: bool = False
     fetch: Callable[[str], bytes] = refuse_urls
     profiles: tuple[str, ...] = (FULL,)
     profiles_file: str = ""

@@ -121,8 +121,6 @@ def _load_engine(
         read_json(folder / INDEX_FILE)["_class_name"],
         weight_factor=lambda layer: precision.residual_scale(f"transformer.{layer}.weight", dtype),
     )
-    shape = replace(shape, adapter_bytes=adapters.terms_bytes)
-    memory = replace(memory, host_bytes=memory.host_bytes - adapters.host_bytes)
     weights = build.load_weights(
         folder,
         parts.configs,
@@ -132,6 +130,7 @@ def _load_engine(
         memory=memory,
         packed=parts.packed,
         quantization=settings.quantization,
+        adapters=adapters,
         progress=progress,
     )
     clock.end("weights_s")

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -29,7 +29,27 @@ _EXPANDING = 16
 MIN_THREADS, MAX_THREADS = 8, 16
 """A network disk answers many requests at once, however few CPUs wait for it."""
 REPORT_EVERY_S = 5.0
-Destination = torch.Tensor | PackedWeight
+
+
+class WholeWeight(Protocol):
+    """What takes a weight whole, to pack it, add to it or measure it."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The weight's shape."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where it lives."""
+        ...
+
+    def write(self, weight: torch.Tensor, factor: float) -> None:
+        """Take `weight` (`shape`; float32), which is the taker's to overwrite, times `factor`."""
+        ...
+
+
+Destination = torch.Tensor | WholeWeight
 Job = tuple[TensorEntry, Destination, float]
 """A weight, its destination, and the factor it is multiplied by."""
 
@@ -54,10 +74,7 @@ def read_weights(
     for path in sorted(wanted, key=lambda path: (stored[path].path, stored[path].offset)):
         jobs.put((stored[path], wanted[path], scale(path)))  # in file order
     meter = _ProgressMeter(sum(stored[path].size_bytes for path in wanted), progress)
-    devices = {
-        (into.storage if isinstance(into, PackedWeight) else into).device
-        for into in wanted.values()
-    }
+    devices = {into.device for into in wanted.values()}
     count = min(MAX_THREADS, max(MIN_THREADS, measure_cpus()), jobs.qsize())
     packing = PackingTurns(devices)
     readers = [_Reader(devices, meter, packing) for _ in range(count)]
@@ -152,12 +169,12 @@ class _Reader:
                 file.close()
 
     def _read(self, source: TensorEntry, into: Destination, factor: float) -> None:
-        if not isinstance(into, PackedWeight):
+        if isinstance(into, torch.Tensor):
             self._copy(source, into, factor)
-        elif source.is_kept_in(into.encoding):
+        elif isinstance(into, PackedWeight) and source.is_kept_in(into.encoding):
             self._keep(source, into, factor)
         else:
-            self._pack(source, into, factor)
+            self._write_whole(source, into, factor)
 
     def _keep(self, source: TensorEntry, into: PackedWeight, factor: float) -> None:
         """Read a weight's bytes as they are."""
@@ -173,8 +190,8 @@ class _Reader:
                 source.require_finite(part)  # which waits for the copy
             self._meter.add(len(part))
 
-    def _pack(self, source: TensorEntry, into: PackedWeight, factor: float) -> None:
-        """Read a weight whole, and pack it: on the GPU if there is one, also for the host."""
+    def _write_whole(self, source: TensorEntry, into: WholeWeight, factor: float) -> None:
+        """Read a weight whole, to the GPU if there is one, also where it will live on the host."""
         stream = self._packing.stream
         with self._packing.slots:
             with torch.cuda.stream(stream) if stream else nullcontext():
@@ -184,7 +201,7 @@ class _Reader:
                 stream.synchronize()  # the memory may still be read by what was packed before
             self._copy(source, whole, 1.0)
             with self._packing.lock, torch.cuda.stream(stream) if stream else nullcontext():
-                into.write(whole.float().mul_(factor))
+                into.write(whole.float(), factor)
                 if stream:  # pragma: no cover - needs a GPU
                     stream.synchronize()
                 del whole

@@ -25,10 +25,18 @@ class PackedWeight:
     storage: torch.Tensor
     shape: tuple[int, ...]
 
-    def write(self, weight: torch.Tensor) -> None:
-        """Pack `weight` (`shape`), on its own device, into the storage; only a `Packer` can."""
+    @property
+    def device(self) -> torch.device:
+        """Where it lives."""
+        return self.storage.device
+
+    def write(self, weight: torch.Tensor, factor: float = 1.0) -> None:
+        """Pack `weight` (`shape`) times `factor`, on its own device, into the storage.
+
+        Only a `Packer` can. Another factor than 1 overwrites `weight`.
+        """
         packer: Any = self.encoding
-        self.storage.copy_(packer.pack(weight))
+        self.storage.copy_(packer.pack(weight if factor == 1.0 else weight.mul_(factor)))
 
 
 class FlatParams:

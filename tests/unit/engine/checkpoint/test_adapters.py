@@ -93,6 +93,28 @@ def test_a_checkpoint_is_loaded_with_its_adapters_and_profiles(path: Path) -> No
     assert (engine.info.preset.steps, engine.info.preset.guidance_scale) == (2, 1.0)
 
 
+@pytest.mark.parametrize("merge", [False, True])
+def test_what_is_always_used_is_merged_where_no_request_may_leave_it_out(
+    path: Path, merge: bool
+) -> None:
+    engine = load(
+        CheckpointSettings(
+            model_id=str(tiny_folder()),
+            adapters=(
+                AdapterSource("always", str(path), always=True),
+                AdapterSource("named", str(path)),
+            ),
+            merge_adapters=merge,
+            profiles=("fast",),
+            profiles_file=describe(path),
+        )
+    )
+    assert [one.merged for one in engine.info.adapters] == [merge, False]
+    (fast,) = engine.info.profiles
+    assert fast.adapter
+    assert fast.adapter.merged
+
+
 def test_a_profile_without_a_file_is_the_checkpoint_itself(path: Path) -> None:
     file = describe(path, file=None, sha256=None, guidance_scale=2.0)
     (fast,) = load_with(profiles=("fast",), profiles_file=file).profiles
