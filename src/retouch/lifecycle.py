@@ -172,7 +172,8 @@ class ModelHost:
         began = time.perf_counter()
         engine = wiring.build_engine(self.settings)
         loaded = time.perf_counter()
-        edit_s = warm_up(engine, compiled=engine.info.compiled)
+        is_remote = bool(self.settings.engine_url)  # and is warm, or warms up by itself
+        edit_s = 0.0 if is_remote else warm_up(engine, compiled=engine.info.compiled)
         warm_up_s = time.perf_counter() - loaded
         self._expected_edit_s = edit_s * engine.info.preset.steps / _WARM_UP_STEPS
         self._engine = engine

@@ -33,6 +33,7 @@ from retouch.net.download import Downloader
 from retouch.net.download_limiter import DownloadLimiter
 from retouch.net.limits import FetchLimits
 from retouch.net.url import parse_url
+from retouch.remote.engine import RemoteEngine, RemoteSettings, connect
 from retouch.settings import Settings
 from retouch.sources.loader import SourceLoader, SourceSettings
 from retouch.storage.local import LocalStore, load_secret
@@ -103,9 +104,13 @@ def choose_model(
 def build_engine(settings: Settings) -> Engine:
     """Load the checkpoint that MODEL_ID names, or the one that fits this machine.
 
+    With ENGINE_URL nothing is loaded: the engine is the server there.
+
     Raises:
-        ModelError: it cannot be found, read or placed in memory.
+        ModelError: it cannot be found, read or placed in memory, or the server cannot be used.
     """
+    if settings.engine_url:
+        return _connect_engine(settings)
     model_id = settings.model_id or choose_model(
         probe.measure_free(settings.gpu_memory_gib),
         settings.quantization,
@@ -131,6 +136,18 @@ def build_engine(settings: Settings) -> Engine:
             transformer_file=settings.transformer_file,
             text_encoder_file=settings.text_encoder_file,
             family=settings.model_family,
+        ),
+        progress=_report_loading,
+    )
+
+
+def _connect_engine(settings: Settings) -> RemoteEngine:
+    return connect(
+        RemoteSettings(
+            url=settings.engine_url,
+            key=settings.engine_key.get_secret_value(),
+            model=settings.engine_model,
+            limits=decode.Limits(max_pixels=settings.max_image_pixels),
         ),
         progress=_report_loading,
     )
@@ -274,6 +291,8 @@ def build_editor(
         on_model_lost=admission.lose_model,
     )
     editor = Editor(steps, admission)
+    if isinstance(engine, RemoteEngine):
+        exits.callback(engine.close)
     exits.push_async_callback(editor.close)
     return editor
 

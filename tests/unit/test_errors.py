@@ -90,6 +90,7 @@ def test_only_faults_that_can_pass_are_retryable() -> None:
         "model_lost",
         "not_ready",
         "downloads_full",
+        "engine_unavailable",
         "queue_full",
         "source_connect_failed",
         "source_failing",
@@ -104,6 +105,7 @@ def test_only_faults_that_can_pass_are_retryable() -> None:
 def test_only_our_own_faults_are_logged_as_errors() -> None:
     assert {cls.code for cls in error_classes() if cls.log_level >= logging.ERROR} == {
         "cache_unreadable",
+        "engine_denied",
         "internal_error",
         "model_failed",
         "non_finite_result",

@@ -283,6 +283,9 @@ def test_an_invalid_endpoint_is_refused_by_name(environment: Environment, endpoi
                 "h://[",
             ],
         ),
+        ("ENGINE_URL", ["vllm:8091", "http://u:p@vllm/", "http://vllm/?key=1"]),
+        ("ENGINE_KEY", ["clé", "a\nb"]),
+        ("ENGINE_MODEL", ["a\nb", "x" * 201]),
     ],
 )
 def test_a_wrong_value_is_refused_in_one_line_that_names_the_variable(
@@ -421,12 +424,14 @@ def test_a_local_store_that_cannot_be_written_is_refused_where_it_is_used(
 
 def test_every_secret_is_listed_to_be_kept_out_of_the_logs(environment: Environment) -> None:
     planted = {"HF_TOKEN": "hf-token", "LINK_SECRET": "link-secret", "API_KEYS": f"{KEY},{KEY}2"}
+    planted["ENGINE_KEY"] = "engine-key"
     settings = environment.load(**S3, **planted)
     assert set(settings.secrets) == {
         "key-id",
         "s3cr3t-key",
         "hf-token",
         "link-secret",
+        "engine-key",
         KEY,
         KEY + "2",
     }

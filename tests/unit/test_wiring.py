@@ -3,6 +3,8 @@ import pytest
 from retouch import demo, wiring
 from retouch.engine.checkpoint.find import FULL_MODEL
 from retouch.engine.memory.probe import GIB, FreeMemory
+from retouch.remote.engine import RemoteSettings
+from retouch.settings import Settings
 
 
 @pytest.mark.parametrize(
@@ -39,3 +41,17 @@ def test_the_log_says_why_the_demo_was_chosen(caplog: pytest.LogCaptureFixture) 
     wiring.choose_model(FreeMemory(6 * GIB, 96 * GIB))
     (record,) = caplog.records
     assert "needs 7 GiB of free GPU memory" in vars(record)["fields"]["progress"]
+
+
+def test_with_engine_url_the_engine_is_the_server_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[RemoteSettings] = []
+
+    def connect(settings: RemoteSettings, *, progress: object) -> None:
+        asked.append(settings)
+
+    monkeypatch.setattr(wiring, "connect", connect)
+    wiring.build_engine(
+        Settings(_env_file=None, engine_url="http://vllm:8091/v1", engine_key="k", engine_model="m")
+    )
+    (settings,) = asked
+    assert (settings.url, settings.key, settings.model) == ("http://vllm:8091/v1", "k", "m")

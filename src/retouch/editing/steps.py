@@ -163,12 +163,17 @@ class Steps:
         """
         loop = asyncio.get_running_loop()
         stop = threading.Event()  # set once, by this coroutine; read by the model thread
+        told = -1
 
         def on_step(done: int, steps: int) -> None:
+            nonlocal told
             if stop.is_set():
                 raise Cancelled("the caller went away")
             if self.clock() >= job.deadline_s:
                 raise DeadlineExceeded("the job's time ran out in the middle of the edit")
+            if done == told:
+                return
+            told = done
             stage: Literal["denoise", "vae_decode"] = "denoise" if done < steps else "vae_decode"
             loop.call_soon_threadsafe(job.progress, Progress(stage=stage, step=done, steps=steps))
 

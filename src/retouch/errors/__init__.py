@@ -7,6 +7,7 @@
       UnsupportedContentType, JobNotFound, JobConflict
     - SourceTooLarge, ImageTooLarge, AspectRatioTooExtreme, UnsupportedImage, BrokenImage,
       DecodeLimitExceeded, MaskEmpty, MaskSizeMismatch
+    - EngineRefused: by a remote engine
   + DownloadFailed: the origin did not deliver the image
     - SourceUnreachable: SourceUnresolved
     - SourceConnectFailed: SourceCertificateInvalid
@@ -16,11 +17,11 @@
   + StorageError
     - StoreUnavailable, StoreDenied
   + ModelError
-    - OutOfMemory, NonFiniteResult
+    - OutOfMemory, NonFiniteResult, EngineDenied
   + Unauthorized
     - LinkInvalid, LinkExpired, HostNotAllowed
   + Overloaded: DownloadsFull, DecoderBusy
-  + NotReady: ModelLost, WorkerLost
+  + NotReady: ModelLost, WorkerLost, EngineUnavailable
   + DeadlineExceeded
   + Cancelled
 
@@ -36,6 +37,7 @@ from retouch.errors.bad_input import (
     BodyTooLarge as BodyTooLarge,
     BrokenImage as BrokenImage,
     DecodeLimitExceeded as DecodeLimitExceeded,
+    EngineRefused as EngineRefused,
     ImageTooLarge as ImageTooLarge,
     InvalidRequest as InvalidRequest,
     JobConflict as JobConflict,
@@ -172,6 +174,13 @@ class NonFiniteResult(ModelError):
     code = "non_finite_result"
 
 
+class EngineDenied(ModelError):
+    """The server that ENGINE_URL names refuses ENGINE_KEY."""
+
+    code = "engine_denied"
+    default_message = "the engine refuses the key of this service"
+
+
 class Unauthorized(EditError):
     """The API key is missing or wrong."""
 
@@ -241,6 +250,12 @@ class WorkerLost(NotReady):
 
     code = "worker_lost"
     default_message = "the process that ran this job died; send the request again"
+
+
+class EngineUnavailable(NotReady):
+    """The server that ENGINE_URL names is away, busy or starting, or was lost in the middle of the edit."""
+
+    code = "engine_unavailable"
 
 
 class DeadlineExceeded(EditError):

@@ -120,3 +120,9 @@ class DecodeLimitExceeded(BadInput):
     """Decoding the source image went over the limits of time or memory."""
 
     code = "image_too_costly"
+
+
+class EngineRefused(BadInput):
+    """The server that ENGINE_URL names refuses the edit, in its own words."""
+
+    code = "engine_refused"

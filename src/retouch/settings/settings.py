@@ -13,8 +13,9 @@ from pydantic import (
 )
 from pydantic_settings import DotEnvSettingsSource, SettingsConfigDict
 
-from retouch.settings.environment import EnvironmentSettings, find_warnings
+from retouch.settings.environment import find_warnings
 from retouch.settings.loras import Lora, LoraSetting
+from retouch.settings.remote import RemoteEngineSettings
 from retouch.settings.s3_endpoint import DEFAULT_REGION, S3Endpoint, parse_endpoint
 from retouch.settings.values import (
     ApiKey,
@@ -33,7 +34,7 @@ _S3_REQUIRED = ("s3_endpoint", "s3_access_key", "s3_secret_key", "s3_bucket")
 _UNSET = SecretStr("")
 
 
-class Settings(EnvironmentSettings):
+class Settings(RemoteEngineSettings):
     """All settings. The environment variable of a field is its name in upper case."""
 
     model_config = SettingsConfigDict(

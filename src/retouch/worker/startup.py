@@ -57,6 +57,8 @@ class StartupChecks:
     @property
     def checks(self) -> list[Callable[[], None]]:
         """The checks in order: cheap ones first, the last loads the model."""
+        if self._host.settings.engine_url:
+            return [self.bucket, self.weights]
         return [self.bucket, self.gpu, self.disk, self.weights]
 
     def bucket(self) -> None:

@@ -248,3 +248,8 @@ def test_weights_that_cannot_be_used_are_named(environment: pytest.MonkeyPatch) 
 def test_the_cheap_checks_come_before_the_one_that_loads_the_model() -> None:
     names = [check.__name__ for check in start().checks]
     assert names == ["bucket", "gpu", "disk", "weights"]
+
+
+def test_a_worker_with_a_remote_engine_needs_neither_gpu_nor_disk() -> None:
+    names = [check.__name__ for check in start(engine_url="http://vllm:8091").checks]
+    assert names == ["bucket", "weights"]
