@@ -33,7 +33,10 @@ _BAR = "{desc:<10} {bar} {n_fmt}/{total_fmt}"
 
 
 class FileStore:
-    """A `Store` for a single edit: writes the result to `path` and keeps nothing else."""
+    """A `Store` for a single edit: writes its results to `path` and keeps nothing else.
+
+    The second is in `<name>-1`, and so on.
+    """
 
     name = "file"
 
@@ -53,13 +56,18 @@ class FileStore:
         metadata: Mapping[str, str],  # noqa: ARG002
         timeout_s: float,  # noqa: ARG002
     ) -> None:
-        """Write the result."""
+        """Write a result."""
         if "results/" in key:
-            self._path.write_bytes(body)
+            self._find(key).write_bytes(body)
 
     def link(self, key: str, *, expires_in_s: int) -> str:  # noqa: ARG002
         """Return the path of the file."""
-        return str(self._path)
+        return str(self._find(key))
+
+    def _find(self, key: str) -> Path:
+        """Return the path for a key, which ends as `storage.keys.result_key` says."""
+        _, dash, number = Path(key).stem.partition("-")
+        return self._path.with_stem(self._path.stem + dash + number)
 
     def list_keys(self, prefix: str, *, max_keys: int, timeout_s: float) -> list[str]:  # noqa: ARG002
         """Return none: there are no jobs."""
@@ -88,7 +96,25 @@ def _build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="retouch", description="Edit images by instruction.")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
-    edit = commands.add_parser("edit", help="edit one to three images without a server")
+    _add_edit(commands.add_parser("edit", help="edit one to three images without a server"))
+    plan = commands.add_parser("plan", help="print where the full model's weights would be kept")
+    plan.add_argument("--gpu-gib", type=_gib, help="GiB of GPU memory (default: what is free)")
+    plan.add_argument("--card", choices=list(CARDS), help="a card that is not here")
+    plan.add_argument("--host-gib", type=_gib, help="GiB of host memory (default: what is free)")
+    plan.add_argument(
+        "--disk",
+        choices=["local", "network"],
+        help="where the checkpoint is (default: what the hub's cache is on)",
+    )
+    adapter = commands.add_parser(
+        "adapter", help="say what a LoRA file is, and which model it fits"
+    )
+    adapter.add_argument("file", type=Path, metavar="FILE", help="a safetensors file")
+    _add_train_demo(commands.add_parser("train-demo", help="train the demo model from scratch"))
+    return parser
+
+
+def _add_edit(edit: argparse.ArgumentParser) -> None:
     edit.add_argument(
         "sources", metavar="PHOTO_OR_URL", nargs="+", help="a file, or an http(s) or data: URL"
     )
@@ -106,6 +132,9 @@ def _build_parser() -> argparse.ArgumentParser:
         help="edit only the mask's box with so much around",
     )
     edit.add_argument("--strength", type=float, help="0 to 1; lower stays nearer to the photo")
+    edit.add_argument(
+        "-n", "--num-images", type=int, help="results, 1 to 4: edited.png, edited-1.png, ..."
+    )
     edit.add_argument("--negative-prompt", help="what the result must not show")
     edit.add_argument("--seed", type=int, help="the same seed gives the same bytes")
     edit.add_argument("--steps", type=int, dest="num_inference_steps", help=f"1 to {MAX_STEPS}")
@@ -114,21 +143,6 @@ def _build_parser() -> argparse.ArgumentParser:
     edit.add_argument("--quality", type=int, dest="output_quality", help="1 to 100, not for png")
     edit.add_argument("--width", type=int, help="pixels, a multiple of 16, with --height")
     edit.add_argument("--height", type=int, help="pixels, a multiple of 16, with --width")
-    plan = commands.add_parser("plan", help="print where the full model's weights would be kept")
-    plan.add_argument("--gpu-gib", type=_gib, help="GiB of GPU memory (default: what is free)")
-    plan.add_argument("--card", choices=list(CARDS), help="a card that is not here")
-    plan.add_argument("--host-gib", type=_gib, help="GiB of host memory (default: what is free)")
-    plan.add_argument(
-        "--disk",
-        choices=["local", "network"],
-        help="where the checkpoint is (default: what the hub's cache is on)",
-    )
-    adapter = commands.add_parser(
-        "adapter", help="say what a LoRA file is, and which model it fits"
-    )
-    adapter.add_argument("file", type=Path, metavar="FILE", help="a safetensors file")
-    _add_train_demo(commands.add_parser("train-demo", help="train the demo model from scratch"))
-    return parser
 
 
 def _gib(text: str) -> float:
@@ -251,10 +265,12 @@ def _run_adapter(options: argparse.Namespace, _: Settings) -> None:
 def _run_edit(options: argparse.Namespace, settings: Settings) -> None:
     output = options.output or Path("edited.png")
     answer = asyncio.run(_edit(_request(options, output), settings, output))
-    meta = answer.result.meta
-    seconds = meta.timings_ms.total / 1000
-    print(f"{output}  {meta.width} x {meta.height}  {seconds:.1f} s  {meta.model}")
-    for note in meta.notes:
+    for result in answer.all:
+        meta = result.meta
+        seconds = meta.timings_ms.total / 1000
+        size = f"{meta.width} x {meta.height}"
+        print(f"{result.presigned_url}  {size}  {seconds:.1f} s  {meta.model}")
+    for note in dict.fromkeys(note for result in answer.all for note in result.meta.notes):
         print(f"note: {note}")
 
 

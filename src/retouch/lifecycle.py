@@ -11,20 +11,19 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
 from enum import StrEnum
-from typing import Any
+from typing import Any, Unpack
 
 from PIL import Image
 
 from retouch import wiring
 from retouch.editing.editor import Editor
+from retouch.editing.job import EditOptions
 from retouch.editing.ports import EditParams, Engine, run_edit
-from retouch.editing.previews import Previews
-from retouch.editing.steps import ignore
 from retouch.engine import compilation
 from retouch.engine.phase_clock import measure_process_age
 from retouch.errors import ModelError, ModelLost, NotReady
 from retouch.logs import event
-from retouch.schema import EditRequest, EditResult, Progress
+from retouch.schema import EditRequest, EditResult
 from retouch.settings import Settings
 from retouch.storage.port import Store
 
@@ -200,8 +199,7 @@ class ModelHost:
         *,
         job_id: str,
         request_id: str,
-        progress: Callable[[Progress], None] = ignore,
-        previews: Previews | None = None,
+        **options: Unpack[EditOptions],
     ) -> EditResult:
         """Edit as `Editor.run` does. When the process stops, the edit has until the grace is over.
 
@@ -211,9 +209,7 @@ class ModelHost:
         """
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - for mypy: a coroutine runs in a task
-        edit = self.editor.run(
-            request, job_id=job_id, request_id=request_id, progress=progress, previews=previews
-        )
+        edit = self.editor.run(request, job_id=job_id, request_id=request_id, **options)
         del request  # the edit lets go of the image in it once it is decoded
         self._edits.add(task)
         try:

@@ -28,7 +28,7 @@ from retouch.images.kind import Kind
 from retouch.net.download import Download
 from retouch.net.download_limiter import DownloadLimiter, Place
 from retouch.net.url import SourceUrl
-from retouch.schema import EditRequest
+from retouch.schema import EditRequest, EditResult
 from retouch.sources.loader import SourceLoader, SourceSettings
 from retouch.storage.keys import require_key
 from retouch.storage.port import StoredObject
@@ -251,6 +251,7 @@ class FakeEngine:
         self.prepare_fault: EditError | None = None
         self.at_end: Callable[[], None] = lambda: None
         self.prepared = 0
+        self.conditioned = 0
         self.masks: list[Image.Image | None] = []
         self.edits: list[EditParams] = []
         self.steps_taken = 0
@@ -281,6 +282,7 @@ class FakeEngine:
     def edit(self, prepared: PreparedEdit, *, on_step: Callable[[int, int], None]) -> EngineOutput:
         [*_, image], work = prepared.inputs, prepared.params
         self.edits.append(work)
+        self.conditioned += prepared.conditioning is None
         self.running += 1
         self.most_running = max(self.most_running, self.running)
         try:
@@ -302,9 +304,7 @@ class FakeEngine:
         size_px = (work.width_px, work.height_px)
         tint = Image.new("RGB", size_px, f"#{work.seed % (1 << 24):06x}")
         edited = Image.blend(image.resize(size_px), tint, 0.5)
-        return EngineOutput(
-            edited, condition_ms=1.0, denoise_ms=2.0, vae_decode_ms=3.0, notes=("done",)
-        )
+        return EngineOutput(edited, 1.0, 2.0, 3.0, notes=("done",), conditioning="known")
 
 
 class Pause:
@@ -369,6 +369,14 @@ class House:
             on_model_lost=self.admission.lose_model,
         )
         self.editor = Editor(steps, self.admission)
+
+    async def find(
+        self, request: EditRequest, *, job_id: str, request_id: str
+    ) -> EditResult | None:
+        """The answer from the results of an earlier attempt, if it stored all of them."""
+        found = await self.editor.find(request, job_id=job_id, request_id=request_id)
+        made = [one for one in found if one]
+        return self.editor.answer(made) if len(made) == len(found) else None
 
     def _note_loss(self) -> None:
         self.lost_models += 1

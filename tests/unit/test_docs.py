@@ -137,7 +137,7 @@ def test_the_promised_error_types_are_those_of_the_contract() -> None:
 
 def test_the_promised_answer_has_every_field() -> None:
     assert set(Result.model_fields) >= PROMISED_RESULT
-    assert set(EditResult.model_fields) == {"status", "result"}
+    assert set(EditResult.model_fields) == {"status", "result", "results"}
 
 
 def test_the_example_of_the_contract_is_a_request() -> None:

@@ -3,42 +3,34 @@
 load sources -> resolve parameters -> prepare -> acquire the model -> edit -> encode -> store -> link
 """
 
-from collections.abc import Callable, Sequence
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from retouch import tracing
 from retouch.editing.adapters import resolve_adapters
 from retouch.editing.admission import Admission
+from retouch.editing.batch import edit_each, finishing, list_seeds
+from retouch.editing.job import Job, ignore
+from retouch.editing.limits import require_possible
 from retouch.editing.params import resolve_params
-from retouch.editing.ports import EditParams, EngineInfo
+from retouch.editing.ports import EditParams, EngineInfo, EngineOutput
 from retouch.editing.previews import Previews
 from retouch.editing.profiles import choose_profile, fix_request
 from retouch.editing.result import (
     FOUND_NOTE,
-    NO_PHASES,
-    StoredResult,
+    Finished,
     build_meta,
+    build_result,
     describe_source,
     read_meta,
 )
 from retouch.editing.reuse import Flight, Made, ReuseIndex, fingerprint
 from retouch.editing.source_set import SourceSet, combine_ids, find_ids
-from retouch.editing.steps import Job, Steps, ignore, include_file
-from retouch.errors import InvalidRequest
+from retouch.editing.steps import Steps, include_file
 from retouch.images import encode
-from retouch.schema import (
-    MAX_PROMPT_TOKENS,
-    EditRequest,
-    EditResult,
-    Meta,
-    Progress,
-    Result,
-    Timings,
-)
+from retouch.schema import EditRequest, EditResult, Meta, Progress, Result
 from retouch.storage.keys import result_key
-
-Edited = tuple[StoredResult, Meta, dict[str, float]]
-"""A stored result, its metadata, and milliseconds by phase."""
 
 
 class Editor:
@@ -85,20 +77,22 @@ class Editor:
         request_id: str,
         progress: Callable[[Progress], None] = ignore,
         previews: Previews | None = None,
+        found: Sequence[Finished | None] = (),
     ) -> EditResult:
-        """Edit the request's images and return the link to the result.
+        """Edit the request's images and return the links to the results.
 
-        If the awaiting task is cancelled, the edit ends within a denoising step, and only then does
-        the cancellation go on: the model is free when it arrives.
+        Those that `find` has found are not made again. If the awaiting task is cancelled, the edit
+        ends within a denoising step, and only then does the cancellation go on: the model is free
+        when it arrives.
 
         Raises:
-            EditError: any class of `errors`.
+            EditError: any class of `errors`. Its details list the `results` that were stored.
         """
         began_s = self._clock()
         deadline_s = began_s + self._settings.job_timeout_s
-        job = Job(request, job_id, request_id, deadline_s, progress, previews)
+        job = Job(request, job_id, request_id, began_s, deadline_s, progress, previews, found=found)
         with tracing.span("edit", job_id=job_id), self._admission.admit():
-            self._require_possible(request)
+            require_possible(request, self.steps.engine)
             progress(Progress(stage="source"))
             loaded = await self.steps.load_sources(job)
             seen = [describe_source(source) for source in loaded.images]
@@ -110,12 +104,14 @@ class Editor:
                 request = request.without_sources()  # they are decoded
                 job = replace(job, request=request)
             del loaded  # whoever waits for an equal request holds no picture
-            stored, meta, phases_ms = await self._reuse_or_edit(job, sources, flight)
-        total_ms = 1000 * (self._clock() - began_s)
-        phases_ms = NO_PHASES | load_ms | phases_ms | {"total": total_ms}
-        timings = Timings(**{phase: round(ms, 3) for phase, ms in phases_ms.items()})
-        meta = meta.model_copy(update={"timings_ms": timings, "source": seen[0], "sources": seen})
-        return self._answer(stored, meta)
+            made = await self._reuse_or_edit(job, sources, flight)
+        more_ms = load_ms | self._count_total(job)
+        return self.answer(
+            [one.with_timings(more_ms, source=seen[0], sources=seen) for one in made]
+        )
+
+    def _count_total(self, job: Job) -> dict[str, float]:
+        return {"total": 1000 * (self._clock() - job.began_s)}
 
     def _join_flight(
         self, request: EditRequest, sources: SourceSet, *, job_id: str
@@ -128,8 +124,8 @@ class Editor:
 
     async def _reuse_or_edit(
         self, job: Job, sources: SourceSet | None, flight: Flight | None
-    ) -> Edited:
-        """Return the stored result of an equal request, or edit. `sources` is None if let go."""
+    ) -> list[Finished]:
+        """Return the stored results of an equal request, or edit. `sources` is None if let go."""
         if flight is None:
             assert sources is not None  # noqa: S101 - let go only for a flight
             return await self._edit_and_store(job, sources)
@@ -138,29 +134,36 @@ class Editor:
         async with self._reuse.turn(flight, timeout_s=self.steps.left_s(job)):
             began_s = self._clock()
             if made := await self._reuse.find(flight, job):
-                stored = self.steps.link(made.key, made.content_type)
-                stored = include_file(stored, made.body, job.request.response_format)
-                meta = made.meta.model_copy(
-                    update={"job_id": job.id, "request_id": job.request_id, "reused": True}
-                )
-                store_ms = 1000 * (self._clock() - began_s)
-                return stored, meta, {"queue": 1000 * (began_s - queued_s), "store": store_ms}
+                queue_ms = 1000 * (began_s - queued_s)
+                return [self._reused(one, job, queue_ms, began_s) for one in made]
             sources = sources or await self.steps.load_sources(job)
             edited = await self._edit_and_store(job, sources)
-            if current := self._join_flight(job.request, sources, job_id=job.id):
+            is_of_one_precision = all(one.meta.dtype == self.info.dtype for one in edited)
+            if is_of_one_precision and (
+                current := self._join_flight(job.request, sources, job_id=job.id)
+            ):
                 # Another one if float16 became bfloat16, or a source changed while this one waited.
-                self._reuse.keep(current, Made(edited[0].key, edited[0].content_type, edited[1]))
+                made = [Made(one.stored.key, one.stored.content_type, one.meta) for one in edited]
+                self._reuse.keep(current, made)
             return edited
 
-    async def _edit_and_store(self, job: Job, sources: SourceSet) -> Edited:
-        """Edit loaded sources, within one of the places, and store the result.
+    def _reused(self, made: Made, job: Job, queue_ms: float, began_s: float) -> Finished:
+        stored = self.steps.link(made.key, made.content_type)
+        stored = include_file(stored, made.body, job.request.response_format)
+        ids = {"job_id": job.id, "request_id": job.request_id}
+        meta = made.meta.model_copy(update=ids | {"reused": True})
+        store_ms = 1000 * (self._clock() - began_s)
+        return Finished(stored, meta, {"queue": queue_ms, "store": store_ms})
+
+    async def _edit_and_store(self, job: Job, sources: SourceSet) -> list[Finished]:
+        """Edit loaded sources, within one of the places, and store the results.
 
         Raises:
             Overloaded: no place is free.
         """
         with self._admission.take_place():
-            request, job = job.request, replace(job, masking=sources.masking)
-            params, notes = self._resolve(request, sources, job_id=job.id)
+            job = replace(job, masking=sources.masking)
+            params, notes = self._resolve(job.request, sources, job_id=job.id)
             prepared, prepare_ms = await self.steps.prepare(job, sources, params)
 
             def tell(place: int) -> None:
@@ -168,44 +171,76 @@ class Editor:
 
             tell(self._admission.ahead)
             queued_s = self._clock()
-            async with self._admission.acquire_model(
-                timeout_s=self.steps.left_s(job), on_place=tell
-            ):
-                queue_ms = 1000 * (self._clock() - queued_s)
-                output = await self.steps.edit(job, prepared)
-            job.progress(Progress(stage="store"))
-            encoded = await self.steps.encode(job, output)
-            notes += [*output.notes, *self.info.notes]
-            meta = build_meta(
-                request, params, sources, self.info, notes, job_id=job.id, request_id=job.request_id
-            )
-            key = self._result_key(sources.ids, job.id, request)
-            stored = await self.steps.store(job, key, encoded, meta)
+            async with finishing(job.found, lambda one: self._describe(one, job)) as results:
+                async with self._admission.acquire_model(
+                    timeout_s=self.steps.left_s(job), on_place=tell
+                ):
+                    queue_ms = 1000 * (self._clock() - queued_s)
+                    before_ms = {"queue": queue_ms, "prepare": prepare_ms}
+                    before_ms |= _loading_phases(sources)
+                    seeds = dict(enumerate(list_seeds(params.seed, job.request.num_images)))
+                    missing = {number: seeds[number] for number in seeds.keys() - results}
+                    async for number, edit, output in edit_each(self.steps, job, prepared, missing):
+                        meta = self._build_meta(job, edit, sources, [*notes, *output.notes])
+                        key = self._result_key(sources.ids, job.id, job.request, number)
+                        run = self._finish(job, output, key, meta, before_ms)
+                        results[number] = asyncio.create_task(run)
+                job.progress(Progress(stage="store"))
+        return [results[number].result() for number in sorted(results)]
+
+    def _build_meta(
+        self, job: Job, params: EditParams, sources: SourceSet, notes: list[str]
+    ) -> Meta:
+        notes = [*notes, *self.info.notes]
+        ids = {"job_id": job.id, "request_id": job.request_id}
+        return build_meta(job.request, params, sources, self.info, notes, **ids)
+
+    async def _finish(
+        self,
+        job: Job,
+        output: EngineOutput,
+        key: str,
+        meta: Meta,
+        before_ms: Mapping[str, float],
+    ) -> Finished:
+        """Encode and store one result."""
+        encoded = await self.steps.encode(job, output)
+        stored = await self.steps.store(job, key, encoded, meta)
         phases_ms = {
-            "queue": queue_ms,
-            "prepare": prepare_ms,
+            **before_ms,
             "condition": output.condition_ms,
             "denoise": output.denoise_ms,
             "vae_decode": output.vae_decode_ms,
             "encode": encoded.encode_ms,
             "store": stored.store_ms,
         }
-        return stored, meta, phases_ms
+        return Finished(stored, meta, phases_ms)
 
     async def find(
         self, request: EditRequest, *, job_id: str, request_id: str
-    ) -> EditResult | None:
-        """Return the result that an earlier attempt at this job stored, by a new link.
+    ) -> list[Finished | None]:
+        """Return the results that an earlier attempt at this job stored, by new links.
 
-        Sends one GET to the store at most; fetches and edits nothing.
+        There is None in place of one that is not there. Sends one GET a result to the store; fetches
+        and edits nothing.
 
         Raises:
             BadInput: an image's URL cannot be used.
             StorageError: the store did not answer.
         """
-        began_s = self._clock()
         source_ids = await find_ids(self.steps.sources, request)
-        key = self._result_key(source_ids, job_id, request)
+        keys = [
+            self._result_key(source_ids, job_id, request, number)
+            for number in range(request.num_images)
+        ]
+        return await asyncio.gather(
+            *(self._find(key, request, job_id=job_id, request_id=request_id) for key in keys)
+        )
+
+    async def _find(
+        self, key: str, request: EditRequest, *, job_id: str, request_id: str
+    ) -> Finished | None:
+        began_s = self._clock()
         found = await self.steps.get_stored(key)
         if found is None:
             return None
@@ -215,7 +250,8 @@ class Editor:
             return None
         meta = meta.model_copy(update={"notes": [*meta.notes, FOUND_NOTE]})
         stored = self.steps.link(key, encode.CONTENT_TYPES[request.file_format])
-        return self._answer(include_file(stored, found.body, request.response_format), meta)
+        stored = include_file(stored, found.body, request.response_format)
+        return Finished(stored, meta, {"store": get_ms})
 
     def _resolve(
         self, request: EditRequest, sources: SourceSet, *, job_id: str
@@ -230,55 +266,26 @@ class Editor:
         params = replace(params, loras=loras, profile=profile.name, shift=profile.shift)
         return params, [*ignored, *notes]
 
-    def _require_possible(self, request: EditRequest) -> None:
-        self._require_tokens(request)
-        self._require_room(request)
-        self._require_loaded(request)
-
-    def _require_loaded(self, request: EditRequest) -> None:
-        profile = choose_profile(request.profile, self.info)
-        resolve_adapters(request.loras, self.info.adapters, profile.adapter)
-
-    def _require_tokens(self, request: EditRequest) -> None:
-        texts = {"prompt": request.prompt, "negative_prompt": request.negative_prompt or ""}
-        fields = {
-            name: f"must be at most {MAX_PROMPT_TOKENS} tokens"
-            for name, text in texts.items()
-            if self.steps.engine.count_tokens(text) > MAX_PROMPT_TOKENS
-        }
-        if fields:
-            raise InvalidRequest.for_fields(fields)
-
-    def _require_room(self, request: EditRequest) -> None:
-        images, most = len(request.sources), len(self.info.max_areas_px)
-        if images > most:
-            fault = f"{self.info.model} takes {most} image{'s' if most > 1 else ''}, not {images}"
-            raise InvalidRequest.for_fields({"image_urls": fault})
-        area_px, max_px = (
-            (request.width or 0) * (request.height or 0),
-            self.info.max_areas_px[images - 1],
-        )
-        if area_px > max_px:
-            fault = f"width x height is {area_px} pixels; what is loaded takes at most {max_px}"
-            fault += f" from {images} images" if images > 1 else ""
-            raise InvalidRequest.for_fields({"width": fault, "height": fault})
-
-    def _result_key(self, source_ids: Sequence[str], job_id: str, request: EditRequest) -> str:
+    def _result_key(
+        self, source_ids: Sequence[str], job_id: str, request: EditRequest, number: int
+    ) -> str:
         extension = encode.EXTENSIONS[request.file_format]
-        return result_key(self._settings.prefix, combine_ids(source_ids), job_id, extension)
+        source_id = combine_ids(source_ids)
+        return result_key(self._settings.prefix, source_id, job_id, extension, number=number)
 
-    def _answer(self, stored: StoredResult, meta: Meta) -> EditResult:
-        result = Result(
-            presigned_url=stored.link,
-            bucket=self.steps.storage.name,
-            object_key=stored.key,
-            content_type=stored.content_type,
-            expires_in=self._settings.link_expires_in_s,
-            expires_at=stored.expires_at.strftime("%Y-%m-%dT%H:%M:%SZ"),
-            b64_json=stored.b64_json,
-            meta=meta,
-        )
-        return EditResult(result=result)
+    def answer(self, results: Sequence[Finished]) -> EditResult:
+        """Return the answer that has these results."""
+        first, *others = [self._build_result(one) for one in results]
+        return EditResult(result=first, results=[first, *others] if others else None)
+
+    def _describe(self, one: Finished, job: Job) -> Result:
+        """Return a result as an error lists it: by its link, without its file."""
+        result = self._build_result(one.with_timings(self._count_total(job)))
+        return result.model_copy(update={"b64_json": None})
+
+    def _build_result(self, one: Finished) -> Result:
+        expires_in_s = self._settings.link_expires_in_s
+        return build_result(one, bucket=self.steps.storage.name, expires_in_s=expires_in_s)
 
 
 def _loading_phases(sources: SourceSet) -> dict[str, float]:

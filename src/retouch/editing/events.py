@@ -10,7 +10,7 @@ _log = logging.getLogger(__name__)
 
 
 def log_success(result: EditResult) -> None:
-    """Log `edit.finished`, with the time of each phase in milliseconds."""
+    """Log `edit.finished`, with the time of each phase in milliseconds, of all results together."""
     meta = result.result.meta
     event(
         _log,
@@ -22,7 +22,8 @@ def log_success(result: EditResult) -> None:
         steps=meta.num_inference_steps,
         width=meta.width,
         height=meta.height,
-        **{f"{phase}_ms": ms for phase, ms in meta.timings_ms.model_dump().items()},
+        results=len(result.all),
+        **{f"{phase}_ms": ms for phase, ms in result.sum_timings().items()},
     )
 
 

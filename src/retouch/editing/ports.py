@@ -163,10 +163,12 @@ class PreparedEdit:
     """An edit whose host work is done. `inputs` belongs to the engine that made it.
 
     `on_preview` gets up to `previews` intermediate results, on the thread of `Engine.edit`.
+    `conditioning` is that of an edit of the same inputs, which then is not computed again.
     """
 
     params: EditParams
     inputs: Any
+    conditioning: Any = None
     previews: int = 0
     on_preview: Callable[["EngineOutput"], None] = lambda _: None
 
@@ -175,7 +177,8 @@ class PreparedEdit:
 class EngineOutput:
     """What the model made, and the milliseconds of each phase.
 
-    `pixels` belongs to the engine that made it, until `finish` turns it into an image.
+    `pixels` belongs to the engine that made it, until `finish` turns it into an image; so does
+    `conditioning`, for a further edit of the same inputs, which holds GPU memory.
     """
 
     pixels: Any
@@ -183,6 +186,7 @@ class EngineOutput:
     denoise_ms: float
     vae_decode_ms: float
     notes: tuple[str, ...] = ()
+    conditioning: Any = None
 
 
 class Engine(Protocol):

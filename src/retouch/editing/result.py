@@ -5,12 +5,12 @@ With the copy a retry is answered without editing again.
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 
 from retouch.editing.ports import EditParams, EngineInfo, Source
 from retouch.editing.source_set import SourceSet
-from retouch.schema import EditRequest, Geometry, LoraMeta, Meta, SourceMeta, Timings
+from retouch.schema import EditRequest, Geometry, LoraMeta, Meta, Result, SourceMeta, Timings
 from retouch.storage.port import StoredObject
 
 # Backblaze B2 allows 2,048 bytes for the name and all metadata of an encrypted object.
@@ -40,6 +40,36 @@ class StoredResult:
     expires_at: datetime
     store_ms: float = 0.0
     b64_json: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A stored result, its metadata, and the milliseconds of its phases."""
+
+    stored: StoredResult
+    meta: Meta
+    phases_ms: dict[str, float]
+
+    def with_timings(self, more_ms: dict[str, float], **changes: object) -> "Finished":
+        """Return a copy whose metadata has the phases as its timings, `more_ms` among them."""
+        phases_ms = NO_PHASES | self.phases_ms | more_ms
+        timings = Timings(**{phase: round(ms, 3) for phase, ms in phases_ms.items()})
+        return replace(self, meta=self.meta.model_copy(update={"timings_ms": timings, **changes}))
+
+
+def build_result(one: Finished, *, bucket: str, expires_in_s: int) -> Result:
+    """Build what the answer says about a result in `bucket`."""
+    stored = one.stored
+    return Result(
+        presigned_url=stored.link,
+        bucket=bucket,
+        object_key=stored.key,
+        content_type=stored.content_type,
+        expires_in=expires_in_s,
+        expires_at=stored.expires_at.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        b64_json=stored.b64_json,
+        meta=one.meta,
+    )
 
 
 def describe_geometry(request: EditRequest, params: EditParams, sources: SourceSet) -> Geometry:

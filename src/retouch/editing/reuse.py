@@ -14,9 +14,10 @@ from dataclasses import asdict, dataclass, field
 from weakref import WeakValueDictionary
 
 from retouch import tracing
+from retouch.editing.job import Job
 from retouch.editing.ports import EditParams, EngineInfo
 from retouch.editing.result import read_meta
-from retouch.editing.steps import Job, Steps
+from retouch.editing.steps import Steps
 from retouch.errors import DeadlineExceeded, StorageError
 from retouch.logs import event
 from retouch.schema import EditRequest, Meta
@@ -79,11 +80,11 @@ class Made:
 
 @dataclass
 class Flight:
-    """The equal requests under way. `made` is the result once one of them has it, `made_by` its trace."""
+    """The equal requests under way. `made` has the results once one has them, `made_by` its trace."""
 
     fingerprint: str
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
-    made: Made | None = None
+    made: Sequence[Made] = ()
     made_by: tracing.Link | None = None
 
 
@@ -132,10 +133,10 @@ class ReuseIndex:
         finally:
             flight.turn.release()
 
-    async def find(self, flight: Flight, job: Job) -> Made | None:
-        """Return the stored result of an equal request, if it is whole and not too old.
+    async def find(self, flight: Flight, job: Job) -> Sequence[Made]:
+        """Return the stored results of an equal request, if they are whole and not too old, or none.
 
-        Sends two GETs to the store at most. A store that fails counts as one without the result.
+        Sends one GET to the store, and one a result. A store that fails counts as one without them.
         """
         tracing.link(flight.made_by)
         if flight.made and job.request.response_format == "url":
@@ -144,28 +145,33 @@ class ReuseIndex:
             return await self._read(flight.fingerprint, job)
         except StorageError as error:
             event(_log, "reuse.unknown", level=logging.WARNING, code=error.code, **error.context)
-            return None
+            return []
 
-    async def _read(self, fingerprint: str, job: Job) -> Made | None:
+    async def _read(self, fingerprint: str, job: Job) -> list[Made]:
         settings = self._steps.settings
         index = await self._steps.get_stored(reuse_key(settings.prefix, fingerprint))
         if index is None:
-            return None
+            return []
         try:
             entry = json.loads(index.body)
-            key, content_type = str(entry["key"]), str(entry["content_type"])
+            keys, content_type = list(map(str, entry["keys"])), str(entry["content_type"])
             age_s = self._now() - float(entry["made_at"])
         except (KeyError, TypeError, ValueError):
-            return None
+            return []
         if age_s >= settings.link_expires_in_s:
-            return None
+            return []
+        read = await asyncio.gather(*(self._read_one(key, content_type, job) for key in keys))
+        made = [one for one in read if one]
+        return made if len(made) == len(keys) else []
+
+    async def _read_one(self, key: str, content_type: str, job: Job) -> Made | None:
         found = await self._steps.get_stored(key)
         if found is None:
             return None
         meta = read_meta(found, job_id=job.id, request_id=job.request_id, get_ms=0.0)
         return Made(key, content_type, meta, found.body) if meta else None
 
-    def keep(self, flight: Flight, made: Made) -> None:
+    def keep(self, flight: Flight, made: Sequence[Made]) -> None:
         """Give `made` to the equal requests under way, and to later ones by an index object."""
         flight.made, flight.made_by = made, tracing.current()
         # The task refers to the flight, so that it lasts until the index can be read.
@@ -173,8 +179,12 @@ class ReuseIndex:
         self._writes.add(task)
         task.add_done_callback(self._writes.discard)
 
-    async def _write(self, flight: Flight, made: Made) -> None:
-        entry = {"key": made.key, "content_type": made.content_type, "made_at": int(self._now())}
+    async def _write(self, flight: Flight, made: Sequence[Made]) -> None:
+        entry = {
+            "keys": [one.key for one in made],
+            "content_type": made[0].content_type,
+            "made_at": int(self._now()),
+        }
         key = reuse_key(self._steps.settings.prefix, flight.fingerprint)
         try:
             await self._steps.put_json(key, entry)

@@ -10,18 +10,18 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Literal
 
 from retouch import tracing
-from retouch.editing.masking import Masking, plan_masking
+from retouch.editing.job import Job, report_steps
+from retouch.editing.masking import plan_masking
 from retouch.editing.ports import EditParams, Engine, EngineOutput, PreparedEdit, Sources
-from retouch.editing.previews import Previews, with_previews
+from retouch.editing.previews import with_previews
 from retouch.editing.result import EncodedResult, StoredResult, to_object_metadata
 from retouch.editing.source_set import SourceSet, load_all
 from retouch.editing.waiting import run_in, run_model, settle, within
 from retouch.errors import Cancelled, DeadlineExceeded
 from retouch.images import encode
-from retouch.schema import EditRequest, Meta, Progress, ResponseFormat
+from retouch.schema import Meta, Progress, ResponseFormat
 from retouch.storage.port import Store, StoredObject
 
 _MAX_RESULT_BYTES = 64 << 20
@@ -43,23 +43,6 @@ class EditorSettings:
     grace_s: float = 15.0
     reuse: bool = True
     max_source_bytes: int = 2 * 26214400
-
-
-def ignore(_: Progress) -> None:
-    """Ignore progress."""
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """One request on its way: its ids, its deadline on the editor's clock, its callbacks and its mask."""
-
-    request: EditRequest
-    id: str
-    request_id: str
-    deadline_s: float
-    progress: Callable[[Progress], None] = ignore
-    previews: Previews | None = None
-    masking: Masking | None = None
 
 
 @dataclass(kw_only=True)
@@ -151,8 +134,10 @@ class Steps:
         prepared = await run_in(self._host_threads, prepare, span="prepare")
         return prepared, 1000 * (self.clock() - began_s)
 
-    async def edit(self, job: Job, prepared: PreparedEdit) -> EngineOutput:
-        """Run the model, which the caller must have acquired.
+    async def edit(
+        self, job: Job, prepared: PreparedEdit, *, turn: int = 0, turns: int = 1
+    ) -> EngineOutput:
+        """Run the model, which the caller must have acquired: for the `turn`-th of `turns` results.
 
         Returns or raises only when the model has come back, so that the next edit finds it free; or
         `grace_s` after the deadline, when it is lost for good.
@@ -161,23 +146,18 @@ class Steps:
             DeadlineExceeded: the job's time ran out.
             ModelError: as `Engine.edit`.
         """
-        loop = asyncio.get_running_loop()
         stop = threading.Event()  # set once, by this coroutine; read by the model thread
-        told = -1
+        report = report_steps(job, turn=turn, turns=turns)
 
         def on_step(done: int, steps: int) -> None:
-            nonlocal told
             if stop.is_set():
                 raise Cancelled("the caller went away")
             if self.clock() >= job.deadline_s:
                 raise DeadlineExceeded("the job's time ran out in the middle of the edit")
-            if done == told:
-                return
-            told = done
-            stage: Literal["denoise", "vae_decode"] = "denoise" if done < steps else "vae_decode"
-            loop.call_soon_threadsafe(job.progress, Progress(stage=stage, step=done, steps=steps))
+            report(done, steps)
 
-        job.progress(Progress(stage="condition", steps=prepared.params.run_steps))
+        if turn == 0:
+            job.progress(Progress(stage="condition", steps=turns * prepared.params.run_steps))
         previews: list[Future[None]] = []
         if job.previews:
             prepared, previews = with_previews(

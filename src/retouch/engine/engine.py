@@ -26,7 +26,7 @@ from retouch.engine.compilation import BlockCode
 from retouch.engine.guidance import classifier_free_guidance
 from retouch.engine.hooks import EditTimer, StepHook, StepState, preview_steps, run_hooks
 from retouch.engine.inpaint import start_latents
-from retouch.engine.inputs import EditInputs, prepare_inputs
+from retouch.engine.inputs import Conditioning, EditInputs, prepare_inputs
 from retouch.engine.memory.weights import Weights
 from retouch.engine.modulation import ModulationCache
 from retouch.engine.precision import Fp16Overflow
@@ -161,6 +161,7 @@ class QwenEngine:
                         "the model produced non-finite values (NaN or infinity)"
                     ) from error
             self._fall_back_to_bf16()
+            prepared = replace(prepared, conditioning=None)
             notes = ("float16 overflowed: the edit was made in bfloat16",)
 
     def _fall_back_to_bf16(self) -> None:
@@ -171,22 +172,19 @@ class QwenEngine:
 
     def _edit(self, prepared: PreparedEdit, timer: EditTimer) -> EngineOutput:
         timer.start()
-        texts = self.encode_prompts(prepared.inputs)
-        images = self.encode_images(prepared.inputs)
-        source = self.encode_source(prepared.inputs)
+        found = prepared.conditioning or self._condition(prepared.inputs)
         timer.end_phase()
         hooks = [timer.report_step, self._show_previews(prepared)]
-        latents = self.denoise(prepared, texts, images, source, hooks=hooks)
+        latents = self.denoise(prepared, found.texts, found.images, found.source, hooks=hooks)
         timer.end_phase()
         pixels = self.decode(latents, rows=prepared.inputs.grids[0][0])
         timer.end_phase()
         condition_ms, denoise_ms, vae_decode_ms = timer.phases_ms()
-        return EngineOutput(
-            pixels=pixels,
-            condition_ms=condition_ms,
-            denoise_ms=denoise_ms,
-            vae_decode_ms=vae_decode_ms,
-        )
+        return EngineOutput(pixels, condition_ms, denoise_ms, vae_decode_ms, conditioning=found)
+
+    def _condition(self, inputs: EditInputs) -> Conditioning:
+        texts = self.encode_prompts(inputs)
+        return Conditioning(texts, self.encode_images(inputs), self.encode_source(inputs))
 
     def _show_previews(self, prepared: PreparedEdit) -> StepHook:
         wanted = preview_steps(prepared.params.run_steps, prepared.previews)

@@ -38,6 +38,20 @@ class EditInputs:
     mask: torch.Tensor | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Conditioning:
+    """What the prompts and images of an edit come to, on the GPU; it does not depend on the seed.
+
+    `texts` (1, text token, width) has the prompt's hidden states, then the negative prompt's.
+    `images` (1, rows x columns, 4 c) has the latents of each condition image, `source` those of the
+    first image at the result's size, where they are needed.
+    """
+
+    texts: list[torch.Tensor]
+    images: list[torch.Tensor]
+    source: torch.Tensor | None
+
+
 def prepare_inputs(
     images: Sequence[Image],
     params: EditParams,

@@ -9,7 +9,7 @@ from typing import Any
 from retouch.errors import InvalidRequest, JobNotFound
 from retouch.jobs.heartbeat import Heartbeat
 from retouch.jobs.records import Accepted, Ended, Records, describe, require_job_id, to_text
-from retouch.schema import EditResult, Job, Progress
+from retouch.schema import Job, Progress, Result
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,20 +62,21 @@ class Lookup:
         return await self._renew(describe(accepted, ended))
 
     async def _renew(self, job: Job) -> Job:
-        """Return the job with a new link to its result."""
-        if not isinstance(job.answer, EditResult):
+        """Return the job with new links to its results."""
+        if job.answer is None or not (results := job.answer.all):
             return job
         expires_in_s = self._settings.link_expires_in_s
-        key = job.answer.result.object_key
-        link = await self._records.link(key, expires_in_s=expires_in_s)
-        renewed = {
-            "presigned_url": link,
+        expiry = {
             "expires_in": expires_in_s,
             "expires_at": to_text(self._now() + expires_in_s),
         }
-        result = job.answer.result.model_copy(update=renewed)
-        answer = job.answer.model_copy(update={"result": result})
-        return job.model_copy(update={"answer": answer})
+        keys = [result.object_key for result in results]
+        links = {key: await self._records.link(key, expires_in_s=expires_in_s) for key in keys}
+
+        def renew(result: Result) -> Result:
+            return result.model_copy(update=expiry | {"presigned_url": links[result.object_key]})
+
+        return job.model_copy(update={"answer": job.answer.change_each(renew)})
 
     def _is_expired(self, accepted: Accepted) -> bool:
         return self._now() - accepted.created_at_s > self._settings.retention_s

@@ -14,6 +14,7 @@ CacheMode = Literal["default", "no-store", "revalidate"]
 ResponseFormat = Literal["url", "b64_json"]
 SizeFrom = Literal["first", "last"]
 MAX_IMAGES = 3
+MAX_RESULTS = 4
 MAX_STEPS = 50
 MAX_PROMPT_CHARACTERS = 800
 MAX_PROMPT_TOKENS = 512

@@ -17,6 +17,7 @@ from pydantic import (
 from retouch.schema.fields import (
     MAX_IMAGES,
     MAX_PROMPT_CHARACTERS,
+    MAX_RESULTS,
     PROMPT_PATTERN,
     TEXT_PATTERN,
     CacheMode,
@@ -85,6 +86,12 @@ class EditRequest(BaseModel):
         description="The same seed and request give the same bytes. Null or -1: derived from the job "
         "id. The response contains the seed used.",
         examples=[424242],
+    )
+    num_images: Annotated[int, Field(ge=1, le=MAX_RESULTS), ToInteger] = Field(
+        default=1,
+        description="How many results to make, 1 to 4, with the seeds seed, seed + 1 and so on. Where "
+        "there are several, results lists them.",
+        examples=[1],
     )
     num_inference_steps: Annotated[int, Field(ge=1, le=1000), ToInteger] | None = Field(
         default=None,

@@ -1,6 +1,7 @@
 """The responses of both entry points: success, failure and progress."""
 
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
@@ -151,13 +152,39 @@ class Result(BaseModel):
     meta: Meta = Field(description="Effective parameters and timings.")
 
 
+_OF_EACH = ("condition", "denoise", "vae_decode", "encode", "store")
+"""Phases that each of several images has of its own; they share the others."""
+
+
 class EditResult(BaseModel):
     """The response of a successful edit."""
 
     status: Literal["success"] = Field(
         default="success", description="Always success.", examples=["success"]
     )
-    result: Result = Field(description="The edited image.")
+    result: Result = Field(description="The edited image, or the first of several.")
+    results: list[Result] | None = Field(
+        default=None,
+        exclude_if=lambda results: results is None,
+        description="All edited images in the order of their seeds, where num_images is above 1.",
+        examples=[None],
+    )
+
+    @property
+    def all(self) -> list[Result]:
+        """The edited images in the order of their seeds."""
+        return self.results or [self.result]
+
+    def change_each(self, change: Callable[[Result], Result]) -> Self:
+        """Return a copy in which each edited image is what `change` makes of it."""
+        changed = [change(result) for result in self.all]
+        results = changed if self.results else None
+        return self.model_copy(update={"result": changed[0], "results": results})
+
+    def sum_timings(self) -> dict[str, Any]:
+        """Return the milliseconds of each phase of all images together."""
+        timings = [result.meta.timings_ms.model_dump() for result in self.all]
+        return timings[0] | {phase: sum(one[phase] for one in timings) for phase in _OF_EACH}
 
 
 class ErrorDetails(BaseModel):
@@ -167,6 +194,12 @@ class ErrorDetails(BaseModel):
     __pydantic_extra__: dict[str, JsonValue] = Field(init=False)
 
     code: str = Field(description="Stable name of the error.", examples=["source_too_large"])
+    results: list[Result] | None = Field(
+        default=None,
+        exclude_if=lambda results: results is None,
+        description="Of several images, those that were stored before one failed.",
+        examples=[None],
+    )
     retryable: bool = Field(description="The same request may succeed later.", examples=[False])
     request_id: str = Field(
         description="Id of the request in the log.",
@@ -208,6 +241,19 @@ class ErrorBody(BaseModel):
     )
     error: ErrorInfo = Field(description="The error.")
 
+    @property
+    def all(self) -> list[Result]:
+        """The edited images that were stored before one failed."""
+        return self.error.details.results or []
+
+    def change_each(self, change: Callable[[Result], Result]) -> Self:
+        """Return a copy in which each edited image is what `change` makes of it."""
+        if not self.all:
+            return self
+        body = self.model_copy(deep=True)
+        body.error.details.results = [change(result) for result in self.all]
+        return body
+
 
 class Progress(BaseModel):
     """Progress of a running edit."""
@@ -215,8 +261,8 @@ class Progress(BaseModel):
     stage: Literal["queue", "source", "condition", "denoise", "vae_decode", "store"] = Field(
         description="Current phase.", examples=["denoise"]
     )
-    step: int = Field(default=0, description="Steps done.", examples=[12])
-    steps: int = Field(default=0, description="Steps in all.", examples=[30])
+    step: int = Field(default=0, description="Steps done, of all results.", examples=[12])
+    steps: int = Field(default=0, description="Steps in all, of all results.", examples=[30])
     place: int = Field(
         default=0, description="In the queue: how many edits are before this one.", examples=[2]
     )
@@ -240,6 +286,8 @@ def restore_error(body: ErrorBody) -> EditError:
 
     A code unknown to this version gives an `EditError` with the code in `details`.
     """
-    details = body.error.details.model_dump()
+    details = dict(body.error.details)  # results stay models
+    if details["results"] is None:
+        del details["results"]
     known = {cls.code: cls for cls in error_classes()}
     return known.get(body.error.details.code, EditError)(body.error.message, details=details)

@@ -8,6 +8,7 @@ from retouch.errors import StorageError
 _KEY = re.compile(r"[0-9a-z._-]+(?:/[0-9a-z._-]+)*")
 _MAX_KEY_CHARACTERS = 1024
 _PLAIN_JOB_ID = re.compile(r"[0-9a-z][0-9a-z_-]{0,127}")
+_NUMBERED = re.compile(r".*-[0-3]")
 
 
 def source_key(prefix: str, source_id: str) -> str:
@@ -19,16 +20,21 @@ def source_key(prefix: str, source_id: str) -> str:
     return f"{prefix}sources/v1/{source_id[:2]}/{source_id}"
 
 
-def result_key(prefix: str, source_id: str, job_id: str, extension: str) -> str:
-    """Return the key of a job's result. It can be built before the source is fetched.
+def result_key(prefix: str, source_id: str, job_id: str, extension: str, *, number: int = 0) -> str:
+    """Return the key of a job's result, the `number`-th. It can be built before the source is fetched.
 
-    A job id with other characters than keys have is replaced by its hash.
+    A job id with other characters than keys have is replaced by its hash. One that ends like a
+    numbered result has its numbers from 0, so that no two jobs share a key.
 
+    >>> [result_key("p/", "ab12", "job", "jpg", number=number) for number in (0, 1)]
+    ['p/results/ab12/job.jpg', 'p/results/ab12/job-1.jpg']
     >>> result_key("p/", "ab12", "job-1", "jpg")
-    'p/results/ab12/job-1.jpg'
+    'p/results/ab12/job-1-0.jpg'
     """
     is_plain = _PLAIN_JOB_ID.fullmatch(job_id)
     word = job_id if is_plain else hashlib.sha256(job_id.encode()).hexdigest()
+    if number or _NUMBERED.fullmatch(word):
+        word = f"{word}-{number}"
     return f"{prefix}results/{source_id}/{word}.{extension}"
 
 

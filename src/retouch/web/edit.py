@@ -10,8 +10,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from retouch.editing.events import log_failure, log_success
+from retouch.editing.job import ignore
 from retouch.editing.previews import Previews
-from retouch.editing.steps import ignore
 from retouch.errors import Cancelled, EditError, InternalError
 from retouch.lifecycle import ModelHost
 from retouch.logs import bind
@@ -156,11 +156,16 @@ class EditEndpoint:
         )
         del request  # with the image in it, of which the edit lets go once it is decoded
         disconnected = asyncio.ensure_future(caller.disconnected())
+        complete = partial(complete_link, base_url=caller.base_url)
         try:
             await asyncio.wait({edit, disconnected}, return_when=asyncio.FIRST_COMPLETED)
             if not edit.done():
                 raise Cancelled("the caller disconnected")
-            return complete_link(edit.result(), caller.base_url)
+            return edit.result().change_each(complete)
+        except EditError as error:
+            if results := error.details.get("results"):
+                error.details["results"] = [complete(result) for result in results]
+            raise
         finally:
             disconnected.cancel()
             edit.cancel()

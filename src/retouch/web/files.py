@@ -8,20 +8,19 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from retouch.errors import MethodNotAllowed
-from retouch.schema import EditResult
+from retouch.schema import Result
 from retouch.storage.local import LocalStore
 
 _METHODS = ("GET", "HEAD")
 _RANGE = re.compile(r"bytes=(?:(\d{1,18})-(\d{0,18})|-(\d{1,18}))", re.ASCII)
 
 
-def complete_link(answer: EditResult, base_url: str) -> EditResult:
+def complete_link(result: Result, base_url: str) -> Result:
     """Put `base_url` in front of a local link, where PUBLIC_URL gives it no host."""
-    link = answer.result.presigned_url
+    link = result.presigned_url
     if not link.startswith("/"):
-        return answer
-    result = answer.result.model_copy(update={"presigned_url": base_url + link})
-    return answer.model_copy(update={"result": result})
+        return result
+    return result.model_copy(update={"presigned_url": base_url + link})
 
 
 async def serve_file(store: LocalStore, request: Request) -> Response:

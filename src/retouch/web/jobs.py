@@ -4,6 +4,7 @@ import asyncio
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
+from functools import partial
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -174,10 +175,10 @@ def _location(job: Job) -> dict[str, str]:
 
 
 def _complete(job: Job, request: Request) -> Job:
-    if not isinstance(job.answer, EditResult):
+    if job.answer is None:
         return job
-    answer = complete_link(job.answer, str(request.base_url).rstrip("/"))
-    return job.model_copy(update={"answer": answer})
+    complete = partial(complete_link, base_url=str(request.base_url).rstrip("/"))
+    return job.model_copy(update={"answer": job.answer.change_each(complete)})
 
 
 def _answer(
@@ -197,8 +198,8 @@ def _answer_edit(job: Job, request: Request) -> JSONResponse:
     Raises:
         EditError: the edit failed.
     """
-    if isinstance(job.answer, ErrorBody):
-        raise restore_error(job.answer)
     answer = _complete(job, request).answer
+    if isinstance(answer, ErrorBody):
+        raise restore_error(answer)
     assert isinstance(answer, EditResult)  # noqa: S101 - the job has ended
     return JSONResponse(answer.model_dump(mode="json"), headers=_location(job))

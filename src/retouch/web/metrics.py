@@ -79,7 +79,7 @@ class Metrics:
         self._profiles.labels(meta.profile).inc()
         if meta.reused:
             return  # it had no phases: zeros would spoil the histograms
-        for phase, ms in meta.timings_ms.model_dump().items():
+        for phase, ms in answer.sum_timings().items():
             self._phases.labels(phase).observe(ms / 1000)
 
     def count_failure(self, code: str) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import itertools
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,22 +48,28 @@ class _Answers:
 
     def build(self, edit: EditResult) -> ImagesAnswer:
         """Return the answer to an edit."""
-        result = edit.result
+        return self._build(edit.all)
+
+    def _build(self, results: Sequence[Result]) -> ImagesAnswer:
+        result = results[0]
         is_file = self.options.response_format == "b64_json"
-        data = (
-            ImageData(b64_json=result.b64_json) if is_file else ImageData(url=result.presigned_url)
-        )
         return ImagesAnswer(
             created=int(time.time()),
-            data=[data],
+            data=[
+                ImageData(b64_json=one.b64_json) if is_file else ImageData(url=one.presigned_url)
+                for one in results
+            ],
             output_format=_name_format(result),
             size=f"{result.meta.width}x{result.meta.height}",
-            usage=self._count(result),
+            usage=self._count(results),
         )
 
     def format_completed(self, edit: EditResult) -> str:
-        """Return the last event of a stream."""
-        answer = self.build(edit).model_dump(mode="json")
+        """Return the last events of a stream, one for each image."""
+        return "".join(self._format_completed(result) for result in edit.all)
+
+    def _format_completed(self, result: Result) -> str:
+        answer = self._build([result]).model_dump(mode="json")
         event: dict[str, Any] = {
             "type": "image_edit.completed",
             **answer.pop("data")[0],
@@ -86,9 +93,9 @@ class _Answers:
         }
         return sse.format_event(event["type"], event)
 
-    def _count(self, result: Result) -> Usage:
+    def _count(self, results: Sequence[Result]) -> Usage:
         read = self.text_tokens + self.image_tokens
-        made = result.meta.width * result.meta.height // _TOKEN_PX
+        made = sum(one.meta.width * one.meta.height // _TOKEN_PX for one in results)
         return Usage(
             input_tokens=read,
             input_tokens_details=TokenDetails(

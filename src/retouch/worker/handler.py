@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from retouch import tracing
 from retouch.editing.events import log_failure, log_success
+from retouch.editing.result import Finished
 from retouch.errors import (
     Cancelled,
     EditError,
@@ -40,7 +41,7 @@ from retouch.worker.startup import is_gpu_lost
 _log = logging.getLogger(__name__)
 Answer = dict[str, Any]
 
-MAX_ANSWER_BYTES = 8192
+MAX_ANSWER_BYTES = 32768
 MAX_FILE_CHARACTERS = 9_000_000
 _FILE_TOO_LARGE = "the image is too large for b64_json on Runpod: it is at presigned_url"
 _SHORT_CHARACTERS = 200
@@ -109,15 +110,18 @@ class Worker:
         caller: Caller,
         progress: Callable[[Progress], None],
     ) -> EditResult:
-        """Return what an earlier attempt at the platform's job stored, or edit."""
-        job_id = caller.request_id
+        """Return what an earlier attempt at the platform's job stored; edit what is missing."""
+        job_id, editor = caller.request_id, self._host.editor
+        found: list[Finished | None] = []
         try:
-            found = await self._host.editor.find(request, job_id=job_id, request_id=job_id)
+            found = await editor.find(request, job_id=job_id, request_id=job_id)
         except StorageError as error:  # editing again costs time; refusing would cost the job
             event(_log, "result.unknown", level=logging.WARNING, code=error.code, **error.context)
-            found = None
-        return found or await self._host.run(
-            request, job_id=job_id, request_id=job_id, progress=progress
+        made = [one for one in found if one]
+        if made and len(made) == len(found):
+            return editor.answer(made)
+        return await self._host.run(
+            request, job_id=job_id, request_id=job_id, progress=progress, found=found
         )
 
     async def _run_recorded(
@@ -177,17 +181,22 @@ def read_input(body: object) -> EditRequest:
 def build_success(result: EditResult) -> Answer:
     """Return `result` as JSON, without its notes where it would be over `MAX_ANSWER_BYTES`.
 
-    Beside them an image as base64 may have `MAX_FILE_CHARACTERS`; a larger one is left out with a
-    note, because Runpod takes no answer over 10 MB.
+    Beside them images as base64 may have `MAX_FILE_CHARACTERS` together; those beyond are left out
+    with a note, because Runpod takes no answer over 10 MB.
     """
     answer = result.model_dump(mode="json")
-    file = answer["result"].pop("b64_json", "")
+    results = [answer["result"], *answer.get("results", [])]
+    files = [one.pop("b64_json", "") for one in results]
     if len(json.dumps(answer)) > MAX_ANSWER_BYTES:
-        answer["result"]["meta"]["notes"] = []
-    if len(file) > MAX_FILE_CHARACTERS:
-        answer["result"]["meta"]["notes"].append(_FILE_TOO_LARGE)
-    elif file:
-        answer["result"]["b64_json"] = file
+        for one in results:
+            one["meta"]["notes"] = []
+    left = MAX_FILE_CHARACTERS
+    for one, file in zip(results, files, strict=True):
+        if len(file) > left:
+            one["meta"]["notes"].append(_FILE_TOO_LARGE)
+        elif file:
+            one["b64_json"] = file
+            left -= len(file)
     return answer
 
 

@@ -30,7 +30,7 @@ async def test_an_edit_is_stored_and_answered_with_its_link() -> None:
     house = House()
     answer = await run(house)
     result = answer.result
-    key = f"p/results/{SOURCE_ID}/job-1.png"
+    key = f"p/results/{SOURCE_ID}/job-1-0.png"
     assert house.store.results == [key]
     kept = house.store.objects[key]
     image = Image.open(BytesIO(kept.body))
@@ -148,7 +148,7 @@ async def test_the_result_has_the_format_asked_for(
     kept = house.store.objects[result.object_key]
     assert Image.open(BytesIO(kept.body)).format == pillow
     assert kept.content_type == result.content_type == content_type
-    assert result.object_key.endswith(f"/job-1.{extension}")
+    assert result.object_key.endswith(f"/job-1-0.{extension}")
 
 
 async def test_quality_is_passed_on_to_the_encoder() -> None:
@@ -172,7 +172,7 @@ async def test_a_retried_job_makes_the_same_bytes_under_the_same_key() -> None:
 async def test_the_result_of_a_data_url_is_kept_under_the_hash_of_its_bytes() -> None:
     house = House()
     answer = await run(house, image_url=f"data:;base64,{base64.b64encode(PNG).decode()}")
-    assert answer.result.object_key == f"p/results/{hashlib.sha256(PNG).hexdigest()}/job-1.png"
+    assert answer.result.object_key == f"p/results/{hashlib.sha256(PNG).hexdigest()}/job-1-0.png"
     assert house.store.sources == []
 
 

@@ -11,7 +11,7 @@ from retouch.schema import EditRequest, EditResult
 
 async def find(house: House, *, job_id: str = "job-1", **changes: Any) -> EditResult | None:
     request = EditRequest.model_validate(REQUEST.model_dump(exclude_unset=True) | changes)
-    return await house.editor.find(request, job_id=job_id, request_id="r-2")
+    return await house.find(request, job_id=job_id, request_id="r-2")
 
 
 async def edited(house: House) -> EditResult:
@@ -58,7 +58,7 @@ async def test_a_result_that_is_not_whole_counts_as_none(damage: dict[str, Any])
 async def test_a_data_url_is_looked_for_under_the_hash_of_its_bytes() -> None:
     house = House()
     assert await find(house, image_url=f"data:;base64,{base64.b64encode(PNG).decode()}") is None
-    assert house.store.gets == [f"p/results/{hashlib.sha256(PNG).hexdigest()}/job-1.png"]
+    assert house.store.gets == [f"p/results/{hashlib.sha256(PNG).hexdigest()}/job-1-0.png"]
 
 
 async def test_a_data_url_that_is_none_is_refused() -> None:

@@ -123,7 +123,7 @@ async def test_the_mask_is_part_of_the_key_and_of_what_is_reused() -> None:
         result, _ = await edit(house, mask_url=mask, seed=5)
         keys.add(result.object_key)
         request = EditRequest(image_url=SOURCE, mask_url=mask, prompt="a", seed=5)
-        found = await house.editor.find(request, **JOB)
+        found = await house.find(request, **JOB)
         assert found
         assert found.result.object_key == result.object_key
     assert len(keys) == len(house.engine.edits) == 3

@@ -26,7 +26,7 @@ def change(house: House, **metadata: str) -> None:
 
 async def test_a_job_without_a_result_finds_none_by_one_get() -> None:
     house = House()
-    assert await house.editor.find(REQUEST, **JOB) is None
+    assert await house.find(REQUEST, **JOB) is None
     assert len(house.store.gets) == 1
     assert house.origin.asked == []
 
@@ -35,7 +35,7 @@ async def test_a_job_finds_the_result_of_its_earlier_attempt() -> None:
     house = House()
     first = (await edited(house)).result
     house.store.gets.clear()
-    found = await house.editor.find(REQUEST, **AGAIN)
+    found = await house.find(REQUEST, **AGAIN)
     assert found is not None
     again = found.result
     assert house.store.gets == [first.object_key]
@@ -53,9 +53,9 @@ async def test_a_job_finds_the_result_of_its_earlier_attempt() -> None:
 async def test_another_job_or_source_or_format_finds_nothing() -> None:
     house = House()
     await edited(house)
-    assert await house.editor.find(REQUEST, job_id="job-2", request_id="r") is None
+    assert await house.find(REQUEST, job_id="job-2", request_id="r") is None
     for change in ({"image_url": URL + "2"}, {"output_format": "webp"}):
-        assert await house.editor.find(REQUEST.model_copy(update=change), **JOB) is None
+        assert await house.find(REQUEST.model_copy(update=change), **JOB) is None
 
 
 async def test_the_result_of_a_data_url_is_found() -> None:
@@ -63,7 +63,7 @@ async def test_the_result_of_a_data_url_is_found() -> None:
     url = f"data:image/png;base64,{base64.b64encode(PNG).decode()}"
     request = REQUEST.model_copy(update={"image_url": url})
     first = await house.editor.run(request, **JOB)
-    found = await house.editor.find(request, **AGAIN)
+    found = await house.find(request, **AGAIN)
     assert found is not None
     assert found.result.object_key == first.result.object_key
 
@@ -86,7 +86,7 @@ async def test_a_result_that_is_not_whole_is_not_found(damage: dict[str, str]) -
     house = House()
     await edited(house)
     change(house, **damage)
-    assert await house.editor.find(REQUEST, **JOB) is None
+    assert await house.find(REQUEST, **JOB) is None
 
 
 async def test_a_result_without_metadata_is_not_found() -> None:
@@ -94,14 +94,14 @@ async def test_a_result_without_metadata_is_not_found() -> None:
     await edited(house)
     (key,) = house.store.results
     house.store.objects[key] = Kept(house.store.objects[key].body, "image/png", {})
-    assert await house.editor.find(REQUEST, **JOB) is None
+    assert await house.find(REQUEST, **JOB) is None
 
 
 async def test_a_store_that_cannot_be_asked_is_an_error() -> None:
     house = House()
     house.store.get_fault = StoreUnavailable("down")
     with pytest.raises(StoreUnavailable):
-        await house.editor.find(REQUEST, **JOB)
+        await house.find(REQUEST, **JOB)
 
 
 @pytest.mark.parametrize("url", ["data:nothing", "data:;base64,#"])
@@ -109,7 +109,7 @@ async def test_a_url_that_is_wrong_is_refused_as_in_an_edit(url: str) -> None:
     house = House()
     request = REQUEST.model_copy(update={"image_url": url})
     with pytest.raises(BadInput) as found:
-        await house.editor.find(request, **JOB)
+        await house.find(request, **JOB)
     with pytest.raises(BadInput) as ran:
         await house.editor.run(request, **JOB)
     assert type(found.value) is type(ran.value) is InvalidRequest
@@ -132,7 +132,7 @@ async def test_notes_give_way_where_there_is_no_room() -> None:
     house = House(engine=FakeEngine(notes=("long " * 400,)))
     first = (await edited(house)).result
     assert len(first.meta.notes[-1]) == 2000
-    found = await house.editor.find(REQUEST, **AGAIN)
+    found = await house.find(REQUEST, **AGAIN)
     assert found is not None
     assert found.result.meta.notes == [FOUND]
 

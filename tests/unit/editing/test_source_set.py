@@ -75,7 +75,7 @@ async def test_a_malformed_image_is_a_wrong_field() -> None:
     assert list(caught.value.details["fields"]) == ["image_urls[1]"]
     request = EditRequest(image_urls=[FIRST, "data:;base64,#"], prompt="join")
     with pytest.raises(InvalidRequest) as found:
-        await house.editor.find(request, **JOB)
+        await house.find(request, **JOB)
     assert found.value.message == caught.value.message
 
 
@@ -122,7 +122,7 @@ async def test_a_retry_finds_the_result_of_the_same_images_in_the_same_order_onl
     inline = f"data:;base64,{base64.b64encode(PNG).decode()}"
     first = await edit(house, inline, SECOND)
     for urls, is_found in (([inline, SECOND], True), ([SECOND, inline], False), ([inline], False)):
-        found = await house.editor.find(EditRequest(image_urls=urls, prompt="join"), **JOB)
+        found = await house.find(EditRequest(image_urls=urls, prompt="join"), **JOB)
         assert (found is not None) is is_found
         if found:
             assert found.result.object_key == first.result.object_key

@@ -50,6 +50,7 @@ def test_everything_but_image_and_prompt_has_a_default() -> None:
         "mask_feather": 8,
         "mask_padding": None,
         "strength": 1.0,
+        "num_images": 1,
         "negative_prompt": None,
         "seed": None,
         "num_inference_steps": None,

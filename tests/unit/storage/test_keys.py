@@ -58,3 +58,13 @@ def test_a_source_key_is_told_from_one_of_a_result() -> None:
     assert is_key(key)
     assert is_source_key(key)
     assert not is_source_key(result_key("sources/", "ab12", "job-1", "png"))
+
+
+def test_no_two_jobs_share_the_key_of_a_result() -> None:
+    ids = ["a", "a-0", "a-1", "a-1-0", "a-1-1", "a-4", "A", "b"]
+    keys = [
+        result_key("p/", "ab12", job_id, "png", number=number)
+        for job_id in ids
+        for number in range(4)
+    ]
+    assert len(set(keys)) == len(keys)

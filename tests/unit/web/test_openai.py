@@ -172,6 +172,30 @@ async def test_a_stream_shows_as_many_intermediate_images_as_are_asked_for() -> 
     assert len(partial) == 2
 
 
+async def test_n_images_come_as_a_list_and_count_as_output() -> None:
+    house = House()
+    answer = await edit(house, n=2, size="64x64", extra_body={"seed": 5})
+    bodies = [base64.b64decode(one.b64_json or "") for one in answer.data or []]
+    assert {*bodies} == {house.store.objects[key].body for key in house.store.results}
+    assert len(bodies) == 2
+    assert [one.seed for one in house.engine.edits] == [5, 6]
+    assert answer.usage is not None
+    assert answer.usage.output_tokens == 2 * 16
+
+
+async def test_a_stream_of_n_images_numbers_the_intermediate_ones_and_ends_with_n() -> None:
+    async with openai_client(House()) as speaking:
+        stream = await speaking.images.edit(
+            image=PNG, prompt="x", n=2, stream=True, partial_images=1
+        )
+        events = [event async for event in stream]
+    *partial, first, second = events
+    assert isinstance(first, ImageEditCompletedEvent)
+    assert isinstance(second, ImageEditCompletedEvent)
+    assert first.b64_json != second.b64_json
+    assert [getattr(event, "partial_image_index", None) for event in partial] == [0, 1]
+
+
 async def test_a_client_tries_again_what_may_succeed_and_nothing_else() -> None:
     house = House()
     house.store.put_fault = StoreUnavailable("away")

@@ -104,7 +104,7 @@ async def test_a_job_is_answered_with_the_envelope_of_success() -> None:
     result = EditResult.model_validate(answer).result
     assert set(answer) == {"status", "result"}
     assert result.object_key in rig.house.store.objects
-    assert result.object_key.endswith("/job-1.png")
+    assert result.object_key.endswith("/job-1-0.png")
     assert (result.meta.job_id, result.meta.request_id) == ("job-1", "job-1")
     assert len(json.dumps(answer, allow_nan=False)) <= MAX_ANSWER_BYTES
 
@@ -184,8 +184,43 @@ def test_a_file_that_would_make_an_answer_too_large_is_left_out_with_a_note(
         assert any("b64_json" in note for note in answer.meta.notes) is is_left_out
 
 
+async def test_several_results_fit_an_answer_and_a_retry_makes_what_is_missing() -> None:
+    rig = Rig()
+    first = await rig.answer({**INPUT, "num_images": 4})
+    assert len(json.dumps(first)) <= MAX_ANSWER_BYTES
+    assert len(EditResult.model_validate(first).all) == 4
+    del rig.house.store.objects[first["results"][2]["object_key"]]
+    again = await rig.answer({**INPUT, "num_images": 4})
+    assert len(rig.house.engine.edits) == 5
+    for one, other in zip(first["results"], again["results"], strict=True):
+        assert one["object_key"] == other["object_key"]
+        assert one["object_key"] in rig.house.store.objects
+
+
+async def test_a_later_failure_lists_the_results_that_are_stored() -> None:
+    rig = Rig()
+
+    def fail() -> None:
+        if len(rig.house.engine.edits) == 4:
+            raise ModelError("it went wrong")
+
+    rig.house.engine.at_end = fail
+    body = read_failure(await rig.answer({**INPUT, "num_images": 4}))
+    assert body.error.details.code == "model_failed"
+    assert [one.object_key for one in body.all] == rig.house.store.results
+    assert len(body.all) == 3
+
+
+def test_files_beyond_the_limit_of_an_answer_are_left_out(result: EditResult) -> None:
+    file = "A" * (MAX_FILE_CHARACTERS // 3)
+    one = result.result.model_copy(update={"b64_json": file}, deep=True)
+    sent = build_success(EditResult(result=one, results=[one.model_copy(deep=True)] * 4))
+    assert ["b64_json" in each for each in sent["results"]] == [True, True, False, False]
+    assert "b64_json" in sent["result"]
+
+
 def test_notes_that_would_make_an_answer_too_large_are_left_out(result: EditResult) -> None:
-    meta = result.result.meta.model_copy(update={"notes": ["n" * 9000]})
+    meta = result.result.meta.model_copy(update={"notes": ["n" * 40_000]})
     large = result.model_copy(update={"result": result.result.model_copy(update={"meta": meta})})
     answer = build_success(large)
     assert EditResult.model_validate(answer).result.meta.notes == []
@@ -228,7 +263,9 @@ async def test_wrong_fields_are_named() -> None:
 
 
 async def test_a_failure_that_would_be_too_large_loses_its_details() -> None:
-    body = read_failure(await Rig().answer({**INPUT, **{"😀" * 60 + str(n): n for n in range(40)}}))
+    body = read_failure(
+        await Rig().answer({**INPUT, **{"😀" * 60 + str(n): n for n in range(160)}})
+    )
     assert body.error.details.model_dump() == {
         "code": "invalid_request",
         "retryable": False,

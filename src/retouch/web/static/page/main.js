@@ -95,9 +95,11 @@ async function run() {
   running = new AbortController();
   progress.begin();
   age(true);
+  const began = performance.now();
   try {
-    await finish(form, await send(form));
+    await finish(form, await send(form), began);
   } catch (fault) {
+    await keepFinished(form, fault, began);
     explain(fault);
   } finally {
     running = null;
@@ -108,14 +110,18 @@ async function run() {
 }
 
 async function send(form) {
-  const began = performance.now();
   const urls = new Map(await Promise.all(form.pictures.map(async picture => [picture, await toUrl(picture)])));
   const body = buildRequest(form, picture => urls.get(picture), maskUrl);
-  const answer = await edit(body, { signal: running.signal, onProgress: progress.show });
-  return { answer, seconds: (performance.now() - began) / 1000 };
+  return edit(body, { signal: running.signal, onProgress: progress.show });
 }
 
-async function finish(form, { answer, seconds }) {
+/** Show the results that were stored before one failed. */
+async function keepFinished(form, { details }, began) {
+  if (details?.results?.length) await finish(form, details, began);
+}
+
+async function finish(form, answer, began) {
+  const seconds = (performance.now() - began) / 1000;
   const results = answer.results?.length ? answer.results : [answer.result];
   const outcomes = await Promise.all(results.map(async result => ({
     url: result.presigned_url, type: result.content_type, meta: result.meta, blob: await fetchBlob(result.presigned_url),
