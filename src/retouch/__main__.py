@@ -21,6 +21,7 @@ from retouch.engine.memory.estimate import CARDS
 from retouch.engine.memory.report import describe_plan
 from retouch.errors import EditError, InvalidRequest
 from retouch.lifecycle import prepare_process
+from retouch.lora_files import describe_adapter
 from retouch.schema import MAX_STEPS, SCHEDULERS, EditRequest, EditResult, Progress, invalid_request
 from retouch.settings import Settings, load_settings
 from retouch.sources.data_url import is_data_url
@@ -258,8 +259,8 @@ def _run_plan(options: argparse.Namespace, settings: Settings) -> None:
     print(*lines, sep="\n")
 
 
-def _run_adapter(options: argparse.Namespace, _: Settings) -> None:
-    print(*wiring.describe_adapter(options.file), sep="\n")
+def _run_adapter(options: argparse.Namespace, settings: Settings) -> None:
+    print(*describe_adapter(options.file, settings), sep="\n")
 
 
 def _run_edit(options: argparse.Namespace, settings: Settings) -> None:

@@ -1,12 +1,10 @@
 """Build every part from the settings. Nothing else joins the two."""
 
-import asyncio
 import logging
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 
 from retouch import __version__, demo
 from retouch.editing.admission import Admission
@@ -14,7 +12,6 @@ from retouch.editing.editor import Editor
 from retouch.editing.ports import Engine
 from retouch.editing.steps import EditorSettings, Steps
 from retouch.engine.adapters.source import AdapterSource
-from retouch.engine.checkpoint.files import read_json
 from retouch.engine.checkpoint.find import (
     FULL_MODEL,
     CheckpointSettings,
@@ -25,14 +22,14 @@ from retouch.engine.checkpoint.load import load
 from retouch.engine.checkpoint.local_disk import is_local
 from retouch.engine.memory import plan, probe
 from retouch.engine.memory.quantization import choose_quantization, full_sizes
-from retouch.errors import EditError, ModelError
+from retouch.errors import ModelError
 from retouch.images import decode
 from retouch.images.sandbox import Decoder, DecoderSettings
 from retouch.logs import event
+from retouch.lora_files import fetch_adapter
 from retouch.net.download import Downloader
 from retouch.net.download_limiter import DownloadLimiter
 from retouch.net.limits import FetchLimits
-from retouch.net.url import parse_url
 from retouch.remote.engine import RemoteEngine, RemoteSettings, connect
 from retouch.settings import Settings
 from retouch.sources.loader import SourceLoader, SourceSettings
@@ -42,7 +39,6 @@ from retouch.storage.port import Store
 _log = logging.getLogger(__name__)
 _MAX_ADAPTER_BYTES = 4 << 30
 """A LoRA of the largest rank on every layer, in 16 bits."""
-_ADAPTER_TIMEOUT_S = 600.0
 LEAST_GPU_GIB = 7
 """A smaller GPU could stream the full model, but an edit that takes minutes is not worth 54 GiB."""
 
@@ -153,51 +149,12 @@ def _connect_engine(settings: Settings) -> RemoteEngine:
     )
 
 
-def fetch_adapter(url: str, *, limits: FetchLimits) -> bytes:
-    """Download a LoRA file through the same guard as sources, in the calling thread.
-
-    Raises:
-        ModelError: it cannot be downloaded.
-    """
-
-    async def fetch() -> bytes:
-        limiter = DownloadLimiter(max_bytes=limits.max_bytes)
-        with limiter.admit() as place:
-            download = await Downloader(limits).fetch(
-                parse_url(url), timeout_s=_ADAPTER_TIMEOUT_S, place=place
-            )
-        return download.body or b""
-
-    try:
-        return asyncio.run(fetch())
-    except EditError as error:
-        raise ModelError(f"it cannot be downloaded ({error.code})") from error
-    except ValueError as error:
-        raise ModelError(f"its URL {error}") from error
-
-
 def _adapter_limits(settings: Settings) -> FetchLimits:
     return FetchLimits(
         max_bytes=_MAX_ADAPTER_BYTES,
         user_agent=settings.source_user_agent or build_user_agent(settings.public_url),
         allowed_hosts=frozenset(settings.allowed_source_hosts),
     )
-
-
-def describe_adapter(path: Path) -> list[str]:
-    """Describe a LoRA file, a fact a line, for the full model or the demo model.
-
-    Raises:
-        ModelError: it cannot be applied in full to either; the message says why.
-    """
-    from retouch.engine.adapters import describe, keys, shapes
-
-    demo_config = read_json(demo.CHECKPOINT_DIR / "transformer" / "config.json")
-    bases = {"Qwen-Image-Edit, 2509 and 2511": shapes.FULL_CONFIG, "the demo model": demo_config}
-    try:
-        return describe.describe_adapter(path, bases)
-    except keys.AdapterRefused as error:
-        raise ModelError(f"{path.name}: {error}") from error
 
 
 def build_user_agent(contact_url: str) -> str:

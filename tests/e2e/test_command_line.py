@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from support.models.lora_files import build_tensors, write
 
-from retouch import __version__
+from retouch import __version__, demo
 from retouch.__main__ import main
 
 pytestmark = pytest.mark.e2e
@@ -146,12 +146,15 @@ def test_help_lists_the_arguments(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_lora_file_is_described_and_a_foreign_one_refused_in_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("MODEL_ID", str(demo.CHECKPOINT_DIR))
     layer = {"proj_out": (torch.ones(2, 256), torch.ones(64, 2))}
     path = write(tmp_path / "a.safetensors", build_tensors(layer, "peft"))
     assert main(["adapter", str(path)]) == 0
-    assert "fits: the demo model" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"fits: {demo.CHECKPOINT_DIR}" in said
+    assert "merged it would lose" in said
     write(path, {"unet.lora_A.weight": torch.ones(1, 1)})
     assert main(["adapter", str(path)]) == 1
     assert capsys.readouterr().err == (

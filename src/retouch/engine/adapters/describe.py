@@ -1,7 +1,7 @@
 """Say in words what a LoRA file is: for `retouch adapter`."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,14 @@ from retouch.engine.adapters.read import Adapter, read_adapter
 from retouch.engine.adapters.shapes import BLOCK, layer_shapes
 
 
-def describe_adapter(path: Path, bases: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def describe_adapter(
+    path: Path,
+    bases: Mapping[str, Mapping[str, Any]],
+    describe_losses: Callable[[str, Adapter], Iterable[str]] = lambda _base, _adapter: (),
+) -> list[str]:
     """Describe a LoRA file, a fact a line, for the first of `bases` that it fits.
 
-    `bases` are transformer configurations by name.
+    `bases` are transformer configurations by name. `describe_losses` adds what merging it would lose.
 
     Raises:
         AdapterRefused: the file fits none; the reason is why it does not fit the first.
@@ -25,7 +29,8 @@ def describe_adapter(path: Path, bases: Mapping[str, Mapping[str, Any]]) -> list
         except AdapterRefused as error:
             reasons.append(error)
         else:
-            return list(_describe(adapter, name, config["num_layers"]))
+            facts = _describe(adapter, name, config["num_layers"])
+            return [*facts, *describe_losses(name, adapter)]
     raise reasons[0]
 
 

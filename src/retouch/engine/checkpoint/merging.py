@@ -2,24 +2,32 @@
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from retouch.engine.adapters.loaded import LoadedAdapters, NamedAdapter
 from retouch.engine.adapters.merge import MAX_LOSS, LossProbe, MergedWeight, MergeLoss, Update
-from retouch.engine.checkpoint.entries import TensorEntry
+from retouch.engine.adapters.read import Adapter
+from retouch.engine.checkpoint.entries import TensorEntry, read_headers
 from retouch.engine.checkpoint.safetensors_reader import Destination, read_weights
+from retouch.engine.memory.encode import encode_as
 from retouch.engine.memory.flat_params import Encode, PackedWeight
+from retouch.engine.memory.quantization import Quantization
 from retouch.engine.packing.encoding import Encoding, Packer, Plain
+from retouch.engine.precision import residual_scale
 from retouch.logs import event
 
 _log = logging.getLogger(__name__)
 SAMPLE = 97
 """Layers, evenly spaced, that the loss is measured on at start: reading all twice would take as long
 as loading does."""
+_STORAGES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "int8": torch.float16}
+"""What `describe_losses` measures, with the type of what is not packed."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +120,30 @@ def measure_losses(
     }
     read_weights(stored, probes)
     return losses
+
+
+def describe_losses(adapter: Adapter, folder: Path, device: torch.device) -> Iterator[str]:
+    """Say what merging all layers at scale 1 into a checkpoint would lose, a line for each storage.
+
+    Raises:
+        ModelError: the checkpoint's weights cannot be read.
+    """
+    layers = NamedAdapter("", adapter).merged_layers
+    updates = {weight_path(name): (layer, 1.0) for name, layer in layers.items()}
+    storages = {
+        name: Storage(encode_as(Quantization(name)), dtype, partial(residual_scale, dtype=dtype))
+        for name, dtype in _STORAGES.items()
+    }
+    packers: dict[str, dict[str, Any]] = {
+        path: {
+            name: (storage.of(path, layer.shape), storage.scale(path))
+            for name, storage in storages.items()
+        }
+        for path, (layer, _) in updates.items()
+    }
+    losses = measure_losses(updates, read_headers(folder, ["transformer"]), packers, device)
+    yield f"merged it would lose (over {MAX_LOSS:.2f} it stays unmerged):"
+    yield from (f"  {losses[name].share:.4f} in {name}" for name in storages)
 
 
 def merge_into(

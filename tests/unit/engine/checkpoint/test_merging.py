@@ -184,6 +184,13 @@ def test_the_loss_is_measured_on_a_sample_of_many_layers(
     assert 1 < asked[0] <= 5
 
 
+def test_what_merging_would_lose_is_said_for_each_storage(tmp_path: Path) -> None:
+    adapter = name_adapter(tmp_path, "a", draw()).adapter
+    first, *losses = merging.describe_losses(adapter, tiny_folder(), CPU)
+    assert first == "merged it would lose (over 0.10 it stays unmerged):"
+    assert [line.partition(" in ")[2] for line in losses] == ["bfloat16", "float16", "int8"]
+
+
 def round_stored(folder: Path, dtype: torch.dtype) -> dict[str, entries.TensorEntry]:
     """Write the tiny transformer in a 16-bit type, as published weights are."""
     from safetensors.torch import save_file
