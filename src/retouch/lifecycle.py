@@ -13,15 +13,14 @@ from contextlib import AsyncExitStack, suppress
 from enum import StrEnum
 from typing import Any, Unpack
 
-from PIL import Image
-
 from retouch import wiring
 from retouch.editing.editor import Editor
 from retouch.editing.job import EditOptions
-from retouch.editing.ports import EditParams, Engine, run_edit
+from retouch.editing.ports import Engine
+from retouch.editing.warm_up import WARM_UP_STEPS, warm_up
 from retouch.engine import compilation
 from retouch.engine.phase_clock import measure_process_age
-from retouch.errors import ModelError, ModelLost, NotReady
+from retouch.errors import EditError, ModelError, ModelLost, NotReady
 from retouch.logs import event
 from retouch.schema import EditRequest, EditResult
 from retouch.settings import Settings
@@ -34,8 +33,6 @@ _LINGER_S = 2.0
 _CANCEL_S = 4.0
 """For cancelled edits to end at their next step: with the grace below the 30 s of Kubernetes."""
 _STOPPING = "the service is stopping"
-_WARM_UP_SEED = 0
-_WARM_UP_STEPS = 2
 
 
 class State(StrEnum):
@@ -174,7 +171,7 @@ class ModelHost:
         is_remote = bool(self.settings.engine_url)  # and is warm, or warms up by itself
         edit_s = 0.0 if is_remote else warm_up(engine, compiled=engine.info.compiled)
         warm_up_s = time.perf_counter() - loaded
-        self._expected_edit_s = edit_s * engine.info.preset.steps / _WARM_UP_STEPS
+        self._expected_edit_s = edit_s * engine.info.preset.steps / WARM_UP_STEPS
         self._engine = engine
         load_s, model = loaded - began, engine.info.model
         event(_log, "engine.ready", model=model, load_s=load_s, warm_up_s=warm_up_s)
@@ -184,13 +181,15 @@ class ModelHost:
             compilation.keep_code(engine.info.code, compiled=engine.info.compiled)
 
     def open(self) -> None:
-        """Open the store and load the model in a thread, so that health routes answer at once.
+        """Open the store, and check it and load the model in threads: health routes answer at once.
 
-        A model that cannot be loaded is logged and leads to `State.FAILED`.
+        A store that cannot be used is logged. A model that cannot be loaded is logged and leads to
+        `State.FAILED`.
         """
         self.open_store()
         if not self.settings.api_keys:
             event(_log, "access.open", level=logging.WARNING, setting="API_KEYS")
+        threading.Thread(target=self._check_store, name="check-store", daemon=True).start()
         threading.Thread(target=self._load_or_fail, name="load", daemon=True).start()
 
     async def run(
@@ -251,6 +250,12 @@ class ModelHost:
             await asyncio.wait(late, timeout=_CANCEL_S)
         event(_log, "stop.finished", finished=len(edits) - len(late), cancelled=len(late))
 
+    def _check_store(self) -> None:
+        try:
+            self.store.check(timeout_s=self.settings.timeout_seconds)
+        except EditError as error:  # it may work later, so the service starts
+            event(_log, "store.unusable", level=logging.ERROR, reason=error.message)
+
     def _load_or_fail(self) -> None:
         try:
             self.load()
@@ -268,28 +273,3 @@ class ModelHost:
         timer = threading.Timer(self._linger_s, self._end_process, (EXIT_STATUS,))
         timer.daemon = True
         timer.start()
-
-
-def warm_up(engine: Engine, *, compiled: bool) -> float:
-    """Run a real edit, so that the first caller does not wait for what happens once; return its seconds.
-
-    A compiled engine edits in two sizes: it makes code for the first, and at the second for any.
-
-    Raises:
-        ModelError: the model cannot edit.
-    """
-    side_px = round(engine.info.preset.area_px**0.5) // 32 * 32
-    for wider_px in (0, 32) if compiled else (0,):
-        began_s = time.perf_counter()
-        params = EditParams(
-            prompt="keep the image unchanged",
-            negative_prompt=" ",
-            seed=_WARM_UP_SEED,
-            steps=_WARM_UP_STEPS,
-            guidance_scale=engine.info.preset.guidance_scale,
-            scheduler="Euler",
-            width_px=side_px + wider_px,
-            height_px=side_px,
-        )
-        run_edit(engine, [Image.new("RGB", (params.width_px, side_px), "gray")], params)
-    return time.perf_counter() - began_s

@@ -15,7 +15,7 @@ from retouch import lifecycle, wiring
 from retouch.editing.editor import Editor
 from retouch.editing.ports import Engine
 from retouch.engine import compilation
-from retouch.errors import ModelError, ModelLost, NotReady
+from retouch.errors import ModelError, ModelLost, NotReady, StoreUnavailable
 from retouch.lifecycle import ModelHost, State
 from retouch.schema import EditResult
 from retouch.settings import Settings
@@ -166,6 +166,16 @@ def test_opening_logs_where_results_go_and_that_access_is_open(
     opened(wires, api_keys=keys)
     assert [record.message for record in caplog.records][: len(said)] == said
     assert ("access.open" in caplog.messages) is ("access.open" in said)
+
+
+async def test_a_store_that_cannot_be_used_is_logged_at_the_start_and_may_work_later(
+    wires: Wires, caplog: pytest.LogCaptureFixture
+) -> None:
+    wires.house.store.put_fault = StoreUnavailable("the bucket pictures does not exist")
+    host = opened(wires)
+    await until(lambda: "store.unusable" in caplog.messages)
+    wires.house.store.put_fault = None
+    assert (await edit(host)).result.object_key in wires.house.store.objects
 
 
 def test_with_s3_the_local_store_is_not_logged(

@@ -372,7 +372,11 @@ def test_a_name_close_to_a_setting_is_warned_about(environment: Environment) -> 
 
 def test_a_secret_is_not_in_a_refusal_nor_in_the_repr(environment: Environment) -> None:
     line = environment.refusal(**S3 | {"S3_ENDPOINT": "ftp://x"}, API_KEYS="k3y-öne-of-the-caller")
-    planted = {"HF_TOKEN": "hf_t0ken", "LINK_SECRET": "l1nk", "API_KEYS": "k3y-one-of-the-caller"}
+    planted = {
+        "HF_TOKEN": "hf_t0ken",
+        "LINK_SECRET": "l1nk-of-local-files",
+        "API_KEYS": "k3y-one-of-the-caller",
+    }
     settings = environment.load(**S3, **planted)
     for secret in ("s3cr3t-key", "hf_t0ken", "l1nk", "k3y-one", "k3y-öne"):
         assert secret not in line
@@ -423,14 +427,18 @@ def test_a_local_store_that_cannot_be_written_is_refused_where_it_is_used(
 
 
 def test_every_secret_is_listed_to_be_kept_out_of_the_logs(environment: Environment) -> None:
-    planted = {"HF_TOKEN": "hf-token", "LINK_SECRET": "link-secret", "API_KEYS": f"{KEY},{KEY}2"}
+    planted = {
+        "HF_TOKEN": "hf-token",
+        "LINK_SECRET": "link-secret-of-files",
+        "API_KEYS": f"{KEY},{KEY}2",
+    }
     planted["ENGINE_KEY"] = "engine-key"
     settings = environment.load(**S3, **planted)
     assert set(settings.secrets) == {
         "key-id",
         "s3cr3t-key",
         "hf-token",
-        "link-secret",
+        "link-secret-of-files",
         "engine-key",
         KEY,
         KEY + "2",
@@ -451,10 +459,11 @@ def test_an_uncaught_refusal_ends_the_process_with_its_line() -> None:
     assert issubclass(InvalidSettings, SystemExit)
 
 
-def test_a_metrics_key_is_held_to_the_length_of_api_keys() -> None:
-    assert Settings(_env_file=None, metrics_key="m" * 16).metrics_key.get_secret_value()
+@pytest.mark.parametrize("name", ["metrics_key", "link_secret"])
+def test_other_secrets_are_held_to_the_length_of_api_keys(name: str) -> None:
+    assert getattr(Settings(_env_file=None, **{name: "m" * 16}), name).get_secret_value()
     with pytest.raises(ValidationError, match="at least 16 characters"):
-        Settings(_env_file=None, metrics_key="m" * 15)
+        Settings(_env_file=None, **{name: "m" * 15})
 
 
 @pytest.mark.parametrize(

@@ -191,7 +191,7 @@ class Settings(RemoteEngineSettings):
     link_disposition: Literal["inline", "attachment"] = Field(
         "inline", description="what a browser does with a link: show the image, or save it"
     )
-    link_secret: SecretStr = Field(
+    link_secret: SecretKey = Field(
         _UNSET, description="signs local links; unset: one is made in the local store"
     )
 

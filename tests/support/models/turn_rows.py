@@ -19,8 +19,8 @@ from PIL import Image
 
 from retouch import wiring
 from retouch.editing.ports import EngineOutput
+from retouch.editing.warm_up import warm_up
 from retouch.errors import InvalidRequest
-from retouch.lifecycle import warm_up
 from retouch.schema import EditRequest, EditResult
 from retouch.settings import Settings
 from support.fakes import URL, FakeOrigin, House, Page

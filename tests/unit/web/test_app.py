@@ -167,7 +167,9 @@ async def test_any_error_of_the_tree_is_answered_with_its_status(kind: type[Edit
     require_error(response, kind)
     assert "10.0.0.1" not in response.text
     waits = {errors.Overloaded: "17", errors.DownloadsFull: "17", errors.DecoderBusy: "17"}
-    waits |= {errors.NotReady: "5", errors.ModelLost: "5", errors.WorkerLost: "5"}
+    waits |= dict.fromkeys(
+        (errors.NotReady, errors.ModelLost, errors.WorkerLost, errors.EngineUnavailable), "5"
+    )
     assert response.headers.get("retry-after") == waits.get(kind)
     assert ("www-authenticate" in response.headers) is (kind is errors.Unauthorized)
     assert ("allow" in response.headers) is (kind is errors.MethodNotAllowed)
