@@ -8,7 +8,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, suppress
 from enum import StrEnum
 from typing import Any, Unpack
@@ -78,6 +78,7 @@ class ModelHost:
         self._store = store
         self._engine: Engine | None = None
         self._expected_edit_s = 0.0
+        self.start_phases_s: Mapping[str, float] = {}
         self._editor = editor
         self._linger_s = linger_s
         self._end_process = end_process
@@ -175,8 +176,9 @@ class ModelHost:
         self._engine = engine
         load_s, model = loaded - began, engine.info.model
         event(_log, "engine.ready", model=model, load_s=load_s, warm_up_s=warm_up_s)
-        phases_s: dict[str, Any] = {**engine.info.load_phases_s, "warm_up_s": warm_up_s}
-        event(_log, "start.phases", process_s=process_s, **phases_s)
+        phases_s = {"process_s": process_s, **engine.info.load_phases_s, "warm_up_s": warm_up_s}
+        self.start_phases_s = phases_s
+        event(_log, "start.phases", **dict[str, Any](phases_s))
         if engine.info.code:
             compilation.keep_code(engine.info.code, compiled=engine.info.compiled)
 

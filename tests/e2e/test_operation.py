@@ -8,6 +8,8 @@ from typing import Any
 
 import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from support.dashboard import read_panels
 from support.servers.bentoml_service import (
     JSON,
     SAMPLE_URL,
@@ -115,3 +117,19 @@ def test_every_line_printed_is_json_and_tells_no_secret(tmp_path: Path, origin: 
     assert [each.status_code for each in outcomes] == [502, 400, 502, 400, 400, 400, 404]
     records = service.require_clean_log((*planted.values(), *words))
     assert {"edit.finished", "edit.failed", "http.answered"} <= {r["message"] for r in records}
+
+
+def test_every_query_of_the_dashboard_names_metrics_and_labels_that_are_there(
+    local: Service,
+) -> None:
+    local.edit()
+    families = list(text_string_to_metric_families(local.client.get("/metrics").text))
+    labels = {sample.name: set(sample.labels) for family in families for sample in family.samples}
+    gpu = {family.name for family in families if "_gpu_" in family.name}
+    assert gpu == {"retouch_gpu_memory_bytes"}  # named; without a GPU it has no samples
+    panels = list(read_panels())
+    assert len(panels) > 20
+    for panel in panels:
+        assert panel.metrics, panel.title
+        for name, asked in panel.metrics.items():
+            assert name in gpu or asked <= labels[name], panel.title

@@ -2,8 +2,11 @@
 
 import secrets
 
+import pytest
 from support.servers.bentoml_service import LiveOrigin, Service, request
 from support.servers.trace_receiver import TraceReceiver
+
+pytestmark = pytest.mark.e2e
 
 _STEPS = {
     "edit",

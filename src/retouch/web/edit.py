@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -28,7 +28,7 @@ async def _never() -> None:
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who an edit is for. `job_id` is ours; `request_id` may be the caller's own.
+    """Who an edit is for, and by which `entry`. `job_id` is ours; `request_id` may be the caller's own.
 
     `disconnected` returns when the caller has closed the connection; `base_url` is the scheme and
     host that the caller used, for links to the local store.
@@ -37,6 +37,7 @@ class Caller:
     job_id: str
     request_id: str
     base_url: str = ""
+    entry: Literal["edit", "job", "openai"] = "edit"
     disconnected: Callable[[], Awaitable[None]] = _never
 
     @classmethod
@@ -117,23 +118,24 @@ class EditEndpoint:
         Raises:
             EditError: any; `InternalError` for what nobody foresaw.
         """
-        private = (request.prompt, request.negative_prompt or "")
+        private, profile = (request.prompt, request.negative_prompt or ""), request.profile
+        fail = partial(self._record_failure, caller=caller, profile=profile)
         edit = self._edit(request, caller, progress, previews)
         del request  # as in `_edit`
         with self._metrics.in_progress(), bind(caller.request_id, private=private):
             try:
                 result = await edit
             except asyncio.CancelledError:  # how a stream learns that its reader has gone
-                self._record_failure(Cancelled("the caller disconnected"), caller)
+                fail(Cancelled("the caller disconnected"))
                 raise
             except EditError as error:
-                self._record_failure(error, caller, cause=error)
+                fail(error, cause=error)
                 raise
             except Exception as raised:
                 fault = InternalError()
-                self._record_failure(fault, caller, cause=raised)
+                fail(fault, cause=raised)
                 raise fault from raised
-            self._metrics.count_success(result)
+            self._metrics.count_success(result, entry=caller.entry)
             log_success(result)
         return result
 
@@ -183,7 +185,12 @@ class EditEndpoint:
             task.exception()  # retrieved, or asyncio logs it when its caller has gone
 
     def _record_failure(
-        self, error: EditError, caller: Caller, *, cause: Exception | None = None
+        self,
+        error: EditError,
+        *,
+        caller: Caller,
+        profile: str | None,
+        cause: Exception | None = None,
     ) -> None:
         log_failure(error, caller.job_id, cause=cause)
-        self._metrics.count_failure(error.code)
+        self._metrics.count_failure(error.code, entry=caller.entry, profile=profile)

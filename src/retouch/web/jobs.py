@@ -108,7 +108,7 @@ class JobEndpoint:
         caller: Caller,
         progress: Callable[[Progress], None],
     ) -> EditResult:
-        of_edit = edit.Caller(job_id, caller.request_id, caller.base_url)
+        of_edit = edit.Caller(job_id, caller.request_id, caller.base_url, entry="job")
         run = self._edits.run(request, of_edit, progress=progress)
         del request  # as in `EditEndpoint.run`
         return await run

@@ -19,11 +19,13 @@ from prometheus_client import (
 from starlette.responses import Response
 
 from retouch import __version__
+from retouch.editing.profiles import choose_profile
 from retouch.errors import EditError
 from retouch.lifecycle import ModelHost
 from retouch.schema import EditResult
 
 M = TypeVar("M")
+NO_PROFILE = "none"
 _SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 60, 120, 300, 600)
 
 
@@ -35,10 +37,10 @@ class Metrics:
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
         add, timed = self._add, partial(Histogram, buckets=_SECONDS)
-        self._edits = add(
-            Counter, "retouch_edits", "Edits that ended, by error code, or success.", "code"
-        )
-        self._phases = add(timed, "retouch_phase_seconds", "Phases of successful edits.", "phase")
+        edits = "Edits that ended, by error code or success, entry point and profile."
+        self._edits = add(Counter, "retouch_edits", edits, "code", "entry", "profile")
+        phases = "Phases of successful edits."
+        self._phases = add(timed, "retouch_phase_seconds", phases, "phase", "profile")
         self._sources = add(Counter, "retouch_sources", "Sources used, by cache hit.", "cached")
         precision = (
             "Edits delivered, by the transformer's dtype; bfloat16 where float16 overflowed."
@@ -54,6 +56,8 @@ class Metrics:
             Counter, "retouch_events", "Log events by name, as store.retried.", "event"
         )
         self._ready = add(Gauge, "retouch_ready", "1 if the model is loaded and warm.")
+        starts = "Phases of this process's start, from its creation to the first edit it can make."
+        self._start = add(Gauge, "retouch_start_seconds", starts, "phase")
         self._model = add(Info, "retouch_model", "What is loaded.")
         self._gpu = add(
             Gauge,
@@ -61,7 +65,8 @@ class Metrics:
             "GPU memory; allocated and reserved by this process.",
             "kind",
         )
-        self._edits.labels("success")  # a series before the first edit
+        for entry in ("edit", "job", "openai"):  # series before the first edit
+            self._edits.labels("success", entry, NO_PROFILE)
 
     def _add(self, kind: Callable[..., M], name: str, text: str, *labels: str) -> M:
         return kind(name, text, labels, registry=self._registry)
@@ -70,21 +75,25 @@ class Metrics:
         """Count an edit as in progress while the block runs."""
         return self._inside.track_inprogress()
 
-    def count_success(self, answer: EditResult) -> None:
+    def count_success(self, answer: EditResult, *, entry: str) -> None:
         """Count a delivered edit and its phases."""
         meta = answer.result.meta
-        self._edits.labels("success").inc()
+        self._edits.labels("success", entry, meta.profile).inc()
         self._sources.labels(str(meta.source.cached).lower()).inc()
         self._precision.labels(meta.dtype).inc()
         self._profiles.labels(meta.profile).inc()
         if meta.reused:
             return  # it had no phases: zeros would spoil the histograms
         for phase, ms in answer.sum_timings().items():
-            self._phases.labels(phase).observe(ms / 1000)
+            self._phases.labels(phase, meta.profile).observe(ms / 1000)
 
-    def count_failure(self, code: str) -> None:
-        """Count an edit that failed."""
-        self._edits.labels(code).inc()
+    def count_failure(self, code: str, *, entry: str, profile: str | None) -> None:
+        """Count an edit that failed, whose request named this profile."""
+        try:
+            name = choose_profile(profile, self._host.editor.info).name
+        except EditError:  # a caller's text is no label
+            name = NO_PROFILE
+        self._edits.labels(code, entry, name).inc()
 
     def count_request(self, route: str, status: int, seconds: float) -> None:
         """Count an answered request by the pattern of its route."""
@@ -103,6 +112,8 @@ class Metrics:
         else:
             info = editor.info
             self._ready.set(1)
+            for phase, seconds in self._host.start_phases_s.items():
+                self._start.labels(phase.removesuffix("_s")).set(seconds)
             self._waiting.set(editor.waiting)
             self._running.set(editor.running)
             self._model.info(

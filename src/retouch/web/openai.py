@@ -5,7 +5,7 @@ import base64
 import itertools
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from starlette.requests import Request
@@ -119,7 +119,7 @@ class ImagesEndpoint:
         Raises:
             EditError: any. Once a stream has begun it is the last event instead.
         """
-        caller = Caller.of(request)
+        caller = replace(Caller.of(request), entry="openai")
         async with self._edits.bodies.receive(request) as body:
             edit, options = parse_images_edit(body, self._host.editor.info.profiles)
         del body

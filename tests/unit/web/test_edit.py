@@ -49,7 +49,7 @@ async def test_an_edit_is_answered_as_json() -> None:
     assert response.media_type == "application/json"
     assert answer.result.meta.request_id == "r-1"
     assert answer.result.object_key in endpoint.house.store.objects
-    assert 'retouch_edits_total{code="success"} 1.0' in endpoint.counts
+    assert 'retouch_edits_total{code="success",entry="edit",profile="full"} 1.0' in endpoint.counts
     await endpoint.require_idle()
 
 
@@ -116,7 +116,10 @@ async def test_a_failure_is_raised_logged_and_counted(
     fields = vars(record)["fields"]
     assert (fields["type"], fields["code"]) == (fault.type, fault.code)
     assert fields["reason"] == fault.context.get("reason", fault.message)
-    assert f'retouch_edits_total{{code="{fault.code}"}} 1.0' in endpoint.counts
+    assert (
+        f'retouch_edits_total{{code="{fault.code}",entry="edit",profile="full"}} 1.0'
+        in endpoint.counts
+    )
     await endpoint.require_idle()
 
 
@@ -140,7 +143,10 @@ async def test_a_bug_is_an_internal_error_with_its_trace_in_the_log(
     (record,) = [record for record in caplog.records if record.message == "edit.failed"]
     assert record.exc_info
     assert record.exc_info[0] is ValueError
-    assert 'retouch_edits_total{code="internal_error"} 1.0' in endpoint.counts
+    assert (
+        'retouch_edits_total{code="internal_error",entry="edit",profile="full"} 1.0'
+        in endpoint.counts
+    )
     await endpoint.require_idle()
 
 
@@ -171,7 +177,9 @@ async def test_a_caller_that_disconnects_cancels_the_edit() -> None:
     await endpoint.require_idle()
     assert endpoint.house.engine.steps_taken == 1
     assert endpoint.house.store.results == []
-    assert 'retouch_edits_total{code="cancelled"} 1.0' in endpoint.counts
+    assert (
+        'retouch_edits_total{code="cancelled",entry="edit",profile="full"} 1.0' in endpoint.counts
+    )
 
 
 async def test_an_answer_that_is_cancelled_ends_the_edit() -> None:

@@ -28,31 +28,55 @@ def samples(metrics: Metrics) -> dict[str, float]:
     }
 
 
+def edits(code: str, *, entry: str = "edit", profile: str = "none") -> str:
+    labels = {"code": code, "entry": entry, "profile": profile}
+    return f"retouch_edits_total{list(labels.items())}"
+
+
 async def test_a_success_is_counted_with_its_phases_and_its_source() -> None:
     house = House()
     metrics = build()
     for job_id in ("a", "b"):
         answer = await house.editor.run(REQUEST, job_id=job_id, request_id="r")
-        metrics.count_success(answer)
+        metrics.count_success(answer, entry="job")
     found = samples(metrics)
-    assert found["retouch_edits_total[('code', 'success')]"] == 2
+    assert found[edits("success", entry="job", profile="full")] == 2
     assert found["retouch_sources_total[('cached', 'false')]"] == 1
     assert found["retouch_sources_total[('cached', 'true')]"] == 1
     assert found["retouch_precision_total[('dtype', 'float32')]"] == 2
     assert found["retouch_profile_total[('profile', 'full')]"] == 2
-    assert found["retouch_phase_seconds_sum[('phase', 'denoise')]"] == 0.004
+    assert found["retouch_phase_seconds_sum[('phase', 'denoise'), ('profile', 'full')]"] == 0.004
     for phase in answer.result.meta.timings_ms.model_dump():
-        assert found[f"retouch_phase_seconds_count[('phase', '{phase}')]"] == 2
+        name = f"retouch_phase_seconds_count[('phase', '{phase}'), ('profile', 'full')]"
+        assert found[name] == 2
 
 
 def test_a_failure_is_counted_by_its_code() -> None:
     metrics = build()
     for cls in error_classes():
-        metrics.count_failure(cls.code)
-    metrics.count_failure("queue_full")
+        metrics.count_failure(cls.code, entry="edit", profile=None)
+    metrics.count_failure("queue_full", entry="edit", profile=None)
     found = samples(metrics)
-    assert found["retouch_edits_total[('code', 'queue_full')]"] == 2
-    assert found["retouch_edits_total[('code', 'cancelled')]"] == 1
+    assert found[edits("queue_full")] == 2
+    assert found[edits("cancelled")] == 1
+
+
+def test_a_failure_is_counted_by_its_profile_only_if_that_is_offered() -> None:
+    metrics = build(House())
+    for profile in (None, "full", "a caller's text"):
+        metrics.count_failure("queue_full", entry="openai", profile=profile)
+    found = samples(metrics)
+    assert found[edits("queue_full", entry="openai", profile="full")] == 2
+    assert found[edits("queue_full", entry="openai", profile="none")] == 1
+    assert "caller" not in "".join(found)
+
+
+def test_the_phases_of_the_start_are_shown() -> None:
+    host = open_host(settings(), House())
+    host.start_phases_s = {"process_s": 1.5, "weights_s": 20.0}
+    found = samples(Metrics(host))
+    assert found["retouch_start_seconds[('phase', 'process')]"] == 1.5
+    assert found["retouch_start_seconds[('phase', 'weights')]"] == 20
 
 
 async def test_edits_are_counted_while_they_wait_and_run() -> None:

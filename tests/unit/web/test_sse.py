@@ -106,7 +106,9 @@ async def test_a_stream_whose_reader_disconnects_cancels_the_edit(
     await endpoint.require_idle()
     assert endpoint.house.engine.steps_taken == 2
     assert endpoint.house.store.results == []
-    assert 'retouch_edits_total{code="cancelled"} 1.0' in endpoint.counts
+    assert (
+        'retouch_edits_total{code="cancelled",entry="edit",profile="full"} 1.0' in endpoint.counts
+    )
 
 
 async def test_a_stream_whose_connection_closes_ends_the_edit() -> None:
