@@ -1,13 +1,29 @@
-"""Every product of the transformer with a weight: the one place that reads a layer's weights."""
+"""Every product of the transformer with a weight: the one place that reads a layer's weights.
+
+An adapter's term costs passes over memory and hardly any arithmetic (tests/bench/lowrank.py).
+"""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch.nn import functional
 
 Term = tuple[torch.Tensor, torch.Tensor]
 """What adapters add to a layer's product: `down` (rank, in), then `up` (out, rank)."""
+
+
+class Operands(NamedTuple):
+    """What a product is made of: `rows` (token, in), and the layer's `weight` (out, in) and `bias` (out,).
+
+    With adapters also `low` (token, rank), the rows times the term's `down`, and its `up` (out, rank).
+    """
+
+    rows: torch.Tensor
+    weight: torch.Tensor
+    bias: torch.Tensor
+    low: torch.Tensor | None = None
+    up: torch.Tensor | None = None
 
 
 def linear(
@@ -17,106 +33,82 @@ def linear(
 
     Every product of the transformer is made here or in `linear_joined`.
     """
-    weight, bias = weights_of(layer)
-    if term is None and gelu and stream.is_cuda:  # pragma: no cover - needs a GPU
+    if term is not None and not gelu:
+        return _multiply(*gather_operands(stream, [layer], [term]))
+    weight, bias = layer.weight, layer.bias
+    if term is not None:
+        # In one product, so that the GELU can be part of it: [x, x down^T] [weight, up]^T.
+        down, up = term
+        stream = torch.cat([stream, stream @ down.t()], dim=-1)
+        weight = torch.cat([weight, up], dim=-1)
+    if gelu and stream.is_cuda:  # pragma: no cover - needs a GPU
         # Fused into the product. On a CPU this operator has the exact GELU, not the model's.
         fused: torch.Tensor = torch._addmm_activation(bias, stream[0], weight.t(), use_gelu=True)  # noqa: SLF001 - it has no public name
         return fused[None]
-    if term is None:
-        product = functional.linear(stream, weight, bias)
-    else:
-        project: Any = _low_rank_linear if torch.compiler.is_compiling() else low_rank_linear
-        product = project(stream[0], weight, bias, *term)[None]
+    product = functional.linear(stream, weight, bias)
     return functional.gelu(product, approximate="tanh") if gelu else product
 
 
-def linear_joined(
-    layers: Sequence[Any],
-    streams: Sequence[torch.Tensor],
-    terms: Sequence[Term | None] = (None, None),
-) -> torch.Tensor:
-    """Apply each of two layers to its stream, (1, t, in) and (1, i, in), into one (1, t + i, out)."""
-    (text_layer, image_layer), (text, image) = layers, streams
-    text_term, image_term = (term or (None, None) for term in terms)
-    # Only the compiler needs an operator; a call of one would import the compiler, which takes seconds.
-    project: Any = _project_joined if torch.compiler.is_compiling() else project_joined
-    joined: torch.Tensor = project(
-        text, image, *weights_of(text_layer), *weights_of(image_layer), *text_term, *image_term
-    )
-    return joined
+def linear_joined(text: Operands, image: Operands) -> torch.Tensor:
+    """Make the product of each of two streams, into one (1, text token + image token, out)."""
+    return _multiply(text, image)
 
 
-def weights_of(layer: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return weight (out, in) and bias (out,) of a linear layer as they are multiplied."""
-    return layer.weight, layer.bias
+def gather_operands(
+    stream: torch.Tensor, layers: Sequence[Any], terms: Sequence[Term | None]
+) -> list[Operands]:
+    """Gather the operands of layers that read one stream (1, token, in), each with its term or None.
 
-
-def low_rank_linear(
-    stream: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    down: torch.Tensor,
-    up: torch.Tensor,
-) -> torch.Tensor:
-    """Apply a linear layer and its low-rank term: (token, in) -> (token, out).
-
-    The term is added where the product lies; the compiler would copy the product first.
+    One product applies the `down` of all terms, so that the stream is read once.
     """
-    product = torch.addmm(bias, stream, weight.t())
-    _add_term(product, stream, down, up)
-    return product
+    rows = stream[0]
+    gathered = [Operands(rows, layer.weight, layer.bias) for layer in layers]
+    present = [(at, term) for at, term in enumerate(terms) if term is not None]
+    if present:
+        downs = [down for _, (down, _) in present]
+        lows = torch.split(rows @ torch.cat(downs).t(), [len(down) for down in downs], dim=1)
+        for (at, (_, up)), low in zip(present, lows, strict=True):
+            gathered[at] = gathered[at]._replace(low=low, up=up)
+    return gathered
 
 
-def project_joined(  # noqa: PLR0913, PLR0917 - an operator takes tensors, not tuples
-    text: torch.Tensor,
-    image: torch.Tensor,
-    text_weight: torch.Tensor,
-    text_bias: torch.Tensor,
-    image_weight: torch.Tensor,
-    image_bias: torch.Tensor,
-    text_down: torch.Tensor | None,
-    text_up: torch.Tensor | None,
-    image_down: torch.Tensor | None,
-    image_up: torch.Tensor | None,
+def multiply_operands(
+    first: Sequence[torch.Tensor | None], second: Sequence[torch.Tensor | None]
 ) -> torch.Tensor:
-    """Apply a linear layer to each stream, (1, t, dim) and (1, i, dim), into one (1, t + i, dim).
+    """Return the products of two `Operands`, the `second` of which may be empty: (token, out).
 
     Each product is written to its place, which the compiler has no way to do: `torch.cat` would copy
     both, which for queries, keys and values takes a thirtieth of a block's time.
     """
-    count = text.shape[1]
-    joined = text.new_empty(1, count + image.shape[1], len(text_bias))
-    torch.addmm(text_bias, text[0], text_weight.t(), out=joined[0, :count])
-    torch.addmm(image_bias, image[0], image_weight.t(), out=joined[0, count:])
-    _add_term(joined[0, :count], text[0], text_down, text_up)
-    _add_term(joined[0, count:], image[0], image_down, image_up)
-    return joined
+    product = _allocate(first, second)
+    at = 0
+    for operands in filter(None, (first, second)):
+        rows, weight, bias, low, up = Operands(*cast("Any", operands))
+        part = product[at : at + len(rows)]
+        at += len(rows)
+        if low is None or up is None:
+            torch.addmm(bias, rows, weight.t(), out=part)
+        else:
+            # The term first: the product is added to it while it is made, without another pass.
+            torch.addmm(bias, low, up.t(), out=part)
+            part.addmm_(rows, weight.t())
+    return product
 
 
-def _add_term(
-    product: torch.Tensor,
-    stream: torch.Tensor,
-    down: torch.Tensor | None,
-    up: torch.Tensor | None,
-) -> None:
-    """Add a low-rank term to a product in place: (token, in) -> (token, rank) -> (token, out)."""
-    if down is not None and up is not None:
-        product.addmm_(stream @ down.t(), up.t())
+def _allocate(
+    first: Sequence[torch.Tensor | None], second: Sequence[torch.Tensor | None]
+) -> torch.Tensor:
+    rows, weight, *_ = Operands(*cast("Any", first))
+    count = sum(len(operands[0]) for operands in cast("Any", (first, second)) if operands)
+    return rows.new_empty(count, len(weight))
 
 
-_low_rank_linear: Any = torch.library.custom_op(
-    "retouch::low_rank_linear", low_rank_linear, mutates_args=()
-)
-_project_joined: Any = torch.library.custom_op(
-    "retouch::project_joined", project_joined, mutates_args=()
-)
+_operator: Any = torch.library.custom_op("retouch::multiply", multiply_operands, mutates_args=())
+_operator.register_fake(_allocate)
 
 
-_low_rank_linear.register_fake(
-    lambda stream, _weight, bias, *_: stream.new_empty(len(stream), len(bias))
-)
-_project_joined.register_fake(
-    lambda text, image, _weight, bias, *_: text.new_empty(
-        1, text.shape[1] + image.shape[1], len(bias)
-    )
-)
+def _multiply(first: Operands, second: Operands | tuple[()] = ()) -> torch.Tensor:
+    # Only the compiler needs an operator; a call of one would import the compiler, which takes seconds.
+    multiply: Any = _operator if torch.compiler.is_compiling() else multiply_operands
+    product: torch.Tensor = multiply(first, second)
+    return product[None]

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from retouch.engine.adapters.terms import NO_TERMS, Terms
 from retouch.engine.attention import Attend, attend_native
-from retouch.engine.linear import Term, linear, linear_joined
+from retouch.engine.linear import Operands, Term, gather_operands, linear, linear_joined
 from retouch.engine.memory.weights import Weights
 from retouch.engine.modulation import ModulationTable
 
@@ -238,35 +238,35 @@ def _attend(
     With `num_output_tokens` only that many image tokens are queries, and the text's output is empty.
     """
     count, channels = text.shape[1], attn.inner_dim // attn.heads
-
-    def project(text_name: str, image_name: str) -> torch.Tensor:
-        joined = linear_joined(
-            (getattr(attn, text_name), getattr(attn, image_name)),
-            (text, image),
-            (terms.get(f"attn.{text_name}"), terms.get(f"attn.{image_name}")),
-        )
-        return joined.view(1, joined.shape[1], -1, channels)  # (1, t + i, dim) -> (1, t + i, h, c)
-
-    key = qk_norm(project("add_k_proj", "to_k"), attn.norm_added_k, attn.norm_k, count)
+    queries, keys, values = zip(
+        _gather(attn, text, ("add_q_proj", "add_k_proj", "add_v_proj"), terms),
+        _gather(attn, image, ("to_q", "to_k", "to_v"), terms),
+        strict=True,
+    )
+    shape = 1, -1, attn.heads, channels  # (1, token, dim) -> (1, token, h, c)
+    key = qk_norm(linear_joined(*keys).view(shape), attn.norm_added_k, attn.norm_k, count)
     if num_output_tokens is None:
-        query = project("add_q_proj", "to_q")
-        query_angles = angles
+        query, query_angles = linear_joined(*queries), angles
     else:
-        # (1, token, dim) -> (1, token, h, c)
-        query = linear(attn.to_q, image[:, :num_output_tokens], terms.get("attn.to_q")).view(
-            1, num_output_tokens, -1, channels
-        )
+        query = linear(attn.to_q, image[:, :num_output_tokens], terms.get("attn.to_q"))
         query_angles, count = angles[count:][:num_output_tokens], 0
-    query = qk_norm(query, attn.norm_added_q, attn.norm_q, count)
+    query = qk_norm(query.view(shape), attn.norm_added_q, attn.norm_q, count)
     joint = attend(
         apply_rotary(query, query_angles).to(image.dtype),
         apply_rotary(key, angles).to(image.dtype),
-        project("add_v_proj", "to_v"),
+        linear_joined(*values).view(shape),
     ).flatten(2)  # (1, t + i, h, c) -> (1, t + i, dim)
     return (
         linear(attn.to_out[0], joint[:, count:], terms.get("attn.to_out.0")),
         linear(attn.to_add_out, joint[:, :count], terms.get("attn.to_add_out")),
     )
+
+
+def _gather(
+    attn: Any, stream: torch.Tensor, names: Sequence[str], terms: Mapping[str, Term]
+) -> list[Operands]:
+    layers = [getattr(attn, name) for name in names]
+    return gather_operands(stream, layers, [terms.get(f"attn.{name}") for name in names])
 
 
 def qk_norm(heads: torch.Tensor, text_norm: Any, image_norm: Any, text_tokens: int) -> torch.Tensor:
