@@ -44,6 +44,17 @@ def test_only_the_result_is_written(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["edited.png"]
 
 
+def test_several_results_are_written_beside_each_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["edit", str(SAMPLE), "make it warmer", "--steps", "1", "-n", "2", "--seed", "7"]
+    assert main([*arguments, "--width", "64", "--height", "64"]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["edited-1.png", "edited.png"]
+    first, second, *_ = capsys.readouterr().out.splitlines()
+    assert first.startswith("edited.png  64 x 64")
+    assert second.startswith("edited-1.png  64 x 64")
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
