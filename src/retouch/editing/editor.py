@@ -262,7 +262,8 @@ class Editor:
         preset = replace(
             self.info.preset, steps=profile.steps, guidance_scale=profile.guidance_scale
         )
-        params, notes = resolve_params(request, sources, preset, job_id=job_id)
+        max_px = self.info.max_areas_px[len(sources.images) - 1]
+        params, notes = resolve_params(request, sources, preset, job_id=job_id, max_px=max_px)
         params = replace(params, loras=loras, profile=profile.name, shift=profile.shift)
         return params, [*ignored, *notes]
 

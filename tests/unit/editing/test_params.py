@@ -1,4 +1,5 @@
 import hashlib
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -7,7 +8,7 @@ import pytest
 from PIL import Image
 from support.fakes import PRESET, REQUEST
 
-from retouch.editing.params import derive_seed, fit_size, resolve_params
+from retouch.editing.params import derive_seed, fit_size, resolve_params, round_size
 from retouch.editing.ports import EditParams, GenerationDefaults, Source
 from retouch.editing.source_set import SourceSet
 from retouch.schema import SCHEDULERS, EditRequest
@@ -30,10 +31,11 @@ def plan(
     source: Source = SOURCE,
     more: Sequence[Source] = (),
     job_id: str = "j-1",
+    max_px: float = 1 << 22,
     **changes: Any,
 ) -> tuple[EditParams, list[str]]:
     request = EditRequest.model_validate(REQUEST.model_dump(exclude_unset=True) | changes)
-    return resolve_params(request, SourceSet((source, *more)), preset, job_id=job_id)
+    return resolve_params(request, SourceSet((source, *more)), preset, job_id=job_id, max_px=max_px)
 
 
 def test_what_a_request_leaves_open_comes_from_the_checkpoint_and_the_job() -> None:
@@ -134,25 +136,59 @@ def test_the_scheduler_is_passed_on(scheduler: str) -> None:
 @pytest.mark.parametrize(
     ("source_px", "size_px"),
     [
-        ((1024, 1024), (1024, 1024)),
-        ((10, 10), (1024, 1024)),
-        ((4000, 3000), (1184, 896)),
-        ((3000, 4000), (896, 1184)),
-        ((1920, 1080), (1376, 768)),
+        ((1024, 1024), (1040, 1040)),
+        ((10, 10), (1040, 1040)),
+        ((6000, 4000), (1248, 832)),
+        ((1200, 1500), (896, 1120)),
+        ((2000, 1000), (1472, 736)),
+        ((2560, 1600), (1280, 800)),
     ],
 )
-def test_the_size_keeps_the_shape_at_the_area(
+def test_the_size_has_exactly_the_sources_shape_where_one_does(
     source_px: tuple[int, int], size_px: tuple[int, int]
 ) -> None:
     assert fit_size(*source_px, area_px=1024 * 1024) == size_px
 
 
+@pytest.mark.parametrize(
+    ("source_px", "size_px"),
+    [
+        ((4000, 3000), (1184, 896)),
+        ((3000, 4000), (896, 1184)),
+        ((1920, 1080), (1376, 768)),
+        ((1023, 1024), (1024, 1024)),
+    ],
+)
+def test_the_size_is_rounded_as_in_the_stock_pipelines_where_none_has_the_shape(
+    source_px: tuple[int, int], size_px: tuple[int, int]
+) -> None:
+    assert fit_size(*source_px, area_px=1024 * 1024) == size_px
+
+
+def test_an_exact_size_is_the_largest_within_a_twentieth_of_the_area() -> None:
+    area_px = 1024 * 1024
+    for wide, high in itertools.product(range(1, 40), repeat=2):
+        exact = [
+            (16 * side, 16 * side * high // wide)
+            for side in range(1, 500)
+            if side * high % wide == 0 and 0.95 <= 256 * side * side * high / wide / area_px <= 1.05
+        ]
+        found = fit_size(3 * wide, 3 * high, area_px=area_px)
+        assert found == (exact[-1] if exact else round_size(wide, high, area_px=area_px))
+
+
+def test_an_exact_size_is_within_what_is_loaded() -> None:
+    assert fit_size(9, 9, area_px=1024 * 1024, max_px=1024 * 1024) == (1024, 1024)
+    work, _ = plan(DEMO, source=replace(SOURCE, width_px=9, height_px=9), max_px=500 * 500)
+    assert (work.width_px, work.height_px) == (512, 512)
+
+
 @pytest.mark.parametrize("ratio", [0.001, 0.05, 0.3, 1, 2.35, 20, 1000])
 @pytest.mark.parametrize("area_px", [64 * 64, 512 * 512, 1024 * 1024])
-def test_any_shape_gives_whole_multiples_of_32(ratio: float, area_px: int) -> None:
+def test_any_shape_gives_whole_multiples_of_16(ratio: float, area_px: int) -> None:
     width, height = fit_size(round(1000 * ratio), 1000, area_px=area_px)
-    assert width % 32 == height % 32 == 0
-    assert min(width, height) >= 32
+    assert width % 16 == height % 16 == 0
+    assert min(width, height) >= 16
 
 
 @pytest.mark.parametrize(("size_from", "wider"), [({}, False), ({"size_from": "first"}, True)])
