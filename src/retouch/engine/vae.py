@@ -16,6 +16,9 @@ from diffusers.models.autoencoders.autoencoder_kl_qwenimage import (
 from torch import nn
 from torch.nn import functional
 
+from retouch.engine.memory.plan import WHOLE_AREA_PX
+from retouch.engine.stripes import decode_in_stripes, encode_in_stripes
+
 
 class SingleFrameVae:
     """`AutoencoderKLQwenImage` (`module`) for single images, from pixels to tokens and back.
@@ -43,7 +46,9 @@ class SingleFrameVae:
         Uses the posterior mode, without sampling.
         """
         frame = pixels.to(device, self._module.dtype)[:, :, None]  # (b, 3, h, w) -> (b, 3, 1, h, w)
-        moments = self._module.quant_conv(self._module.encoder(frame))
+        encoder, is_large = self._module.encoder, pixels[0, 0].numel() > WHOLE_AREA_PX
+        encoded = encode_in_stripes(encoder, frame) if is_large else encoder(frame)
+        moments = self._module.quant_conv(encoded)
         mode = moments.chunk(2, dim=1)[0].float()  # (b, 2 c, 1, h/8, w/8) -> (b, c, 1, h/8, w/8)
         mean, std = self._latent_scale(device)
         return pack(((mode - mean) / std)[:, :, 0])
@@ -53,7 +58,8 @@ class SingleFrameVae:
         mean, std = self._latent_scale(tokens.device)
         latents = unpack(tokens, rows=rows)[:, :, None] * std + mean  # (b, c, 1, h/8, w/8)
         frame = self._module.post_quant_conv(latents.to(self._module.dtype))
-        pixels: torch.Tensor = self._module.decoder(frame)
+        decoder, is_large = self._module.decoder, tokens.shape[1] * self.token_px**2 > WHOLE_AREA_PX
+        pixels: torch.Tensor = decode_in_stripes(decoder, frame) if is_large else decoder(frame)
         return pixels[:, :, 0].clamp_(-1.0, 1.0).float()  # (b, 3, 1, h, w) -> (b, 3, h, w)
 
     def _latent_scale(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

@@ -20,6 +20,10 @@ MAX_IMAGES = 3
 MAX_AREA_PX = 2048 * 2048
 """The largest result that a request can ask for."""
 AREA_STEP_PX = 1 << 14
+WHOLE_AREA_PX = 1152 * 1024
+"""The autoencoder runs larger images in stripes. A result of the usual 1 MP is below in every shape."""
+STRIPE_AREA_PX = 1 << 19
+"""Of such a stripe."""
 BUS_GIB_PER_S = 20.0
 """Bandwidth of a PCIe 4 x16 slot from pinned memory; used in reports only."""
 
@@ -89,12 +93,17 @@ class EditShape:
         """Estimate the peak that an edit takes beside the weights, at the full model's widths.
 
         A block holds about 24 tensors of 3072 half-precision values a token at its widest (the
-        feed-forward alone 8), the autoencoder, which takes one image at a time, about 1700 bytes a
-        pixel in its last layers.
+        feed-forward alone 8). The autoencoder, which takes one image at a time, takes about 1700 bytes
+        a pixel in its last layers; in stripes as much of a stripe, beside 120 bytes a pixel of what
+        these layers get and make, or before them 600 at most.
         """
         tokens = self.image_tokens + self.text_tokens
         denoise = tokens * 3072 * 2 * 24
-        decode = max(self.area_px, self.condition_area_px) * 1700
+        area_px = max(self.area_px, self.condition_area_px)
+        if area_px > WHOLE_AREA_PX:
+            decode = max(area_px * 600, area_px * 120 + STRIPE_AREA_PX * 1700)
+        else:
+            decode = area_px * 1700
         return max(denoise, decode) + self.adapter_bytes
 
     def forward_tflop(self) -> float:

@@ -87,9 +87,6 @@ def list_alternatives(
 
 def explain(plan: Plan, sizes: Sizes, shape: EditShape) -> list[str]:
     """Return a few lines on what a plan does and costs."""
-    blocks = sum(sizes.blocks[i] for i in plan.streamed_blocks)
-    layers = sum(sizes.layers[i] for i in plan.streamed_layers)
-    modulation_gib = sum(sizes.modulation) / GIB
     lines = [
         f"plan: {plan.name}",
         (
@@ -104,6 +101,15 @@ def explain(plan: Plan, sizes: Sizes, shape: EditShape) -> list[str]:
         lines.append(
             f"2509 and 2511: up to {most} images of 1 MP, for a result of {megapixels:.3g} MP"
         )
+    return [*lines, *_list_copies(plan, sizes, shape)]
+
+
+def _list_copies(plan: Plan, sizes: Sizes, shape: EditShape) -> list[str]:
+    """Return a line for each kind of weights that are copied to the GPU."""
+    blocks = sum(sizes.blocks[i] for i in plan.streamed_blocks)
+    layers = sum(sizes.layers[i] for i in plan.streamed_layers)
+    modulation_gib = sum(sizes.modulation) / GIB
+    lines = []
     if plan.slots:
         lines.append(
             f"before an edit with a new size or number of steps: {modulation_gib:.1f} GiB are copied "
