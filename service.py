@@ -1,5 +1,6 @@
 """The BentoML service: `bentoml serve`, `bentoml build` and the built image start here."""
 
+import asyncio
 import logging
 import sys
 import uuid
@@ -18,16 +19,19 @@ from retouch.web import server, shutdown
 from retouch.web.app import App
 from retouch.web.edit import Caller, EditEndpoint
 from retouch.web.jobs import JobEndpoint
+from retouch.web.listener import Listener
 from retouch.web.metrics import Metrics
+from retouch.web.workers import join_workers
 
 prepare_process()
-settings = load_settings()
+workers = join_workers(load_settings().gpus)
+settings = load_settings()  # again: the host's memory is shared out now
 require_local_store(settings)
 logs.install(settings.log_level, secrets=settings.secrets)
 server.install()
-shutdown.log_dead_processes()
+shutdown.watch_processes(workers)
 host = ModelHost(settings)
-metrics = Metrics(host)
+metrics = Metrics(host, workers)
 metrics.count_events(logging.getLogger("retouch"))
 edits = EditEndpoint(host, metrics)
 jobs = JobEndpoint(host, edits)
@@ -35,8 +39,8 @@ jobs = JobEndpoint(host, edits)
 
 @bentoml.service(
     name="retouch",
-    workers=1,
-    resources={"gpu": 1},
+    workers=workers.count,
+    resources={"gpu": workers.count},  # all see them, and each keeps to its own
     # An edit has a deadline of its own; this one only keeps BentoML's 60 s away.
     traffic={"timeout": settings.job_timeout_seconds + 30},
     metrics={"enabled": False},
@@ -49,6 +53,10 @@ class Retouch:
         server.share_tracer()
         host.open()
         jobs.start()
+        running = shutdown.find_server()
+        if running and workers.board and workers.index is not None:
+            port = Listener(running, workers.board, workers.index, host, metrics)
+            self._listening = asyncio.create_task(port.run())
         shutdown.stop_on_signals(host)
         shutdown.end_without_supervisor()
 
@@ -68,4 +76,6 @@ class Retouch:
 
 
 Retouch.add_asgi_middleware(server.allow_origins)  # type: ignore[attr-defined]
-Retouch.add_asgi_middleware(App, host=host, edits=edits, jobs=jobs, metrics=metrics)  # type: ignore[attr-defined]
+Retouch.add_asgi_middleware(  # type: ignore[attr-defined]
+    App, host=host, edits=edits, jobs=jobs, metrics=metrics, closes=workers.several
+)

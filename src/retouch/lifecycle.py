@@ -85,7 +85,7 @@ class ModelHost:
         self._final: State | None = None
         self._is_stopping = False
         self._is_grace_over = False
-        self._edits: set[asyncio.Task[Any]] = set()  # the tasks that are in `run`
+        self.edits: set[asyncio.Task[Any]] = set()  # the tasks that are in `run`
         self._exits = AsyncExitStack()
 
     @property
@@ -95,7 +95,7 @@ class ModelHost:
             return self._final
         if self._is_stopping:
             return State.STOPPING
-        if self._edits:
+        if self.edits:
             return State.BUSY
         return State.READY if self._editor or self._engine else State.STARTING
 
@@ -212,7 +212,7 @@ class ModelHost:
         assert task is not None  # noqa: S101 - for mypy: a coroutine runs in a task
         edit = self.editor.run(request, job_id=job_id, request_id=request_id, **options)
         del request  # the edit lets go of the image in it once it is decoded
-        self._edits.add(task)
+        self.edits.add(task)
         try:
             return await edit
         except asyncio.CancelledError:
@@ -220,7 +220,7 @@ class ModelHost:
                 raise  # the caller cancelled it
             raise NotReady(_STOPPING) from None
         finally:
-            self._edits.discard(task)
+            self.edits.discard(task)
 
     def close_at_end(self, close: Callable[[], Awaitable[None]]) -> None:
         """Have `close` called when the process stops, once the edits have ended."""
@@ -240,12 +240,12 @@ class ModelHost:
                 await self._exits.aclose()
 
     async def _end_edits(self) -> None:
-        edits = set(self._edits)
+        edits = set(self.edits)
         event(_log, "stop.began", edits=len(edits))
         if edits:
             await asyncio.wait(edits, timeout=self.settings.stop_grace_seconds)
         self._is_grace_over = True
-        late = edits & self._edits  # a task outside `run` may still deliver its result
+        late = edits & self.edits  # a task outside `run` may still deliver its result
         for edit in late:
             edit.cancel()
         if late:

@@ -108,7 +108,7 @@ def build_engine(settings: Settings) -> Engine:
     if settings.engine_url:
         return _connect_engine(settings)
     model_id = settings.model_id or choose_model(
-        probe.measure_free(settings.gpu_memory_gib),
+        probe.measure_free(settings.gpu_memory_gib, settings.host_memory_gib),
         settings.quantization,
         modulation_mapped=is_local(find_cache(FULL_MODEL)),
     )
@@ -119,6 +119,7 @@ def build_engine(settings: Settings) -> Engine:
             dtype=settings.dtype,
             cache_dir=str(find_runpod_cache(model_id) or ""),
             gpu_memory_gib=settings.gpu_memory_gib,
+            host_memory_gib=settings.host_memory_gib,
             max_result_px=settings.max_result_pixels,
             quantization=settings.quantization,
             attention_backend=settings.attention_backend,

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from retouch.web.app import App
 from retouch.web.edit import EditEndpoint
 from retouch.web.jobs import JobEndpoint
 from retouch.web.metrics import Metrics
+from retouch.web.workers import Board
 from support.fakes import REQUEST, URL, FakeStore, House, until
 
 
@@ -32,6 +34,13 @@ def open_host(settings: Settings, house: House | None, *, store: Store | None = 
         store=store or (house.store if house else FakeStore()),
         editor=house.editor if house else None,
     )
+
+
+def build_board(count: int = 2) -> Board:
+    """The board of so many workers, of which none has started."""
+    descriptor = os.memfd_create("board")
+    os.truncate(descriptor, 16 * count)
+    return Board(descriptor, count)
 
 
 @dataclass

@@ -14,6 +14,7 @@ from pydantic import (
 from pydantic_settings import DotEnvSettingsSource, SettingsConfigDict
 
 from retouch.settings.environment import find_warnings
+from retouch.settings.gpus import GpuSettings
 from retouch.settings.loras import Lora, LoraSetting
 from retouch.settings.remote import RemoteEngineSettings
 from retouch.settings.s3_endpoint import DEFAULT_REGION, S3Endpoint, parse_endpoint
@@ -34,7 +35,7 @@ _S3_REQUIRED = ("s3_endpoint", "s3_access_key", "s3_secret_key", "s3_bucket")
 _UNSET = SecretStr("")
 
 
-class Settings(RemoteEngineSettings):
+class Settings(RemoteEngineSettings, GpuSettings):
     """All settings. The environment variable of a field is its name in upper case."""
 
     model_config = SettingsConfigDict(

@@ -38,6 +38,7 @@ DRAFT_LIFE_S = 600
 
 MIN_FREE_BYTES = 64 << 20
 _KEPT_OF_A_FULL_STORE = 0.9  # so that not every further object starts a sweep
+_SWEPT_AFTER = 0.1  # of its size written by one process: it does not see what others write
 _MAX_HEADER_BYTES = 64 * 1024
 _SECRET_BYTES = 32
 LINK_QUERY = ("expires", "signature")
@@ -111,6 +112,7 @@ class LocalStore:
         self._sweeping = threading.Lock()
         self._swept_at_s = clock()
         self._size_bytes = 0  # since the last sweep an estimate: a replaced object counts twice
+        self._written_bytes = 0  # since then, by this process
         with map_errors():
             for needed in (self._objects, self._drafts):
                 needed.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -141,9 +143,11 @@ class LocalStore:
             except FileNotFoundError:  # a sweep removed the directory while it was empty
                 write(path, *content, drafts=self._drafts)
         self._size_bytes += len(body)
+        self._written_bytes += len(body)
         is_due = self._clock() - self._swept_at_s >= SWEEP_EVERY_S
+        is_due |= self._written_bytes > self._max_bytes * _SWEPT_AFTER
         if is_due or self._size_bytes > self._max_bytes:
-            self._swept_at_s = self._clock()
+            self._swept_at_s, self._written_bytes = self._clock(), 0
             threading.Thread(target=self.sweep, name="sweep", daemon=True).start()
 
     def link(self, key: str, *, expires_in_s: int) -> str:

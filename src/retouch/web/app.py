@@ -61,8 +61,11 @@ class App:
         edits: EditEndpoint,
         jobs: JobEndpoint,
         metrics: Metrics,
+        closes: bool = False,
     ) -> None:
+        """With `closes` a connection ends after its answer, so that the next may go to another worker."""
         self._app = app
+        self._closes = closes
         self._host = host
         self._metrics = metrics
         settings = host.settings
@@ -121,7 +124,10 @@ class App:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 _describe_span(scope, ids)  # here, because the span is over with the answer
-                MutableHeaders(scope=message)["X-Request-ID"] = ids["request_id"]
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-ID"] = ids["request_id"]
+                if self._closes:
+                    headers["Connection"] = "close"
             await send(message)
 
         with bind(ids["request_id"]):

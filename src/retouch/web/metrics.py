@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import TypeVar
@@ -13,9 +13,12 @@ from prometheus_client import (
     Gauge,
     Histogram,
     Info,
+    Metric,
     ProcessCollector,
     generate_latest,
 )
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
 from starlette.responses import Response
 
 from retouch import __version__
@@ -23,6 +26,7 @@ from retouch.editing.profiles import choose_profile
 from retouch.errors import EditError
 from retouch.lifecycle import ModelHost
 from retouch.schema import EditResult
+from retouch.web.workers import Workers
 
 M = TypeVar("M")
 NO_PROFILE = "none"
@@ -30,13 +34,24 @@ _SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 60, 120, 300, 600)
 
 
 class Metrics:
-    """Counters, gauges and histograms of one process. `host` is asked at each scrape what is ready."""
+    """Counters, gauges and histograms. `host` is asked what is ready.
 
-    def __init__(self, host: ModelHost) -> None:
+    Of several workers each writes to files, from which whichever is scraped adds them up; gauges of
+    the others are as old as their last `observe`. `retouch_model` is that of the one that answers.
+    """
+
+    def __init__(self, host: ModelHost, workers: Workers | None = None) -> None:
         self._host = host
+        self._workers = workers = workers or Workers()
         self._registry = CollectorRegistry()
-        ProcessCollector(registry=self._registry)
+        self._own = CollectorRegistry()  # what is not added up
+        if workers.several:
+            self._own.register(_ProcessesCollector(workers))
+        else:
+            ProcessCollector(registry=self._own)
         add, timed = self._add, partial(Histogram, buckets=_SECONDS)
+        gauge = partial(Gauge, multiprocess_mode="livesum")
+        worker = ["worker"] if workers.several else []
         edits = "Edits that ended, by error code or success, entry point and profile."
         self._edits = add(Counter, "retouch_edits", edits, "code", "entry", "profile")
         phases = "Phases of successful edits."
@@ -47,23 +62,24 @@ class Metrics:
         )
         self._precision = add(Counter, "retouch_precision", precision, "dtype")
         self._profiles = add(Counter, "retouch_profile", "Edits delivered, by profile.", "profile")
-        self._inside = add(Gauge, "retouch_edits_inside", "Edits in progress.")
-        self._waiting = add(Gauge, "retouch_edits_waiting", "Edits that wait for the model.")
-        self._running = add(Gauge, "retouch_edits_running", "Edits on the model.")
+        self._inside = add(gauge, "retouch_edits_inside", "Edits in progress.")
+        self._waiting = add(gauge, "retouch_edits_waiting", "Edits that wait for the model.")
+        self._running = add(gauge, "retouch_edits_running", "Edits on the model.")
         requests = "HTTP requests, by the pattern of their route and their status."
         self._requests = add(timed, "retouch_http_request_seconds", requests, "route", "status")
         self._events = add(
             Counter, "retouch_events", "Log events by name, as store.retried.", "event"
         )
-        self._ready = add(Gauge, "retouch_ready", "1 if the model is loaded and warm.")
+        self._ready = add(gauge, "retouch_ready", "Workers whose model is loaded and warm.")
         starts = "Phases of this process's start, from its creation to the first edit it can make."
-        self._start = add(Gauge, "retouch_start_seconds", starts, "phase")
-        self._model = add(Info, "retouch_model", "What is loaded.")
+        self._start = add(gauge, "retouch_start_seconds", starts, "phase", *worker)
+        self._model = Info("retouch_model", "What is loaded.", registry=self._own)
         self._gpu = add(
-            Gauge,
+            gauge,
             "retouch_gpu_memory_bytes",
             "GPU memory; allocated and reserved by this process.",
             "kind",
+            *worker,
         )
         for entry in ("edit", "job", "openai"):  # series before the first edit
             self._edits.labels("success", entry, NO_PROFILE)
@@ -105,6 +121,17 @@ class Metrics:
 
     def response(self) -> Response:
         """Return the answer of `/metrics`, in the text format of Prometheus."""
+        self.observe()
+        counted = self._registry
+        if self._workers.several:
+            counted = CollectorRegistry()
+            MultiProcessCollector(counted)  # type: ignore[no-untyped-call]
+        text = generate_latest(counted) + generate_latest(self._own)
+        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    def observe(self) -> None:
+        """Set the gauges to what is so now."""
+        worker = [str(self._workers.index)] if self._workers.several else []
         try:
             editor = self._host.editor
         except EditError:
@@ -113,7 +140,7 @@ class Metrics:
             info = editor.info
             self._ready.set(1)
             for phase, seconds in self._host.start_phases_s.items():
-                self._start.labels(phase.removesuffix("_s")).set(seconds)
+                self._start.labels(phase.removesuffix("_s"), *worker).set(seconds)
             self._waiting.set(editor.waiting)
             self._running.set(editor.running)
             self._model.info(
@@ -126,10 +153,25 @@ class Metrics:
                 }
             )
         for kind, count in _measure_gpu().items():
-            self._gpu.labels(kind).set(count)
-        return Response(
-            generate_latest(self._registry), media_type="text/plain; version=0.0.4; charset=utf-8"
-        )
+            self._gpu.labels(kind, *worker).set(count)
+
+
+class _ProcessesCollector(Collector):
+    """The standard metrics of every worker's process, by the worker's number."""
+
+    def __init__(self, workers: Workers) -> None:
+        self._workers = workers
+
+    def collect(self) -> Iterable[Metric]:
+        """Return the metrics of the workers that live."""
+        found: dict[str, Metric] = {}
+        pids = self._workers.board.pids if self._workers.board else {}
+        for index, pid in pids.items():
+            for one in ProcessCollector(pid=partial(str, pid), registry=None).collect():
+                every = found.setdefault(one.name, Metric(one.name, one.documentation, one.type))
+                for sample in one.samples:
+                    every.add_sample(sample.name, {"worker": str(index)}, sample.value)
+        return found.values()
 
 
 class _EventCounter(logging.Handler):

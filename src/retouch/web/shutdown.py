@@ -1,6 +1,6 @@
 """How the service's processes end: on a signal, without their supervisor, and with a line in the log.
 
-`bentoml serve` is a supervisor, circus, and one process below it that serves.
+`bentoml serve` is a supervisor, circus, and a process a GPU below it that serves.
 """
 
 import asyncio
@@ -19,6 +19,7 @@ from circus.watcher import Watcher  # type: ignore[import-untyped]
 
 from retouch.lifecycle import ModelHost, State
 from retouch.logs import event
+from retouch.web.workers import Workers
 
 _log = logging.getLogger(__name__)
 _SERVING = "_bentoml_impl.worker.service"
@@ -34,13 +35,20 @@ def stop_on_signals(host: ModelHost) -> None:
     refused a connection, and an edit could outlast the platform's patience. A second signal skips
     the wait.
     """
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        handle_exit: Any = signal.getsignal(number)
-        server = getattr(handle_exit, "__self__", None)
-        if isinstance(server, uvicorn.Server):  # it handles no signals outside the main thread
-            server.config.timeout_graceful_shutdown = _LAST_ANSWERS_S
-            loop.add_signal_handler(number, _stop, host, partial(handle_exit, number, None))
+    if server := find_server():
+        server.config.timeout_graceful_shutdown = _LAST_ANSWERS_S
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            stop_serving = partial(server.handle_exit, number, None)
+            loop.add_signal_handler(number, _stop, host, stop_serving)
+
+
+def find_server() -> uvicorn.Server | None:
+    """Return the server that this process runs, before its signals are taken from it."""
+    handle_exit: Any = signal.getsignal(signal.SIGTERM)
+    server = getattr(handle_exit, "__self__", None)
+    # It handles no signals outside the main thread.
+    return server if isinstance(server, uvicorn.Server) else None
 
 
 def _stop(host: ModelHost, stop_serving: Callable[[], object]) -> None:
@@ -64,11 +72,17 @@ def _watch_supervisor(pid: int) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def log_dead_processes() -> None:
-    """Have the supervisor log a process that ended unasked; circus starts the next one silently."""
+def watch_processes(workers: Workers) -> None:
+    """Have the supervisor log a process that ended unasked; circus starts the next one silently.
+
+    BentoML has a container end with its process. One of several workers is replaced there too.
+    """
     notify_event = Watcher.notify_event
 
     def notify(watcher: Any, topic: str, message: dict[str, Any]) -> None:
+        if topic == "reap":
+            workers.forget(message["process_pid"], watcher.env)
+            watcher.respawn = watcher.respawn or workers.several
         if topic == "reap" and not watcher.is_stopping():
             event(
                 _log,

@@ -261,6 +261,16 @@ def test_a_put_over_the_size_starts_a_sweep_at_once(tmp_path: Path) -> None:
     assert sum(path.stat().st_size for path in files(tmp_path)) <= 5500
 
 
+def test_processes_that_share_a_store_keep_it_within_its_size_together(tmp_path: Path) -> None:
+    stores = [build(tmp_path, max_bytes=5500) for _ in range(4)]
+    for number in range(24):
+        put(stores[number % 4], f"sources/v1/{number:02}/{number:02}", bytes(1000))
+        for sweeping in threading.enumerate():
+            if sweeping.name == "sweep":
+                sweeping.join()
+    assert sum(path.stat().st_size for path in files(tmp_path)) <= 5500
+
+
 def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = build(tmp_path)
     store.require_space()

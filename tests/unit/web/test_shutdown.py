@@ -15,6 +15,7 @@ from support.web import open_host, settings
 
 from retouch.lifecycle import State
 from retouch.web import shutdown
+from retouch.web.workers import Workers
 
 
 @pytest.fixture
@@ -71,7 +72,7 @@ def test_a_process_that_ended_unasked_is_logged(
     passed_on: list[Any] = []
     monkeypatch.setattr(Watcher, "notify_event", lambda _, *message: passed_on.append(message))
     monkeypatch.setattr(Watcher, "is_stopping", lambda _: stopping)
-    shutdown.log_dead_processes()
+    shutdown.watch_processes(Workers())
     message = {"process_pid": 7, "exit_code": -9}
     Watcher("service", "true").notify_event("reap", message)
     assert [record.message for record in caplog.records] == logged

@@ -94,7 +94,7 @@ def _load_engine(
     import torch
 
     device = find_device()
-    memory = measure_free(settings.gpu_memory_gib)
+    memory = measure_free(settings.gpu_memory_gib, settings.host_memory_gib)
     preset = read_preset(folder)
     shape = EditShape(
         area_px=max(preset.area_px, settings.max_result_px),

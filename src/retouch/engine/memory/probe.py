@@ -30,10 +30,10 @@ def find_device() -> Any:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def measure_free(gpu_memory_gib: float = 0.0) -> FreeMemory:
-    """Measure free memory; on the GPU at most `gpu_memory_gib` unless that is 0.
+def measure_free(gpu_memory_gib: float = 0.0, host_memory_gib: float = 0.0) -> FreeMemory:
+    """Measure free memory: of GPU and host at most so much, unless it is 0.
 
-    Also at most what `torch.cuda.set_per_process_memory_fraction` allows the process.
+    Of the GPU also at most what `torch.cuda.set_per_process_memory_fraction` allows the process.
     """
     device, gpu_bytes = find_device(), 0
     if device.type == "cuda":
@@ -45,7 +45,10 @@ def measure_free(gpu_memory_gib: float = 0.0) -> FreeMemory:
         gpu_bytes = min(free_bytes, allowed_bytes - cuda.memory_reserved(device))
         if gpu_memory_gib:
             gpu_bytes = min(gpu_bytes, int(gpu_memory_gib * GIB))
-    return FreeMemory(gpu_bytes, measure_host())
+    host_bytes = measure_host()
+    if host_memory_gib:
+        host_bytes = min(host_bytes, int(host_memory_gib * GIB))
+    return FreeMemory(gpu_bytes, host_bytes)
 
 
 def measure_host(root: Path = Path("/")) -> int:

@@ -1,0 +1,123 @@
+"""Whether this worker accepts connections on the port that all workers of the service share.
+
+The kernel gives a connection to any process that waits for one. So a worker that is not ready, or has
+more to do than another, stops waiting: connections go to the least busy one, and none to a worker that
+would refuse an edit while another could run it.
+"""
+
+import asyncio
+import os
+import socket
+from typing import Any
+
+import uvicorn
+
+from retouch.lifecycle import ModelHost, State
+from retouch.web.metrics import Metrics
+from retouch.web.workers import NOT_READY, Board
+
+_CHECK_EVERY_S = 0.02
+_OBSERVE_EVERY = 10
+"""Checks between two updates of the gauges, which another worker may report."""
+
+
+_EDIT = 1 << 16
+"""Connections that weigh as much as an edit: more than there are, as one may ask for nothing much."""
+
+
+class Listener:
+    """Accepts a server's connections while no other worker on the `board` is less busy.
+
+    This worker is the one at `index`. How busy it is its edits say, also those of jobs. Connections,
+    which last for one request, say it until it is known what they ask for.
+    """
+
+    def __init__(
+        self, server: uvicorn.Server, board: Board, index: int, host: ModelHost, metrics: Metrics
+    ) -> None:
+        self._server = server
+        self._board = board
+        self._index = index
+        self._host = host
+        self._metrics = metrics
+        self._socket: socket.socket | None = None
+        self._connecting: set[asyncio.Task[Any]] = set()
+
+    async def run(self) -> None:
+        """Pause and resume as the board says, until the server stops."""
+        checks = 0
+        self.report()
+        while not self._server.started:  # noqa: ASYNC110 - uvicorn has no event for it
+            await asyncio.sleep(_CHECK_EVERY_S)
+        self._take_socket()
+        while not self._server.should_exit:
+            self.report()
+            if checks % _OBSERVE_EVERY == 0:
+                self._metrics.observe()
+            checks += 1
+            if self._board.may_listen(self._index):
+                self._resume()
+            else:
+                self._pause()
+            await asyncio.sleep(_CHECK_EVERY_S)
+        self._pause()
+        if self._socket:
+            self._socket.close()
+
+    def report(self, *, coming: int = 0) -> None:
+        """Say on the board what there is to do, with so many connections that are not counted yet."""
+        is_ready = self._host.state in (State.READY, State.BUSY)
+        busy = len(self._host.edits) * _EDIT
+        busy += len(self._server.server_state.connections) + coming
+        self._board.report(self._index, busy if is_ready else NOT_READY)
+
+    def _take_socket(self) -> None:
+        """Accept in place of uvicorn: its asyncio servers take all that wait, and cannot be paused."""
+        for server in self._server.servers:
+            self._socket = socket.socket(fileno=os.dup(server.sockets[0].fileno()))
+            self._socket.setblocking(False)
+            server.close()
+        self._server.servers = []
+
+    def _resume(self) -> None:
+        if self._socket:
+            asyncio.get_running_loop().add_reader(self._socket, self._accept)
+
+    def _pause(self) -> None:
+        if self._socket:
+            asyncio.get_running_loop().remove_reader(self._socket)
+
+    def _accept(self) -> None:
+        """Accept one connection. If this worker is then busier than another, the next goes there."""
+        assert self._socket is not None  # noqa: S101 - it is read
+        try:
+            accepted, _ = self._socket.accept()
+        except BlockingIOError:  # another worker has it
+            return
+        except OSError:  # the caller has gone, or no descriptor is left
+            self._pause()
+            return
+        self.report(coming=1)
+        if not self._board.may_listen(self._index):
+            self._pause()
+        connecting = asyncio.get_running_loop().connect_accepted_socket(
+            self._connect, accepted, ssl=self._server.config.ssl
+        )
+        task = asyncio.ensure_future(connecting)
+        self._connecting.add(task)
+        task.add_done_callback(self._forget)
+
+    def _forget(self, task: asyncio.Task[Any]) -> None:
+        self._connecting.discard(task)
+        if not task.cancelled():
+            task.exception()  # of a TLS handshake: the caller's fault, and its connection is closed
+
+    def _connect(self) -> asyncio.Protocol:
+        """Return the protocol of a new connection, as uvicorn's `Server.startup` makes it."""
+        protocol: Any = self._server.config.http_protocol_class
+        connection: asyncio.Protocol = protocol(
+            config=self._server.config,
+            server_state=self._server.server_state,
+            app_state=self._server.lifespan.state,
+        )
+        return connection

@@ -1,0 +1,150 @@
+"""The service's worker processes, one a GPU: how many, which GPU each has, and what they know of each other.
+
+BentoML's supervisor imports the service too. There it is counted; each worker joins.
+"""
+
+import mmap
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import pynvml  # type: ignore[import-untyped]
+from bentoml._internal.context import server_context
+from prometheus_client.multiprocess import mark_process_dead
+
+from retouch.engine.memory.plan import GIB
+from retouch.engine.memory.probe import measure_cpus, measure_host
+from retouch.settings import InvalidSettings
+
+NOT_READY = 1 << 40
+"""The load of a worker that cannot edit: above any number of edits and connections."""
+_BOARD = "RETOUCH_BOARD"
+"""Variable by which the supervisor hands the board's file descriptor to its workers."""
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
+_METRICS = "PROMETHEUS_MULTIPROC_DIR"
+
+
+class Board:
+    """The process id and the load of each worker, in memory that all processes of the service share.
+
+    The file has no name and ends with them.
+    """
+
+    def __init__(self, descriptor: int, count: int) -> None:
+        self._cells = memoryview(mmap.mmap(descriptor, 16 * count)).cast("q")
+
+    def report(self, index: int, load: int) -> None:
+        """Say how much this process has to do, which is the worker at `index`, or `NOT_READY`."""
+        self._cells[2 * index + 1] = load
+        self._cells[2 * index] = os.getpid()
+
+    def forget(self, pid: int) -> None:
+        """Take a process off that has ended."""
+        for at in range(0, len(self._cells), 2):
+            if self._cells[at] == pid:
+                self._cells[at] = 0
+
+    @property
+    def pids(self) -> dict[int, int]:
+        """The process ids of the workers that live, by index."""
+        pids = self._cells[::2].tolist()
+        return {index: pid for index, pid in enumerate(pids) if pid}
+
+    @property
+    def loads(self) -> list[int]:
+        """What each worker last reported; that of a dead one counts no more."""
+        return self._cells[1::2].tolist()
+
+    def may_listen(self, index: int) -> bool:
+        """Whether no other worker has less to do, or is ready where this one is not."""
+        loads = self.loads
+        return all(loads[index] <= loads[other] for other in self.pids)
+
+
+@dataclass(frozen=True, slots=True)
+class Workers:
+    """How many there are, and which this process is: `index` is None in the supervisor.
+
+    There is a board where there are several.
+    """
+
+    count: int = 1
+    index: int | None = None
+    board: Board | None = None
+
+    @property
+    def several(self) -> bool:
+        """Whether this process shares its port with others."""
+        return self.count > 1
+
+    def forget(self, pid: int, environment: Mapping[str, str]) -> None:
+        """Take a worker that has ended off the board, and its gauges off the metrics."""
+        if self.board:
+            self.board.forget(pid)
+            mark_process_dead(pid, environment[_METRICS])  # type: ignore[no-untyped-call]
+
+
+def join_workers(gpus: int | Literal["all"]) -> Workers:
+    """Return the workers; in one of several, see only its own GPU from now on.
+
+    Call it before torch is imported.
+
+    Raises:
+        InvalidSettings: there are fewer GPUs.
+    """
+    if server_context.worker_index is None:
+        count = count_workers(gpus, len(list_gpus()))
+        return Workers(count, board=_prepare_workers(count) if count > 1 else None)
+    if _BOARD not in os.environ:
+        return Workers()
+    descriptor, count = map(int, os.environ[_BOARD].split(","))
+    os.set_inheritable(descriptor, False)
+    # A worker in place of a dead one has its number; while one is replaced, numbers go on.
+    index = (server_context.worker_index - 1) % count
+    if _VISIBLE in os.environ:
+        names = os.environ[_VISIBLE].split(",")
+        os.environ[_VISIBLE] = names[min(index, len(names) - 1)]
+    else:
+        os.environ[_VISIBLE] = str(index)
+    board = Board(descriptor, count)
+    board.report(index, NOT_READY)
+    return Workers(count, index, board)
+
+
+def count_workers(gpus: int | Literal["all"], found: int) -> int:
+    """Return how many workers to start where so many GPUs are found: without any, on the CPU.
+
+    Raises:
+        InvalidSettings: there are fewer GPUs.
+
+    >>> count_workers("all", 4), count_workers("all", 0), count_workers(2, 4), count_workers(2, 0)
+    (4, 1, 2, 2)
+    """
+    if gpus == "all":
+        return max(1, found)
+    if 0 < found < gpus:
+        raise InvalidSettings(f"wrong settings: GPUS: is {gpus}, but there are {found} GPUs")
+    return gpus
+
+
+def list_gpus() -> list[str]:
+    """Return the names of the GPUs that this process may use, as CUDA_VISIBLE_DEVICES has them."""
+    if _VISIBLE in os.environ:
+        names = [name.strip() for name in os.environ[_VISIBLE].split(",")]
+        return [name for name in names if name not in ("", "-1")]
+    try:
+        pynvml.nvmlInit()
+        return [str(number) for number in range(pynvml.nvmlDeviceGetCount())]
+    except pynvml.NVMLError:
+        return []
+
+
+def _prepare_workers(count: int) -> Board:
+    """Make the board, and share the host's memory and CPUs out before the first worker takes any."""
+    descriptor = os.memfd_create("workers", 0)  # workers inherit it
+    os.truncate(descriptor, 16 * count)
+    os.environ[_BOARD] = f"{descriptor},{count}"
+    os.environ.setdefault("HOST_MEMORY_GIB", f"{measure_host() / count / GIB:.3f}")
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, measure_cpus() // count)))
+    return Board(descriptor, count)

@@ -1,0 +1,91 @@
+"""Two workers on one port: both edit, one is killed in mid-edit, the metrics are those of both."""
+
+import os
+import re
+import signal
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from support.processes.hanging import write_sitecustomize
+from support.servers.bentoml_service import Service, opened, serving
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """Two workers whose edits take as long as their prompts say."""
+    folder = tmp_path_factory.mktemp("pair")
+    hook = folder / "hook"
+    hook.mkdir()
+    settings = {"GPUS": "2", "PYTHONPATH": write_sitecustomize(hook)}
+    with serving(folder, settings) as service:
+        service.wait_for(lambda: read(service, "retouch_ready") == 2)
+        yield service
+    service.require_clean_log([])
+
+
+def read(service: Service, metric: str) -> float:
+    """Return the sum of the series that begin so."""
+    text = service.client.get("/metrics").text
+    return sum(map(float, re.findall(rf"^{metric}[ ,](?:.* )?(\S+)$", text, re.MULTILINE)))
+
+
+def find_workers(service: Service) -> set[int]:
+    """Return the processes below the supervisor that serve."""
+    children = Path(f"/proc/{service.pid}/task/{service.pid}/children").read_text().split()
+    commands = {int(child): Path(f"/proc/{child}/cmdline").read_bytes() for child in children}
+    return {pid for pid, command in commands.items() if b"worker.service" in command}
+
+
+def begin_two(service: Service, callers: ThreadPoolExecutor) -> list[Future[dict[str, Any]]]:
+    """Have an edit run on each worker."""
+    edits = []
+    for count in (1, 2):
+        edits.append(callers.submit(service.edit, prompt="take 5"))
+        service.wait_for(lambda count=count: read(service, "retouch_edits_running") == count)  # type: ignore[misc]
+    return edits
+
+
+def test_edits_run_side_by_side_and_are_counted_together(pair: Service) -> None:
+    before = read(pair, 'retouch_edits_total{code="success"')
+    with ThreadPoolExecutor(2) as callers:
+        edits = begin_two(pair, callers)
+        links = [each.result()["presigned_url"] for each in edits]
+    assert [opened(link).status_code for link in links] == [200, 200]
+    assert read(pair, 'retouch_edits_total{code="success"') == before + 2
+    text = pair.client.get("/metrics").text
+    for worker in (0, 1):
+        assert f'process_resident_memory_bytes{{worker="{worker}"}}' in text
+
+
+def test_a_result_is_reused_whichever_worker_is_asked(pair: Service) -> None:
+    results = [pair.edit(seed=11, prompt="make it blue") for _ in range(8)]
+    assert [result["meta"]["reused"] for result in results] == [False] + [True] * 7
+    assert len({result["object_key"] for result in results}) == 1
+    answered = read(pair, 'retouch_edits_total{code="success"')
+    finished = [line for line in pair.events("edit.finished") if not line["reused"]]
+    assert answered == len(pair.events("edit.finished"))
+    assert len(finished) < answered
+
+
+def test_a_worker_killed_in_mid_edit_is_replaced_and_the_next_edit_works(pair: Service) -> None:
+    before = read(pair, 'retouch_edits_total{code="success"')
+    workers = find_workers(pair)
+    with ThreadPoolExecutor(2) as callers:
+        edits = begin_two(pair, callers)
+        os.kill(min(workers), signal.SIGKILL)
+        faults = [type(each.exception()) for each in edits if each.exception()]
+    assert len(faults) == 1
+    assert issubclass(faults[0], httpx.TransportError)
+    for seed in (1, 2, 3):  # while the other worker starts
+        assert pair.client.get("/readyz").status_code == 200
+        assert pair.edit(prompt="make it red", seed=seed)["meta"]["reused"] is False
+    pair.wait_for_event("process.died", exit_status=-signal.SIGKILL)
+    pair.wait_for(lambda: read(pair, "retouch_ready") == 2)
+    assert len(find_workers(pair) - workers) == 1
+    assert read(pair, 'retouch_edits_total{code="success"') == before + 4
