@@ -127,7 +127,7 @@ WAYS: dict[str, Callable[[Group], None]] = {
     "wide_free": wide_free,
     "rows": rows,
 }
-ENGINE = {"up": "wide_copied"}
+ENGINE = {"down": "in_place"}
 """What src/retouch/engine/linear.py does, where that is not `first_joint`."""
 FASTEST = {
     "fastest": {"plain", "wide_free"},

@@ -33,14 +33,10 @@ def linear(
 
     Every product of the transformer is made here or in `linear_joined`.
     """
-    if term is not None and not gelu:
-        return _multiply(*gather_operands(stream, [layer], [term]))
-    weight, bias = layer.weight, layer.bias
     if term is not None:
-        # In one product, so that the GELU can be part of it: [x, x down^T] [weight, up]^T.
-        down, up = term
-        stream = torch.cat([stream, stream @ down.t()], dim=-1)
-        weight = torch.cat([weight, up], dim=-1)
+        product = _multiply(*gather_operands(stream, [layer], [term]))
+        return functional.gelu(product, approximate="tanh") if gelu else product
+    weight, bias = layer.weight, layer.bias
     if gelu and stream.is_cuda:  # pragma: no cover - needs a GPU
         # Fused into the product. On a CPU this operator has the exact GELU, not the model's.
         fused: torch.Tensor = torch._addmm_activation(bias, stream[0], weight.t(), use_gelu=True)  # noqa: SLF001 - it has no public name
@@ -88,6 +84,9 @@ def multiply_operands(
         at += len(rows)
         if low is None or up is None:
             torch.addmm(bias, rows, weight.t(), out=part)
+        elif rows.shape[1] > len(weight):  # the faster order for narrowing layers
+            torch.addmm(bias, rows, weight.t(), out=part)
+            part.addmm_(low, up.t())
         else:
             # The term first: the product is added to it while it is made, without another pass.
             torch.addmm(bias, low, up.t(), out=part)
