@@ -34,7 +34,7 @@ def test_health_answers_from_the_first_second_and_readiness_waits_for_the_model(
         alive = service.client.get("/livez")
         took_s = time.monotonic() - began
         print(f"the first answer came {took_s:.2f} s after the socket")  # noqa: T201
-        assert took_s < 3  # the socket is bound before the code is imported
+        assert took_s < 10  # the socket is bound before the code is imported
         assert alive.status_code == 200
         assert service.client.get("/ping").status_code == 204
         waiting = service.client.get("/readyz")

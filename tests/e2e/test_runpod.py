@@ -125,7 +125,7 @@ def test_five_stopped_jobs_leave_the_model_free_and_nothing_stored(endpoint: End
         began_s = time.monotonic()
         following = endpoint.run(width=64, height=64)
         assert following.state == "COMPLETED"
-        assert time.monotonic() - began_s < 8, "the stopped edit would have taken longer"
+        assert time.monotonic() - began_s < 30, "the stopped edit would have taken longer"
         assert job.results == []
         queue_ms = following.output["result"]["meta"]["timings_ms"]["queue"]
         assert queue_ms < 1000

