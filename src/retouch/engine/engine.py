@@ -8,6 +8,8 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
+from math import prod
 from typing import Any
 
 import torch
@@ -15,16 +17,22 @@ from PIL import Image
 
 from retouch.editing.ports import (
     EditParams,
-    EngineInfo,
     EngineOutput,
-    GenerationDefaults,
     PreparedEdit,
 )
 from retouch.engine.adapters.loaded import LoadedAdapters
 from retouch.engine.attention import NATIVE
 from retouch.engine.compilation import BlockCode
 from retouch.engine.guidance import classifier_free_guidance
-from retouch.engine.hooks import EditTimer, StepHook, StepState, preview_steps, run_hooks
+from retouch.engine.hooks import (
+    EditTimer,
+    StepHook,
+    StepState,
+    predict_result,
+    preview_steps,
+    run_hooks,
+)
+from retouch.engine.info import describe, name_of
 from retouch.engine.inpaint import start_latents
 from retouch.engine.inputs import Conditioning, EditInputs, prepare_inputs
 from retouch.engine.memory.weights import Weights
@@ -67,28 +75,17 @@ class QwenEngine:
         adapters: LoadedAdapters | None = None,
     ) -> None:
         adapters = adapters or LoadedAdapters()
-        default = adapters.profiles[0] if adapters.profiles else preset
-        self.info = EngineInfo(
+        self.info = describe(
+            weights,
+            preset,
+            adapters,
             model=preset.name or model,
             revision=revision,
-            dtype=_name(weights.transformer.dtype),
-            memory_plan=weights.plan.name,
-            preset=GenerationDefaults(
-                steps=default.steps,
-                guidance_scale=default.guidance_scale,
-                area_px=preset.area_px,
-                guided=preset.guided,
-            ),
-            notes=preset.notes,
-            examples=preset.examples,
             attention=attention,
-            quantization=weights.plan.quantization,
             max_areas_px=weights.plan.max_areas_px[: template.max_images],
             compiled=compiled,
             code=code,
             load_phases_s=load_phases_s or {},
-            adapters=adapters.info,
-            profiles=adapters.profiles,
         )
         self.weights = weights
         self._adapters = adapters
@@ -167,7 +164,7 @@ class QwenEngine:
     def _fall_back_to_bf16(self) -> None:
         """Continue in bfloat16, which reaches 3e38 and takes the same memory."""
         self.weights.cast(torch.bfloat16)
-        self.info = replace(self.info, dtype=_name(torch.bfloat16))
+        self.info = replace(self.info, dtype=name_of(torch.bfloat16))
         event(_log, "precision.widened", level=logging.WARNING, dtype=self.info.dtype)
 
     def _edit(self, prepared: PreparedEdit, timer: EditTimer) -> EngineOutput:
@@ -190,8 +187,8 @@ class QwenEngine:
         wanted = preview_steps(prepared.params.run_steps, prepared.previews)
 
         def show(state: StepState) -> None:
-            if state.done in wanted and state.predicted is not None:
-                pixels = self.decode(state.predicted, rows=prepared.inputs.grids[0][0])
+            if state.done in wanted and state.predict is not None:
+                pixels = self.decode(state.predict(), rows=prepared.inputs.grids[0][0])
                 prepared.on_preview(EngineOutput(pixels, 0.0, 0.0, 0.0))
 
         return show
@@ -229,9 +226,8 @@ class QwenEngine:
             Fp16Overflow: a step produced non-finite values.
         """
         params, grids = prepared.params, prepared.inputs.grids
-        rows, columns = grids[0]
         generator = torch.Generator("cpu").manual_seed(params.seed)
-        scheduler, timesteps = self._start_schedule(params, rows * columns, generator)
+        scheduler, timesteps = self._start_schedule(params, prod(grids[0]), generator)
         latents, keep = self._start_latents(prepared, source, scheduler, generator)
         hooks = [*keep, *hooks]
         terms = self._adapters.get_terms(params.loras, self.weights.transformer.proj_out.weight)
@@ -243,12 +239,13 @@ class QwenEngine:
         for step, timestep in enumerate(timesteps):
             velocities = self._transformer.forward(latents, conditioning, modulation, step)
             velocity = classifier_free_guidance(velocities, params.guidance_scale)
-            predicted = latents - velocity * (timestep / scheduler.config.num_train_timesteps)
+            share = timestep / scheduler.config.num_train_timesteps
+            predict = partial(predict_result, latents, velocity, share)
             latents = scheduler.step(velocity, timestep, latents, return_dict=False)[0]
             # Waits for the GPU, so that the hooks run when the step has really ended.
             if not torch.isfinite(latents).all():
                 raise Fp16Overflow
-            latents = run_hooks(hooks, StepState(step + 1, params.run_steps, latents, predicted))
+            latents = run_hooks(hooks, StepState(step + 1, params.run_steps, latents, predict))
         return latents
 
     def _start_schedule(
@@ -290,7 +287,3 @@ class QwenEngine:
             raise NonFiniteResult("the decoder produced non-finite values (NaN or infinity)")
         values = (pixels * 0.5 + 0.5).clamp(0, 1).permute(1, 2, 0)  # (3, h, w) -> (h, w, 3)
         return (values * 255).round().to(torch.uint8).cpu()
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

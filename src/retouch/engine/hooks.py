@@ -11,13 +11,13 @@ import torch
 class StepState:
     """State of an edit between two steps: steps done, of how many, and latents (1, token, 4 c).
 
-    `predicted` is the result's latents as the last step expects them; None before the first.
+    `predict` computes the result's latents as the last step expects them; None before the first.
     """
 
     done: int
     steps: int
     latents: torch.Tensor
-    predicted: torch.Tensor | None = None
+    predict: Callable[[], torch.Tensor] | None = None
 
 
 StepHook = Callable[[StepState], torch.Tensor | None]
@@ -31,6 +31,13 @@ def run_hooks(hooks: Sequence[StepHook], state: StepState) -> torch.Tensor:
         if changed is not None:
             state = replace(state, latents=changed)
     return state.latents
+
+
+def predict_result(
+    latents: torch.Tensor, velocity: torch.Tensor, noise_share: torch.Tensor
+) -> torch.Tensor:
+    """Return the latents at the end of a straight line along `velocity`: all of one shape."""
+    return latents - velocity * noise_share
 
 
 def preview_steps(steps: int, count: int) -> frozenset[int]:

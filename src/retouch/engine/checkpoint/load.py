@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from retouch.engine.checkpoint.files import (
     INDEX_FILE,
@@ -19,18 +19,24 @@ from retouch.engine.checkpoint.files import (
 from retouch.engine.checkpoint.find import CheckpointSettings, find
 from retouch.engine.checkpoint.read_ahead import reading_ahead
 from retouch.engine.checkpoint.weights_file import find_weights_file
+from retouch.engine.compilation import compile_block, decide, describe_code
 from retouch.engine.lean_imports import lean_imports
-from retouch.engine.memory.plan import GIB, EditShape
+from retouch.engine.memory.plan import GIB, EditShape, FreeMemory
 from retouch.engine.memory.probe import find_device, measure_cpus, measure_free, measure_host
 from retouch.engine.phase_clock import PhaseClock
-from retouch.engine.preset import read_preset
+from retouch.engine.preset import PresetFile, read_preset
 from retouch.errors import ModelError
 from retouch.logs import event
 from retouch.schema import MAX_PROMPT_TOKENS
 
 if TYPE_CHECKING:
+    from retouch.engine.adapters.loaded import LoadedAdapters
     from retouch.engine.attention import Attention
+    from retouch.engine.checkpoint.build import Parts
+    from retouch.engine.compilation import BlockCode
     from retouch.engine.engine import QwenEngine
+    from retouch.engine.memory.weights import Weights
+    from retouch.engine.transformer import BlockCall
 
 _log = logging.getLogger(__name__)
 _TOKEN_AREA_PX = 16 * 16
@@ -84,6 +90,17 @@ def find_files(
     }
 
 
+class _Setup(NamedTuple):
+    """What is known before the libraries are imported and the small files read."""
+
+    device: Any
+    dtype: Any
+    memory: FreeMemory
+    preset: PresetFile
+    shape: EditShape
+    attention: "Attention"
+
+
 def _load_engine(
     folder: Path,
     files: Mapping[str, Path],
@@ -91,6 +108,36 @@ def _load_engine(
     clock: PhaseClock,
     progress: Callable[[str], None],
 ) -> "QwenEngine":
+    setup = _set_up(folder, settings, clock)
+    from retouch.engine.checkpoint import build
+    from retouch.engine.engine import QwenEngine
+
+    progress("processor")
+    parts = build.read_parts(folder, files, family=settings.family)
+    clock.end("processor_s")
+    adapters, weights = _load_weights(folder, parts, settings, setup, progress)
+    clock.end("weights_s")
+    code = _describe_code(settings, setup, parts.configs["transformer"])
+    run_block, compiled = _choose_code(settings, setup, code)
+    return QwenEngine(
+        weights,
+        processor=parts.processor,
+        scheduler=parts.scheduler,
+        template=parts.template,
+        preset=setup.preset,
+        model=_public_name(settings.model_id),
+        revision=describe_revision(folder, files, settings.family),
+        run_block=run_block,
+        attention=setup.attention.name,
+        compiled=compiled,
+        code=code,
+        load_phases_s=clock.phases_s,
+        adapters=adapters,
+    )
+
+
+def _set_up(folder: Path, settings: CheckpointSettings, clock: PhaseClock) -> _Setup:
+    """Measure the memory, choose the attention kernel, and import the libraries."""
     import torch
 
     device = find_device()
@@ -104,70 +151,80 @@ def _load_engine(
     with lean_imports(attention=settings.attention_backend):
         chosen = _choose_attention(folder, settings.attention_backend, device, dtype, shape)
         clock.end("attention_s")
-        from retouch.engine import compilation, precision, transformer
-        from retouch.engine.checkpoint import build
-        from retouch.engine.checkpoint.adapters import load_all
-        from retouch.engine.engine import QwenEngine
+        import retouch.engine.checkpoint.adapters
+        import retouch.engine.checkpoint.build
+        import retouch.engine.engine  # noqa: F401 - with most of what is imported later
 
         _silence_progress_bars()
     clock.end("libraries_s")
-    progress("processor")
-    parts = build.read_parts(folder, files, family=settings.family)
-    clock.end("processor_s")
+    return _Setup(device, dtype, memory, preset, shape, chosen)
+
+
+def _load_weights(
+    folder: Path,
+    parts: "Parts",
+    settings: CheckpointSettings,
+    setup: _Setup,
+    progress: Callable[[str], None],
+) -> "tuple[LoadedAdapters, Weights]":
+    from retouch.engine.checkpoint import build
+    from retouch.engine.checkpoint.adapters import load_all
+    from retouch.engine.precision import residual_scale
+
     adapters = load_all(
         settings,
-        preset,
+        setup.preset,
         parts.configs["transformer"],
         read_json(folder / INDEX_FILE)["_class_name"],
-        weight_factor=lambda layer: precision.residual_scale(f"transformer.{layer}.weight", dtype),
+        weight_factor=lambda layer: residual_scale(f"transformer.{layer}.weight", setup.dtype),
     )
     weights = build.load_weights(
         folder,
         parts.configs,
-        dtype=dtype,
-        device=device,
-        shape=replace(shape, images=parts.template.max_images),
-        memory=memory,
+        dtype=setup.dtype,
+        device=setup.device,
+        shape=replace(setup.shape, images=parts.template.max_images),
+        memory=setup.memory,
         packed=parts.packed,
         quantization=settings.quantization,
         adapters=adapters,
         progress=progress,
     )
-    clock.end("weights_s")
+    plan = weights.plan
     event(
         _log,
         "weights.placed",
-        memory_plan=weights.plan.name,
-        quantization=weights.plan.quantization,
-        gpu_gib=round(weights.plan.peak_bytes / GIB, 1),
-        host_gib=round(weights.plan.host_bytes / GIB, 1),
+        memory_plan=plan.name,
+        quantization=plan.quantization,
+        gpu_gib=round(plan.peak_bytes / GIB, 1),
+        host_gib=round(plan.host_bytes / GIB, 1),
     )
-    run_block: transformer.BlockCall = partial(transformer.run_block, attend=chosen.attend)
-    code = None
-    if not settings.adapters:  # each padded rank has code of its own, made in its first edit
-        code = compilation.describe_code(
-            parts.configs["transformer"],
-            dtype=settings.dtype,
-            attention=chosen.name,
-            area_px=preset.area_px,
-            condition_area_px=shape.condition_area_px,
-        )
-    compiled = compilation.decide(settings.compile, code)
-    return QwenEngine(
-        weights,
-        processor=parts.processor,
-        scheduler=parts.scheduler,
-        template=parts.template,
-        preset=preset,
-        model=_public_name(settings.model_id),
-        revision=describe_revision(folder, files, settings.family),
-        run_block=compilation.compile_block(run_block) if compiled else run_block,
-        attention=chosen.name,
-        compiled=compiled,
-        code=code,
-        load_phases_s=clock.phases_s,
-        adapters=adapters,
+    return adapters, weights
+
+
+def _describe_code(
+    settings: CheckpointSettings, setup: _Setup, config: Mapping[str, Any]
+) -> "BlockCode | None":
+    if settings.adapters:  # each padded rank has code of its own, made in its first edit
+        return None
+    return describe_code(
+        config,
+        dtype=settings.dtype,
+        attention=setup.attention.name,
+        area_px=setup.preset.area_px,
+        condition_area_px=setup.shape.condition_area_px,
     )
+
+
+def _choose_code(
+    settings: CheckpointSettings, setup: _Setup, code: "BlockCode | None"
+) -> "tuple[BlockCall, bool]":
+    """Return what runs a block, and whether it is compiled."""
+    from retouch.engine.transformer import run_block
+
+    run: BlockCall = partial(run_block, attend=setup.attention.attend)
+    compiled = decide(settings.compile, code)
+    return compile_block(run) if compiled else run, compiled
 
 
 def _choose_attention(
