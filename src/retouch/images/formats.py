@@ -14,7 +14,6 @@ from pi_heif import options
 from pi_heif.as_plugin import HeifImageFile
 from pi_heif.heif import open_heif
 from PIL.AvifImagePlugin import AvifImageFile
-from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
 from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
@@ -22,6 +21,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from retouch.errors import UnsupportedImage
+from retouch.images.bmp import open_bmp
 from retouch.images.png import open_png
 
 _OTHERS: Final[Mapping[str, re.Pattern[bytes]]] = {
@@ -111,7 +111,7 @@ FORMATS: Final[Mapping[str, tuple[re.Pattern[bytes], Callable[[bytes], ImageFile
     "png": (re.compile(rb"\x89PNG\r\n\x1a\n"), open_png),
     "webp": (re.compile(rb"RIFF....WEBPVP8[ LX]", re.DOTALL), _open_by(WebPImageFile)),
     "gif": (re.compile(rb"GIF8[79]a"), _open_by(GifImageFile)),
-    "bmp": (re.compile(rb"BM"), _open_by(BmpImageFile)),
+    "bmp": (re.compile(rb"BM"), open_bmp),
     "tiff": (re.compile(rb"II[*+]\0|MM\0[*+]"), _open_by(TiffImageFile)),
     # The brand may stand anywhere in the file type box: phones often put `mif1` first.
     "avif": (re.compile(rb"....ftyp(?:....){0,16}?avi[fs]", re.DOTALL), _open_avif),

@@ -1,0 +1,61 @@
+"""Bitmaps whose header has more than Pillow reads."""
+
+import struct
+
+import pytest
+from PIL import ImageCms
+
+from retouch import errors
+from retouch.images.decode import Limits, decode
+
+_ARGB = (0xFF0000, 0xFF00, 0xFF, 0xFF000000)
+_PLAIN, _BY_MASKS = 0, 3
+
+
+def build_bmp(
+    pixel: bytes,
+    *,
+    compression: int = _BY_MASKS,
+    masks: tuple[int, ...] = (0, 0, 0, 0),
+    profile: bytes = b"",
+) -> bytes:
+    """Build a bitmap of 4 x 4 equal pixels with a header of version 5."""
+    pixels = pixel * 4
+    pixels += bytes(-len(pixels) % 4)
+    start, rows = 14 + 124, 4 * len(pixels)
+    space, at = (b"DEBM", 124 + rows) if profile else (b"BGRs", 0)
+    header = struct.pack(
+        "<IiiHHIIiiII", 124, 4, 4, 1, 8 * len(pixel), compression, rows, 0, 0, 0, 0
+    )
+    header += (
+        struct.pack("<4I", *masks) + space + bytes(48) + struct.pack("<4I", 4, at, len(profile), 0)
+    )
+    body = header + pixels * 4 + profile
+    return b"BM" + struct.pack("<IHHI", 14 + len(body), 0, 0, start) + body
+
+
+@pytest.mark.parametrize("compression", [_PLAIN, _BY_MASKS])
+def test_an_alpha_channel_of_8_bits_is_put_on_white(compression: int) -> None:
+    body = build_bmp(b"\x00\x00\xff\x80", compression=compression, masks=_ARGB)
+    red, green, blue = decode(body, Limits()).image.getpixel((0, 0))
+    assert (red, green, blue) == pytest.approx((255, 127, 127), abs=1)
+
+
+def test_an_alpha_channel_that_would_be_lost_is_refused_by_name() -> None:
+    body = build_bmp(b"\x00\x7c", masks=(0x7C00, 0x3E0, 0x1F, 0x8000))
+    with pytest.raises(errors.UnsupportedImage, match="alpha channel in 16 bits"):
+        decode(body, Limits())
+
+
+def test_an_embedded_profile_is_applied() -> None:
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    swapped = srgb.replace(b"rXYZ", b"tmp1").replace(b"bXYZ", b"rXYZ").replace(b"tmp1", b"bXYZ")
+    image = decode(build_bmp(b"\x00\x00\xff", compression=_PLAIN, profile=swapped), Limits()).image
+    red, _, blue = image.getpixel((0, 0))
+    assert (red, blue) == pytest.approx((0, 255), abs=2)
+
+
+@pytest.mark.parametrize("length", [14, 20, 60, 130])
+def test_a_header_that_is_cut_short_is_a_broken_image(length: int) -> None:
+    with pytest.raises(errors.BrokenImage):
+        decode(build_bmp(b"\x00\x00\xff\x80", masks=_ARGB)[:length], Limits())
