@@ -2,12 +2,13 @@
 
 PYTHONPATH=src:tests python tests/bench/full_size.py [ROW ...] [--budget-s 600]
 
-Rows, most useful first: stock, resident, 16, 8, few:0, few:16, queue, load, load:16, sizes:16,
-large:16, leak:16, cancel:16, widen, 12, 24, 48, resident:eager and lora. A number is a cap on the GPU's memory in
-GiB, for the process and for the plan; 0 is none. `int8`, `int8:16`, `fp8`, `nf4:10` and so on keep the
-weights packed. Each row prints one line of JSON when it is done, and a failed row does not end the
-others. Whole edits of 30 steps are timed; seconds a step are their difference from edits of two; `few`
-and `queue` are of four steps without guidance. `--tiny` runs all of it on a CPU with a toy model.
+Rows, most useful first: stock, resident, few:0, queue, 16, few:16, 8, load, load:16, sizes:16,
+large:16, leak:16, cancel:16, widen, 12, 24, 48, resident:eager, stripes and lora. A number is a cap on
+the GPU's memory in GiB, for the process and for the plan; 0 is none. `int8`, `int8:16`, `fp8`, `nf4:10`
+and so on keep the weights packed. Each row prints one line of JSON when it is done, and a failed row does
+not end the others. Whole edits of 30 steps are timed; seconds a step are their difference from edits of
+two; `few` and `queue` are of four steps without guidance. `--tiny` runs all of it on a CPU with a toy
+model.
 """
 
 import argparse
@@ -45,7 +46,7 @@ from support.models.full_rig import (
     work,
 )
 from support.models.tiny import build_tiny_pipeline
-from support.models.turn_rows import row_few, row_large, row_queue, row_sizes
+from support.models.turn_rows import row_few, row_large, row_queue, row_sizes, row_stripes
 
 from retouch.editing.adapters import resolve_adapters
 from retouch.engine import precision
@@ -342,6 +343,7 @@ def run_row(rig: Rig, row: str) -> dict[str, Any]:
         "queue": row_queue,
         "sizes": row_sizes,
         "large": row_large,
+        "stripes": row_stripes,
         "leak": row_leak,
         "cancel": row_cancel,
     }

@@ -22,7 +22,16 @@ pytestmark = pytest.mark.e2e
 ROOT = Path(__file__).parents[2]
 ROWS = (
     *("stock", "resident:eager", "few:0", "queue", "16:eager", "8:eager", "load", "load:16"),
-    *("sizes:16", "large:16", "leak:16", "cancel:16", "widen", "no such row", "48:eager"),
+    *(
+        "sizes:16",
+        "large:16",
+        "stripes",
+        "leak:16",
+        "cancel:16",
+        "widen",
+        "no such row",
+        "48:eager",
+    ),
     *("int8", "int8:16", "nf4:8"),
 )
 
@@ -91,6 +100,10 @@ def test_what_is_over_the_stated_maximum_is_refused_before_its_source_is_fetched
 ) -> None:
     assert report["sizes:16"]["large"] == "refused before its source was fetched"
     assert report["sizes:16"]["max_area_px"] > report["large:16"]["max_area_px"]
+
+
+def test_stripes_of_the_autoencoder_give_the_whole(report: dict[str, dict[str, Any]]) -> None:
+    assert min(report["stripes"][f"{name}_snr_db"] for name in ("encoded", "decoded")) > 90
 
 
 def test_the_plan_has_the_full_models_sizes() -> None:

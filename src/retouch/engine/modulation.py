@@ -61,9 +61,9 @@ class ModulationCache:
         key = (self._weights.transformer.proj_out.weight.dtype, terms.key, *timesteps.tolist())
         table = self._tables.get(key)
         if table is None:
-            table = self._compute(timesteps, terms.others).to(torch.device("cpu"))
+            table = self._compute(timesteps, terms.others)
             if table.size_bytes <= self._tables.maxsize:
-                self._tables[key] = table
+                self._tables[key] = table.to(torch.device("cpu"))
         return table.to(self._weights.device)
 
     def _compute(self, timesteps: torch.Tensor, terms: Mapping[str, Term]) -> ModulationTable:

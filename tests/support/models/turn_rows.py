@@ -12,6 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -20,6 +21,8 @@ from PIL import Image
 from retouch import wiring
 from retouch.editing.ports import EngineOutput
 from retouch.editing.warm_up import warm_up
+from retouch.engine import vae
+from retouch.engine.vae import SingleFrameVae
 from retouch.errors import InvalidRequest
 from retouch.schema import EditRequest, EditResult
 from retouch.settings import Settings
@@ -207,13 +210,16 @@ def row_sizes(rig: Rig, cap: str) -> dict[str, Any]:
     began = time.perf_counter()
     edits = min(20, rig.edits)
     sizes = list_sizes(largest_px, edits)
-    for width_px, height_px in sizes:
-        edit(rig, work(rig, 1, width=width_px, height=height_px))
+    outputs = [
+        edit(rig, work(rig, 1, width=width_px, height=height_px))[1]
+        for width_px, height_px in sizes
+    ]
     large = asyncio.run(edit_large(engine, rig.side_px))
     return {
         "edits": edits,
         "max_area_px": largest_px,
         "largest": max(sizes, key=lambda size: size[0] * size[1]),
+        "largest_ms": [round(outputs[0].condition_ms), round(outputs[0].vae_decode_ms)],
         "seconds": since(began),
         "large": large,
         **peaks(),
@@ -227,6 +233,38 @@ def row_large(rig: Rig, cap: str) -> dict[str, Any]:
         return row_sizes(rig, cap)
     finally:
         rig.max_result_px = 0
+
+
+def row_stripes(rig: Rig, cap: str) -> dict[str, Any]:
+    """The autoencoder on one large image, whole and in stripes: time, memory and difference."""
+    engine = rig.take(cap or "resident")
+    autoencoder = SingleFrameVae(engine.weights.vae)
+    device, side_px = engine.weights.device, rig.side_px
+    draw = torch.manual_seed(0)
+    pixels = torch.rand(1, 3, side_px, side_px * 3 // 2, generator=draw) * 2 - 1
+    tokens = autoencoder.encode(pixels[..., :16, :16], device)
+    shape = (1, side_px * side_px * 3 // 2 // 256, tokens.shape[-1])
+    tokens = torch.randn(shape, generator=draw).to(device)
+    found: dict[str, Any] = {"size": [side_px * 3 // 2, side_px]}
+    made = {}
+    for name, limit_px in (("whole", 1 << 30), ("stripes", 0)):
+        with patch.object(vae, "WHOLE_AREA_PX", limit_px):
+            for _ in range(2):
+                reset_peaks()
+                began = time.perf_counter()
+                encoded = autoencoder.encode(pixels, device)
+                encode_s, began = since(began), time.perf_counter()
+                decoded = autoencoder.decode(tokens, rows=side_px // 16)
+                decode_s = since(began)
+        made[name] = (encoded, decoded)
+        found[name] = {"encode_s": encode_s, "decode_s": decode_s, **peaks()}
+    for at, name in enumerate(("encoded", "decoded")):
+        whole, stripes = made["whole"][at], made["stripes"][at]
+        error = (whole - stripes).square().mean()
+        found[f"{name}_snr_db"] = round(
+            float(10 * (whole.var() / error.clamp_min(1e-20)).log10()), 1
+        )
+    return found
 
 
 def list_sizes(largest_px: int, count: int) -> list[tuple[int, int]]:
