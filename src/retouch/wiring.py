@@ -3,15 +3,16 @@
 import logging
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 
 from retouch import __version__, demo
+from retouch.editing.adapter_ports import AdapterKeeper, TakesAdapters
 from retouch.editing.admission import Admission
 from retouch.editing.editor import Editor
 from retouch.editing.ports import Engine
 from retouch.editing.steps import EditorSettings, Steps
-from retouch.engine.adapters.source import AdapterSource
+from retouch.engine.adapters.source import URL_FILES, AdapterSource
 from retouch.engine.checkpoint.find import (
     FULL_MODEL,
     CheckpointSettings,
@@ -31,7 +32,9 @@ from retouch.net.download import Downloader
 from retouch.net.download_limiter import DownloadLimiter
 from retouch.net.limits import FetchLimits
 from retouch.remote.engine import RemoteEngine, RemoteSettings, connect
+from retouch.schema import MAX_LORAS
 from retouch.settings import Settings
+from retouch.sources.adapters import AdapterLoader
 from retouch.sources.loader import SourceLoader, SourceSettings
 from retouch.storage.local import LocalStore, load_secret
 from retouch.storage.port import Store
@@ -126,6 +129,7 @@ def build_engine(settings: Settings) -> Engine:
             compile=settings.compile,
             adapters=tuple(AdapterSource(**asdict(lora)) for lora in settings.loras),
             merge_adapters=settings.merge_loras,
+            lora_url_bytes=settings.lora_url_bytes,
             profiles=settings.profiles,
             profiles_file=settings.profiles_file,
             fetch=partial(fetch_adapter, limits=_adapter_limits(settings)),
@@ -233,10 +237,15 @@ def build_editor(
     admission = Admission(
         max_queue=settings.max_queue, expected_edit_s=expected_edit_s, on_model_lost=on_model_lost
     )
+    adapters = None
+    if isinstance(engine, TakesAdapters) and engine.keeper:
+        adapters = _build_adapter_loader(settings, engine.keeper)
+        exits.callback(adapters.close)
     steps = Steps(
         sources=build_sources(settings, store, exits=exits),
         engine=engine,
         storage=store,
+        adapters=adapters,
         settings=EditorSettings(
             prefix=settings.s3_object_prefix,
             link_expires_in_s=settings.presign_expiry,
@@ -253,6 +262,15 @@ def build_editor(
         exits.callback(engine.close)
     exits.push_async_callback(editor.close)
     return editor
+
+
+def _build_adapter_loader(settings: Settings, keeper: AdapterKeeper) -> AdapterLoader:
+    limits = replace(_adapter_limits(settings), max_bytes=settings.lora_url_bytes // URL_FILES)
+    return AdapterLoader(
+        fetch=Downloader(limits).fetch,
+        limiter=DownloadLimiter(max_downloads=MAX_LORAS, max_bytes=limits.max_bytes),
+        keeper=keeper,
+    )
 
 
 def _report_loading(message: str) -> None:

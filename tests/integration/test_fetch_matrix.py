@@ -1,7 +1,7 @@
 from ipaddress import ip_address
 
 import pytest
-from support.attacks.ssrf_matrix import Watch, WebhookRunner, run_matrix
+from support.attacks.ssrf_matrix import LoraRunner, Watch, WebhookRunner, run_matrix
 
 pytestmark = pytest.mark.integration
 
@@ -13,6 +13,12 @@ async def test_no_refused_address_is_dialled_whichever_way_leads_to_it() -> None
     assert refused.violations == public.violations == []
     assert refused.counts.keys() == public.counts.keys()
     assert refused.counts.total() > 1900
+
+
+async def test_no_refused_address_is_dialled_for_a_lora_file() -> None:
+    refused, public = await run_matrix(WATCH, seed=1, extra=0, every=29, kind=LoraRunner)
+    assert refused.violations == public.violations == []
+    assert refused.counts.total() > 450
 
 
 async def test_no_refused_address_is_dialled_for_a_webhook() -> None:

@@ -257,7 +257,10 @@ class Editor:
         self, request: EditRequest, sources: SourceSet, *, job_id: str
     ) -> tuple[EditParams, list[str]]:
         profile = choose_profile(request.profile, self.info)
-        loras = resolve_adapters(request.loras, self.info.adapters, profile.adapter)
+        loaded = [*self.info.adapters, *(held.info for held in sources.adapters)]
+        loras = resolve_adapters(
+            request.loras, loaded, profile.adapter, max_rank=self.info.max_adapter_rank
+        )
         request, ignored = fix_request(request, profile)
         preset = replace(
             self.info.preset, steps=profile.steps, guidance_scale=profile.guidance_scale

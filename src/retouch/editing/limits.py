@@ -1,6 +1,6 @@
 """What can be refused from the request and what is loaded alone, before anything is fetched."""
 
-from retouch.editing.adapters import resolve_adapters
+from retouch.editing.adapters import require_known
 from retouch.editing.ports import Engine, EngineInfo
 from retouch.editing.profiles import choose_profile
 from retouch.errors import InvalidRequest
@@ -17,7 +17,7 @@ def require_possible(request: EditRequest, engine: Engine) -> None:
     _require_tokens(request, engine)
     _require_room(request, engine.info)
     profile = choose_profile(request.profile, engine.info)
-    resolve_adapters(request.loras, engine.info.adapters, profile.adapter)
+    require_known(request.loras, engine.info, profile.adapter)
 
 
 def _require_tokens(request: EditRequest, engine: Engine) -> None:

@@ -101,6 +101,7 @@ class EngineInfo:
     A request chooses among the `adapters` and the `profiles`, of which the first is the default.
     `max_areas_px` has the largest result in pixels, from one image, from two and so on: as many
     images as one edit takes. `load_phases_s` has the seconds that each phase of loading took.
+    `lora_urls`: requests may bring adapters; the ranks of one edit's are at most `max_adapter_rank`.
     `examples` are instructions that suit it. `code` belongs to the engine: it describes the compiled
     code that it has, or could have.
     """
@@ -120,6 +121,8 @@ class EngineInfo:
     load_phases_s: Mapping[str, float] = field(default_factory=dict, compare=False)
     adapters: tuple[AdapterInfo, ...] = ()
     profiles: tuple[ProfileInfo, ...] = ()
+    lora_urls: bool = False
+    max_adapter_rank: int = MAX_ADAPTER_RANK
 
 
 @dataclass(frozen=True, slots=True)

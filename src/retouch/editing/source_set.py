@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from retouch.editing.adapter_ports import HeldAdapter
 from retouch.editing.masking import Masking
 from retouch.editing.ports import Source, Sources
 from retouch.errors import EditError, InvalidRequest, SourceTooLarge
@@ -17,7 +18,7 @@ _FIELD = "image_url"  # as the texts of a single source's errors call it
 
 @dataclass(frozen=True, slots=True)
 class SourceSet:
-    """The images of a request in order, and its mask with what follows from it.
+    """The images of a request in order, its mask with what follows from it, and the adapters it brings.
 
     `masking` is None where there is no mask, or where it is full.
     """
@@ -25,6 +26,7 @@ class SourceSet:
     images: tuple[Source, ...]
     mask: Source | None = None
     masking: Masking | None = None
+    adapters: tuple[HeldAdapter, ...] = ()
 
     @property
     def ids(self) -> list[str]:

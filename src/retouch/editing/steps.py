@@ -12,6 +12,8 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 
 from retouch import tracing
+from retouch.editing.adapter_ports import AdapterFetcher, HeldAdapter
+from retouch.editing.adapters import load_adapters
 from retouch.editing.job import Job, report_steps
 from retouch.editing.masking import plan_masking
 from retouch.editing.ports import EditParams, Engine, EngineOutput, PreparedEdit, Sources
@@ -57,6 +59,7 @@ class Steps:
     engine: Engine
     storage: Store
     settings: EditorSettings
+    adapters: AdapterFetcher | None = None
     clock: Callable[[], float] = time.monotonic
     on_model_lost: Callable[[], None] = lambda: None
 
@@ -82,15 +85,18 @@ class Steps:
         return left_s
 
     async def load_sources(self, job: Job) -> SourceSet:
-        """Return the decoded images and mask.
+        """Return the decoded images and mask, and the adapters at URLs.
 
         Raises:
             DeadlineExceeded: they did not arrive in the job's time.
-            EditError: as `load_all` and `plan_masking`.
+            EditError: as `load_adapters`, `load_all` and `plan_masking`.
         """
         left_s, request = self.left_s(job), job.request
+        adapters: tuple[HeldAdapter, ...] = ()
         try:
             async with asyncio.timeout(left_s):
+                if self.adapters:
+                    adapters = await load_adapters(self.adapters, request.loras, timeout_s=left_s)
                 images, mask = await load_all(
                     self.sources,
                     request,
@@ -100,7 +106,7 @@ class Steps:
         except TimeoutError as error:
             raise DeadlineExceeded("the job's time ran out while its image was loaded") from error
         if mask is None:
-            return SourceSet(images)
+            return SourceSet(images, adapters=adapters)
         plan = partial(
             plan_masking,
             images[0],
@@ -108,7 +114,7 @@ class Steps:
             feather_px=request.mask_feather,
             padding_px=request.mask_padding,
         )
-        return SourceSet(images, mask, await run_in(self._host_threads, plan))
+        return SourceSet(images, mask, await run_in(self._host_threads, plan), adapters)
 
     async def prepare(
         self, job: Job, sources: SourceSet, params: EditParams

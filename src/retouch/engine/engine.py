@@ -89,6 +89,7 @@ class QwenEngine:
         )
         self.weights = weights
         self._adapters = adapters
+        self.keeper = adapters.kept
         self._scheduler = scheduler
         self._preset = preset
         self._text_encoder = TextEncoder(

@@ -29,6 +29,8 @@ def describe(
         examples=preset.examples,
         adapters=adapters.info,
         profiles=adapters.profiles,
+        lora_urls=adapters.kept is not None,
+        max_adapter_rank=adapters.max_rank,
         **known,
     )
 

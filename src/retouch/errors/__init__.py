@@ -7,7 +7,7 @@
       UnsupportedContentType, JobNotFound, JobConflict
     - SourceTooLarge, ImageTooLarge, AspectRatioTooExtreme, UnsupportedImage, BrokenImage,
       DecodeLimitExceeded, MaskEmpty, MaskSizeMismatch
-    - EngineRefused: by a remote engine
+    - UnsupportedLora; EngineRefused: by a remote engine
   + DownloadFailed: the origin did not deliver the image
     - SourceUnreachable: SourceUnresolved
     - SourceConnectFailed: SourceCertificateInvalid
@@ -50,6 +50,7 @@ from retouch.errors.bad_input import (
     SourceTooLarge as SourceTooLarge,
     UnsupportedContentType as UnsupportedContentType,
     UnsupportedImage as UnsupportedImage,
+    UnsupportedLora as UnsupportedLora,
 )
 from retouch.errors.edit_error import EditError as EditError
 

@@ -97,6 +97,12 @@ class UnsupportedImage(BadInput):
     code = "unsupported_image"
 
 
+class UnsupportedLora(BadInput):
+    """The file at a LoRA adapter's URL is another one, or cannot be applied in full."""
+
+    code = "unsupported_lora"
+
+
 class BrokenImage(BadInput):
     """The source image is damaged, truncated or inconsistent."""
 

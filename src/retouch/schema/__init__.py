@@ -27,7 +27,7 @@ from retouch.schema.images_api import (
 )
 from retouch.schema.info import InfoDefaults, InfoLora, ServiceInfo
 from retouch.schema.job import Job
-from retouch.schema.lora import MAX_LORAS, Lora
+from retouch.schema.lora import MAX_LORAS, Lora, lora_key
 from retouch.schema.request import EditRequest
 from retouch.schema.response import (
     EditResult,
@@ -85,5 +85,6 @@ __all__ = [
     "Usage",
     "error_body",
     "invalid_request",
+    "lora_key",
     "restore_error",
 ]

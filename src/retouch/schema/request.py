@@ -169,7 +169,7 @@ class EditRequest(BaseModel):
     loras: Annotated[list[Lora], Field(max_length=MAX_LORAS), AfterValidator(require_distinct)] = (
         Field(
             default=[],
-            description="LoRA adapters among those that are loaded, at most 4.",
+            description="LoRA adapters among those that are loaded, or by URL, at most 4.",
             examples=[[{"name": "duotone", "scale": 1.0}]],
         )
     )

@@ -13,9 +13,9 @@ from pydantic import (
 )
 from pydantic_settings import DotEnvSettingsSource, SettingsConfigDict
 
+from retouch.settings.adapters import AdapterSettings
 from retouch.settings.environment import find_warnings
 from retouch.settings.gpus import GpuSettings
-from retouch.settings.loras import Lora, LoraSetting
 from retouch.settings.remote import RemoteEngineSettings
 from retouch.settings.s3_endpoint import DEFAULT_REGION, S3Endpoint, parse_endpoint
 from retouch.settings.values import (
@@ -35,7 +35,7 @@ _S3_REQUIRED = ("s3_endpoint", "s3_access_key", "s3_secret_key", "s3_bucket")
 _UNSET = SecretStr("")
 
 
-class Settings(RemoteEngineSettings, GpuSettings):
+class Settings(RemoteEngineSettings, GpuSettings, AdapterSettings):
     """All settings. The environment variable of a field is its name in upper case."""
 
     model_config = SettingsConfigDict(
@@ -104,16 +104,6 @@ class Settings(RemoteEngineSettings, GpuSettings):
         "auto",
         description="compile the model: faster edits; auto: only where its code is cached",
     )
-    loras: CommaList[Lora] = Field(
-        (), description="LoRA adapters, by comma: [!]name=source[#sha256][@scale]"
-    )
-    merge_loras: bool = Field(
-        default=False, description="merge the entries with ! into the weights, see DOCS.md"
-    )
-    profiles: CommaList[str] = Field(
-        ("full",), description="profiles to offer, by comma, the default first"
-    )
-    profiles_file: str = Field("", description="JSON file of further profiles")
     max_image_pixels: int = Field(
         52_000_000, ge=4096, le=1 << 28, description="most pixels of a source; 4 times in a JPEG"
     )
@@ -205,14 +195,6 @@ class Settings(RemoteEngineSettings, GpuSettings):
     @classmethod
     def _upper(cls, value: object) -> object:
         return value.upper() if isinstance(value, str) else value
-
-    @field_validator("loras")
-    @classmethod
-    def _require_distinct_names(cls, loras: tuple[LoraSetting, ...]) -> tuple[LoraSetting, ...]:
-        names = [lora.name for lora in loras]
-        if twice := next((name for name in names if names.count(name) > 1), ""):
-            raise ValueError(f"names {twice} twice")
-        return loras
 
     # Validators of fields, because a model validator runs only if all fields are valid.
     @field_validator("s3_endpoint", "s3_public_endpoint")

@@ -17,11 +17,15 @@ from urllib.parse import unquote
 
 import httpcore
 
+from retouch.editing.adapter_ports import HeldAdapter
+from retouch.editing.ports import AdapterInfo
 from retouch.errors import SourceRedirectError, SourceUnreachable
 from retouch.net.download import Downloader
+from retouch.net.download_limiter import DownloadLimiter
 from retouch.net.limits import FetchLimits
 from retouch.net.post import Poster
 from retouch.net.url import parse_url
+from retouch.sources.adapters import AdapterLoader
 from support.attacks.addresses import (
     PUBLIC,
     REDIRECTS,
@@ -129,6 +133,27 @@ class Runner:
     async def reach(self, case: Case) -> str | None:
         end = await self._end(case)
         return None if end == BODY else f"ended as {end!r}"
+
+
+class LoraRunner(Runner):
+    """Loads a LoRA file from each case."""
+
+    def __init__(self, watch: Watch, origin_port: int) -> None:
+        super().__init__(watch, origin_port)
+        fetcher = Downloader(self._limits, resolve=self.resolve, network=self._passage)
+        self._loader = AdapterLoader(
+            fetch=fetcher.fetch, limiter=DownloadLimiter(max_bytes=1 << 16), keeper=self
+        )
+
+    async def call(self, url: str) -> bytes:
+        held = await self._loader.load(url, "0" * 64, timeout_s=10)
+        return bytes(held.weights)
+
+    def find(self, _sha256: str) -> None:
+        return None
+
+    def add(self, body: bytes, sha256: str) -> HeldAdapter:
+        return HeldAdapter(AdapterInfo("", sha256, 1, 1), body)
 
 
 class WebhookRunner(Runner):

@@ -157,6 +157,17 @@ def test_a_whole_number_may_have_a_point() -> None:
                 [{"name": "a", "path": "b"}],
                 [{"name": "a"}, {"name": "a"}],
                 [{"name": name} for name in "abcde"],
+                [{}],
+                [{"scale": 1.0}],
+                [{"name": ""}],
+                [{"name": "a", "sha256": "0" * 64}],
+                [{"url": "https://a.example/"}],
+                [{"sha256": "0" * 64}],
+                [{"url": "https://a.example/", "sha256": "0" * 63}],
+                [{"url": "file:///a", "sha256": "0" * 64}],
+                [{"url": "https://a b:x/", "sha256": "0" * 64}],
+                [{"name": "a", "url": "https://a.example/", "sha256": "0" * 64}],
+                [{"url": f"https://{host}.example/", "sha256": "0" * 64} for host in "ab"],
             ],
         ),
         ("rotate", [1, None, "x"]),
@@ -167,6 +178,11 @@ def test_a_value_out_of_its_range_is_refused_under_its_name(field: str, values: 
     for value in values:
         named = [name.partition("[")[0] for name in faults(**{**sides, field: value})]
         assert named == [field], value
+
+
+def test_an_adapter_at_a_url_is_called_by_its_hash() -> None:
+    (lora,) = parse(loras=[{"url": "https://a.example/l", "sha256": "AB" * 32}]).loras
+    assert (lora.sha256, lora.key, lora.scale) == ("ab" * 32, "sha256:abababababab", None)
 
 
 def test_every_wrong_field_is_named_at_once() -> None:
@@ -361,7 +377,9 @@ def test_every_example_of_a_request_field_is_valid(name: str) -> None:
         sides = {"width": 1024, "height": 1024} if name in {"width", "height"} else {}
         one = {"image_url": "absent"} if name == "image_urls" else {}
         one |= {"mask_url": "data:,x"} if name == "mask_padding" else {}
-        assert parse(**{**sides, **one, name: example}).model_dump()[name] == example
+        assert (
+            parse(**{**sides, **one, name: example}).model_dump(exclude_unset=True)[name] == example
+        )
 
 
 def test_limits_are_in_the_schema() -> None:

@@ -6,7 +6,9 @@ from dataclasses import dataclass, replace
 import torch
 
 from retouch.editing.ports import MAX_ADAPTER_RANK, AdapterInfo, AppliedAdapter, ProfileInfo
+from retouch.engine.adapters.kept import KeptAdapters
 from retouch.engine.adapters.read import Adapter, LowRank, Shape
+from retouch.engine.adapters.source import URL_FILES
 from retouch.engine.adapters.terms import (
     NO_TERMS,
     Terms,
@@ -14,8 +16,12 @@ from retouch.engine.adapters.terms import (
     build_terms,
     count_bytes,
     is_modulation,
+    pad_rank,
 )
 from retouch.schema import MAX_LORAS
+
+URL_RANK = 128
+"""Of the adapters at URLs of one edit together: what the plan has room for, 1.6 GiB of the full model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +70,7 @@ class LoadedAdapters:
 
     `weight_factor` is what the weight of a layer was multiplied by when it was read. `profiles` come with
     their own adapters, which requests cannot name. `merged` are the names of those `fixed` ones that are
-    in the weights.
+    in the weights. Where `url_bytes` is not 0, requests may bring adapters of so many bytes together.
     """
 
     def __init__(
@@ -73,6 +79,7 @@ class LoadedAdapters:
         shapes: Mapping[str, Shape] | None = None,
         weight_factor: Callable[[str], float] = lambda _: 1.0,
         profiles: Sequence[tuple[ProfileInfo, NamedAdapter | None]] = (),
+        url_bytes: int = 0,
     ) -> None:
         self._offered = adapters
         self._owned = [named for _, named in profiles if named]
@@ -82,7 +89,9 @@ class LoadedAdapters:
         self._latest = NO_TERMS
         self.fixed = [one for one in self._all if one.fixed]
         self.merged: frozenset[str] = frozenset()
-        self.host_bytes = sum(one.adapter.size_bytes for one in self._all)
+        self.kept = KeptAdapters(self._shapes, url_bytes) if url_bytes else None
+        on_the_way = 2 * url_bytes // URL_FILES  # as downloaded, and as it is read
+        self.host_bytes = sum(one.adapter.size_bytes for one in self._all) + url_bytes + on_the_way
         """Host memory of the files."""
 
     @property
@@ -107,22 +116,33 @@ class LoadedAdapters:
 
     @property
     def _block_layers(self) -> list[str]:
-        """The layers of a block that have terms in an edit with adapters."""
+        """The layers of a block that have terms in an edit with the adapters that are loaded."""
         with_terms = [one for one in self._owned if one.name not in self.merged]
         return block_layers(
             {name for one in (*self._offered, *with_terms) for name in one.adapter.layers}
         )
 
     @property
+    def max_rank(self) -> int:
+        """The most that the ranks of an edit's adapters may be together: what the plan has room for."""
+        return pad_rank(self._planned_rank) if self.kept else MAX_ADAPTER_RANK
+
+    @property
     def terms_bytes(self) -> int:
         """The most GPU memory that the terms of an edit take, in 16 bits."""
+        rank = self._planned_rank
+        layers = block_layers(self._shapes) if self.kept else self._block_layers
+        return count_bytes(self._shapes, layers, rank) if rank else 0
+
+    @property
+    def _planned_rank(self) -> int:
         owned = [one.adapter.rank for one in self._owned if one.name not in self.merged]
         always = sum(one.rank for one in self.info if one.always and not one.merged)
         named = sorted(
             (one.rank for one in self.info if one.merged or not one.always), reverse=True
         )
-        rank = min(max(owned, default=0) + always + sum(named[:MAX_LORAS]), MAX_ADAPTER_RANK)
-        return count_bytes(self._shapes, self._block_layers, rank) if rank else 0
+        chosen = max(sum(named[:MAX_LORAS]), URL_RANK if self.kept else 0)
+        return min(max(owned, default=0) + always + chosen, MAX_ADAPTER_RANK)
 
     def get_terms(self, applied: Sequence[AppliedAdapter], like: torch.Tensor) -> Terms:
         """Return the terms of an edit on the device and in the dtype of `like`.
@@ -138,7 +158,7 @@ class LoadedAdapters:
             self._latest = build_terms(
                 [(layers, scale) for _, layers, scale in updates],
                 self._shapes,
-                self._block_layers,
+                sorted({*self._block_layers, *block_layers(_names(updates))}),
                 weight_factor=self._weight_factor,
                 like=like,
                 key=key,
@@ -161,3 +181,12 @@ class LoadedAdapters:
             for layers, scale in parts:
                 if layers and scale:
                     yield (one.name, len(layers), one.adapter.sha256, scale), layers, scale
+        own = {one.name for one in self._all}
+        for brought in applied:
+            held = self.kept.find(brought.sha256) if self.kept and brought.name not in own else None
+            if held:
+                yield (brought.sha256, brought.scale), held.weights.layers, brought.scale
+
+
+def _names(updates: Sequence[tuple[object, Mapping[str, LowRank], float]]) -> set[str]:
+    return {name for _, layers, _ in updates for name in layers}

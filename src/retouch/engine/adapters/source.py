@@ -6,6 +6,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+URL_FILES = 4
+"""A file of a request may take this part of the memory for them, so that those of one edit fit."""
+
 
 @dataclass(frozen=True, slots=True)
 class AdapterSource:

@@ -65,7 +65,9 @@ def load_all(
         except (AdapterRefused, ModelError) as error:
             reason = str(error).removeprefix("PROFILES: ")
             raise ModelError(f"PROFILES: {name}: {reason}") from error
-    return LoadedAdapters(adapters, shapes, weight_factor, profiles)
+    return LoadedAdapters(
+        adapters, shapes, weight_factor, profiles, url_bytes=settings.lora_url_bytes
+    )
 
 
 def _load_profile(

@@ -35,7 +35,8 @@ class CheckpointSettings:
     `transformer_file` and `text_encoder_file` name files with those parts' weights (see
     `weights_file`), and `family` the model that the first is of, where it does not say so itself.
     `adapters` are those that requests may choose among; `fetch` downloads one at an https URL. With
-    `merge_adapters` those that are always applied are merged into the weights.
+    `merge_adapters` those that are always applied are merged into the weights; requests may bring
+    adapters of `lora_url_bytes` together.
     `quantization` is auto, none, or the name of the encoding that weights are packed to.
     `profiles` are the names of those to offer, the default first; `profiles_file` has more of them.
     """
@@ -52,6 +53,7 @@ class CheckpointSettings:
     compile: bool | Literal["auto"] = "auto"
     adapters: tuple[AdapterSource, ...] = ()
     merge_adapters: bool = False
+    lora_url_bytes: int = 0
     fetch: Callable[[str], bytes] = refuse_urls
     profiles: tuple[str, ...] = (FULL,)
     profiles_file: str = ""
