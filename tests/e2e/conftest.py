@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.models.tiny_folder import tiny_folder
 from support.servers.bentoml_service import SAMPLE_URL, LiveOrigin, Service, serving
 from support.servers.ceph_rgw import Rgw
 from support.servers.trace_receiver import TraceReceiver
@@ -63,8 +64,9 @@ def local(
 
 @pytest.fixture(scope="session")
 def strict(tmp_path_factory: pytest.TempPathFactory, origin: LiveOrigin) -> Iterator[Service]:
-    """Require a key, let one edit wait, give an edit 6 s, and let one web page call it."""
+    """Require a key, let one edit wait, give an edit 6 s, let one web page call it; take several images."""
     settings = {
+        "MODEL_ID": str(tiny_folder(plus=True)),
         "BENTOML_CONFIG_OPTIONS": CORS,
         "MALLOC_MMAP_THRESHOLD_": "1048576",  # as in the image
         "ALLOWED_SOURCE_HOSTS": origin.address,

@@ -60,6 +60,30 @@ def test_openai_python_sends_a_file_and_streams(client: openai.OpenAI, photo: Pa
     assert kinds == ["image_edit.partial_image"] * 2 + ["image_edit.completed"]
 
 
+def test_openai_python_sends_several_images_with_a_mask(strict: Service) -> None:
+    clear = Image.new("RGBA", (128, 128), "black")
+    clear.paste((0, 0, 0, 0), (32, 32, 96, 96))  # transparent: edit here
+    files = []
+    for picture in (Image.new("RGB", (128, 128), "teal"), Image.new("RGB", (96, 96), "red"), clear):
+        buffer = BytesIO()
+        picture.save(buffer, "PNG")
+        files.append(buffer.getvalue())
+    key = strict.client.headers["X-API-Key"]
+    with openai.OpenAI(base_url=f"{strict.url}/v1", api_key=key, max_retries=0) as client:
+        answer = client.images.edit(image=files[:2], mask=files[2], prompt="as in the second")
+        assert answer.data is not None
+        image = Image.open(BytesIO(base64.b64decode(answer.data[0].b64_json or "")))
+        pixels = np.asarray(image.convert("RGB"))
+        assert (pixels[:16, :16] == (0, 128, 128)).all()  # the first image's own
+        assert (pixels[48:80, 48:80] != (0, 128, 128)).any()
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.images.edit(image=files[:2] * 2, prompt="too many")
+        assert caught.value.param == "image"
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.images.edit(image=[files[0], b"no picture"], prompt="the second is broken")
+        assert caught.value.param == "image[1]"
+
+
 def test_openai_python_is_refused_as_openai_would(client: openai.OpenAI, photo: Path) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         client.images.edit(image=photo, prompt="make it warmer", size="17x17")

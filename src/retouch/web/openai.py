@@ -30,7 +30,7 @@ from retouch.schema import (
 )
 from retouch.web import sse
 from retouch.web.edit import Caller, EditEndpoint
-from retouch.web.openai_request import parse_images_edit
+from retouch.web.openai_request import name_as_theirs, parse_images_edit
 
 PREFIX = "/v1/"
 _TOKEN_PX = 16 * 16
@@ -171,11 +171,11 @@ def translate_error(error: EditError, response: Response) -> Response:
 
 def build_error(error: EditError) -> dict[str, Any]:
     """Return the body for `error` in OpenAI's shape."""
-    fields = error.details.get("fields", {})
+    field = next(iter(error.details.get("fields", {})), error.details.get("source"))
     fault = ImagesFault(
-        message=error.message,
+        message=name_as_theirs(error.message),
         type=_name_type(error),
-        param=next(iter(fields), None),
+        param=field and name_as_theirs(field),
         code=error.code,
     )
     return ImagesError(error=fault).model_dump(mode="json")

@@ -40,6 +40,9 @@ _THEIR_NAMES = {
 }
 
 
+_OF_IMAGES = re.compile(r"\b(image_urls?|mask_url)\b")
+
+
 @dataclass(slots=True)
 class _Given:
     """A request as it came: images by URL or upload, and all other fields."""
@@ -72,6 +75,15 @@ def parse_images_edit(
         return EditRequest.with_uploads(fields, given.uploads), options
     except ValidationError as error:
         raise _rename(invalid_request(error)) from None
+
+
+def name_as_theirs(text: str) -> str:
+    """Return a text of ours about images with the names of OpenAI's fields.
+
+    >>> name_as_theirs("image_urls[1]: the image is over 9 bytes")
+    'image[1]: the image is over 9 bytes'
+    """
+    return _OF_IMAGES.sub(lambda found: _THEIR_NAMES[found[0]], text)
 
 
 def choose_profile(quality: Quality, profiles: Sequence[ProfileInfo]) -> str | None:

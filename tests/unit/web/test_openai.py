@@ -3,7 +3,7 @@
 import asyncio
 import base64
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from io import BytesIO
@@ -31,10 +31,12 @@ KEY = "k" * 16
 
 @asynccontextmanager
 async def openai_client(
-    house: House | None = None, *, key: str = KEY, **changes: Any
+    house: House | None = None, *, key: str = KEY, hooks: Sequence[Any] = (), **changes: Any
 ) -> AsyncIterator[openai.AsyncOpenAI]:
     app = build_app(open_host(settings(max_image_bytes=4096, **changes), house))
-    http = httpx2.AsyncClient(transport=httpx2.ASGITransport(app))
+    http = httpx2.AsyncClient(
+        transport=httpx2.ASGITransport(app), event_hooks={"response": list(hooks)}
+    )
     async with openai.AsyncOpenAI(
         base_url="http://retouch.example/v1", api_key=key, http_client=http, max_retries=0
     ) as speaking:
@@ -215,6 +217,21 @@ async def test_a_stream_of_a_wrong_request_is_refused_by_its_status() -> None:
 
 
 @pytest.mark.parametrize(
+    ("fields", "param", "told"),
+    [
+        ({"image": [PNG, picture("red")]}, "image", "image: fake takes 1 image, not 2"),
+        ({"mask": b"no picture"}, "mask", "mask: the source is not an image"),
+    ],
+)
+async def test_a_fault_of_an_image_is_told_with_openais_names(
+    fields: dict[str, Any], param: str, told: str
+) -> None:
+    error = await refused(House(), openai.BadRequestError, **fields)
+    assert error.param == param
+    assert told in error.message
+
+
+@pytest.mark.parametrize(
     ("fault", "status", "kind", "retry"),
     [
         (ModelError("broken"), 500, "server_error", "false"),
@@ -243,6 +260,28 @@ async def test_a_full_queue_is_a_rate_limit_with_the_seconds_to_wait() -> None:
     assert (error.type, error.code) == ("rate_limit_error", "queue_full")
     assert int(error.response.headers["retry-after"]) > 0
     assert error.response.headers["x-should-retry"] == "true"
+
+
+async def test_a_client_waits_as_long_as_a_full_queue_says_and_tries_again() -> None:
+    house, pause = House(max_queue=0), Pause()
+    house.engine.at_step = lambda _: pause.hold()
+    running = asyncio.create_task(edit(house))
+    await pause.reached()
+    statuses: list[int] = []
+
+    async def end_the_other_edit(response: httpx2.Response) -> None:
+        statuses.append(response.status_code)
+        assert response.headers.get("retry-after", "1") == "1"
+        pause.release()
+        await running
+
+    async with openai_client(house, hooks=[end_the_other_edit]) as speaking:
+        began_s = asyncio.get_running_loop().time()
+        answer = await speaking.with_options(max_retries=1).images.edit(image=PNG, prompt="x")
+        waited_s = asyncio.get_running_loop().time() - began_s
+    assert answer.data
+    assert statuses == [429, 200]
+    assert waited_s >= 1
 
 
 async def test_a_wrong_key_is_an_authentication_error() -> None:
