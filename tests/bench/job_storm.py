@@ -17,12 +17,17 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from standardwebhooks import Webhook
+from support.processes.storm_replica import open_store
 from support.replicas import SECRET
+from support.servers.ceph_rgw import Rgw
+
+from retouch.jobs.records import Records
+from retouch.storage.s3 import S3Settings
 
 PROGRAM = Path(__file__).parents[1] / "support" / "processes" / "storm_replica.py"
 
@@ -115,15 +120,38 @@ async def killing(storm: Storm, every_s: float) -> AsyncIterator[None]:
         await asyncio.wait([task])
 
 
-def read_ends(folder: Path, jobs: list[str]) -> Counter[str]:
+async def read_ends(folder: Path, jobs: list[str]) -> Counter[str]:
     """Count how the jobs ended: a state, the code of an error, or none."""
+    store = open_store(folder)
+    records = Records(lambda: store, prefix="p/")
     ends: Counter[str] = Counter()
     for job_id in jobs:
-        path = folder / "objects" / "p" / "jobs" / job_id / "ended"
-        record = json.loads(path.read_bytes().split(b"\n", 1)[1]) if path.exists() else {}
-        error = record.get("answer", {}).get("error")
-        ends[error["details"]["code"] if error else record.get("state", "none")] += 1
+        ended = await records.ended(job_id)
+        error = ended.answer.get("error") if ended else None
+        ends[error["details"]["code"] if error else ended.state if ended else "none"] += 1
+    records.close()
     return ends
+
+
+@contextlib.contextmanager
+def bucket(folder: Path) -> Iterator[None]:
+    """Start a real S3 server, and have the replicas use it."""
+    server = Rgw(folder / "rgw")
+    server.folder.mkdir()
+    try:
+        server.start()
+        settings = S3Settings(
+            endpoint=server.endpoint,
+            access_key=server.access_key,
+            secret_key=server.secret_key,
+            bucket=server.bucket,
+            region="us-west-000",
+            secure=False,
+        )
+        (folder / "bucket.json").write_text(json.dumps(asdict(settings)))
+        yield
+    finally:
+        server.stop()
 
 
 async def run(asked: argparse.Namespace) -> int:
@@ -132,7 +160,9 @@ async def run(asked: argparse.Namespace) -> int:
     port = server.sockets[0].getsockname()[1]
     jobs = [f"job-{number}" for number in range(asked.jobs)]
     began_s = time.monotonic()
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as server_of_store:
+        if asked.bucket:
+            server_of_store.enter_context(bucket(Path(name)))
         storm = Storm(Path(name), port, asked)
         try:
             await storm.start()
@@ -147,7 +177,7 @@ async def run(asked: argparse.Namespace) -> int:
         finally:
             await storm.end()
             server.close()
-        ends = read_ends(Path(name), jobs)
+        ends = await read_ends(Path(name), jobs)
     twice = [name for name, bodies in receiver.bodies.items() if len(bodies) > 1]
     lost = sorted({*jobs} - {*receiver.taken})
     print(  # noqa: T201
@@ -165,6 +195,7 @@ def main() -> int:
     parser.add_argument("--send-every-s", type=float, default=0.2)
     parser.add_argument("--edit-s", type=float, default=0.2, help="seconds on the model")
     parser.add_argument("--scale", type=float, default=0.05, help="of heartbeats, sweeps and tries")
+    parser.add_argument("--bucket", action="store_true", help="on a real S3 server (Ceph's)")
     parser.add_argument("--patience-s", type=float, default=60.0, help="for the last webhooks")
     return asyncio.run(run(parser.parse_args()))
 

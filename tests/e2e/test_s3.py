@@ -56,7 +56,10 @@ def test_edits_send_nothing_that_backblaze_refuses(
         assert httpx.get(first["presigned_url"], trust_env=False).status_code == httpx.codes.OK
     assert backblaze.refused == []
     methods = [exchange.method for exchange in proxy.seen]
-    assert sorted(methods) == ["GET"] * 3 + ["PUT"] * 3  # two look-ups and the link; what is kept
+    assert methods[:4] == ["PUT", "GET", "DELETE", "GET"]  # the check at the start
+    assert (
+        sorted(methods[4:]) == ["GET"] * 3 + ["PUT"] * 3
+    )  # two look-ups and the link; what is kept
 
 
 def result_names(rgw: Rgw, settings_prefix: str = "qwen-image-edit/") -> set[str]:

@@ -1,9 +1,12 @@
 """A replica for the storm of jobs: takes job ids on stdin, says `up`, and `ok <id>` once one is accepted.
 
 python storm_replica.py FOLDER PORT SCALE EDIT_S
+
+The store is a local one in FOLDER, or the bucket that `bucket.json` in it describes.
 """
 
 import asyncio
+import json
 import sys
 import time
 from collections.abc import Callable
@@ -20,13 +23,23 @@ from retouch.net.post import Poster
 from retouch.schema import EditRequest, EditResult, Progress
 from retouch.settings import decode_webhook_secret
 from retouch.storage.local import LocalStore
+from retouch.storage.port import Store
+from retouch.storage.s3 import S3Settings, S3Store
 from support.fakes import House
 from support.replicas import SECRET
 from support.worlds import request
 
 
+def open_store(folder: Path) -> Store:
+    """The store that all replicas of a storm share."""
+    bucket = folder / "bucket.json"
+    if bucket.exists():
+        return S3Store(S3Settings(**json.loads(bucket.read_bytes())))
+    return LocalStore(folder, secret=b"s", public_url="http://retouch.example", result_ttl_s=3600)
+
+
 async def main(folder: Path, port: int, scale: float, edit_s: float) -> None:
-    store = LocalStore(folder, secret=b"s", public_url="http://retouch.example", result_ttl_s=3600)
+    store = open_store(folder)
     house = House(store=store, max_queue=1000)  # type: ignore[arg-type]
     house.engine.at_step = lambda _: time.sleep(edit_s / 5)
 
