@@ -32,7 +32,7 @@ ROWS = (
         "no such row",
         "48:eager",
     ),
-    *("int8", "int8:16", "nf4:8"),
+    *("int8", "int8:16", "nf4:8", "images:2", "images_n:4"),
 )
 
 
@@ -93,6 +93,19 @@ def test_the_rows_of_the_turn_are_consistent(report: dict[str, dict[str, Any]]) 
     assert few["turn_s"] > few["denoise_ms"] / 1000
     assert queue["edits"] == 20
     assert 0 < queue["gpu_share"] < 1
+
+
+def test_several_pictures_and_several_results_are_measured(
+    report: dict[str, dict[str, Any]],
+) -> None:
+    images, results = report["images:2"], report["images_n:4"]
+    assert images["resident"]["pixels"] == images["16"]["pixels"]
+    assert images["resident"]["plan"] != images["16"]["plan"]
+    for cap in ("resident", "16"):
+        ratio = images[cap]["edit30_s"] / images["stock"]["edit30_s"]
+        assert images[cap]["of_stock"] == pytest.approx(ratio, abs=0.001)
+    for steps in ("4 steps", "30 steps"):
+        assert 0 < results[steps]["turns_s"] < 60
 
 
 def test_what_is_over_the_stated_maximum_is_refused_before_its_source_is_fetched(

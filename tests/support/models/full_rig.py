@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit
+from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus
 from PIL import Image
 
 from retouch.editing.ports import EditParams, EngineOutput, run_edit
@@ -42,7 +42,8 @@ class Stopped(Exception):
 class Rig:
     """The machine, the options, and the engine of the last row, kept for a next row with the same cap.
 
-    `max_result_px` is the area that the plan makes room for, if it is over 1 MP.
+    `max_result_px` is the area that the plan makes room for, if it is over 1 MP. Edits are of `images`
+    pictures; of several they have the template of Edit-Plus.
     """
 
     tiny: bool
@@ -56,11 +57,17 @@ class Rig:
     adapters: Any = None
     key: str = ""
     max_result_px: int = 0
+    images: int = 1
     notes: dict[str, Any] = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:
         return torch.device("cpu" if self.tiny else "cuda")
+
+    @property
+    def pipeline(self) -> str:
+        """The stock class whose template edits have."""
+        return "QwenImageEditPlusPipeline" if self.images > 1 else "QwenImageEditPipeline"
 
     def drop(self) -> None:
         """Free the engine and its memory."""
@@ -76,7 +83,7 @@ class Rig:
     def build_modules(self, dtype: torch.dtype) -> dict[str, Any]:
         """Build our modules on `meta`."""
         if self.tiny:
-            pipe = build_tiny_pipeline()
+            pipe = build_tiny_pipeline(plus=self.images > 1)
             return {name: getattr(pipe, name) for name in NAMES}
         dtypes = precision.choose_dtypes(dtype, self.device)
         return build.build_modules(full_model.make_configs(), dtypes)
@@ -86,7 +93,7 @@ class Rig:
     ) -> QwenEngine:
         """Return the engine under a cap; reuse that of the last row where it fits."""
         compiled = self.compiled if compiled is None else compiled
-        key = f"{cap} {compiled} {quantization} {self.max_result_px}"
+        key = f"{cap} {compiled} {quantization} {self.max_result_px} {self.images}"
         if key != self.key:
             self.drop()
             began = time.perf_counter()
@@ -113,7 +120,7 @@ class Rig:
         toy = build_tiny_pipeline()
         text_encoder.MAX_EMBEDDING_BYTES = 0  # every timed edit encodes its prompts
         side = AREA_PX if self.tiny else 1024 * 1024
-        shape = attention.AttentionShape(2 * side // 256 + 512, heads=24)
+        shape = attention.AttentionShape((1 + self.images) * side // 256 + 512, heads=24)
         chosen, self.notes["attention_ms"] = attention.choose_attention(
             self.attention, device=self.device, dtype=self.dtype, shape=shape
         )
@@ -122,7 +129,7 @@ class Rig:
             weights,
             processor=toy.processor,
             scheduler=toy.scheduler.config,
-            template=describe_template("QwenImageEditPipeline"),
+            template=describe_template(self.pipeline),
             preset=PresetFile(area_px=side, condition_area_px=side),
             model="random",
             revision="",
@@ -136,7 +143,7 @@ class Rig:
         sizes = flatten_pipeline(**modules, encode=encode).sizes
         if not self.tiny:
             gpu = torch.cuda.mem_get_info()[0] if cap == "resident" else int(float(cap) * GIB)
-            shape = EditShape(area_px=max(1024 * 1024, self.max_result_px))
+            shape = EditShape(area_px=max(1024 * 1024, self.max_result_px), images=self.images)
             return make_plan(sizes, shape, FreeMemory(gpu, measure_host()))
         share = 0.0 if cap in ("resident", "48") else 8 / float(cap)
         count = min(len(sizes.blocks), max(1, round(share * len(sizes.blocks)))) if share else 0
@@ -177,15 +184,16 @@ def work(
     )
 
 
-def picture(rig: Rig) -> Image.Image:
-    noise = np.random.default_rng(0).integers(0, 256, (rig.side_px, rig.side_px, 3), dtype=np.uint8)
-    return Image.fromarray(noise)
+def pictures(rig: Rig) -> list[Image.Image]:
+    size = (rig.images, rig.side_px, rig.side_px, 3)
+    noise = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)
+    return [Image.fromarray(pixels) for pixels in noise]
 
 
 def edit(
     rig: Rig, request: EditParams, on_step: Callable[[int, int], None] = lambda *_: None
 ) -> tuple[Image.Image, EngineOutput]:
-    return run_edit(rig.engine, [picture(rig)], request, on_step=on_step)
+    return run_edit(rig.engine, pictures(rig), request, on_step=on_step)
 
 
 def begin(rig: Rig, request: EditParams) -> None:
@@ -258,16 +266,18 @@ def time_edits(
 
 def bound_area() -> None:
     """Keep the stock pipeline's condition image small too: at 1 MP it takes seconds on a CPU."""
-    sized = pipeline_qwenimage_edit.calculate_dimensions
-    pipeline_qwenimage_edit.calculate_dimensions = lambda _area, ratio: sized(AREA_PX, ratio)
+    for module in (pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus):
+        sized = module.calculate_dimensions
+        module.calculate_dimensions = lambda _area, ratio, sized=sized: sized(AREA_PX, ratio)
 
 
 def build_stock(rig: Rig) -> Any:
     """Build the stock pipeline in bfloat16, as its own library does."""
     if rig.tiny:
         bound_area()
-        return build_tiny_pipeline()
-    from diffusers import AutoencoderKLQwenImage, QwenImageEditPipeline, QwenImageTransformer2DModel
+        return build_tiny_pipeline(plus=rig.images > 1)
+    import diffusers
+    from diffusers import AutoencoderKLQwenImage, QwenImageTransformer2DModel
     from transformers import Qwen2_5_VLForConditionalGeneration
 
     toy, configs = build_tiny_pipeline(), full_model.make_configs()
@@ -281,6 +291,6 @@ def build_stock(rig: Rig) -> Any:
     torch.set_default_dtype(torch.float32)
     for part in parts.values():
         part.to(rig.device, torch.bfloat16).eval().requires_grad_(False)
-    return QwenImageEditPipeline(
+    return getattr(diffusers, rig.pipeline)(
         **parts, scheduler=toy.scheduler, tokenizer=toy.tokenizer, processor=toy.processor
     )

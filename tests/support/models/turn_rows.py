@@ -27,13 +27,15 @@ from retouch.errors import InvalidRequest
 from retouch.schema import EditRequest, EditResult
 from retouch.settings import Settings
 from support.fakes import URL, FakeOrigin, House, Page
-from support.models.full_rig import Rig, edit, peaks, reset_peaks, since, work
+from support.models.full_rig import MANY, Rig, edit, peaks, reset_peaks, since, work
 
 STEPS, REPEATS = 4, 5
 NEW_SIZES = ((7, 8), (8, 7), (6, 8), (8, 6), (5, 8))
 """Width and height in eighths of the usual side: none is warmed up."""
 QUEUED, NOT_COUNTED = 20, 2
 LARGE_PX = 2048
+SEVERAL_BAR = 1.02
+"""Of one conditioning and the other phases of one result as often as there are results."""
 _PHASES = ("encode_prompts", "encode_images", "denoise", "decode")
 
 
@@ -70,6 +72,36 @@ def row_few(rig: Rig, cap: str) -> dict[str, Any]:
         "new_sizes_add_ms": [round(each, 1) for each in added_ms],
         **peaks(),
     }
+
+
+def row_images_n(rig: Rig, count: str) -> dict[str, Any]:
+    """Several results of one request: the model's time, of one conditioning and as many times the rest.
+
+    Of four steps without guidance, where what is not the model's weighs most, and of thirty with it.
+    """
+    results = int(count)
+    engine = rig.take("resident")
+    warm_up(engine, compiled=rig.compiled)
+    found: dict[str, Any] = {"results": results}
+    for steps, guidance, repeats in ((STEPS, 1.0, REPEATS), (MANY, 4.0, 1)):
+        asked = draw_request(rig, 0, steps=steps, guidance=guidance)
+        several = asked.model_copy(update={"num_images": results})
+        with tempfile.TemporaryDirectory() as folder:
+            asyncio.run(edit_all(engine, [asked], Path(folder)))
+            singles = [edit(rig, work(rig, steps, guidance=guidance))[1] for _ in range(repeats)]
+            with logging_turns(engine) as log:
+                asyncio.run(edit_all(engine, [several], Path(folder)))
+        condition_ms = median(one.condition_ms for one in singles)
+        rest_ms = median(one.denoise_ms + one.vae_decode_ms for one in singles)
+        ratio = 1000 * log.wall_s(0) / (condition_ms + results * rest_ms)
+        found[f"{steps} steps"] = {
+            "turns_s": round(log.wall_s(0), 3),
+            "condition_ms": round(condition_ms, 1),
+            "rest_ms": round(rest_ms, 1),
+            "ratio": round(ratio, 4),
+            "ok": ratio <= SEVERAL_BAR,
+        }
+    return found
 
 
 @dataclass
@@ -149,17 +181,7 @@ def row_queue(rig: Rig, cap: str) -> dict[str, Any]:
     engine = rig.take("resident" if cap in ("", "0") else cap)
     warm_up(engine, compiled=rig.compiled)
     requests = [
-        EditRequest(
-            image_url="data:image/jpeg;base64,"
-            + base64.b64encode(jpeg(number, rig.side_px)).decode(),
-            prompt="make the colors warmer and add gentle film grain, keep everything else",
-            num_inference_steps=STEPS,
-            guidance_scale=1.0,
-            seed=number,
-            width=rig.side_px,
-            height=rig.side_px,
-        )
-        for number in range(QUEUED + 1)
+        draw_request(rig, number, steps=STEPS, guidance=1.0) for number in range(QUEUED + 1)
     ]
     with tempfile.TemporaryDirectory() as folder:
         asyncio.run(edit_all(engine, requests[:1], Path(folder)))  # this size is seen
@@ -184,6 +206,20 @@ def row_queue(rig: Rig, cap: str) -> dict[str, Any]:
         },
         "jpeg_kib": len(jpeg(1, rig.side_px)) >> 10,
     }
+
+
+def draw_request(rig: Rig, number: int, *, steps: int, guidance: float) -> EditRequest:
+    """Build a request with a picture of its own."""
+    picture = base64.b64encode(jpeg(number, rig.side_px)).decode()
+    return EditRequest(
+        image_url=f"data:image/jpeg;base64,{picture}",
+        prompt="make the colors warmer and add gentle film grain, keep everything else",
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        seed=number,
+        width=rig.side_px,
+        height=rig.side_px,
+    )
 
 
 async def edit_all(engine: Any, requests: list[EditRequest], folder: Path) -> list[EditResult]:
