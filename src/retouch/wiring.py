@@ -124,6 +124,7 @@ def build_engine(settings: Settings) -> Engine:
             gpu_memory_gib=settings.gpu_memory_gib,
             host_memory_gib=settings.host_memory_gib,
             max_result_px=settings.max_result_pixels,
+            prompt_cache_bytes=settings.prompt_cache_mib << 20,
             quantization=settings.quantization,
             attention_backend=settings.attention_backend,
             compile=settings.compile,

@@ -54,7 +54,8 @@ class QwenEngine:
 
     `processor` has the checkpoint's `tokenizer` and `image_processor`, `scheduler` is its scheduler
     configuration, and `run_block` runs a block with the attention kernel that `attention` names.
-    Requests choose among the `adapters`.
+    Requests choose among the `adapters`. `prompt_cache_bytes` is host memory for the embeddings of
+    repeated prompts.
     """
 
     def __init__(  # noqa: PLR0913 - each names a part of a checkpoint
@@ -73,6 +74,7 @@ class QwenEngine:
         code: BlockCode | None = None,
         load_phases_s: Mapping[str, float] | None = None,
         adapters: LoadedAdapters | None = None,
+        prompt_cache_bytes: int = 0,
     ) -> None:
         adapters = adapters or LoadedAdapters()
         self.info = describe(
@@ -93,7 +95,10 @@ class QwenEngine:
         self._scheduler = scheduler
         self._preset = preset
         self._text_encoder = TextEncoder(
-            weights.text_encoder, processor=processor, template=template
+            weights.text_encoder,
+            processor=processor,
+            template=template,
+            cache_bytes=prompt_cache_bytes,
         )
         self._vae = SingleFrameVae(weights.vae)
         self._transformer = Transformer(weights, run_block)

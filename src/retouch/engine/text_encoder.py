@@ -15,8 +15,6 @@ from retouch.engine.tokenizer import Tokenizer
 from retouch.engine.vision import VisionInputs, encode_vision, prepare_vision
 from retouch.errors import ModelError
 
-MAX_EMBEDDING_BYTES = 64 << 20
-"""Host memory for text embeddings: about 10 MB a prompt of the full model. 0 keeps none."""
 _IMAGE_PAD = "<|image_pad|>"
 _PICTURE = f"Picture {{}}: <|vision_start|>{_IMAGE_PAD}<|vision_end|>"
 
@@ -100,15 +98,20 @@ class TextInputs:
 
 
 class TextEncoder:
-    """Qwen2.5-VL (`module`) as the pipelines of this family use it."""
+    """Qwen2.5-VL (`module`) as the pipelines of this family use it.
 
-    def __init__(self, module: Any, *, processor: Any, template: PromptTemplate) -> None:
+    `cache_bytes` is host memory for the latest embeddings: about 10 MB a prompt of the full model.
+    """
+
+    def __init__(
+        self, module: Any, *, processor: Any, template: PromptTemplate, cache_bytes: int = 0
+    ) -> None:
         self._module = module
         self._images = processor.image_processor
         self.tokenizer = Tokenizer(processor.tokenizer)
         self.template = template
         self._embeddings: LRUCache[bytes, list[torch.Tensor]] = LRUCache(
-            MAX_EMBEDDING_BYTES, getsizeof=_count_bytes
+            cache_bytes, getsizeof=_count_bytes
         )
 
     def prepare(self, images: Sequence[Image], prompts: Sequence[str]) -> TextInputs:

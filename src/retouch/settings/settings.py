@@ -14,6 +14,7 @@ from pydantic import (
 from pydantic_settings import DotEnvSettingsSource, SettingsConfigDict
 
 from retouch.settings.adapters import AdapterSettings
+from retouch.settings.engine import EngineSettings
 from retouch.settings.environment import find_warnings
 from retouch.settings.gpus import GpuSettings
 from retouch.settings.remote import RemoteEngineSettings
@@ -35,7 +36,7 @@ _S3_REQUIRED = ("s3_endpoint", "s3_access_key", "s3_secret_key", "s3_bucket")
 _UNSET = SecretStr("")
 
 
-class Settings(RemoteEngineSettings, GpuSettings, AdapterSettings):
+class Settings(RemoteEngineSettings, GpuSettings, AdapterSettings, EngineSettings):
     """All settings. The environment variable of a field is its name in upper case."""
 
     model_config = SettingsConfigDict(
@@ -81,28 +82,8 @@ class Settings(RemoteEngineSettings, GpuSettings, AdapterSettings):
     model_family: Literal["", "edit", "2509", "2511"] = Field(
         "", description="model of TRANSFORMER_FILE, if the file is not marked: edit, 2509 or 2511"
     )
-    dtype: Literal["float16", "bfloat16", "float32"] = Field(
-        "float16", description="precision of the model on a GPU; on a CPU it is float32"
-    )
     gpu_memory_gib: float = Field(
         0, ge=0, le=1024, description="GPU memory to use; 0: what is free"
-    )
-    max_result_pixels: int = Field(
-        0,
-        ge=0,
-        le=2048 * 2048,
-        description="make room for results of so many pixels; 0: as planned",
-    )
-    quantization: Literal["auto", "none", "int8", "fp8", "nf4"] = Field(
-        "auto", description="how weights are stored; auto: in 16 bits where they fit, else packed"
-    )
-    attention_backend: str = Field(
-        "auto",
-        description="attention kernel: auto measures at the start; fa3, or a name in diffusers",
-    )
-    compile: bool | Literal["auto"] = Field(
-        "auto",
-        description="compile the model: faster edits; auto: only where its code is cached",
     )
     max_image_pixels: int = Field(
         52_000_000, ge=4096, le=1 << 28, description="most pixels of a source; 4 times in a JPEG"

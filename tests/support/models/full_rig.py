@@ -15,7 +15,7 @@ from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit, pipeline_qwen
 from PIL import Image
 
 from retouch.editing.ports import EditParams, EngineOutput, run_edit
-from retouch.engine import attention, compilation, precision, text_encoder, transformer
+from retouch.engine import attention, compilation, precision, transformer
 from retouch.engine.checkpoint import build
 from retouch.engine.engine import QwenEngine
 from retouch.engine.memory.encode import encode_as
@@ -118,7 +118,6 @@ class Rig:
     def wrap(self, weights: Weights, *, compiled: bool) -> QwenEngine:
         """Make an engine over weights, with the toy model's tokenizer."""
         toy = build_tiny_pipeline()
-        text_encoder.MAX_EMBEDDING_BYTES = 0  # every timed edit encodes its prompts
         side = AREA_PX if self.tiny else 1024 * 1024
         shape = attention.AttentionShape((1 + self.images) * side // 256 + 512, heads=24)
         chosen, self.notes["attention_ms"] = attention.choose_attention(

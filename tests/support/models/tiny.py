@@ -56,6 +56,7 @@ def build_engine(
     revision: str = "",
     run_block: BlockCall = run_block,
     adapters: LoadedAdapters | None = None,
+    prompt_cache_bytes: int = 0,
 ) -> QwenEngine:
     """Build an engine over the parts of a stock pipeline, which stay where they are by default."""
     return QwenEngine(
@@ -71,6 +72,7 @@ def build_engine(
         revision=revision,
         run_block=run_block,
         adapters=adapters,
+        prompt_cache_bytes=prompt_cache_bytes,
     )
 
 

@@ -132,6 +132,7 @@ def _load_engine(
         compiled=compiled,
         code=code,
         load_phases_s=clock.phases_s,
+        prompt_cache_bytes=settings.prompt_cache_bytes,
         adapters=adapters,
     )
 
