@@ -109,7 +109,7 @@ def build_engine(settings: Settings) -> Engine:
         ModelError: it cannot be found, read or placed in memory, or the server cannot be used.
     """
     if settings.engine_url:
-        return _connect_engine(settings)
+        return connect(_remote_settings(settings), progress=_report_loading)
     model_id = settings.model_id or choose_model(
         probe.measure_free(settings.gpu_memory_gib, settings.host_memory_gib),
         settings.quantization,
@@ -143,15 +143,12 @@ def build_engine(settings: Settings) -> Engine:
     )
 
 
-def _connect_engine(settings: Settings) -> RemoteEngine:
-    return connect(
-        RemoteSettings(
-            url=settings.engine_url,
-            key=settings.engine_key.get_secret_value(),
-            model=settings.engine_model,
-            limits=decode.Limits(max_pixels=settings.max_image_pixels),
-        ),
-        progress=_report_loading,
+def _remote_settings(settings: Settings) -> RemoteSettings:
+    return RemoteSettings(
+        url=settings.engine_url,
+        key=settings.engine_key.get_secret_value(),
+        model=settings.engine_model,
+        limits=decode.Limits(max_pixels=settings.max_image_pixels),
     )
 
 

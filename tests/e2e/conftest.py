@@ -22,6 +22,7 @@ CORS = " ".join(
 # Planted secrets; after all tests each service's log is checked for them.
 API_KEY = "api-key-5d1f0c77"
 LINK_SECRET = "link-secret-9b2e47"  # noqa: S105 - planted
+ENGINE_KEY = "engine-key-31c9f0"
 
 
 @pytest.fixture(scope="session")
@@ -60,6 +61,23 @@ def local(
     with serving(folder, settings | audited(folder)) as service:
         yield service
     service.require_clean_log([SAMPLE_URL[:40]])
+
+
+@pytest.fixture(scope="session")
+def remote(
+    tmp_path_factory: pytest.TempPathFactory, origin: LiveOrigin, local: Service
+) -> Iterator[Service]:
+    """Have `local` make the edits."""
+    settings = {
+        "ALLOWED_SOURCE_HOSTS": origin.address,
+        "ENGINE_URL": local.url,
+        "ENGINE_KEY": ENGINE_KEY,
+        "PRESIGN_EXPIRY": "4",
+        "LOG_LEVEL": "DEBUG",
+    }
+    with serving(tmp_path_factory.mktemp("remote"), settings) as service:
+        yield service
+    service.require_clean_log([SAMPLE_URL[:40], ENGINE_KEY])
 
 
 @pytest.fixture(scope="session")
@@ -103,8 +121,8 @@ def s3(tmp_path_factory: pytest.TempPathFactory, origin: LiveOrigin, rgw: Rgw) -
     service.require_clean_log([rgw.access_key, rgw.secret_key, "X-Amz-Signature"])
 
 
-@pytest.fixture(params=["local", "s3"])
+@pytest.fixture(params=["local", "s3", "remote"])
 def either(request: pytest.FixtureRequest) -> Service:
-    """Run the test with S3 and with the local store."""
+    """Run the test with the local store, with S3, and with the engine in another service."""
     service: Service = request.getfixturevalue(request.param)
     return service

@@ -138,6 +138,7 @@ def test_a_forged_link_does_not_open(either: Service) -> None:
     assert [opened(link).status_code for link in forged] == [403] * 4
 
 
+@pytest.mark.parametrize("either", ["local", "s3"], indirect=True)
 def test_a_link_opens_until_it_expires(either: Service) -> None:
     url = either.edit()["presigned_url"]
     assert opened(url).status_code == 200

@@ -16,6 +16,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from support.servers import image_engines
 from support.servers.image_engines import MODEL, ImageEngine, serving, vllm_error
 
+import retouch
 from retouch.editing.ports import EditParams, run_edit
 from retouch.errors import (
     Cancelled,
@@ -139,7 +140,7 @@ def test_a_mask_is_left_to_the_editor_with_a_note(vllm: Pair) -> None:
     assert vllm.server.forms[0]["files"] == ["image"]
 
 
-@pytest.mark.parametrize(("field", "value"), [("strength", 0.5), ("scheduler", "DPM++ 2M")])
+@pytest.mark.parametrize(("field", "value"), [("strength", 0.5), ("scheduler", "UniPC")])
 def test_a_parameter_that_the_server_lacks_is_refused(vllm: Pair, field: str, value: Any) -> None:
     with pytest.raises(InvalidRequest, match=field):
         vllm.engine.prepare([PICTURE], replace(PARAMS, **{field: value}))
@@ -295,3 +296,24 @@ def wait_until(is_so: Callable[[], bool]) -> None:
             return
         pause.wait(0.01)
     raise AssertionError("it did not come true")
+
+
+def test_an_edit_needs_neither_torch_nor_diffusers(vllm: Pair) -> None:
+    """In a process of its own: this one has loaded both."""
+    program = (
+        "import sys; from PIL import Image; from retouch import lifecycle, wiring;"
+        "from retouch.editing.ports import EditParams, run_edit;"
+        "from retouch.settings import Settings;"
+        "engine = wiring.build_engine(Settings(_env_file=None, engine_url=sys.argv[1]));"
+        "params = EditParams('warmer', ' ', 7, 4, 1.0, 'Euler', 96, 64);"
+        "print(run_edit(engine, [Image.new('RGB', (80, 60))], params)[0].size);"
+        "print(sys.modules.keys() & {'torch', 'diffusers', 'transformers'}); engine.close()"
+    )
+    done = subprocess.run(  # noqa: S603 - our own program
+        [sys.executable, "-c", program, vllm.server.url],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PYTHONPATH": str(Path(retouch.__path__[0]).parent), "HOME": "/nonexistent"},
+    )
+    assert done.stdout == "(96, 64)\nset()\n", done.stderr

@@ -4,13 +4,7 @@ import os
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import (
-    Field,
-    SecretStr,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_validator
 from pydantic_settings import DotEnvSettingsSource, SettingsConfigDict
 
 from retouch.settings.adapters import AdapterSettings
