@@ -106,6 +106,13 @@ def test_a_server_makes_the_picture_from_all_the_parameters(pair: Pair) -> None:
     ]
 
 
+def test_the_seed_is_that_of_each_edit_of_the_same_pictures(vllm: Pair) -> None:
+    first = vllm.engine.prepare([PICTURE], PARAMS)
+    for prepared in (first, replace(first, params=replace(PARAMS, seed=8))):
+        vllm.engine.edit(prepared, on_step=lambda _done, _steps: None)
+    assert [form["seed"] for form in vllm.server.forms] == ["7", "8"]
+
+
 def test_several_images_are_sent_as_openai_s_clients_send_them(pair: Pair) -> None:
     edit(pair.engine, images=3)
     assert pair.server.forms[0]["files"] == ["image[]"] * 3

@@ -225,8 +225,9 @@ class Engine(Protocol):
         """Run the model. The same prepared edit gives the same pixels.
 
         `on_step(done, steps)` is called with 0 before the first denoising step, and after each step
-        with the number of steps done; the same number again only asks whether to go on. What it raises ends the edit before the next step, or before
-        decoding, and passes through unchanged. After any outcome the engine is as it was before.
+        with the number of steps done; the same number again only asks whether to go on. What it
+        raises ends the edit before the next step, or before decoding, and passes through unchanged.
+        After any outcome the engine is as it was before.
 
         Raises:
             ModelError: the model failed, ran out of memory, or made non-finite values.

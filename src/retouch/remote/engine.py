@@ -16,7 +16,14 @@ from retouch.images.sandbox import Decoder, DecoderSettings
 from retouch.logs import event
 from retouch.remote.answer import read_picture
 from retouch.remote.describe import describe
-from retouch.remote.form import Form, build_fields, build_form, build_mask_fields, build_own_fields
+from retouch.remote.form import (
+    Form,
+    build_fields,
+    build_form,
+    build_mask_fields,
+    build_own_fields,
+    encode_files,
+)
 from retouch.remote.server import Answer, NotConnected, Server
 
 _log = logging.getLogger(__name__)
@@ -50,6 +57,14 @@ class RemoteSettings:
     start_s: float = 3600.0
 
 
+@dataclass(frozen=True, slots=True)
+class _Inputs:
+    """Of one or more edits: the files of the form by its fields, and whether there is a mask."""
+
+    files: dict[str, list[bytes]]
+    is_masked: bool
+
+
 class RemoteEngine:
     """`Engine` over the server of `settings`, which described itself as `info`."""
 
@@ -78,18 +93,15 @@ class RemoteEngine:
     def prepare(
         self, images: Sequence[Image.Image], params: EditParams, *, mask: Image.Image | None = None
     ) -> PreparedEdit:
-        """Write the request.
+        """Encode the files of the request.
 
         Raises:
             InvalidRequest: a parameter has no field in this server's API.
         """
-        fields = build_fields(params, model=self._settings.model)
         if not self._is_retouch:
             _require_known(params)
-            return PreparedEdit(params, (build_form(fields, images), mask is not None))
-        fields |= build_own_fields(params, self.info.adapters)
-        fields |= build_mask_fields() if mask else {}
-        return PreparedEdit(params, (build_form(fields, images, mask=mask), False))
+        files = encode_files(images, mask if self._is_retouch else None)
+        return PreparedEdit(params, _Inputs(files, is_masked=mask is not None))
 
     def edit(self, prepared: PreparedEdit, *, on_step: Callable[[int, int], None]) -> EngineOutput:
         """Send the request and wait for the picture. Where `on_step` raises, the connection closes.
@@ -110,7 +122,8 @@ class RemoteEngine:
     async def _edit(
         self, prepared: PreparedEdit, on_step: Callable[[int, int], None]
     ) -> EngineOutput:
-        form, is_unmasked = prepared.inputs
+        inputs: _Inputs = prepared.inputs
+        form = build_form(self._build_fields(prepared), inputs.files)
         steps = prepared.params.run_steps
         on_step(0, steps)
         began_s = time.perf_counter()
@@ -126,8 +139,16 @@ class RemoteEngine:
             condition_ms=0.0,
             denoise_ms=1000 * (answered_s - began_s),
             vae_decode_ms=1000 * (time.perf_counter() - answered_s),
-            notes=(*notes, *([_NO_MASK] if is_unmasked else [])),
+            notes=(*notes, *([_NO_MASK] if inputs.is_masked and not self._is_retouch else [])),
         )
+
+    def _build_fields(self, prepared: PreparedEdit) -> dict[str, str]:
+        params, inputs = prepared.params, prepared.inputs
+        fields = build_fields(params, model=self._settings.model)
+        if self._is_retouch:
+            fields |= build_own_fields(params, self.info.adapters)
+            fields |= build_mask_fields() if inputs.is_masked else {}
+        return fields
 
     async def _post(self, form: Form) -> Answer:
         """Post the form, again only where the server has not begun the edit."""

@@ -67,15 +67,21 @@ def build_mask_fields() -> dict[str, str]:
     return {"mask_feather": str(_WIDEST_FEATHER_PX)}
 
 
-def build_form(
-    fields: Mapping[str, str], images: Sequence[Image], *, mask: Image | None = None
-) -> Form:
-    """Return the form with `images` as `image`, or several as `image[]`, and the `mask`, all as PNG."""
-    name = "image" if len(images) == 1 else "image[]"
-    files = [(name, image) for image in images] + ([("mask", mask)] if mask else [])
+def encode_files(images: Sequence[Image], mask: Image | None = None) -> dict[str, list[bytes]]:
+    """Return the files by field: `images` as `image`, or several as `image[]`, and the `mask`, all PNG."""
+    named = {"image" if len(images) == 1 else "image[]": images, "mask": [mask] if mask else []}
+    return {name: [encode(one, "png", quality=100) for one in ones] for name, ones in named.items()}
+
+
+def build_form(fields: Mapping[str, str], files: Mapping[str, Sequence[bytes]]) -> Form:
+    """Return the form with both."""
     boundary = secrets.token_hex(16)
     parts = [_write_head(boundary, name) + text.encode() for name, text in fields.items()]
-    parts += [_write_file(boundary, name, image) for name, image in files]
+    parts += [
+        _write_head(boundary, name, 'filename="image.png"\r\nContent-Type: image/png') + body
+        for name, bodies in files.items()
+        for body in bodies
+    ]
     body = b"\r\n".join([*parts, f"--{boundary}--\r\n".encode()])
     return Form(body, f"multipart/form-data; boundary={boundary}")
 
@@ -84,8 +90,3 @@ def _write_head(boundary: str, name: str, *more: str) -> bytes:
     disposition = f'Content-Disposition: form-data; name="{name}"'
     lines: Iterable[str] = (f"--{boundary}", "; ".join([disposition, *more]))
     return "\r\n".join(lines).encode() + b"\r\n\r\n"
-
-
-def _write_file(boundary: str, name: str, image: Image) -> bytes:
-    head = _write_head(boundary, name, 'filename="image.png"\r\nContent-Type: image/png')
-    return head + encode(image, "png", quality=100)
