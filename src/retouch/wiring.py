@@ -115,31 +115,32 @@ def build_engine(settings: Settings) -> Engine:
         settings.quantization,
         modulation_mapped=is_local(find_cache(FULL_MODEL)),
     )
-    return load(
-        CheckpointSettings(
-            model_id=model_id,
-            revision=settings.model_revision,
-            dtype=settings.dtype,
-            cache_dir=str(find_runpod_cache(model_id) or ""),
-            gpu_memory_gib=settings.gpu_memory_gib,
-            host_memory_gib=settings.host_memory_gib,
-            max_result_px=settings.max_result_pixels,
-            prompt_cache_bytes=settings.prompt_cache_mib << 20,
-            quantization=settings.quantization,
-            attention_backend=settings.attention_backend,
-            compile=settings.compile,
-            adapters=tuple(AdapterSource(**asdict(lora)) for lora in settings.loras),
-            merge_adapters=settings.merge_loras,
-            lora_url_bytes=settings.lora_url_bytes,
-            profiles=settings.profiles,
-            profiles_file=settings.profiles_file,
-            fetch=partial(fetch_adapter, limits=_adapter_limits(settings)),
-            hf_token=settings.hf_token.get_secret_value(),
-            transformer_file=settings.transformer_file,
-            text_encoder_file=settings.text_encoder_file,
-            family=settings.model_family,
-        ),
-        progress=_report_loading,
+    return load(_describe_checkpoint(settings, model_id), progress=_report_loading)
+
+
+def _describe_checkpoint(settings: Settings, model_id: str) -> CheckpointSettings:
+    return CheckpointSettings(
+        model_id=model_id,
+        revision=settings.model_revision,
+        dtype=settings.dtype,
+        cache_dir=str(find_runpod_cache(model_id) or ""),
+        gpu_memory_gib=settings.gpu_memory_gib,
+        host_memory_gib=settings.host_memory_gib,
+        max_result_px=settings.max_result_pixels,
+        prompt_cache_bytes=settings.prompt_cache_mib << 20,
+        quantization=settings.quantization,
+        attention_backend=settings.attention_backend,
+        compile=settings.compile,
+        adapters=tuple(AdapterSource(**asdict(lora)) for lora in settings.loras),
+        merge_adapters=settings.merge_loras,
+        lora_url_bytes=settings.lora_url_bytes,
+        profiles=settings.profiles,
+        profiles_file=settings.profiles_file,
+        fetch=partial(fetch_adapter, limits=_adapter_limits(settings)),
+        hf_token=settings.hf_token.get_secret_value(),
+        transformer_file=settings.transformer_file,
+        text_encoder_file=settings.text_encoder_file,
+        family=settings.model_family,
     )
 
 
@@ -244,15 +245,7 @@ def build_editor(
         engine=engine,
         storage=store,
         adapters=adapters,
-        settings=EditorSettings(
-            prefix=settings.s3_object_prefix,
-            link_expires_in_s=settings.presign_expiry,
-            store_timeout_s=settings.timeout_seconds,
-            job_timeout_s=settings.job_timeout_seconds,
-            grace_s=settings.edit_grace_seconds,
-            reuse=settings.reuse_results,
-            max_source_bytes=settings.max_request_image_bytes,
-        ),
+        settings=_describe_limits(settings),
         on_model_lost=admission.lose_model,
     )
     editor = Editor(steps, admission)
@@ -260,6 +253,18 @@ def build_editor(
         exits.callback(engine.close)
     exits.push_async_callback(editor.close)
     return editor
+
+
+def _describe_limits(settings: Settings) -> EditorSettings:
+    return EditorSettings(
+        prefix=settings.s3_object_prefix,
+        link_expires_in_s=settings.presign_expiry,
+        store_timeout_s=settings.timeout_seconds,
+        job_timeout_s=settings.job_timeout_seconds,
+        grace_s=settings.edit_grace_seconds,
+        reuse=settings.reuse_results,
+        max_source_bytes=settings.max_request_image_bytes,
+    )
 
 
 def _build_adapter_loader(settings: Settings, keeper: AdapterKeeper) -> AdapterLoader:

@@ -95,6 +95,22 @@ def load_weights(  # noqa: PLR0913 - what is loaded, and for what
         encode, plan = plan_weights()
     weights = Weights(**modules, plan=plan, device=device, encode=encode, mapped=mapped)
     require_used(packed, {view.path for params in weights.params for view in params.views})
+    _read(stored, weights, adapters, scale=scale, progress=progress)
+    if dtype == torch.float16:  # pragma: no cover - a CPU runs float32
+        precision.scale_norms(weights.transformer)
+    weights.release()  # the memory that the readers converted in
+    return weights
+
+
+def _read(
+    stored: Mapping[str, TensorEntry],
+    weights: Weights,
+    adapters: LoadedAdapters,
+    *,
+    scale: Callable[[str], float],
+    progress: Callable[[str], None],
+) -> None:
+    """Read the weights into place, with the adapters that are merged."""
     weights.allocate()
     progress("weights")
     try:
@@ -104,10 +120,6 @@ def load_weights(  # noqa: PLR0913 - what is loaded, and for what
     except BaseException:
         weights.close()
         raise
-    if dtype == torch.float16:  # pragma: no cover - a CPU runs float32
-        precision.scale_norms(weights.transformer)
-    weights.release()  # the memory that the readers converted in
-    return weights
 
 
 def list_entries(folder: Path, packed: PackedParts) -> dict[str, TensorEntry]:
