@@ -14,6 +14,7 @@ from support.models.reference_edits import (
     edit,
     engine_over,
     fold,
+    ignore,
 )
 from support.models.tiny import build_engine
 
@@ -133,6 +134,28 @@ def test_the_edit_that_fell_back_says_so() -> None:
     image, edited = run_edit(engine, [IMAGE], WORK)
     assert edited.notes == ("float16 overflowed: the edit was made in bfloat16",)
     assert image.size == (WORK.width_px, WORK.height_px)
+
+
+def test_a_further_seed_that_overflows_conditions_anew_in_bfloat16() -> None:
+    _, engine = build(plant_feed_forward, torch.float16)
+    engine.weights.transformer.transformer_blocks[1].img_mlp.net[0].proj.weight.data[:4] *= 0
+    prepared = engine.prepare([IMAGE], WORK)
+    first = engine.edit(prepared, on_step=ignore)
+    assert first.notes == ()
+    inner = engine.weights.transformer.transformer_blocks[1].img_mlp.net[0].proj
+    inner.weight.data[:4] = FLOAT16_MAX
+    reads = []
+    encode = engine.encode_prompts
+
+    def count(inputs: Any) -> Any:
+        reads.append(inputs)
+        return encode(inputs)
+
+    engine.encode_prompts = count  # type: ignore[method-assign]
+    second = engine.edit(replace(prepared, conditioning=first.conditioning), on_step=ignore)
+    assert second.notes == ("float16 overflowed: the edit was made in bfloat16",)
+    assert len(reads) == 1
+    assert torch.equal(second.pixels, engine.edit(prepared, on_step=ignore).pixels)
 
 
 def test_unfolded_float16_falls_back_too() -> None:
