@@ -378,7 +378,9 @@ def run_row(rig: Rig, row: str) -> dict[str, Any]:
     if kind in checks:
         return checks[kind](rig, cap)
     if kind in PACKERS:
-        return row_time(rig, cap or "resident", compiled=rig.compiled, quantization=kind)
+        return row_time(
+            rig, cap if cap != "0" and cap else "resident", compiled=rig.compiled, quantization=kind
+        )
     return row_time(rig, kind, compiled=cap != "eager")
 
 

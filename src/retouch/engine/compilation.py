@@ -45,7 +45,7 @@ class BlockCode:
     """What the code of a block depends on, and where it is cached.
 
     `config` is the transformer's, as JSON. `dtype` and `attention` are names. `area_px` and
-    `condition_area_px` are of the first size that is compiled.
+    `condition_area_px` are of the first size that is compiled. With `fp8` the blocks make fp8 products.
     """
 
     cache: str
@@ -56,6 +56,7 @@ class BlockCode:
     attention: str
     area_px: int
     condition_area_px: int
+    fp8: bool = False
 
     @property
     def record(self) -> Path:
@@ -77,7 +78,13 @@ class BlockCode:
 
 
 def describe_code(
-    config: Mapping[str, Any], *, dtype: str, attention: str, area_px: int, condition_area_px: int
+    config: Mapping[str, Any],
+    *,
+    dtype: str,
+    attention: str,
+    area_px: int,
+    condition_area_px: int,
+    fp8: bool = False,
 ) -> BlockCode | None:
     """Describe a block's code on this GPU, or return None without a GPU or a cache."""
     import torch
@@ -94,6 +101,7 @@ def describe_code(
         attention=attention,
         area_px=area_px,
         condition_area_px=condition_area_px,
+        fp8=fp8,
     )
 
 

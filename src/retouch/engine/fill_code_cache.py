@@ -20,7 +20,11 @@ from retouch.engine import precision
 from retouch.engine.attention import Attention, AttentionShape, choose_attention
 from retouch.engine.compilation import FILL_GPU_BYTES, BlockCode, compile_block
 from retouch.engine.inputs import fit
+from retouch.engine.memory.encode import encode_as
+from retouch.engine.memory.param_view import view_operand
+from retouch.engine.memory.quantization import Quantization
 from retouch.engine.modulation import ModulationCache
+from retouch.engine.packing.rows import Fp8Operand
 from retouch.engine.transformer import Grid, Transformer, run_block
 
 _BLOCKS = 2
@@ -34,7 +38,14 @@ _CHECK_EVERY_S = 1.0
 class EmptyWeights:
     """A transformer of `config` with two blocks of zeros, in place of `Weights`."""
 
-    def __init__(self, config: dict[str, Any], *, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        config: dict[str, Any],
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        fp8: bool = False,
+    ) -> None:
         self.device = device
         with init_empty_weights(include_buffers=False):
             build: Any = QwenImageTransformer2DModel.from_config
@@ -44,8 +55,24 @@ class EmptyWeights:
             for name, parameter in list(module.named_parameters(recurse=False)):
                 zeros = torch.zeros(parameter.shape, dtype=dtype, device=device)
                 setattr(module, name, torch.nn.Parameter(zeros, requires_grad=False))
+        if fp8:
+            self._pack()
         if dtype == torch.float16:
             precision.scale_norms(self.transformer)
+
+    def _pack(self) -> None:
+        """Give the layers that are packed fp8 operands in place of their weights."""
+        encode = encode_as(Quantization("fp8"), fp8_products=True)
+        for path, module in self.transformer.named_modules(prefix="transformer"):
+            if not (".transformer_blocks." in path and isinstance(module, torch.nn.Linear)):
+                continue
+            weight = module.weight
+            encoding = encode(f"{path}.weight", tuple(weight.shape))
+            if isinstance(encoding, Fp8Operand):
+                packed = encoding.pack(weight)
+                operand: Any = view_operand(encoding, packed, tuple(weight.shape))
+                module.weight = operand
+                module.scales = operand.scales
 
     def blocks(self) -> Iterator[Any]:
         """Yield the blocks."""
@@ -60,7 +87,8 @@ class EmptyWeights:
 def fill(code: BlockCode, attention: Attention, device: torch.device) -> None:
     """Run both blocks in two sizes, as the warm-up does, and record that the code is cached."""
     config = json.loads(code.config)
-    stand_in: Any = EmptyWeights(config, dtype=getattr(torch, code.dtype), device=device)
+    dtype = getattr(torch, code.dtype)
+    stand_in: Any = EmptyWeights(config, dtype=dtype, device=device, fp8=code.fp8)
     transformer = Transformer(stand_in, compile_block(partial(run_block, attend=attention.attend)))
     modulation = ModulationCache(stand_in).get(torch.tensor([1000.0]))
     side_px = round(code.area_px**0.5) // 32 * 32

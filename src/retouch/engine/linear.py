@@ -9,6 +9,9 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch.nn import functional
 
+from retouch.engine.fp8 import multiply_fp8, quantize
+from retouch.engine.packing.rows import FP8
+
 Term = tuple[torch.Tensor, torch.Tensor]
 """What adapters add to a layer's product: `down` (rank, in), then `up` (out, rank)."""
 
@@ -17,6 +20,7 @@ class Operands(NamedTuple):
     """What a product is made of: `rows` (token, in), and the layer's `weight` (out, in) and `bias` (out,).
 
     With adapters also `low` (token, rank), the rows times the term's `down`, and its `up` (out, rank).
+    In fp8 also `row_scales` (token, 1) and `weight_scales` (out,).
     """
 
     rows: torch.Tensor
@@ -24,6 +28,8 @@ class Operands(NamedTuple):
     bias: torch.Tensor
     low: torch.Tensor | None = None
     up: torch.Tensor | None = None
+    row_scales: torch.Tensor | None = None
+    weight_scales: torch.Tensor | None = None
 
 
 def linear(
@@ -33,7 +39,7 @@ def linear(
 
     Every product of the transformer is made here or in `linear_joined`.
     """
-    if term is not None:
+    if term is not None or is_fp8(layer):
         product = _multiply(*gather_operands(stream, [layer], [term]))
         return functional.gelu(product, approximate="tanh") if gelu else product
     weight, bias = layer.weight, layer.bias
@@ -43,6 +49,11 @@ def linear(
         return fused[None]
     product = functional.linear(stream, weight, bias)
     return functional.gelu(product, approximate="tanh") if gelu else product
+
+
+def is_fp8(layer: Any) -> bool:
+    """Whether a layer's weight is an operand of fp8 products, with `scales` beside it."""
+    return bool(layer.weight.dtype == FP8.dtype)
 
 
 def linear_joined(text: Operands, image: Operands) -> torch.Tensor:
@@ -55,10 +66,19 @@ def gather_operands(
 ) -> list[Operands]:
     """Gather the operands of layers that read one stream (1, token, in), each with its term or None.
 
-    One product applies the `down` of all terms, so that the stream is read once.
+    One product applies the `down` of all terms, so that the stream is read once. For fp8 layers the
+    stream is quantised once.
     """
     rows = stream[0]
     gathered = [Operands(rows, layer.weight, layer.bias) for layer in layers]
+    if any(map(is_fp8, layers)):
+        values, scales = quantize(rows)
+        gathered = [
+            Operands(values, layer.weight, layer.bias, None, None, scales, layer.scales)
+            if is_fp8(layer)
+            else operands
+            for layer, operands in zip(layers, gathered, strict=True)
+        ]
     present = [(at, term) for at, term in enumerate(terms) if term is not None]
     if present:
         downs = [down for _, (down, _) in present]
@@ -79,10 +99,14 @@ def multiply_operands(
     product = _allocate(first, second)
     at = 0
     for operands in filter(None, (first, second)):
-        rows, weight, bias, low, up = Operands(*cast("Any", operands))
+        rows, weight, bias, low, up, row_scales, weight_scales = Operands(*cast("Any", operands))
         part = product[at : at + len(rows)]
         at += len(rows)
-        if low is None or up is None:
+        if row_scales is not None and weight_scales is not None:
+            multiply_fp8(rows, row_scales, weight, weight_scales, bias, part)
+            if low is not None and up is not None:
+                part.addmm_(low, up.t())
+        elif low is None or up is None:
             torch.addmm(bias, rows, weight.t(), out=part)
         elif rows.shape[1] > len(weight):  # the faster order for narrowing layers
             torch.addmm(bias, rows, weight.t(), out=part)
@@ -97,9 +121,9 @@ def multiply_operands(
 def _allocate(
     first: Sequence[torch.Tensor | None], second: Sequence[torch.Tensor | None]
 ) -> torch.Tensor:
-    rows, weight, *_ = Operands(*cast("Any", first))
+    _, weight, bias, *_ = Operands(*cast("Any", first))
     count = sum(len(operands[0]) for operands in cast("Any", (first, second)) if operands)
-    return rows.new_empty(count, len(weight))
+    return bias.new_empty(count, len(weight))
 
 
 _operator: Any = torch.library.custom_op("retouch::multiply", multiply_operands, mutates_args=())

@@ -18,6 +18,7 @@ from retouch.editing.ports import EditParams, EngineOutput, run_edit
 from retouch.engine import attention, compilation, precision, transformer
 from retouch.engine.checkpoint import build
 from retouch.engine.engine import QwenEngine
+from retouch.engine.fp8 import can_multiply_fp8
 from retouch.engine.memory.encode import encode_as
 from retouch.engine.memory.flat_params import Encode, flatten_pipeline
 from retouch.engine.memory.plan import GIB, EditShape, FreeMemory, Plan, evenly_spaced, make_plan
@@ -99,7 +100,8 @@ class Rig:
             began = time.perf_counter()
             modules = self.build_modules(self.dtype)
             modules["transformer"].to(self.dtype)
-            encode = encode_as(Quantization(quantization, quantization))
+            products = can_multiply_fp8(self.device, self.dtype)
+            encode = encode_as(Quantization(quantization, quantization), fp8_products=products)
             plan = self.plan(modules, cap, encode)
             weights = Weights(**modules, plan=plan, device=self.device, encode=encode)
             weights.allocate()

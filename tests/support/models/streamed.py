@@ -19,9 +19,12 @@ def modules_of(pipe: Any) -> dict[str, Any]:
     return {name: getattr(pipe, name) for name in ("transformer", "vae", "text_encoder")}
 
 
-def keep_everything(pipe: Any, quantization: Quantization) -> Weights:
+def keep_everything(
+    pipe: Any, quantization: Quantization, *, fp8_products: bool = False
+) -> Weights:
     """Pack the weights where they are."""
-    weights = Weights(**modules_of(pipe), plan=RESIDENT, device=CPU, encode=encode_as(quantization))
+    encode = encode_as(quantization, fp8_products=fp8_products)
+    weights = Weights(**modules_of(pipe), plan=RESIDENT, device=CPU, encode=encode)
     weights.allocate()
     return weights
 
@@ -32,8 +35,10 @@ def stream_everything(
     slots: int = 2,
     quantization: Quantization = UNQUANTIZED,
     mapped: Mapping[str, torch.Tensor] = MappingProxyType({}),
+    fp8_products: bool = False,
 ) -> Weights:
-    modules, encode = modules_of(pipe), encode_as(quantization)
+    modules = modules_of(pipe)
+    encode = encode_as(quantization, fp8_products=fp8_products)
     plan = plan_streaming(modules, encode, slots=slots)
     weights = Weights(**modules, plan=plan, device=CPU, encode=encode, mapped=mapped)
     weights.allocate()

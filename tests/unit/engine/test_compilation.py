@@ -13,6 +13,7 @@ from support.models.tiny import build_tiny_pipeline
 from retouch.engine import compilation, fill_code_cache
 from retouch.engine.attention import NATIVE, Attention, attend_native
 from retouch.engine.compilation import BlockCode, decide, describe_code, keep_code
+from retouch.engine.linear import is_fp8
 
 
 @pytest.fixture
@@ -60,6 +61,7 @@ def test_code_is_cached_once_it_is_marked(code: BlockCode) -> None:
         {"attention": "fa3"},
         {"area_px": 1},
         {"condition_area_px": 1},
+        {"fp8": True},
     ],
 )
 def test_code_of_another_kind_is_not_cached(code: BlockCode, change: dict[str, Any]) -> None:
@@ -126,25 +128,30 @@ def test_a_child_that_cannot_start_is_logged(
     assert events.messages == ["compile.started", "compile.failed"]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize(
+    ("dtype", "fp8"), [("float32", False), ("float16", False), ("float32", True)]
+)
 def test_filling_runs_both_kinds_of_block_in_two_sizes(
-    code: BlockCode, monkeypatch: pytest.MonkeyPatch, dtype: str
+    code: BlockCode, monkeypatch: pytest.MonkeyPatch, dtype: str, fp8: bool
 ) -> None:
+    code = replace(code, dtype=dtype, fp8=fp8)
     seen = list[tuple[int, bool]]()
 
     def compile_block(run_block: Any) -> Any:
         def run(block: Any, image: Any, text: Any, *rest: Any) -> Any:
             seen.append((image.shape[1], rest[3] is None))
             assert str(image.dtype) == f"torch.{dtype}"
+            assert is_fp8(block.attn.to_q) == fp8
+            assert not is_fp8(block.img_mod[1])
             return run_block(block, image, text, *rest)
 
         return run
 
     monkeypatch.setattr(fill_code_cache, "compile_block", compile_block)
     attention = Attention(NATIVE, attend_native)
-    fill_code_cache.fill(replace(code, dtype=dtype), attention, torch.device("cpu"))
+    fill_code_cache.fill(code, attention, torch.device("cpu"))
     assert seen == [(32, True), (32, False), (40, True), (40, False)]
-    assert replace(code, dtype=dtype).is_cached
+    assert code.is_cached
 
 
 def test_a_child_ends_once_its_parent_is_another(monkeypatch: pytest.MonkeyPatch) -> None:

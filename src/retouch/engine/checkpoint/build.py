@@ -33,6 +33,7 @@ from retouch.engine.checkpoint.packed_file import (
     require_used,
 )
 from retouch.engine.checkpoint.safetensors_reader import read_weights
+from retouch.engine.fp8 import can_multiply_fp8
 from retouch.engine.memory.encode import encode_as
 from retouch.engine.memory.flat_params import MODULATION, Encode, flatten_pipeline
 from retouch.engine.memory.plan import RESIDENT, EditShape, FreeMemory, Plan, Sizes
@@ -76,6 +77,8 @@ def load_weights(  # noqa: PLR0913 - what is loaded, and for what
     adapters = adapters or LoadedAdapters()
     adapters.merged = frozenset(one.name for one in adapters.fixed)
 
+    fp8_products = can_multiply_fp8(device, dtype)
+
     def plan_weights() -> tuple[Encode, Plan]:
         choice, plan = plan_memory(
             modules,
@@ -86,7 +89,7 @@ def load_weights(  # noqa: PLR0913 - what is loaded, and for what
             shape=replace(shape, adapter_bytes=adapters.terms_bytes),
             memory=replace(memory, host_bytes=memory.host_bytes - adapters.host_bytes),
         )
-        return encode_as(choice, filed.encodings), plan
+        return encode_as(choice, filed.encodings, fp8_products=fp8_products), plan
 
     encode, plan = plan_weights()
     merged = choose_merged(adapters, stored, Storage(encode, dtype, scale), device)

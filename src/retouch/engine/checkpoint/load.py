@@ -117,7 +117,7 @@ def _load_engine(
     clock.end("processor_s")
     adapters, weights = _load_weights(folder, parts, settings, setup, progress)
     clock.end("weights_s")
-    code = _describe_code(settings, setup, parts.configs["transformer"])
+    code = _describe_code(settings, setup, parts.configs["transformer"], fp8=weights.multiplies_fp8)
     run_block, compiled = _choose_code(settings, setup, code)
     return QwenEngine(
         weights,
@@ -191,20 +191,20 @@ def _load_weights(
         adapters=adapters,
         progress=progress,
     )
-    plan = weights.plan
     event(
         _log,
         "weights.placed",
-        memory_plan=plan.name,
-        quantization=plan.quantization,
-        gpu_gib=round(plan.peak_bytes / GIB, 1),
-        host_gib=round(plan.host_bytes / GIB, 1),
+        memory_plan=weights.plan.name,
+        quantization=weights.plan.quantization,
+        fp8_products=weights.multiplies_fp8,
+        gpu_gib=round(weights.plan.peak_bytes / GIB, 1),
+        host_gib=round(weights.plan.host_bytes / GIB, 1),
     )
     return adapters, weights
 
 
 def _describe_code(
-    settings: CheckpointSettings, setup: _Setup, config: Mapping[str, Any]
+    settings: CheckpointSettings, setup: _Setup, config: Mapping[str, Any], *, fp8: bool
 ) -> "BlockCode | None":
     if settings.adapters:  # each padded rank has code of its own, made in its first edit
         return None
@@ -214,6 +214,7 @@ def _describe_code(
         attention=setup.attention.name,
         area_px=setup.preset.area_px,
         condition_area_px=setup.shape.condition_area_px,
+        fp8=fp8,
     )
 
 

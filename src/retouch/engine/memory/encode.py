@@ -7,18 +7,26 @@ from retouch.engine.memory.flat_params import MODULATION, Encode
 from retouch.engine.memory.quantization import PLAIN, Quantization
 from retouch.engine.packing.encoding import Encoding, Packer
 from retouch.engine.packing.nf4 import NF4
-from retouch.engine.packing.rows import FP8, INT8
+from retouch.engine.packing.rows import FP8, FP8_OPERAND, INT8
 
 PACKERS: dict[str, Packer] = {"int8": INT8, "fp8": FP8, "nf4": NF4}
 _MATRIX = 2
+_TILE = 16
+"""`torch._scaled_mm` wants multiples of it."""
 _NONE: Mapping[str, Encoding] = MappingProxyType({})
 
 
-def encode_as(quantization: Quantization, filed: Mapping[str, Encoding] = _NONE) -> Encode:
+def encode_as(
+    quantization: Quantization,
+    filed: Mapping[str, Encoding] = _NONE,
+    *,
+    fp8_products: bool = False,
+) -> Encode:
     """Pack the matrices of blocks and layers; biases and norms, which are small, stay as they are.
 
     So do a matrix whose shape the encoding does not take, and the modulation, which is sensitive. A
-    part that is to stay as its file has it takes its encodings from `filed`, by path.
+    part that is to stay as its file has it takes its encodings from `filed`, by path. With
+    `fp8_products` the transformer's products take its fp8 weights as they are.
     """
     names = {
         "transformer": quantization.transformer,
@@ -38,6 +46,7 @@ def encode_as(quantization: Quantization, filed: Mapping[str, Encoding] = _NONE)
             packer.size_bytes(shape)
         except ValueError:
             return None
-        return packer
+        is_multiplied = path.startswith("transformer.") and not any(n % _TILE for n in shape)
+        return FP8_OPERAND if packer is FP8 and fp8_products and is_multiplied else packer
 
     return encode

@@ -31,7 +31,7 @@ class ExpansionBuffer:
         if (parameters := self._views.get(key)) is None:
             parameters = self._views[key] = params.view_in(packed, self._buffer)
         for view, parameter in zip(params.views, parameters, strict=True):
-            if view.encoding:
+            if view.encoding and view.is_expanded:
                 self._expand(view.encoding, view.bytes_in(packed), parameter.data)
         params.bind(parameters)
 

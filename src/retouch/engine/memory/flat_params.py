@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from retouch.engine.memory.param_view import Layout, ParamView, count_bytes, round_up
+from retouch.engine.memory.param_view import Layout, ParamView, count_bytes, round_up, view_operand
 from retouch.engine.memory.plan import Sizes
 from retouch.engine.packing.encoding import Encoding
+from retouch.engine.packing.rows import Fp8Operand
 from retouch.engine.precision import recast
 
 MODULATION = ("img_mod", "txt_mod")
@@ -128,13 +129,16 @@ class FlatParams:
     ) -> list[nn.Parameter]:
         """Return the parameters as they lie in `buffer` (size_bytes,).
 
-        The packed ones lie in `expansion` (expanded_bytes,) one after the other; without it they have
-        no memory. Never as inference tensors, for which the compiler would compile a second time.
+        Those that are expanded lie in `expansion` (expanded_bytes,) one after the other; without it they
+        have no memory. An fp8 operand's have their attribute `scales` (out,). Never as inference tensors, for which the compiler would compile a second time.
         """
         found, offset = [], 0
         with torch.inference_mode(mode=False):
             for view in self.views:
                 values = view.bytes_in(buffer)
+                if isinstance(view.encoding, Fp8Operand):
+                    found.append(view_operand(view.encoding, values, view.shape))
+                    continue
                 if view.encoding:
                     if expansion is None:
                         values = values.new_empty(view.expanded_bytes, device="meta")
@@ -151,6 +155,8 @@ class FlatParams:
         """Let the modules use `parameters`. No data moves."""
         for view, parameter in zip(self.views, parameters, strict=True):
             view.owner[view.name] = parameter
+            if isinstance(view.encoding, Fp8Operand):
+                view.owner["scales"] = getattr(parameter, "scales", None)
 
     def offload(self) -> None:
         """Let the modules use the weights in storage, which for streamed ones is on the host."""
@@ -167,7 +173,10 @@ class FlatParams:
         ):
             raise ValueError(f"{self.name} has no room for {dtype}")
         for at, parameter in enumerate(self._parameters):
-            self._parameters[at] = nn.Parameter(recast(parameter.data, dtype), requires_grad=False)
+            if not isinstance(self.views[at].encoding, Fp8Operand):
+                self._parameters[at] = nn.Parameter(
+                    recast(parameter.data, dtype), requires_grad=False
+                )
             self.views[at] = replace(self.views[at], dtype=dtype)
         self.offload()
 

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from retouch.engine.packing.encoding import Encoding
+from retouch.engine.packing.rows import Fp8Operand
 
 ALIGNMENT = 256
 """Bytes: that of CUDA's own allocations, and enough for every kernel's vector loads."""
@@ -36,9 +37,14 @@ class ParamView:
         return count_bytes(self.shape, self.dtype)
 
     @property
+    def is_expanded(self) -> bool:
+        """Whether it must be expanded before it runs."""
+        return self.encoding is not None and not isinstance(self.encoding, Fp8Operand)
+
+    @property
     def expanded_bytes(self) -> int:
-        """Bytes in the expansion buffer, alignment included: none for a plain parameter."""
-        return round_up(count_bytes(self.shape, self.dtype)) if self.encoding else 0
+        """Bytes in the expansion buffer, alignment included: none if it is not expanded."""
+        return round_up(count_bytes(self.shape, self.dtype)) if self.is_expanded else 0
 
     def bytes_in(self, buffer: torch.Tensor) -> torch.Tensor:
         """Return its part of a flat buffer."""
@@ -52,6 +58,17 @@ def count_bytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:
     30
     """
     return dtype.itemsize * prod(shape)
+
+
+def view_operand(
+    encoding: Fp8Operand, packed: torch.Tensor, shape: tuple[int, ...]
+) -> nn.Parameter:
+    """Return the values in `packed` (size_bytes,) as a parameter with the attribute `scales` (out,)."""
+    values, scales = (
+        nn.Parameter(part, requires_grad=False) for part in encoding.split(packed, shape)
+    )
+    values.scales = scales  # type: ignore[attr-defined]
+    return values
 
 
 def round_up(count: int) -> int:

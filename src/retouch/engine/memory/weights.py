@@ -19,6 +19,7 @@ from retouch.engine.memory.flat_params import (
 from retouch.engine.memory.host_memory import map_host, pin, unpin
 from retouch.engine.memory.plan import GIB, RESIDENT, Plan
 from retouch.engine.memory.prefetch import PrefetchRing
+from retouch.engine.packing.rows import Fp8Operand
 from retouch.errors import ModelError
 
 
@@ -127,6 +128,12 @@ class Weights:
                 missing = sum(params.size_bytes for params in streamed[at:])
                 raise ModelError(f"{missing / GIB:.1f} GiB of host memory could not be pinned")
             self._pinned.append(params)
+
+    @property
+    def multiplies_fp8(self) -> bool:
+        """Whether the transformer's blocks make fp8 products."""
+        views = (view for params in self.params.blocks for view in params.views)
+        return any(isinstance(view.encoding, Fp8Operand) for view in views)
 
     @property
     def copied_bytes(self) -> int:

@@ -68,8 +68,13 @@ class RowScaled:
         return not self.dtype.is_floating_point or not bool((packed & _NAN == _NAN).any())
 
 
+class Fp8Operand(RowScaled):
+    """Values and scales that fp8 products take as they are, so that nothing is expanded."""
+
+
 INT8 = RowScaled("int8", torch.int8, 127.0)
 FP8 = RowScaled("fp8", torch.float8_e4m3fn, 448.0)
+FP8_OPERAND = Fp8Operand(FP8.name, FP8.dtype, FP8.largest)
 
 
 def _scales_bytes(rows: int) -> int:
