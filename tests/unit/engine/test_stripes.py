@@ -8,7 +8,7 @@ import torch
 from support.models.tiny import build_tiny_pipeline
 
 from retouch.engine import stripes, vae
-from retouch.engine.memory.plan import WHOLE_AREA_PX, EditShape
+from retouch.engine.memory.plan import MAX_AREA_PX, EditShape
 from retouch.engine.vae import SingleFrameVae
 
 SIZES = [(256, 64), (208, 48), (32, 160)]
@@ -77,7 +77,8 @@ def test_fewer_rows_of_the_neighbours_would_not_do(
     assert (autoencoder.decode(tokens, rows=16) - whole).abs().max() > 1e-4
 
 
-def test_the_usual_results_are_not_in_stripes() -> None:
-    assert WHOLE_AREA_PX > 1184 * 896
-    plain, large = EditShape(), replace(EditShape(), area_px=2048 * 2048)
-    assert large.activation_bytes() < 2 * plain.activation_bytes()
+def test_a_larger_image_never_takes_less_and_the_largest_not_twice_as_much() -> None:
+    areas_px = range(1 << 16, MAX_AREA_PX + 1, 1 << 16)
+    taken = [replace(EditShape(), area_px=area_px).activation_bytes() for area_px in areas_px]
+    assert taken == sorted(taken)
+    assert taken[-1] < 2 * EditShape().activation_bytes()

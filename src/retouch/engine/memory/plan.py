@@ -20,10 +20,10 @@ MAX_IMAGES = 3
 MAX_AREA_PX = 2048 * 2048
 """The largest result that a request can ask for."""
 AREA_STEP_PX = 1 << 14
-WHOLE_AREA_PX = 1152 * 1024
-"""The autoencoder runs larger images in stripes. A result of the usual 1 MP is below in every shape."""
-STRIPE_AREA_PX = 1 << 19
-"""Of such a stripe."""
+WHOLE_AREA_PX = 1024 * 1024
+"""The autoencoder runs larger images in stripes."""
+STRIPE_AREA_PX = 3 << 18
+"""Of such a stripe: with what else a large image takes, no more than an image of `WHOLE_AREA_PX`."""
 BUS_GIB_PER_S = 20.0
 """Bandwidth of a PCIe 4 x16 slot from pinned memory; used in reports only."""
 
@@ -100,10 +100,9 @@ class EditShape:
         tokens = self.image_tokens + self.text_tokens
         denoise = tokens * 3072 * 2 * 24
         area_px = max(self.area_px, self.condition_area_px)
+        decode = min(area_px, WHOLE_AREA_PX) * 1700  # smaller images must fit as well
         if area_px > WHOLE_AREA_PX:
-            decode = max(area_px * 600, area_px * 120 + STRIPE_AREA_PX * 1700)
-        else:
-            decode = area_px * 1700
+            decode = max(decode, area_px * 600, area_px * 120 + STRIPE_AREA_PX * 1700)
         return max(denoise, decode) + self.adapter_bytes
 
     def forward_tflop(self) -> float:
@@ -182,7 +181,7 @@ def largest_areas_px(shape: EditShape, room_bytes: int) -> tuple[int, ...]:
     >>> largest_areas_px(EditShape(), 8 << 30) == (MAX_AREA_PX,) * 3
     True
     >>> largest_areas_px(EditShape(), 2 << 30)
-    (1261568, 1130496, 81920)
+    (2179072, 1130496, 81920)
     """
     areas_px = sorted({shape.area_px, *range(AREA_STEP_PX, MAX_AREA_PX + 1, AREA_STEP_PX)})
     largest_px = []
