@@ -24,7 +24,8 @@ from retouch.web.metrics import Metrics
 from retouch.web.workers import join_workers
 
 prepare_process()
-workers = join_workers(load_settings().gpus)
+settings = load_settings()
+workers = join_workers(settings.gpus, each=settings.gpus_each)
 settings = load_settings()  # again: the host's memory is shared out now
 require_local_store(settings)
 logs.install(settings.log_level, secrets=settings.secrets)
@@ -40,7 +41,8 @@ jobs = JobEndpoint(host, edits)
 @bentoml.service(
     name="retouch",
     workers=workers.count,
-    resources={"gpu": workers.count},  # all see them, and each keeps to its own
+    # All workers see all, and each keeps to its own.
+    resources={"gpu": workers.count * workers.gpus},
     # An edit has a deadline of its own; this one only keeps BentoML's 60 s away.
     traffic={"timeout": settings.job_timeout_seconds + 30},
     metrics={"enabled": False},

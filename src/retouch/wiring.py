@@ -126,6 +126,7 @@ def _describe_checkpoint(settings: Settings, model_id: str) -> CheckpointSetting
         cache_dir=str(find_runpod_cache(model_id) or ""),
         gpu_memory_gib=settings.gpu_memory_gib,
         host_memory_gib=settings.host_memory_gib,
+        parallel=settings.parallel,
         max_result_px=settings.max_result_pixels,
         prompt_cache_bytes=settings.prompt_cache_mib << 20,
         quantization=settings.quantization,

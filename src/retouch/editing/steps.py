@@ -21,7 +21,7 @@ from retouch.editing.previews import with_previews
 from retouch.editing.result import EncodedResult, StoredResult, to_object_metadata
 from retouch.editing.source_set import SourceSet, load_all
 from retouch.editing.waiting import run_in, run_model, settle, within
-from retouch.errors import Cancelled, DeadlineExceeded
+from retouch.errors import Cancelled, DeadlineExceeded, ModelLost
 from retouch.images import encode
 from retouch.schema import Meta, Progress, ResponseFormat
 from retouch.storage.port import Store, StoredObject
@@ -182,15 +182,19 @@ class Steps:
     async def _settle_model(
         self, running: asyncio.Future[EngineOutput], *, timeout_s: float, stop: threading.Event
     ) -> None:
-        """Wait until the model has come back, or is lost; raise if it is lost or cancelled."""
+        """Wait until the model has come back, or is lost; raise if it hangs or is cancelled.
+
+        The engine itself may find that it is lost, as a part of it has ended.
+        """
         cancelled = await settle(running, timeout_s=timeout_s, stop=stop)
         if not running.done():
             self.on_model_lost()
             raise cancelled or DeadlineExceeded(
                 "the model did not stop when the job's time ran out"
             )
+        if isinstance(running.exception(), ModelLost):  # retrieved, or asyncio logs it as lost
+            self.on_model_lost()
         if cancelled:
-            running.exception()  # retrieved, or asyncio logs it as lost
             raise cancelled
 
     def _encode(self, job: Job, output: EngineOutput) -> bytes:

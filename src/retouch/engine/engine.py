@@ -22,6 +22,7 @@ from retouch.editing.ports import (
 )
 from retouch.engine.adapters.loaded import LoadedAdapters
 from retouch.engine.attention import NATIVE
+from retouch.engine.branches import BranchInputs, LocalBranches, SecondProcess, SplitBranches
 from retouch.engine.compilation import BlockCode
 from retouch.engine.guidance import classifier_free_guidance
 from retouch.engine.hooks import (
@@ -36,12 +37,11 @@ from retouch.engine.info import describe, name_of
 from retouch.engine.inpaint import start_latents
 from retouch.engine.inputs import Conditioning, EditInputs, prepare_inputs
 from retouch.engine.memory.weights import Weights
-from retouch.engine.modulation import ModulationCache
 from retouch.engine.precision import Fp16Overflow
 from retouch.engine.preset import PresetFile
 from retouch.engine.schedulers import build_scheduler, start_schedule
 from retouch.engine.text_encoder import PromptTemplate, TextEncoder
-from retouch.engine.transformer import BlockCall, Transformer, run_block
+from retouch.engine.transformer import BlockCall, run_block
 from retouch.engine.vae import SingleFrameVae, draw_noise
 from retouch.errors import EditError, ModelError, NonFiniteResult, OutOfMemory
 from retouch.logs import event
@@ -55,7 +55,7 @@ class QwenEngine:
     `processor` has the checkpoint's `tokenizer` and `image_processor`, `scheduler` is its scheduler
     configuration, and `run_block` runs a block with the attention kernel that `attention` names.
     Requests choose among the `adapters`. `prompt_cache_bytes` is host memory for the embeddings of
-    repeated prompts.
+    repeated prompts. `second` computes the second branch of guidance.
     """
 
     def __init__(  # noqa: PLR0913 - each names a part of a checkpoint
@@ -75,6 +75,7 @@ class QwenEngine:
         load_phases_s: Mapping[str, float] | None = None,
         adapters: LoadedAdapters | None = None,
         prompt_cache_bytes: int = 0,
+        second: SecondProcess | None = None,
     ) -> None:
         adapters = adapters or LoadedAdapters()
         self.info = describe(
@@ -90,7 +91,6 @@ class QwenEngine:
             load_phases_s=load_phases_s or {},
         )
         self.weights = weights
-        self._adapters = adapters
         self.keeper = adapters.kept
         self._scheduler = scheduler
         self._preset = preset
@@ -101,8 +101,8 @@ class QwenEngine:
             cache_bytes=prompt_cache_bytes,
         )
         self._vae = SingleFrameVae(weights.vae)
-        self._transformer = Transformer(weights, run_block)
-        self._modulation = ModulationCache(weights)
+        self.local = LocalBranches(weights, adapters, run_block=run_block)
+        self._branches = SplitBranches(self.local, second) if second else self.local
 
     def count_tokens(self, text: str) -> int:
         """Count the tokenizer's tokens in `text`."""
@@ -169,7 +169,7 @@ class QwenEngine:
 
     def _fall_back_to_bf16(self) -> None:
         """Continue in bfloat16, which reaches 3e38 and takes the same memory."""
-        self.weights.cast(torch.bfloat16)
+        self._branches.cast(torch.bfloat16)
         self.info = replace(self.info, dtype=name_of(torch.bfloat16))
         event(_log, "precision.widened", level=logging.WARNING, dtype=self.info.dtype)
 
@@ -236,15 +236,10 @@ class QwenEngine:
         scheduler, timesteps = self._start_schedule(params, prod(grids[0]), generator)
         latents, keep = self._start_latents(prepared, source, scheduler, generator)
         hooks = [*keep, *hooks]
-        terms = self._adapters.get_terms(params.loras, self.weights.transformer.proj_out.weight)
-        modulation = self._modulation.get(timesteps, terms)
-        conditioning = self._transformer.prepare_conditioning(
-            conditions=images, texts=texts, grids=grids, terms=terms
-        )
+        compute = self._branches.start(BranchInputs(texts, images, grids, timesteps, params.loras))
         latents = run_hooks(hooks, StepState(0, params.run_steps, latents))
         for step, timestep in enumerate(timesteps):
-            velocities = self._transformer.forward(latents, conditioning, modulation, step)
-            velocity = classifier_free_guidance(velocities, params.guidance_scale)
+            velocity = classifier_free_guidance(compute(latents, step), params.guidance_scale)
             share = timestep / scheduler.config.num_train_timesteps
             predict = partial(predict_result, latents, velocity, share)
             latents = scheduler.step(velocity, timestep, latents, return_dict=False)[0]

@@ -76,9 +76,6 @@ class Settings(RemoteEngineSettings, GpuSettings, AdapterSettings, EngineSetting
     model_family: Literal["", "edit", "2509", "2511"] = Field(
         "", description="model of TRANSFORMER_FILE, if the file is not marked: edit, 2509 or 2511"
     )
-    gpu_memory_gib: float = Field(
-        0, ge=0, le=1024, description="GPU memory to use; 0: what is free"
-    )
     max_image_pixels: int = Field(
         52_000_000, ge=4096, le=1 << 28, description="most pixels of a source; 4 times in a JPEG"
     )

@@ -64,12 +64,13 @@ class Board:
 
 @dataclass(frozen=True, slots=True)
 class Workers:
-    """How many there are, and which this process is: `index` is None in the supervisor.
+    """How many there are, with how many GPUs each, and which this process is.
 
-    There is a board where there are several.
+    `index` is None in the supervisor. There is a board where there are several.
     """
 
     count: int = 1
+    gpus: int = 1
     index: int | None = None
     board: Board | None = None
 
@@ -85,47 +86,52 @@ class Workers:
             mark_process_dead(pid, environment[_METRICS])  # type: ignore[no-untyped-call]
 
 
-def join_workers(gpus: int | Literal["all"]) -> Workers:
-    """Return the workers; in one of several, see only its own GPU from now on.
+def join_workers(gpus: int | Literal["all"], *, each: int = 1) -> Workers:
+    """Return the workers over so many GPUs; in one of several, see only its own from now on.
 
-    Call it before torch is imported.
+    Each has `each` of them. Call it before torch is imported.
 
     Raises:
         InvalidSettings: there are fewer GPUs.
     """
     if server_context.worker_index is None:
-        count = count_workers(gpus, len(list_gpus()))
-        return Workers(count, board=_prepare_workers(count) if count > 1 else None)
+        count = count_workers(gpus, len(list_gpus()), each=each)
+        return Workers(count, each, board=_prepare_workers(count) if count > 1 else None)
     if _BOARD not in os.environ:
-        return Workers()
+        return Workers(gpus=each)
     descriptor, count = map(int, os.environ[_BOARD].split(","))
     os.set_inheritable(descriptor, False)
     # A worker in place of a dead one has its number; while one is replaced, numbers go on.
     index = (server_context.worker_index - 1) % count
+    names = [str(number) for number in range(count * each)]
     if _VISIBLE in os.environ:
         names = os.environ[_VISIBLE].split(",")
-        os.environ[_VISIBLE] = names[min(index, len(names) - 1)]
-    else:
-        os.environ[_VISIBLE] = str(index)
+    os.environ[_VISIBLE] = ",".join(names[index * each : (index + 1) * each])
     board = Board(descriptor, count)
     board.report(index, NOT_READY)
-    return Workers(count, index, board)
+    return Workers(count, each, index, board)
 
 
-def count_workers(gpus: int | Literal["all"], found: int) -> int:
-    """Return how many workers to start where so many GPUs are found: without any, on the CPU.
+def count_workers(gpus: int | Literal["all"], found: int, *, each: int = 1) -> int:
+    """Return how many workers with `each` GPUs to start where so many are found: without any, on the CPU.
+
+    The default of one GPU is one worker, whatever it needs.
 
     Raises:
-        InvalidSettings: there are fewer GPUs.
+        InvalidSettings: there are fewer GPUs, or a worker would have too few.
 
     >>> count_workers("all", 4), count_workers("all", 0), count_workers(2, 4), count_workers(2, 0)
     (4, 1, 2, 2)
+    >>> count_workers("all", 5, each=2), count_workers(4, 4, each=2), count_workers(1, 2, each=2)
+    (2, 2, 1)
     """
     if gpus == "all":
-        return max(1, found)
+        return max(1, found // each)
     if 0 < found < gpus:
         raise InvalidSettings(f"wrong settings: GPUS: is {gpus}, but there are {found} GPUs")
-    return gpus
+    if gpus > 1 and gpus % each:
+        raise InvalidSettings(f"wrong settings: GPUS: is {gpus}, but PARALLEL takes {each} each")
+    return max(1, gpus // each)
 
 
 def list_gpus() -> list[str]:

@@ -328,6 +328,16 @@ async def test_a_cancelled_edit_whose_model_hangs_ends_after_the_grace() -> None
     pause.release()
 
 
+async def test_a_model_that_finds_itself_lost_ends_its_process() -> None:
+    house = House()
+    house.engine.fault = ModelLost("a part of it has ended")
+    with pytest.raises(ModelLost):
+        await run(house)
+    assert house.lost_models == 1
+    assert house.store.results == []
+    await refused(house, ModelLost)
+
+
 async def test_a_model_back_within_its_grace_is_not_lost() -> None:
     house = House(settings=EditorSettings(prefix="p/", job_timeout_s=0.9, grace_s=5))
     pause = hang(house)

@@ -77,6 +77,20 @@ def test_each_worker_sees_a_gpu_of_its_own(
         assert os.environ["CUDA_VISIBLE_DEVICES"] == expected
 
 
+def test_workers_with_two_gpus_each_take_them_in_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
+    assert join_workers(4, each=2).count == 2
+    monkeypatch.setattr(server_context, "worker_index", 2)
+    assert join_workers(4, each=2).gpus == 2
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "2,3"
+
+
+def test_a_gpu_that_would_be_left_over_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
+    with pytest.raises(InvalidSettings, match="GPUS: is 3, but PARALLEL takes 2 each"):
+        join_workers(3, each=2)
+
+
 def test_a_worker_started_beside_the_one_it_replaces_has_the_same_gpu(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -99,6 +99,11 @@ class LoadedAdapters:
         return [*self._offered, *self._owned]
 
     @property
+    def names(self) -> set[str]:
+        """The names of all but those that requests brought."""
+        return {one.name for one in self._all}
+
+    @property
     def info(self) -> tuple[AdapterInfo, ...]:
         """The adapters that requests may name."""
         return tuple(self._say_merged(one.info) for one in self._offered)
@@ -181,7 +186,7 @@ class LoadedAdapters:
             for layers, scale in parts:
                 if layers and scale:
                     yield (one.name, len(layers), one.adapter.sha256, scale), layers, scale
-        own = {one.name for one in self._all}
+        own = self.names
         for brought in applied:
             held = self.kept.find(brought.sha256) if self.kept and brought.name not in own else None
             if held:

@@ -1,7 +1,7 @@
 """Find a checkpoint: a local directory, the hub cache, or a download from the hub."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -31,8 +31,10 @@ class CheckpointSettings:
 
     `model_id` is a directory or a hub id. `dtype` is float16, bfloat16 or float32; a CPU always runs
     float32. `cache_dir` is a directory in the hub library's layout. `gpu_memory_gib` and
-    `host_memory_gib` limit the engine's memory, unless they are 0. `max_result_px` is an area of results to make room for. `prompt_cache_bytes` is host memory for
-    the embeddings of repeated prompts.
+    `host_memory_gib` limit the engine's memory, unless they are 0. With `parallel` guidance a
+    second process shares the host's memory with it, and has a GPU of its own. `max_result_px` is an
+    area of results to make room for. `prompt_cache_bytes` is host memory for the embeddings of
+    repeated prompts.
     `transformer_file` and `text_encoder_file` name files with those parts' weights (see
     `weights_file`), and `family` the model that the first is of, where it does not say so itself.
     `adapters` are those that requests may choose among; `fetch` downloads one at an https URL. With
@@ -48,6 +50,7 @@ class CheckpointSettings:
     cache_dir: str = ""
     gpu_memory_gib: float = 0.0
     host_memory_gib: float = 0.0
+    parallel: Literal["none", "guidance"] = "none"
     max_result_px: int = 0
     prompt_cache_bytes: int = 0
     quantization: str = "none"
@@ -63,6 +66,11 @@ class CheckpointSettings:
     transformer_file: str = ""
     text_encoder_file: str = ""
     family: str = ""
+
+    def halve_host(self, free_gib: float) -> "CheckpointSettings":
+        """Return the settings of one of two processes that share what is free of the host's memory."""
+        shared_gib = min(self.host_memory_gib or free_gib, free_gib)
+        return replace(self, host_memory_gib=shared_gib / 2)
 
     @property
     def weighted(self) -> tuple[str, ...]:

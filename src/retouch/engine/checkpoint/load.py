@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from retouch.engine.checkpoint.build import Parts
     from retouch.engine.compilation import BlockCode
     from retouch.engine.engine import QwenEngine
+    from retouch.engine.guidance_process import GuidanceProcess
     from retouch.engine.memory.weights import Weights
     from retouch.engine.transformer import BlockCall
 
@@ -66,7 +68,12 @@ def load(
 
             clock.end("torch_s")
             torch.set_num_threads(min(torch.get_num_threads(), measure_cpus()))
-            return _load_engine(folder, files, settings, clock, progress)
+            if settings.parallel != "none":
+                settings = settings.halve_host(measure_host() / GIB)
+            with ExitStack() as undo:
+                engine = _load_engine(folder, files, settings, clock, progress, undo)
+                undo.pop_all()
+                return engine
     except Exception as error:  # the loaders raise many kinds; the log needs one line
         raise ModelError(f"the checkpoint {model_id} cannot be used: {reason_of(error)}") from error
 
@@ -107,8 +114,10 @@ def _load_engine(
     settings: CheckpointSettings,
     clock: PhaseClock,
     progress: Callable[[str], None],
+    undo: ExitStack,
 ) -> "QwenEngine":
     setup = _set_up(folder, settings, clock)
+    second = _start_second(settings, setup, undo)
     from retouch.engine.checkpoint import build
     from retouch.engine.engine import QwenEngine
 
@@ -119,6 +128,8 @@ def _load_engine(
     clock.end("weights_s")
     code = _describe_code(settings, setup, parts.configs["transformer"], fp8=weights.multiplies_fp8)
     run_block, compiled = _choose_code(settings, setup, code)
+    if second:
+        second.wait_until_loaded()
     return QwenEngine(
         weights,
         processor=parts.processor,
@@ -134,7 +145,21 @@ def _load_engine(
         load_phases_s=clock.phases_s,
         prompt_cache_bytes=settings.prompt_cache_bytes,
         adapters=adapters,
+        second=second,
     )
+
+
+def _start_second(
+    settings: CheckpointSettings, setup: _Setup, undo: ExitStack
+) -> "GuidanceProcess | None":
+    if settings.parallel == "none":
+        return None
+    from retouch.engine.guidance_process import start_guidance_process
+
+    alike = replace(settings, parallel="none", attention_backend=setup.attention.name)
+    second = start_guidance_process(alike, setup.device)
+    undo.callback(second.close)
+    return second
 
 
 def _set_up(folder: Path, settings: CheckpointSettings, clock: PhaseClock) -> _Setup:

@@ -1,0 +1,167 @@
+"""Two GPUs of one host: twice the edits with a process on each, and one edit with a guidance branch on each.
+
+PYTHONPATH=src:tests python tests/bench/two_gpus.py [ROW ...] [--folder FOLDER --write] [--tiny]
+
+Row `workers`: edits an hour and host memory taken of `bentoml serve` with GPUS=2 beside GPUS=1, for each
+of --steps. Row `guidance`: seconds of denoising with PARALLEL=guidance beside none, and whether the
+pixels are equal. `--write` writes a checkpoint of the full size with random weights to FOLDER first, for
+example under /dev/shm, and removes it at the end. `--tiny` is a tiny model on the CPU. One line of JSON
+a measurement.
+"""
+
+import argparse
+import gc
+import json
+import os
+import shutil
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from cold_start import write
+from PIL import Image
+from support.models.tiny_folder import tiny_folder
+from support.servers.bentoml_service import Service, serving
+
+from retouch.editing.ports import EditParams, run_edit
+from retouch.engine.checkpoint.find import CheckpointSettings
+from retouch.engine.checkpoint.load import load
+from retouch.engine.memory.plan import GIB
+from retouch.engine.memory.probe import measure_cpus, measure_host
+
+ROOT = Path(__file__).parents[2]
+PASSED_ON = ("CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH")
+
+
+def measure_workers(options: argparse.Namespace) -> None:
+    """Print the edits an hour of one and of two workers."""
+    for steps in options.steps:
+        rates, taken_gib = {}, {}
+        for gpus in (1, 2):
+            free_bytes = measure_host()
+            with (
+                TemporaryDirectory() as folder,
+                serving(Path(folder), build_settings(options, gpus)) as service,
+            ):
+                service.wait_for(lambda service=service, gpus=gpus: count_ready(service) == gpus)  # type: ignore[misc]
+                taken_gib[gpus] = (free_bytes - measure_host()) / GIB
+                rates[gpus] = measure_rate(service, options, gpus=gpus, steps=steps)
+            say(row="workers", gpus=gpus, steps=steps, edits_an_hour=round(rates[gpus]),
+                host_gib=round(taken_gib[gpus], 1))  # fmt: skip
+        say(row="workers", steps=steps, of_one=round(rates[2] / rates[1], 3), bar=1.9,
+            host_of_one=round(taken_gib[2] / taken_gib[1], 2), host_bar=1.25)  # fmt: skip
+
+
+def build_settings(options: argparse.Namespace, gpus: int) -> dict[str, str]:
+    """Return the settings of the service."""
+    return {
+        **{name: os.environ[name] for name in PASSED_ON if name in os.environ},
+        "OMP_NUM_THREADS": str(max(1, measure_cpus() // 2)),
+        "MODEL_ID": str(options.folder),
+        "DTYPE": options.dtype,
+        "GPU_MEMORY_GIB": str(options.gpu_memory_gib),
+        "QUANTIZATION": "none",
+        "COMPILE": "false",
+        "GPUS": str(gpus),
+    }
+
+
+def count_ready(service: Service) -> float:
+    """Return how many workers can edit."""
+    lines = service.client.get("/metrics").text.splitlines()
+    return sum(float(line.split()[1]) for line in lines if line.startswith("retouch_ready "))
+
+
+def measure_rate(service: Service, options: argparse.Namespace, *, gpus: int, steps: int) -> float:
+    """Return the edits an hour of callers that always have four edits a worker in progress."""
+
+    def ask(seed: int) -> None:
+        service.edit(seed=seed, num_inference_steps=steps, guidance_scale=1.0 if steps < 10 else 4.0,
+                     width=options.side, height=options.side)  # fmt: skip
+
+    with ThreadPoolExecutor(4 * gpus) as callers:
+        list(callers.map(ask, range(2 * gpus)))  # a size and a schedule seen for the first time
+        count = options.edits * gpus
+        began_s = time.monotonic()
+        list(callers.map(ask, range(100, 100 + count)))
+        return 3600 * count / (time.monotonic() - began_s)
+
+
+def measure_guidance(options: argparse.Namespace) -> None:
+    """Print the time of a guided edit over one and two processes."""
+    alone = CheckpointSettings(
+        model_id=str(options.folder),
+        dtype=options.dtype,
+        gpu_memory_gib=options.gpu_memory_gib,
+        compile=False,
+    )
+    photo = Image.open(ROOT / "src/retouch/web/static/sample.jpg").convert("RGB")
+    found = {}
+    for parallel in ("none", "guidance"):
+        engine = load(replace(alone, parallel=parallel))
+        params = EditParams(
+            prompt="make it warmer",
+            negative_prompt=" ",
+            seed=7,
+            steps=max(options.steps),
+            guidance_scale=4.0,
+            scheduler="Euler",
+            width_px=options.side,
+            height_px=options.side,
+        )
+        run_edit(engine, [photo], params)
+        image, output = run_edit(engine, [photo], params)
+        found[parallel] = (output.denoise_ms, image.tobytes())
+        say(row="guidance", parallel=parallel, steps=params.steps,
+            denoise_s=round(output.denoise_ms / 1000, 2), plan=engine.info.memory_plan)  # fmt: skip
+        del engine
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+    (one_ms, one), (two_ms, two) = found["none"], found["guidance"]
+    say(row="guidance", of_one=round(two_ms / one_ms, 3), bar=0.54, equal=one == two)
+
+
+def say(**fields: Any) -> None:
+    sys.stdout.write(f"{json.dumps(fields)}\n")
+    sys.stdout.flush()
+
+
+ROWS = {"workers": measure_workers, "guidance": measure_guidance}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("rows", nargs="*", metavar="ROW", default=list(ROWS))
+    parser.add_argument("--folder", type=Path, default=Path("/dev/shm/retouch-full-size"))  # noqa: S108
+    parser.add_argument("--write", action="store_true")
+    parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16"])
+    parser.add_argument(
+        "--gpu-memory-gib", type=float, default=0.0, help="16 streams; default: all"
+    )
+    parser.add_argument("--steps", type=int, nargs="*", default=[4, 30])
+    parser.add_argument("--edits", type=int, default=12, help="a worker; default: 12")
+    parser.add_argument("--side", type=int, default=1024, help="of the results in pixels")
+    options = parser.parse_args()
+    if options.tiny:
+        options.folder, options.side = tiny_folder(), 128
+    if options.write:
+        write(options.folder, options.dtype)
+    try:
+        for row in options.rows:
+            ROWS[row](options)
+    finally:
+        if options.write:
+            shutil.rmtree(options.folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()
