@@ -238,8 +238,7 @@ def offer(page: Page, service: Service, **more: Any) -> None:
     text: dict[str, Any] = {"anyOf": [{"type": "string"}, {"type": "null"}], "description": ""}
     texts = dict.fromkeys(("mask_url", "profile"), text)
     lists = {name: {"type": "array", "items": {}} for name in ("image_urls", "loras")}
-    numbers = {"num_images": {"type": "integer", "minimum": 1, "maximum": 4, "description": ""}}
-    spec["components"]["schemas"]["EditRequest"]["properties"] = fields | texts | lists | numbers
+    spec["components"]["schemas"]["EditRequest"]["properties"] = fields | texts | lists
     page.route("**/info", lambda route: route.fulfill(json=info))
     page.route("**/openapi.json", lambda route: route.fulfill(json=spec))
 
