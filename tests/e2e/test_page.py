@@ -284,6 +284,25 @@ def test_masks_pictures_profiles_and_adapters_show_where_the_service_has_them(
     expect(page.get_by_role("group", name="Results").get_by_role("button")).to_have_count(2)
 
 
+def test_what_was_stored_before_a_failure_is_shown_with_it(page: Page, local: Service) -> None:
+    result = local.edit(num_inference_steps=1)
+    details = {
+        "code": "model_failed",
+        "retryable": False,
+        "request_id": "r",
+        "results": [result] * 2,
+    }
+    error = {"type": "ModelError", "message": "the model failed", "details": details}
+    answer = json.dumps({"status": "error", "error": error})
+    page.route("**/edit", lambda route: route.fulfill(status=500, body=answer))
+    visit(page, local)
+    choose_the_sample(page)
+    page.get_by_label("Instruction").fill("make it warmer")
+    press_edit(page)
+    expect(page.locator("#fault")).to_have_text("The model failed")
+    expect(page.get_by_role("group", name="Results").get_by_role("button")).to_have_count(2)
+
+
 def choose_the_sample_again(page: Page) -> None:
     page.locator("#file").set_input_files(SAMPLE_FILE)
 
