@@ -95,6 +95,14 @@ class ProfileInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class AdapterChoice:
+    """What a request chooses: a profile, or "" where there are none, and scales of adapters by name."""
+
+    profile: str = ""
+    scales: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class EngineInfo:
     """What is loaded: names for `meta`, the generation defaults, and the adapters.
 
@@ -102,6 +110,7 @@ class EngineInfo:
     `max_areas_px` has the largest result in pixels, from one image, from two and so on: as many
     images as one edit takes. `load_phases_s` has the seconds that each phase of loading took.
     `lora_urls`: requests may bring adapters; the ranks of one edit's are at most `max_adapter_rank`.
+    `adapter_choices` has one for each kind of block that they make the engine run, the default's first.
     `examples` are instructions that suit it. `code` belongs to the engine: it describes the compiled
     code that it has, or could have.
     """
@@ -123,6 +132,7 @@ class EngineInfo:
     profiles: tuple[ProfileInfo, ...] = ()
     lora_urls: bool = False
     max_adapter_rank: int = MAX_ADAPTER_RANK
+    adapter_choices: tuple[AdapterChoice, ...] = (AdapterChoice(),)
 
 
 @dataclass(frozen=True, slots=True)

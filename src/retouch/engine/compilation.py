@@ -46,6 +46,7 @@ class BlockCode:
 
     `config` is the transformer's, as JSON. `dtype` and `attention` are names. `area_px` and
     `condition_area_px` are of the first size that is compiled. With `fp8` the blocks make fp8 products.
+    Each of the `ranks` of adapters, 0 for none, has code with terms for the `term_layers` of a block.
     """
 
     cache: str
@@ -57,6 +58,8 @@ class BlockCode:
     area_px: int
     condition_area_px: int
     fp8: bool = False
+    ranks: tuple[int, ...] = (0,)
+    term_layers: tuple[str, ...] = ()
 
     @property
     def record(self) -> Path:
@@ -85,6 +88,8 @@ def describe_code(
     area_px: int,
     condition_area_px: int,
     fp8: bool = False,
+    ranks: tuple[int, ...] = (0,),
+    term_layers: tuple[str, ...] = (),
 ) -> BlockCode | None:
     """Describe a block's code on this GPU, or return None without a GPU or a cache."""
     import torch
@@ -102,6 +107,8 @@ def describe_code(
         area_px=area_px,
         condition_area_px=condition_area_px,
         fp8=fp8,
+        ranks=ranks,
+        term_layers=term_layers,
     )
 
 

@@ -8,8 +8,9 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from accelerate import init_empty_weights  # type: ignore[import-untyped]
 from diffusers import QwenImageTransformer2DModel
 
 from retouch.engine import precision
+from retouch.engine.adapters.terms import NO_TERMS, Terms
 from retouch.engine.attention import Attention, AttentionShape, choose_attention
 from retouch.engine.compilation import FILL_GPU_BYTES, BlockCode, compile_block
 from retouch.engine.inputs import fit
@@ -74,6 +76,20 @@ class EmptyWeights:
                 module.weight = operand
                 module.scales = operand.scales
 
+    def make_terms(self, rank: int, layers: Sequence[str]) -> Terms:
+        """Return terms of zeros of `rank` for these layers of both blocks; none for 0."""
+        like = self.transformer.proj_out.weight
+        shapes = {
+            name: (module.out_features, module.in_features)
+            for name, module in self.transformer.transformer_blocks[0].named_modules()
+            if name in layers
+        }
+        terms = {
+            name: (like.new_zeros(rank, inner), like.new_zeros(outer, rank))
+            for name, (outer, inner) in shapes.items()
+        }
+        return Terms(("zeros", rank), [terms] * _BLOCKS) if rank and terms else NO_TERMS
+
     def blocks(self) -> Iterator[Any]:
         """Yield the blocks."""
         yield from self.transformer.transformer_blocks
@@ -85,7 +101,7 @@ class EmptyWeights:
 
 
 def fill(code: BlockCode, attention: Attention, device: torch.device) -> None:
-    """Run both blocks in two sizes, as the warm-up does, and record that the code is cached."""
+    """Run both blocks with each rank in two sizes, as the warm-up does, and record that the code is cached."""
     config = json.loads(code.config)
     dtype = getattr(torch, code.dtype)
     stand_in: Any = EmptyWeights(config, dtype=dtype, device=device, fp8=code.fp8)
@@ -94,13 +110,14 @@ def fill(code: BlockCode, attention: Attention, device: torch.device) -> None:
     side_px = round(code.area_px**0.5) // 32 * 32
     text = torch.zeros(1, _TEXT_TOKENS, config["joint_attention_dim"], device=device)
     with torch.no_grad():
-        for width_px in (side_px, side_px + _WIDER_PX):
+        for rank, width_px in product(code.ranks, (side_px, side_px + _WIDER_PX)):
             condition_px = fit(code.condition_area_px, width_px / side_px)
             result, condition = to_grid(width_px, side_px), to_grid(*condition_px)
             conditioning = transformer.prepare_conditioning(
                 conditions=[empty_tokens(condition, config["in_channels"], device)],
                 texts=[text],
                 grids=(result, condition),
+                terms=stand_in.make_terms(rank, code.term_layers),
             )
             latents = empty_tokens(result, config["in_channels"], device)
             transformer.forward(latents, conditioning, modulation, 0)

@@ -31,6 +31,7 @@ def describe(
         profiles=adapters.profiles,
         lora_urls=adapters.kept is not None,
         max_adapter_rank=adapters.max_rank,
+        adapter_choices=tuple(adapters.choices.values()),
         **known,
     )
 

@@ -62,6 +62,8 @@ def test_code_is_cached_once_it_is_marked(code: BlockCode) -> None:
         {"area_px": 1},
         {"condition_area_px": 1},
         {"fp8": True},
+        {"ranks": (0, 16)},
+        {"term_layers": ("attn.to_q",)},
     ],
 )
 def test_code_of_another_kind_is_not_cached(code: BlockCode, change: dict[str, Any]) -> None:
@@ -102,7 +104,7 @@ def test_a_child_gets_the_code_and_makes_it(
     got = child.with_name("got")
     record = code.record
     run(child, f"cat > {got}; mkdir -p {record.parent}; touch {record}", code)
-    assert json.loads(got.read_text()) == asdict(code)
+    assert json.loads(got.read_text()) == json.loads(json.dumps(asdict(code)))
     assert events.messages == ["compile.started", "compile.finished"]
 
 
@@ -152,6 +154,26 @@ def test_filling_runs_both_kinds_of_block_in_two_sizes(
     fill_code_cache.fill(code, attention, torch.device("cpu"))
     assert seen == [(32, True), (32, False), (40, True), (40, False)]
     assert code.is_cached
+
+
+def test_filling_runs_blocks_with_the_terms_of_each_rank(
+    code: BlockCode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = list[tuple[int, dict[str, list[tuple[int, ...]]]]]()
+
+    def compile_block(run_block: Any) -> Any:
+        def run(block: Any, image: Any, text: Any, *rest: Any) -> Any:
+            terms = rest[4]
+            seen.append((image.shape[1], {n: [tuple(t.shape) for t in terms[n]] for n in terms}))
+            return run_block(block, image, text, *rest)
+
+        return run
+
+    monkeypatch.setattr(fill_code_cache, "compile_block", compile_block)
+    code = replace(code, ranks=(0, 16), term_layers=("attn.to_q",))
+    fill_code_cache.fill(code, Attention(NATIVE, attend_native), torch.device("cpu"))
+    terms = {"attn.to_q": [(16, 32), (32, 16)]}
+    assert seen == [(32, {})] * 2 + [(40, {})] * 2 + [(32, terms)] * 2 + [(40, terms)] * 2
 
 
 def test_a_child_ends_once_its_parent_is_another(monkeypatch: pytest.MonkeyPatch) -> None:

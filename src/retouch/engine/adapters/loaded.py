@@ -5,8 +5,15 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from retouch.editing.ports import MAX_ADAPTER_RANK, AdapterInfo, AppliedAdapter, ProfileInfo
+from retouch.editing.ports import (
+    MAX_ADAPTER_RANK,
+    AdapterChoice,
+    AdapterInfo,
+    AppliedAdapter,
+    ProfileInfo,
+)
 from retouch.engine.adapters.kept import KeptAdapters
+from retouch.engine.adapters.reach import find_choices
 from retouch.engine.adapters.read import Adapter, LowRank, Shape
 from retouch.engine.adapters.source import URL_FILES
 from retouch.engine.adapters.terms import (
@@ -120,7 +127,7 @@ class LoadedAdapters:
         return replace(info, merged=info.name in self.merged)
 
     @property
-    def _block_layers(self) -> list[str]:
+    def block_layers(self) -> list[str]:
         """The layers of a block that have terms in an edit with the adapters that are loaded."""
         with_terms = [one for one in self._owned if one.name not in self.merged]
         return block_layers(
@@ -133,10 +140,15 @@ class LoadedAdapters:
         return pad_rank(self._planned_rank) if self.kept else MAX_ADAPTER_RANK
 
     @property
+    def choices(self) -> dict[int, AdapterChoice]:
+        """A request's choice for each padded rank that it can reach with what is loaded."""
+        return find_choices(self.info, self.profiles, self.max_rank)
+
+    @property
     def terms_bytes(self) -> int:
         """The most GPU memory that the terms of an edit take, in 16 bits."""
         rank = self._planned_rank
-        layers = block_layers(self._shapes) if self.kept else self._block_layers
+        layers = block_layers(self._shapes) if self.kept else self.block_layers
         return count_bytes(self._shapes, layers, rank) if rank else 0
 
     @property
@@ -163,7 +175,7 @@ class LoadedAdapters:
             self._latest = build_terms(
                 [(layers, scale) for _, layers, scale in updates],
                 self._shapes,
-                sorted({*self._block_layers, *block_layers(_names(updates))}),
+                sorted({*self.block_layers, *block_layers(_names(updates))}),
                 weight_factor=self._weight_factor,
                 like=like,
                 key=key,

@@ -139,10 +139,10 @@ def _scale(layer: LowRank, total: float, like: torch.Tensor) -> tuple[torch.Tens
     For float16 both get values of the same size: 1/512, which some layers' weights were multiplied by,
     would push one factor alone below the format's normal numbers, or the product between over its end.
     """
-    down, up = (part.to(like.device, torch.float32) for part in (layer.down, layer.up))
-    share = 1.0
-    if like.dtype == torch.float16:
-        largest = [float(part.abs().max()) for part in (down, up)]
-        if all(largest):
-            share = (abs(total) * largest[1] / largest[0]) ** 0.5
+    # Moved in the file's own type, which is half the bytes, and without waiting for the device.
+    down, up = (part.to(like.device).float() for part in (layer.down, layer.up))
+    if like.dtype != torch.float16:
+        return down, up * total
+    share = (abs(total) * up.abs().max() / down.abs().max()).sqrt()
+    share = torch.where(share.isfinite() & (share > 0), share, 1.0)
     return down * share, up * (total / share)

@@ -126,7 +126,16 @@ def _load_engine(
     clock.end("processor_s")
     adapters, weights = _load_weights(folder, parts, settings, setup, progress)
     clock.end("weights_s")
-    code = _describe_code(settings, setup, parts.configs["transformer"], fp8=weights.multiplies_fp8)
+    code = describe_code(
+        parts.configs["transformer"],
+        dtype=settings.dtype,
+        attention=setup.attention.name,
+        area_px=setup.preset.area_px,
+        condition_area_px=setup.shape.condition_area_px,
+        fp8=weights.multiplies_fp8,
+        ranks=tuple(adapters.choices),
+        term_layers=tuple(adapters.block_layers),
+    )
     run_block, compiled = _choose_code(settings, setup, code)
     if second:
         second.wait_until_loaded()
@@ -226,21 +235,6 @@ def _load_weights(
         host_gib=round(weights.plan.host_bytes / GIB, 1),
     )
     return adapters, weights
-
-
-def _describe_code(
-    settings: CheckpointSettings, setup: _Setup, config: Mapping[str, Any], *, fp8: bool
-) -> "BlockCode | None":
-    if settings.adapters:  # each padded rank has code of its own, made in its first edit
-        return None
-    return describe_code(
-        config,
-        dtype=settings.dtype,
-        attention=setup.attention.name,
-        area_px=setup.preset.area_px,
-        condition_area_px=setup.shape.condition_area_px,
-        fp8=fp8,
-    )
 
 
 def _choose_code(
