@@ -88,9 +88,8 @@ def test_the_checks_pass_at_toy_size(report: dict[str, dict[str, Any]]) -> None:
 
 def test_the_rows_of_the_turn_are_consistent(report: dict[str, dict[str, Any]]) -> None:
     few, queue = report["few:0"], report["queue"]
-    parts_s = (few["condition_ms"] + few["decode_ms"]) / 1000
-    assert few["once_s"] == pytest.approx(parts_s, rel=0.5), "medians of few edits"
-    assert few["turn_s"] > few["denoise_ms"] / 1000
+    assert few["turn_s"] >= max(few["once_s"], few["denoise_ms"] / 1000)
+    assert len(few["new_sizes_add_ms"]) == 5
     assert queue["edits"] == 20
     assert 0 < queue["gpu_share"] < 1
 
