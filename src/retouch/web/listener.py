@@ -8,6 +8,7 @@ would refuse an edit while another could run it.
 import asyncio
 import os
 import socket
+from functools import partial
 from typing import Any
 
 import uvicorn
@@ -41,7 +42,7 @@ class Listener:
         self._host = host
         self._metrics = metrics
         self._socket: socket.socket | None = None
-        self._connecting: set[asyncio.Task[Any]] = set()
+        self._connecting: dict[asyncio.Task[Any], list[asyncio.Protocol]] = {}
 
     async def run(self) -> None:
         """Pause and resume as the board says, until the server stops."""
@@ -64,11 +65,12 @@ class Listener:
         if self._socket:
             self._socket.close()
 
-    def report(self, *, coming: int = 0) -> None:
-        """Say on the board what there is to do, with so many connections that are not counted yet."""
+    def report(self) -> None:
+        """Say on the board what there is to do."""
         is_ready = self._host.state in (State.READY, State.BUSY)
-        busy = len(self._host.edits) * _EDIT
-        busy += len(self._server.server_state.connections) + coming
+        connections: set[Any] = self._server.server_state.connections
+        coming = sum(connections.isdisjoint(made) for made in self._connecting.values())
+        busy = len(self._host.edits) * _EDIT + len(connections) + coming
         self._board.report(self._index, busy if is_ready else NOT_READY)
 
     def _take_socket(self) -> None:
@@ -97,27 +99,29 @@ class Listener:
         except OSError:  # the caller has gone, or no descriptor is left
             self._pause()
             return
-        self.report(coming=1)
-        if not self._board.may_listen(self._index):
-            self._pause()
+        made: list[asyncio.Protocol] = []
         connecting = asyncio.get_running_loop().connect_accepted_socket(
-            self._connect, accepted, ssl=self._server.config.ssl
+            partial(self._connect, made), accepted, ssl=self._server.config.ssl
         )
         task = asyncio.ensure_future(connecting)
-        self._connecting.add(task)
+        self._connecting[task] = made
         task.add_done_callback(self._forget)
+        self.report()
+        if not self._board.may_listen(self._index):
+            self._pause()
 
     def _forget(self, task: asyncio.Task[Any]) -> None:
-        self._connecting.discard(task)
+        del self._connecting[task]
         if not task.cancelled():
             task.exception()  # of a TLS handshake: the caller's fault, and its connection is closed
 
-    def _connect(self) -> asyncio.Protocol:
-        """Return the protocol of a new connection, as uvicorn's `Server.startup` makes it."""
+    def _connect(self, made: list[asyncio.Protocol]) -> asyncio.Protocol:
+        """Return the protocol of a new connection, as uvicorn's `Server.startup` makes it, and add it to `made`."""
         protocol: Any = self._server.config.http_protocol_class
         connection: asyncio.Protocol = protocol(
             config=self._server.config,
             server_state=self._server.server_state,
             app_state=self._server.lifespan.state,
         )
+        made.append(connection)
         return connection
