@@ -69,23 +69,21 @@ def gather_operands(
     One product applies the `down` of all terms, so that the stream is read once. For fp8 layers the
     stream is quantised once.
     """
-    rows = stream[0]
-    gathered = [Operands(rows, layer.weight, layer.bias) for layer in layers]
-    if any(map(is_fp8, layers)):
-        values, scales = quantize(rows)
-        gathered = [
-            Operands(values, layer.weight, layer.bias, None, None, scales, layer.scales)
-            if is_fp8(layer)
-            else operands
-            for layer, operands in zip(layers, gathered, strict=True)
-        ]
+    rows, lows, ups = stream[0], {}, {}
     present = [(at, term) for at, term in enumerate(terms) if term is not None]
     if present:
         downs = [down for _, (down, _) in present]
-        lows = torch.split(rows @ torch.cat(downs).t(), [len(down) for down in downs], dim=1)
-        for (at, (_, up)), low in zip(present, lows, strict=True):
-            gathered[at] = gathered[at]._replace(low=low, up=up)
-    return gathered
+        parts = torch.split(rows @ torch.cat(downs).t(), [len(down) for down in downs], dim=1)
+        for (at, (_, up)), low in zip(present, parts, strict=True):
+            lows[at], ups[at] = low, up
+    values, scales = quantize(rows) if any(map(is_fp8, layers)) else (None, None)
+    # Each is made at once: the compiler of torch 2.11 does not follow a named tuple's `_replace`.
+    return [
+        Operands(values, layer.weight, layer.bias, lows.get(at), ups.get(at), scales, layer.scales)
+        if values is not None and is_fp8(layer)
+        else Operands(rows, layer.weight, layer.bias, lows.get(at), ups.get(at))
+        for at, layer in enumerate(layers)
+    ]
 
 
 def multiply_operands(
