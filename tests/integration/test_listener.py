@@ -21,13 +21,20 @@ pytestmark = pytest.mark.integration
 NAMES = ("first", "second")
 
 
+class FailingMetrics(Metrics):
+    """Fails as the gauges are observed."""
+
+    def observe(self) -> None:
+        raise AttributeError("a part is missing")
+
+
 @asynccontextmanager
 async def serve(
-    shared: socket.socket, board: Board, index: int, host: ModelHost
+    shared: socket.socket, board: Board, index: int, host: ModelHost, metrics: Metrics | None = None
 ) -> AsyncIterator[Listener]:
     app = PlainTextResponse(NAMES[index], headers={"Connection": "close"})
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off"))
-    listener = Listener(server, board, index, host, Metrics(host))
+    listener = Listener(server, board, index, host, metrics or Metrics(host))
     serving = asyncio.create_task(server.serve(sockets=[shared.dup()]))
     running = asyncio.create_task(listener.run())
     await until(lambda: server.started)
@@ -59,6 +66,18 @@ async def test_only_a_ready_worker_accepts_connections(ready: int) -> None:
             await until(lambda: len(board.pids) == 2)
             await ask_until(port, {NAMES[ready]})
             assert await ask(port) == {NAMES[ready]}
+
+
+async def test_a_worker_that_fails_to_listen_stops_and_leaves_the_port_to_the_other() -> None:
+    board, host = build_board(), open_host(settings(), House())
+    with socket.create_server(("127.0.0.1", 0)) as shared:
+        port = shared.getsockname()[1]
+        async with (
+            serve(shared, board, 0, host),
+            serve(shared, board, 1, host, FailingMetrics(host)),
+        ):
+            await ask_until(port, {"first"})
+            assert await ask(port) == {"first"}
 
 
 async def test_where_none_is_ready_health_routes_answer() -> None:

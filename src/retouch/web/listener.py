@@ -6,6 +6,7 @@ would refuse an edit while another could run it.
 """
 
 import asyncio
+import logging
 import os
 import socket
 from functools import partial
@@ -14,9 +15,11 @@ from typing import Any
 import uvicorn
 
 from retouch.lifecycle import ModelHost, State
+from retouch.logs import event
 from retouch.web.metrics import Metrics
 from retouch.web.workers import NOT_READY, Board
 
+_log = logging.getLogger(__name__)
 _CHECK_EVERY_S = 0.02
 _OBSERVE_EVERY = 10
 """Checks between two updates of the gauges, which another worker may report."""
@@ -45,7 +48,23 @@ class Listener:
         self._connecting: dict[asyncio.Task[Any], list[asyncio.Protocol]] = {}
 
     async def run(self) -> None:
-        """Pause and resume as the board says, until the server stops."""
+        """Pause and resume as the board says, until the server stops.
+
+        After a fault the server stops, and the supervisor starts another worker: one that stays on the
+        board and never resumes would stall the others.
+        """
+        try:
+            await self._share()
+        except Exception as error:  # noqa: BLE001 - the task ends here, whatever it was
+            event(_log, "listener.failed", level=logging.CRITICAL, cause=error)
+            self._server.should_exit = True
+        finally:
+            self._pause()
+            if self._socket:
+                self._socket.close()
+            self._board.forget(os.getpid())
+
+    async def _share(self) -> None:
         checks = 0
         self.report()
         while not self._server.started:  # noqa: ASYNC110 - uvicorn has no event for it
@@ -61,9 +80,6 @@ class Listener:
             else:
                 self._pause()
             await asyncio.sleep(_CHECK_EVERY_S)
-        self._pause()
-        if self._socket:
-            self._socket.close()
 
     def report(self) -> None:
         """Say on the board what there is to do."""

@@ -188,12 +188,14 @@ class _EventCounter(logging.Handler):
 def _measure_gpu() -> dict[str, int]:
     """Return bytes of the current GPU, or nothing without one; never the first to import torch."""
     torch = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_initialized():
+    # While another thread imports torch it has no `cuda`: that is set once the submodule is whole.
+    cuda = getattr(torch, "cuda", None)
+    if cuda is None or not cuda.is_initialized():
         return {}
-    free, total = torch.cuda.mem_get_info()
+    free, total = cuda.mem_get_info()
     return {
-        "allocated": torch.cuda.memory_allocated(),
-        "reserved": torch.cuda.memory_reserved(),
+        "allocated": cuda.memory_allocated(),
+        "reserved": cuda.memory_reserved(),
         "free": free,
         "total": total,
     }

@@ -121,6 +121,11 @@ def test_the_process_is_measured_and_a_gpu_where_there_is_one(
     assert not [name for name in samples(build()) if name.startswith("retouch_gpu")]
 
 
+def test_while_torch_is_imported_no_gpu_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace())
+    assert not [name for name in samples(build()) if name.startswith("retouch_gpu")]
+
+
 def test_events_are_counted_by_name_and_other_lines_are_not() -> None:
     metrics, log = build(), logging.getLogger("retouch.test_metrics")
     metrics.count_events(log)
