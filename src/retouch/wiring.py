@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from functools import partial
 
 from retouch import __version__, demo
-from retouch.editing.adapter_ports import AdapterKeeper, TakesAdapters
+from retouch.editing.adapter_ports import TakesAdapters
 from retouch.editing.admission import Admission
 from retouch.editing.editor import Editor
 from retouch.editing.ports import Engine
@@ -237,15 +237,11 @@ def build_editor(
     admission = Admission(
         max_queue=settings.max_queue, expected_edit_s=expected_edit_s, on_model_lost=on_model_lost
     )
-    adapters = None
-    if isinstance(engine, TakesAdapters) and engine.keeper:
-        adapters = _build_adapter_loader(settings, engine.keeper)
-        exits.callback(adapters.close)
     steps = Steps(
         sources=build_sources(settings, store, exits=exits),
         engine=engine,
         storage=store,
-        adapters=adapters,
+        adapters=_build_adapter_loader(settings, engine, exits),
         settings=_describe_limits(settings),
         on_model_lost=admission.lose_model,
     )
@@ -268,13 +264,19 @@ def _describe_limits(settings: Settings) -> EditorSettings:
     )
 
 
-def _build_adapter_loader(settings: Settings, keeper: AdapterKeeper) -> AdapterLoader:
+def _build_adapter_loader(
+    settings: Settings, engine: Engine, exits: AsyncExitStack
+) -> AdapterLoader | None:
+    if not isinstance(engine, TakesAdapters) or not engine.keeper:
+        return None
     limits = replace(_adapter_limits(settings), max_bytes=settings.lora_url_bytes // URL_FILES)
-    return AdapterLoader(
+    loader = AdapterLoader(
         fetch=Downloader(limits).fetch,
         limiter=DownloadLimiter(max_downloads=MAX_LORAS, max_bytes=limits.max_bytes),
-        keeper=keeper,
+        keeper=engine.keeper,
     )
+    exits.callback(loader.close)
+    return loader
 
 
 def _report_loading(message: str) -> None:

@@ -15,6 +15,8 @@ from retouch.engine.adapters.source import hold_in_memory
 from retouch.errors import UnsupportedLora
 from retouch.schema import lora_key
 
+_MAX_MESSAGE = 360
+
 
 class KeptAdapters:
     """The latest adapters, `max_bytes` together, and each one that somebody holds.
@@ -53,13 +55,19 @@ class KeptAdapters:
             with hold_in_memory(body) as path:
                 adapter = read_adapter(path, self._shapes)
         except AdapterRefused as error:
-            raise UnsupportedLora(str(error)) from error
+            raise UnsupportedLora(_one_line(str(error))) from error
         held = HeldAdapter(_describe(adapter), adapter)
         with self._lock:
             self._held[sha256] = held
             if adapter.size_bytes <= self._latest.maxsize:
                 self._latest[sha256] = held
         return held
+
+
+def _one_line(text: str) -> str:
+    """Return a message without what a stranger's keys may hold: line breaks, or thousands of characters."""
+    line = "".join(character if character.isprintable() else "?" for character in text)
+    return line if len(line) <= _MAX_MESSAGE else f"{line[:_MAX_MESSAGE]}…"
 
 
 def _describe(adapter: Adapter) -> AdapterInfo:

@@ -25,7 +25,7 @@ from retouch.engine.checkpoint.family import choose_family, family_of
 from retouch.engine.checkpoint.files import INDEX_FILE, WEIGHTED, naming, read_json
 from retouch.engine.checkpoint.mapped import map_modulation
 from retouch.engine.checkpoint.markers import require_markers
-from retouch.engine.checkpoint.merging import Storage, choose_merged, merge_into
+from retouch.engine.checkpoint.merging import Storage, choose_merged, merge_into, plan_with_adapters
 from retouch.engine.checkpoint.packed_file import (
     describe_format,
     read_text_encoder,
@@ -35,7 +35,7 @@ from retouch.engine.checkpoint.packed_file import (
 from retouch.engine.checkpoint.safetensors_reader import read_weights
 from retouch.engine.fp8 import can_multiply_fp8
 from retouch.engine.memory.encode import encode_as
-from retouch.engine.memory.flat_params import MODULATION, Encode, flatten_pipeline
+from retouch.engine.memory.flat_params import MODULATION, flatten_pipeline
 from retouch.engine.memory.plan import RESIDENT, EditShape, FreeMemory, Plan, Sizes
 from retouch.engine.memory.quantization import Quantization, choose_quantization, list_choices
 from retouch.engine.memory.weights import Weights
@@ -75,27 +75,16 @@ def load_weights(  # noqa: PLR0913 - what is loaded, and for what
     filed = list_filed(packed, scale)
     mapped = map_modulation(modules["transformer"], stored) if device.type == "cuda" else {}
     adapters = adapters or LoadedAdapters()
-    adapters.merged = frozenset(one.name for one in adapters.fixed)
-
-    fp8_products = can_multiply_fp8(device, dtype)
-
-    def plan_weights() -> tuple[Encode, Plan]:
-        choice, plan = plan_memory(
-            modules,
-            quantization,
-            filed,
-            mapped=bool(mapped),
-            device=device,
-            shape=replace(shape, adapter_bytes=adapters.terms_bytes),
-            memory=replace(memory, host_bytes=memory.host_bytes - adapters.host_bytes),
-        )
-        return encode_as(choice, filed.encodings, fp8_products=fp8_products), plan
-
-    encode, plan = plan_weights()
-    merged = choose_merged(adapters, stored, Storage(encode, dtype, scale), device)
-    if merged != adapters.merged:
-        adapters.merged = merged
-        encode, plan = plan_weights()
+    encode, plan = plan_with_adapters(
+        adapters,
+        partial(plan_memory, modules, quantization, filed, mapped=bool(mapped), device=device),
+        shape,
+        memory,
+        encode=partial(
+            encode_as, filed=filed.encodings, fp8_products=can_multiply_fp8(device, dtype)
+        ),
+        choose=lambda code: choose_merged(adapters, stored, Storage(code, dtype, scale), device),
+    )
     weights = Weights(**modules, plan=plan, device=device, encode=encode, mapped=mapped)
     require_used(packed, {view.path for params in weights.params for view in params.views})
     _read(stored, weights, adapters, scale=scale, progress=progress)

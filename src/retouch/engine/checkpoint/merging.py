@@ -3,7 +3,7 @@
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from retouch.engine.checkpoint.entries import TensorEntry, read_headers
 from retouch.engine.checkpoint.safetensors_reader import Destination, read_weights
 from retouch.engine.memory.encode import encode_as
 from retouch.engine.memory.flat_params import Encode, PackedWeight
+from retouch.engine.memory.plan import EditShape, FreeMemory, Plan
 from retouch.engine.memory.quantization import Quantization
 from retouch.engine.packing.encoding import Encoding, Packer, Plain
 from retouch.engine.precision import residual_scale
@@ -69,6 +70,39 @@ def choose_merged(
     return frozenset(
         named.name for named in adapters.fixed if _is_mergeable(named, stored, storage, device)
     )
+
+
+def plan_with_adapters(
+    adapters: LoadedAdapters,
+    plan: Callable[..., tuple[Quantization, Plan]],
+    shape: EditShape,
+    memory: FreeMemory,
+    *,
+    encode: Callable[[Quantization], Encode],
+    choose: Callable[[Encode], frozenset[str]],
+) -> tuple[Encode, Plan]:
+    """Plan as if all fixed adapters were merged, and again if `choose` leaves some unmerged.
+
+    Only a plan says how weights are stored, and so what merging loses.
+
+    Raises:
+        ModelError: memory is short.
+    """
+
+    def plan_now() -> tuple[Encode, Plan]:
+        choice, made = plan(
+            shape=replace(shape, adapter_bytes=adapters.terms_bytes),
+            memory=replace(memory, host_bytes=memory.host_bytes - adapters.host_bytes),
+        )
+        return encode(choice), made
+
+    adapters.merged = frozenset(one.name for one in adapters.fixed)
+    found = plan_now()
+    merged = choose(found[0])
+    if merged == adapters.merged:
+        return found
+    adapters.merged = merged
+    return plan_now()
 
 
 def _is_mergeable(
