@@ -188,7 +188,7 @@ async def test_n_images_come_as_a_list_and_count_as_output() -> None:
 async def test_a_stream_of_n_images_numbers_the_intermediate_ones_and_ends_with_n() -> None:
     async with openai_client(House()) as speaking:
         stream = await speaking.images.edit(
-            image=PNG, prompt="x", n=2, stream=True, partial_images=1
+            image=PNG, prompt="x", n=2, stream=True, partial_images=1, extra_body={"seed": 255}
         )
         events = [event async for event in stream]
     *partial, first, second = events
