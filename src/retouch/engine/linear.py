@@ -120,8 +120,9 @@ def _allocate(
     first: Sequence[torch.Tensor | None], second: Sequence[torch.Tensor | None]
 ) -> torch.Tensor:
     _, weight, bias, *_ = Operands(*cast("Any", first))
-    count = sum(len(operands[0]) for operands in cast("Any", (first, second)) if operands)
-    return bias.new_empty(count, len(weight))
+    # Not by `len`, which is a plain number: the compiler would make code for each number of tokens.
+    count = sum(operands[0].shape[0] for operands in cast("Any", (first, second)) if operands)
+    return bias.new_empty(count, weight.shape[0])
 
 
 _operator: Any = torch.library.custom_op("retouch::multiply", multiply_operands, mutates_args=())
