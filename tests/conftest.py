@@ -17,9 +17,5 @@ def rgw(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rgw]:
             " (or set RETOUCH_SKIP_RGW=1)",
             pytrace=False,
         )
-    gateway = Rgw(tmp_path_factory.mktemp("rgw"))
-    try:
-        gateway.start()
+    with Rgw(tmp_path_factory.mktemp("rgw")) as gateway:
         yield gateway
-    finally:
-        gateway.stop()

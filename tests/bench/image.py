@@ -180,14 +180,7 @@ def run_local_job(image: str, origin: LiveOrigin, rgw: Rgw) -> None:
 
 
 def _build_settings(origin: LiveOrigin, rgw: Rgw) -> dict[str, str]:
-    return {
-        "S3_ENDPOINT": rgw.endpoint,
-        "S3_ACCESS_KEY": rgw.access_key,
-        "S3_SECRET_KEY": rgw.secret_key,
-        "S3_BUCKET": rgw.bucket,
-        "S3_SECURE": "false",
-        "ALLOWED_SOURCE_HOSTS": origin.address,
-    }
+    return {**rgw.settings(), "ALLOWED_SOURCE_HOSTS": origin.address}
 
 
 def bake(base: str, image: str, folder: Path) -> None:
@@ -237,9 +230,7 @@ def main() -> None:
         origin = exits.enter_context(LiveOrigin())
         folder = Path(exits.enter_context(TemporaryDirectory()))
         (folder / "rgw").mkdir()
-        rgw = Rgw(folder / "rgw")
-        exits.callback(rgw.stop)
-        rgw.start()
+        rgw = exits.enter_context(Rgw(folder / "rgw"))
         say("\n-- the service")
         run_service(options.image, origin)
         say("\n-- the worker, on the SDK's loop")

@@ -136,10 +136,8 @@ async def read_ends(folder: Path, jobs: list[str]) -> Counter[str]:
 @contextlib.contextmanager
 def bucket(folder: Path) -> Iterator[None]:
     """Start a real S3 server, and have the replicas use it."""
-    server = Rgw(folder / "rgw")
-    server.folder.mkdir()
-    try:
-        server.start()
+    (folder / "rgw").mkdir()
+    with Rgw(folder / "rgw") as server:
         settings = S3Settings(
             endpoint=server.endpoint,
             access_key=server.access_key,
@@ -150,8 +148,6 @@ def bucket(folder: Path) -> Iterator[None]:
         )
         (folder / "bucket.json").write_text(json.dumps(asdict(settings)))
         yield
-    finally:
-        server.stop()
 
 
 async def run(asked: argparse.Namespace) -> int:

@@ -24,12 +24,8 @@ def say_progress(text: str) -> None:
 
 
 def attack_workers(folder: Path, kills: int, seed: int) -> Tally:
-    gateway = Rgw(folder)
-    try:
-        gateway.start()
+    with Rgw(folder) as gateway:
         return kill_workers(gateway, kills=kills, seed=seed, progress=say_progress)
-    finally:
-        gateway.stop()
 
 
 def attack_services(folder: Path, kills: int, seed: int) -> Tally:

@@ -139,18 +139,8 @@ def running(folder: Path, store: str) -> Iterator[dict[str, str]]:
     if store == "local":
         yield {}
         return
-    gateway = Rgw(folder)
-    try:
-        gateway.start()
-        yield {
-            "S3_ENDPOINT": gateway.endpoint,
-            "S3_ACCESS_KEY": gateway.access_key,
-            "S3_SECRET_KEY": gateway.secret_key,
-            "S3_BUCKET": gateway.bucket,
-            "S3_SECURE": "false",
-        }
-    finally:
-        gateway.stop()
+    with Rgw(folder) as gateway:
+        yield gateway.settings()
 
 
 def measure(store: str, asked: argparse.Namespace) -> Run:

@@ -71,18 +71,8 @@ def make_photo() -> tuple[Image.Image, bytes]:
 
 @contextmanager
 def s3_settings(folder: Path) -> Iterator[dict[str, str]]:
-    gateway = Rgw(folder)
-    try:
-        gateway.start()
-        yield {
-            "S3_ENDPOINT": gateway.endpoint,
-            "S3_ACCESS_KEY": gateway.access_key,
-            "S3_SECRET_KEY": gateway.secret_key,
-            "S3_BUCKET": gateway.bucket,
-            "S3_SECURE": "false",
-        }
-    finally:
-        gateway.stop()
+    with Rgw(folder) as gateway:
+        yield gateway.settings()
 
 
 @contextmanager

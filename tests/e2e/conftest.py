@@ -106,11 +106,7 @@ def s3(tmp_path_factory: pytest.TempPathFactory, origin: LiveOrigin, rgw: Rgw) -
     folder = tmp_path_factory.mktemp("s3")
     settings = {
         "ALLOWED_SOURCE_HOSTS": origin.address,
-        "S3_ENDPOINT": rgw.endpoint,
-        "S3_ACCESS_KEY": rgw.access_key,
-        "S3_SECRET_KEY": rgw.secret_key,
-        "S3_BUCKET": rgw.bucket,
-        "S3_SECURE": "false",
+        **rgw.settings(),
         "TIMEOUT_SECONDS": "4",
         "JOB_TIMEOUT_SECONDS": "30",
         "PRESIGN_EXPIRY": "4",

@@ -47,14 +47,7 @@ def test_the_service_answers_everyone_ends_and_its_successor_edits(tmp_path: Pat
 
 
 def test_the_worker_fails_its_job_ends_and_its_successor_edits(rgw: Rgw, tmp_path: Path) -> None:
-    settings = {
-        "S3_ENDPOINT": rgw.endpoint,
-        "S3_ACCESS_KEY": rgw.access_key,
-        "S3_SECRET_KEY": rgw.secret_key,
-        "S3_BUCKET": rgw.bucket,
-        "S3_SECURE": "false",
-        **LIMITS,
-    }
+    settings = {**rgw.settings(), **LIMITS}
     command = ["-m", "support.processes.hanging"]
     with Platform() as platform:
         environment = platform.environment | settings

@@ -55,11 +55,7 @@ class Endpoint:
 def s3_settings(rgw: Rgw, origin: LiveOrigin) -> dict[str, str]:
     return {
         "ALLOWED_SOURCE_HOSTS": origin.address,
-        "S3_ENDPOINT": rgw.endpoint,
-        "S3_ACCESS_KEY": rgw.access_key,
-        "S3_SECRET_KEY": rgw.secret_key,
-        "S3_BUCKET": rgw.bucket,
-        "S3_SECURE": "false",
+        **rgw.settings(),
         "S3_OBJECT_PREFIX": "worker/",
         "LOG_LEVEL": "DEBUG",
     }

@@ -43,11 +43,7 @@ def test_edits_send_nothing_that_backblaze_refuses(
     with FaultProxy(("127.0.0.1", rgw.port), otherwise=backblaze) as proxy:
         settings = {
             "ALLOWED_SOURCE_HOSTS": origin.address,
-            "S3_ENDPOINT": proxy.endpoint,
-            "S3_ACCESS_KEY": rgw.access_key,
-            "S3_SECRET_KEY": rgw.secret_key,
-            "S3_BUCKET": rgw.bucket,
-            "S3_SECURE": "false",
+            **rgw.settings(proxy.endpoint),
         }
         with serving(tmp_path, settings) as service:
             first = service.edit(image_url=url)

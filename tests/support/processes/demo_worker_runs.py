@@ -20,21 +20,8 @@ _PLATFORM_S = 1.0
 
 @contextmanager
 def bucket() -> Iterator[dict[str, str]]:
-    with TemporaryDirectory() as name:
-        gateway = Rgw(Path(name))
-        try:
-            gateway.start()
-            yield {
-                "S3_ENDPOINT": gateway.endpoint,
-                "S3_ACCESS_KEY": gateway.access_key,
-                "S3_SECRET_KEY": gateway.secret_key,
-                "S3_BUCKET": gateway.bucket,
-                "S3_SECURE": "false",
-                "MODEL_ID": "",
-                "OMP_NUM_THREADS": "2",
-            }
-        finally:
-            gateway.stop()
+    with TemporaryDirectory() as name, Rgw(Path(name)) as gateway:
+        yield {**gateway.settings(), "MODEL_ID": "", "OMP_NUM_THREADS": "2"}
 
 
 @contextmanager

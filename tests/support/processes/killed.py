@@ -247,11 +247,7 @@ def victims(rgw: Rgw, *, seed: int) -> Iterator[Victims]:
     ):
         settings = {
             "ALLOWED_SOURCE_HOSTS": origin.address,
-            "S3_ENDPOINT": relay.endpoint,
-            "S3_ACCESS_KEY": rgw.access_key,
-            "S3_SECRET_KEY": rgw.secret_key,
-            "S3_BUCKET": rgw.bucket,
-            "S3_SECURE": "false",
+            **rgw.settings(relay.endpoint),
             "REUSE_RESULTS": "false",  # each job makes an object of its own
             "S3_OBJECT_PREFIX": f"killed-{seed}/",
             "PREFETCH_JOBS": str(_AT_A_TIME - 1),

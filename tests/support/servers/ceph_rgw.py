@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Self
 
 import trustme
 from minio import Minio
@@ -88,6 +89,17 @@ class Rgw:
         self._running: list[subprocess.Popen[bytes]] = []
         self._gateway: subprocess.Popen[bytes] | None = None
 
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
     @property
     def endpoint(self) -> str:
         return f"127.0.0.1:{self.port}"
@@ -95,6 +107,16 @@ class Rgw:
     @property
     def tls_endpoint(self) -> str:
         return f"127.0.0.1:{self.tls_port}"
+
+    def settings(self, endpoint: str = "") -> dict[str, str]:
+        """Return the service's settings of this store, reached at `endpoint` where a proxy is before it."""
+        return {
+            "S3_ENDPOINT": endpoint or self.endpoint,
+            "S3_ACCESS_KEY": self.access_key,
+            "S3_SECRET_KEY": self.secret_key,
+            "S3_BUCKET": self.bucket,
+            "S3_SECURE": "false",
+        }
 
     def start(self) -> None:
         self._write_files()
