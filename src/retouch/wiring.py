@@ -137,7 +137,7 @@ def _describe_checkpoint(settings: Settings, model_id: str) -> CheckpointSetting
         lora_url_bytes=settings.lora_url_bytes,
         profiles=settings.profiles,
         profiles_file=settings.profiles_file,
-        fetch=partial(fetch_adapter, limits=_adapter_limits(settings)),
+        fetch=partial(fetch_adapter, limits=_limit_fetches(settings, _MAX_ADAPTER_BYTES)),
         hf_token=settings.hf_token.get_secret_value(),
         transformer_file=settings.transformer_file,
         text_encoder_file=settings.text_encoder_file,
@@ -154,9 +154,9 @@ def _remote_settings(settings: Settings) -> RemoteSettings:
     )
 
 
-def _adapter_limits(settings: Settings) -> FetchLimits:
+def _limit_fetches(settings: Settings, max_bytes: int) -> FetchLimits:
     return FetchLimits(
-        max_bytes=_MAX_ADAPTER_BYTES,
+        max_bytes=max_bytes,
         user_agent=settings.source_user_agent or build_user_agent(settings.public_url),
         allowed_hosts=frozenset(settings.allowed_source_hosts),
     )
@@ -208,17 +208,10 @@ def build_sources(settings: Settings, store: Store, *, exits: AsyncExitStack) ->
 
 def _build_downloader(settings: Settings) -> Downloader:
     """Build the downloader of sources, and log each host that is exempt from its guard."""
-    allowed_hosts = frozenset(settings.allowed_source_hosts)
-    for host in sorted(allowed_hosts):
+    limits = _limit_fetches(settings, settings.max_image_bytes)
+    for host in sorted(limits.allowed_hosts):
         event(_log, "source.host_exempted", level=logging.WARNING, host=host)
-    return Downloader(
-        FetchLimits(
-            max_bytes=settings.max_image_bytes,
-            max_per_host=settings.downloads_per_host,
-            user_agent=settings.source_user_agent or build_user_agent(settings.public_url),
-            allowed_hosts=allowed_hosts,
-        )
-    )
+    return Downloader(replace(limits, max_per_host=settings.downloads_per_host))
 
 
 def build_editor(
@@ -269,7 +262,7 @@ def _build_adapter_loader(
 ) -> AdapterLoader | None:
     if not isinstance(engine, TakesAdapters) or not engine.keeper:
         return None
-    limits = replace(_adapter_limits(settings), max_bytes=settings.lora_url_bytes // URL_FILES)
+    limits = _limit_fetches(settings, settings.lora_url_bytes // URL_FILES)
     loader = AdapterLoader(
         fetch=Downloader(limits).fetch,
         limiter=DownloadLimiter(max_downloads=MAX_LORAS, max_bytes=limits.max_bytes),

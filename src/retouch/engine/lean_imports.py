@@ -52,7 +52,7 @@ def lean_imports(*, attention: str) -> Iterator[None]:
     placed = {name: module for name, module in stand_ins.items() if name not in sys.modules}
     sys.modules.update(placed)  # type: ignore[arg-type] # None is Python's own way to hide a module
     try:
-        with _without_distributed(), _without_distributions(), _with_few_models():
+        with _sparing_imports():
             yield
     finally:
         for name, module in placed.items():
@@ -77,30 +77,31 @@ def _undecorated(function: Any = None, *_settings: Any, **_options: Any) -> Any:
 
 
 @contextmanager
-def _without_distributed() -> Iterator[None]:
-    """Tell the libraries that torch has no distributed package: they import tensor parallelism else."""
+def _sparing_imports() -> Iterator[None]:
+    """Have the libraries find no distributed package, no distributions and few models.
+
+    With torch's distributed package they import tensor parallelism. For a map of import names to
+    distributions they look at every installed file; they need it for packages whose two names differ,
+    and an edit uses none of those.
+    """
     import torch.distributed
 
-    is_available: Callable[[], bool] = torch.distributed.is_available
-    torch.distributed.is_available = lambda: False
-    try:
+    with (
+        _replaced(torch.distributed, "is_available", lambda: False),
+        _replaced(importlib.metadata, "packages_distributions", dict),
+        _with_few_models(),
+    ):
         yield
-    finally:
-        torch.distributed.is_available = is_available
 
 
 @contextmanager
-def _without_distributions() -> Iterator[None]:
-    """Spare the libraries a map of import names to distributions, which looks at every installed file.
-
-    They need it for packages whose two names differ; an edit uses none of those.
-    """
-    build_map = importlib.metadata.packages_distributions
-    importlib.metadata.packages_distributions = dict
+def _replaced(module: ModuleType, name: str, stand_in: Callable[[], Any]) -> Iterator[None]:
+    original = getattr(module, name)
+    setattr(module, name, stand_in)
     try:
         yield
     finally:
-        importlib.metadata.packages_distributions = build_map
+        setattr(module, name, original)
 
 
 @contextmanager

@@ -44,7 +44,7 @@ def read_json(answer: Answer) -> Any:
     """Return the body's JSON.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the body is not JSON.
     """
     try:
         return json.loads(answer.body)

@@ -107,7 +107,7 @@ class Metrics:
         """Count an edit that failed, whose request named this profile."""
         try:
             name = choose_profile(profile, self._host.editor.info).name
-        except EditError:  # a caller's text is no label
+        except EditError:  # a label must not hold a caller's text
             name = NO_PROFILE
         self._edits.labels(code, entry, name).inc()
 
