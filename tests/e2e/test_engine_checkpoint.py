@@ -16,6 +16,7 @@ from support.models.tiny import PRESET, build_tiny, build_tiny_pipeline
 from support.servers.model_hub import Hub
 
 from retouch.demo.processor import save_checkpoint
+from retouch.editing.ports import AdapterChoice
 from retouch.engine import preset
 from retouch.engine.checkpoint import build, entries, find, load, safetensors_reader
 from retouch.engine.checkpoint.files import WEIGHTED, compute_revision
@@ -44,7 +45,8 @@ def test_a_saved_engine_loads_bit_equal(tmp_path: Path, plus: bool) -> None:
     assert parts == ["processor", "weights"]
     revision, profiles = compute_revision(tmp_path), loaded.info.profiles
     assert [profile.name for profile in profiles] == ["full"]
-    assert loaded.info == replace(built.info, revision=revision, profiles=profiles)
+    known = {"profiles": profiles, "adapter_choices": (AdapterChoice("full"),)}
+    assert loaded.info == replace(built.info, revision=revision, **known)
     assert edit(loaded) == edit(built)
 
 

@@ -10,7 +10,7 @@ from support.models.tiny import PRESET, build_tiny_pipeline
 
 from retouch import wiring
 from retouch.demo.processor import save_checkpoint
-from retouch.engine import compilation
+from retouch.engine.checkpoint import load
 from retouch.errors import ModelError
 from retouch.lifecycle import ModelHost
 from retouch.settings import Settings
@@ -49,7 +49,7 @@ def test_compiled_code_is_made_at_the_start_for_two_sizes(
 
         return run
 
-    monkeypatch.setattr(compilation, "compile_block", compile_block)
+    monkeypatch.setattr(load, "compile_block", compile_block)
     ModelHost(Settings(model_id=str(folder), compile=True)).load()
     assert len(sizes) == 2
 

@@ -9,11 +9,15 @@ import runpod
 from support.processes import worker_runs
 from support.processes.sleepy_worker import SECRET
 from support.processes.worker_runs import REQUEST, Tally, local_server, sleepy
+from support.servers.runpod_api import Job
 
-from retouch.errors import error_classes
+from retouch.errors import ModelLost, error_classes
 from retouch.schema import EditResult, ErrorBody
 
 pytestmark = pytest.mark.integration
+
+# The last: an engine that says that its model is lost ends the worker.
+CODES = sorted((cls.code for cls in error_classes()), key=lambda code: code == ModelLost.code)
 
 
 def test_no_progress_comes_after_a_result() -> None:
@@ -84,12 +88,16 @@ def test_a_lost_gpu_ends_the_worker_once_its_job_is_answered() -> None:
 
 
 def test_every_error_arrives_failed_as_a_string_on_the_loop() -> None:
-    codes = [cls.code for cls in error_classes()]
     with sleepy("--jobs", "20") as worker:
-        jobs = {
-            code: worker.platform.submit({**REQUEST, "prompt": f"fail {code}"}) for code in codes
-        }
-        crashed = worker.platform.submit({**REQUEST, "prompt": "crash"})
+
+        def submit(prompt: str) -> Job:
+            return worker.platform.submit({**REQUEST, "prompt": prompt})
+
+        jobs = {code: submit(f"fail {code}") for code in CODES[:-1]}
+        crashed = submit("crash")
+        for job in (*jobs.values(), crashed):
+            worker.platform.wait(job)
+        jobs[CODES[-1]] = submit(f"fail {CODES[-1]}")
         for code, job in (*jobs.items(), ("internal_error", crashed)):
             worker.platform.wait(job)
             assert job.state == "FAILED"
@@ -105,13 +113,13 @@ def test_every_error_arrives_failed_as_a_string_on_the_loop() -> None:
 
 def test_every_error_arrives_failed_as_a_string_on_the_local_server() -> None:
     with local_server() as http:
-        for cls in error_classes():
-            body = {"input": {**REQUEST, "prompt": f"fail {cls.code}"}}
+        for code in CODES:
+            body = {"input": {**REQUEST, "prompt": f"fail {code}"}}
             answer = http.post("/runsync", json=body)
             assert answer.status_code == httpx.codes.OK
             job = answer.json()
             assert job["status"] == "FAILED"
-            assert ErrorBody.model_validate_json(job["error"]).error.details.code == cls.code
+            assert ErrorBody.model_validate_json(job["error"]).error.details.code == code
 
 
 def test_any_input_is_answered_on_the_loop() -> None:
