@@ -46,7 +46,8 @@ async def test_200_decodes_leave_nothing_behind(build: Callable[..., sandbox.Dec
     assert len(found) == 200
     await idle()
     after = open_files(), threading.active_count(), len(children())
-    assert after == before
+    # Fewer, where files of an earlier test were closed meanwhile.
+    assert all(now <= then for now, then in zip(after, before, strict=True)), (before, after)
 
 
 async def test_closing_ends_everything() -> None:

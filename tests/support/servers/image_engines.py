@@ -135,8 +135,9 @@ def vllm_error(message: str, status: int) -> Response:
 @contextmanager
 def serving(engine: ImageEngine) -> Iterator[ImageEngine]:
     """Serve it in a thread."""
+    # Without `log_config` uvicorn sets its loggers anew for the whole process, other tests too.
     config = uvicorn.Config(
-        engine.app(), host="127.0.0.1", port=engine.port, log_level="critical", lifespan="off"
+        engine.app(), host="127.0.0.1", port=engine.port, log_config=None, lifespan="off"
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
