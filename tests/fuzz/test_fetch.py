@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from support.servers.origin import fetch_alone
 
 from retouch.errors import EditError
+from retouch.net.cache_headers import parse_cache_control
 from retouch.net.download import Download, Downloader
-from retouch.net.freshness import parse_cache_control
 from retouch.net.limits import FetchLimits
 from retouch.net.url import parse_url
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retouch.errors import InvalidRequest
-from retouch.net.freshness import parse_date
+from retouch.net.cache_headers import parse_date
 from retouch.net.url import parse_url
 from retouch.sources.data_url import decode_data_url
 from retouch.sources.signed_url import valid_for_s

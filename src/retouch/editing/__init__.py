@@ -1,1 +1,1 @@
-"""The use case: one edit from request to stored result, and the ports it needs."""
+"""The use case: one edit from request to stored result, its events in the log, and the ports it needs."""

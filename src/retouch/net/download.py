@@ -13,7 +13,6 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from functools import partial
 from http import HTTPStatus
-from weakref import WeakValueDictionary
 
 import h11
 import httpcore
@@ -31,9 +30,9 @@ from retouch.errors import (
     SourceTooLarge,
 )
 from retouch.logs import event
+from retouch.net.cache_headers import heuristic_lifetime_s, read_cache_headers
 from retouch.net.connect import Connector, Resolve, map_errors, resolve_host
-from retouch.net.download_limiter import Place
-from retouch.net.freshness import heuristic_lifetime_s, read_freshness
+from retouch.net.download_limiter import ConnectionLimiter, Place
 from retouch.net.http1 import Exchange, Headers
 from retouch.net.limits import FetchLimits
 from retouch.net.url import SourceUrl, require_port, resolve_redirect
@@ -73,20 +72,6 @@ class Download:
     max_age_s: int | None
     storable: bool
     heuristic_s: int | None = None
-
-
-class ConnectionLimiter:
-    """Bounds the connections to each host. Waiting for one host does not delay another."""
-
-    def __init__(self, *, per_host: int) -> None:
-        self._per_host = per_host
-        self._hosts: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
-
-    @contextlib.asynccontextmanager
-    async def acquire(self, host: str) -> AsyncIterator[None]:
-        """Wait for a free connection to `host` and hold it for the length of the `with`."""
-        async with self._hosts.setdefault(host, asyncio.Semaphore(self._per_host)):
-            yield
 
 
 class _Chain:
@@ -215,7 +200,7 @@ class Downloader:
         elif not (response.status_code == HTTPStatus.NOT_MODIFIED and chain.conditions):
             raise _status_error(response.status_code, host)
         header = partial(_header, response)
-        max_age_s, storable = read_freshness(header)
+        max_age_s, storable = read_cache_headers(header)
         return Download(
             body=body,
             etag=_plain(header(b"etag")),

@@ -1,8 +1,12 @@
-"""Bound all loads of sources together, in number and bytes. The slowest makes room for a new one."""
+"""Bound the connections to a host, and all loads of sources together, in number and bytes.
+
+Of the loads the slowest makes room for a new one.
+"""
 
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterator
+from weakref import WeakValueDictionary
 
 from retouch.errors import DownloadsFull, Overloaded
 
@@ -67,6 +71,20 @@ class Place:
         self._is_ended = True
         if self._deadline is not None and not self._deadline.expired():
             self._deadline.reschedule(now_s)
+
+
+class ConnectionLimiter:
+    """Bounds the connections to each host. Waiting for one host does not delay another."""
+
+    def __init__(self, *, per_host: int) -> None:
+        self._per_host = per_host
+        self._hosts: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+
+    @contextlib.asynccontextmanager
+    async def acquire(self, host: str) -> AsyncIterator[None]:
+        """Wait for a free connection to `host` and hold it for the length of the `with`."""
+        async with self._hosts.setdefault(host, asyncio.Semaphore(self._per_host)):
+            yield
 
 
 class DownloadLimiter:

@@ -1,5 +1,6 @@
 """The wire: `request` is what a caller sends, `response` what it gets, `info` what is loaded.
 
+`fields` has the limits and checks of single values, such as control tokens in a prompt.
 JSON Schema and OpenAPI are generated from these models, so every field has a description.
 """
 

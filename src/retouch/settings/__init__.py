@@ -1,4 +1,4 @@
-"""All settings: the fields, the S3 endpoint they name, and how they are read.
+"""All settings: the fields, which are secret, the S3 endpoint they name, and how they are read.
 
 Nothing else reads the environment; `wiring` hands each part what it needs.
 """

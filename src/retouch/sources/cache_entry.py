@@ -1,4 +1,4 @@
-"""A cached source: its key, its freshness and its metadata in the store."""
+"""A cached source: whether it is fresh, and its metadata in the store."""
 
 import hashlib
 import logging

@@ -1,1 +1,1 @@
-"""The Runpod serverless entry point."""
+"""The Runpod serverless entry point: `handler` turns jobs into edits, and errors into Runpod's form."""

@@ -20,10 +20,10 @@ from PIL import Image
 
 from retouch import wiring
 from retouch.editing.ports import EngineOutput
-from retouch.editing.warm_up import warm_up
 from retouch.engine import vae
 from retouch.engine.vae import SingleFrameVae
 from retouch.errors import InvalidRequest
+from retouch.lifecycle.warm_up import warm_up
 from retouch.schema import EditRequest, EditResult
 from retouch.settings import Settings
 from support.fakes import URL, FakeOrigin, House, Page

@@ -1,4 +1,3 @@
-import asyncio
 import ssl
 
 import httpcore
@@ -16,7 +15,7 @@ from retouch.errors import (
     SourceStatusError,
     SourceTooLarge,
 )
-from retouch.net.download import ConnectionLimiter, Download, Downloader
+from retouch.net.download import Download, Downloader
 from retouch.net.limits import FetchLimits
 from retouch.net.url import parse_url
 
@@ -183,52 +182,3 @@ async def test_white_space_before_a_colon_is_ignored() -> None:
 async def test_a_head_may_be_cut_anywhere(answer: bytes, piece_bytes: int) -> None:
     pieces = [answer[at : at + piece_bytes] for at in range(0, len(answer), piece_bytes)]
     assert (await fetch(*pieces)).body == b"abc"
-
-
-async def settle() -> None:
-    """Let every task run as far as it can."""
-    for _ in range(10):
-        await asyncio.sleep(0)
-
-
-class Clients:
-    """Tasks that acquire a connection to a host and keep it."""
-
-    def __init__(self, connections: ConnectionLimiter) -> None:
-        self._connections = connections
-        self.connected: list[str] = []
-        self.tasks: list[asyncio.Task[None]] = []
-
-    async def connect(self, *hosts: str) -> None:
-        self.tasks += [asyncio.create_task(self._stay(host)) for host in hosts]
-        await settle()
-
-    async def disconnect(self) -> None:
-        for task in self.tasks:
-            task.cancel()
-        await asyncio.gather(*self.tasks, return_exceptions=True)
-
-    async def _stay(self, host: str) -> None:
-        async with self._connections.acquire(host):
-            self.connected.append(host)
-            try:
-                await asyncio.Event().wait()
-            finally:
-                self.connected.remove(host)
-
-
-async def test_waiting_for_one_host_does_not_delay_another() -> None:
-    clients = Clients(ConnectionLimiter(per_host=2))
-    await clients.connect("a", "a", "a", "a", "b")
-    assert clients.connected == ["a", "a", "b"]
-    await clients.disconnect()
-
-
-async def test_a_cancelled_wait_takes_no_connection() -> None:
-    clients = Clients(ConnectionLimiter(per_host=1))
-    await clients.connect("a", "a", "a")
-    clients.tasks[1].cancel()
-    clients.tasks[0].cancel()
-    await settle()
-    assert clients.connected == ["a"]
-    await clients.disconnect()

@@ -5,7 +5,7 @@ import pytest
 from support.fakes import settle
 
 from retouch.errors import DownloadsFull, Overloaded
-from retouch.net.download_limiter import DownloadLimiter
+from retouch.net.download_limiter import ConnectionLimiter, DownloadLimiter
 
 
 @pytest.fixture
@@ -122,3 +122,46 @@ async def test_a_download_out_of_time_is_not_reported_as_ended_for_others() -> N
     with DownloadLimiter().admit() as place, pytest.raises(TimeoutError):
         async with place.origin_time(0):
             await asyncio.Event().wait()
+
+
+class Clients:
+    """Tasks that acquire a connection to a host and keep it."""
+
+    def __init__(self, connections: ConnectionLimiter) -> None:
+        self._connections = connections
+        self.connected: list[str] = []
+        self.tasks: list[asyncio.Task[None]] = []
+
+    async def connect(self, *hosts: str) -> None:
+        self.tasks += [asyncio.create_task(self._stay(host)) for host in hosts]
+        await settle()
+
+    async def disconnect(self) -> None:
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+
+    async def _stay(self, host: str) -> None:
+        async with self._connections.acquire(host):
+            self.connected.append(host)
+            try:
+                await asyncio.Event().wait()
+            finally:
+                self.connected.remove(host)
+
+
+async def test_waiting_for_one_host_does_not_delay_another() -> None:
+    clients = Clients(ConnectionLimiter(per_host=2))
+    await clients.connect("a", "a", "a", "a", "b")
+    assert clients.connected == ["a", "a", "b"]
+    await clients.disconnect()
+
+
+async def test_a_cancelled_wait_takes_no_connection() -> None:
+    clients = Clients(ConnectionLimiter(per_host=1))
+    await clients.connect("a", "a", "a")
+    clients.tasks[1].cancel()
+    clients.tasks[0].cancel()
+    await settle()
+    assert clients.connected == ["a"]
+    await clients.disconnect()

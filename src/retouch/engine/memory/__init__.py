@@ -1,1 +1,1 @@
-"""Where weights live: the plan, flat parameter buffers and streaming."""
+"""Where weights live. `probe` measures, `plan` decides, `report` says it in words; `weights` holds and streams."""

@@ -1,4 +1,7 @@
-"""How long an HTTP response may be kept: the rules of RFC 9111 for a shared cache."""
+"""What the headers of an HTTP response say about keeping it: RFC 9111, for a shared cache.
+
+`sources.cache_entry` decides whether a stored source is still fresh.
+"""
 
 import re
 import time
@@ -11,7 +14,7 @@ _FOREVER_S = 2**31  # RFC 9111, section 1.2.2
 _HEURISTIC_SHARE = 10
 
 
-def read_freshness(header: Callable[[bytes], str]) -> tuple[int | None, bool]:
+def read_cache_headers(header: Callable[[bytes], str]) -> tuple[int | None, bool]:
     """Return for how many more seconds a response is fresh, and whether it may be stored at all.
 
     `header` gives a header's value by its name in lower case, empty if it is missing. The seconds

@@ -1,10 +1,10 @@
 import pytest
 
-from retouch.net.freshness import (
+from retouch.net.cache_headers import (
     heuristic_lifetime_s,
     parse_cache_control,
     parse_date,
-    read_freshness,
+    read_cache_headers,
 )
 
 
@@ -62,7 +62,7 @@ ONE = "Thu, 26 Nov 2026 13:00:00 GMT"
 def test_expires_and_pragma_hold_where_cache_control_says_nothing(
     headers: dict[str, str], expected: tuple[int | None, bool]
 ) -> None:
-    assert read_freshness(lambda name: headers.get(name.decode(), "")) == expected
+    assert read_cache_headers(lambda name: headers.get(name.decode(), "")) == expected
 
 
 @pytest.mark.parametrize(

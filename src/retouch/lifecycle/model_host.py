@@ -1,7 +1,4 @@
-"""The life of the process that edits: load the model, run edits, notice a hung model, stop.
-
-Both entry points use it, so start-up and the model's states are the same over HTTP and on Runpod.
-"""
+"""Load the model, run edits, notice a hung model, stop."""
 
 import asyncio
 import logging
@@ -17,10 +14,10 @@ from retouch import wiring
 from retouch.editing.editor import Editor
 from retouch.editing.job import EditOptions
 from retouch.editing.ports import Engine
-from retouch.editing.warm_up import WARM_UP_STEPS, warm_up
 from retouch.engine import compilation
 from retouch.engine.phase_clock import measure_process_age
 from retouch.errors import EditError, ModelError, ModelLost, NotReady
+from retouch.lifecycle.warm_up import WARM_UP_STEPS, warm_up
 from retouch.logs import event
 from retouch.schema import EditRequest, EditResult
 from retouch.settings import Settings

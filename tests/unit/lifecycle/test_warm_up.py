@@ -4,7 +4,7 @@ import pytest
 from support.fakes import FakeEngine
 
 from retouch.editing.ports import AdapterChoice, AdapterInfo
-from retouch.editing.warm_up import warm_up
+from retouch.lifecycle.warm_up import warm_up
 
 CHOICES = AdapterChoice(), AdapterChoice("", (("film", 0.5),))
 
