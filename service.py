@@ -21,6 +21,7 @@ from retouch.web.edit import Caller, EditEndpoint
 from retouch.web.jobs import JobEndpoint
 from retouch.web.listener import Listener
 from retouch.web.metrics import Metrics
+from retouch.web.standby import open_channel, open_standby
 from retouch.web.workers import join_workers
 
 prepare_process()
@@ -30,7 +31,7 @@ settings = load_settings()  # again: the host's memory is shared out now
 require_local_store(settings)
 logs.install(settings.log_level, secrets=settings.secrets)
 server.install()
-shutdown.watch_processes(workers)
+shutdown.watch_processes(workers, open_standby())
 host = ModelHost(settings)
 metrics = Metrics(host, workers)
 metrics.count_events(logging.getLogger("retouch"))
@@ -79,5 +80,11 @@ class Retouch:
 
 Retouch.add_asgi_middleware(server.allow_origins)  # type: ignore[attr-defined]
 Retouch.add_asgi_middleware(  # type: ignore[attr-defined]
-    App, host=host, edits=edits, jobs=jobs, metrics=metrics, closes=workers.several
+    App,
+    host=host,
+    edits=edits,
+    jobs=jobs,
+    metrics=metrics,
+    closes=workers.several,
+    standby=open_channel(),
 )

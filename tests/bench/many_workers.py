@@ -4,7 +4,7 @@ PYTHONPATH=src:tests python tests/bench/many_workers.py --help
 
 The workers are those of one `bentoml serve`, with a model that answers at once: a source of one colour
 becomes a result of one colour, which its seed says. Every fifth request repeats an earlier one. With
---kills so many workers are killed meanwhile, and what their callers lost is asked again. The exit
+--kills so many workers are killed meanwhile, and their callers ask again. The exit
 status is 1 if anything is wrong.
 """
 
@@ -66,9 +66,12 @@ class Run:
                 response = self.service.ask(
                     image_url=self.urls[source], seed=seed, width=SIDE_PX, height=SIDE_PX
                 )
-                break
             except httpx.TransportError:
                 self.counts["broken connections"] += 1
+                continue
+            if "model_lost" not in response.text:
+                break
+            self.counts["model_lost"] += 1
         else:
             self.faults.append(f"{pair} got no answer")
             return
@@ -101,7 +104,8 @@ class Run:
         text = self.scrape()
         found = re.findall(r'^retouch_edits_total{code="success".* (\S+)$', text, re.MULTILINE)
         counted, seen = sum(map(float, found)), self.counts["edited"] + self.counts["reused"]
-        lost = self.counts["broken connections"]  # counted, or not: the connection broke before
+        # Each was counted, or not: its worker died before or after.
+        lost = self.counts["broken connections"] + self.counts["model_lost"]
         if not seen <= counted <= seen + lost:
             self.faults.append(f"the metrics count {counted:.0f} edits, callers {seen}")
         fetched = sum(self.origin.count(f"/{number}") for number in range(SOURCES))

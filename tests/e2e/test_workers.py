@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 from support.processes.hanging import write_sitecustomize
-from support.servers.bentoml_service import Service, opened, serving
+from support.servers.bentoml_service import Service, opened, require_error, serving
 
 pytestmark = pytest.mark.e2e
 
@@ -42,11 +42,11 @@ def find_workers(service: Service) -> set[int]:
     return {pid for pid, command in commands.items() if b"worker.service" in command}
 
 
-def begin_two(service: Service, callers: ThreadPoolExecutor) -> list[Future[dict[str, Any]]]:
+def begin_two(service: Service, callers: ThreadPoolExecutor) -> list[Future[httpx.Response]]:
     """Have an edit run on each worker."""
     edits = []
     for count in (1, 2):
-        edits.append(callers.submit(service.edit, prompt="take 5"))
+        edits.append(callers.submit(service.ask, prompt="take 5"))
         service.wait_for(lambda count=count: read(service, "retouch_edits_running") == count)  # type: ignore[misc]
     return edits
 
@@ -55,7 +55,7 @@ def test_edits_run_side_by_side_and_are_counted_together(pair: Service) -> None:
     before = read(pair, 'retouch_edits_total{code="success"')
     with ThreadPoolExecutor(2) as callers:
         edits = begin_two(pair, callers)
-        links = [each.result()["presigned_url"] for each in edits]
+        links = [each.result().json()["result"]["presigned_url"] for each in edits]
     assert [opened(link).status_code for link in links] == [200, 200]
     assert read(pair, 'retouch_edits_total{code="success"') == before + 2
     text = pair.client.get("/metrics").text
@@ -64,28 +64,50 @@ def test_edits_run_side_by_side_and_are_counted_together(pair: Service) -> None:
 
 
 def test_a_result_is_reused_whichever_worker_is_asked(pair: Service) -> None:
-    results = [pair.edit(seed=11, prompt="make it blue") for _ in range(8)]
-    assert [result["meta"]["reused"] for result in results] == [False] + [True] * 7
-    assert len({result["object_key"] for result in results}) == 1
+    keys = set()
+
+    def is_reused() -> bool:
+        result = pair.edit(seed=11, prompt="make it blue")
+        keys.add(result["object_key"])
+        return bool(result["meta"]["reused"])
+
+    pair.wait_for(is_reused)  # by the other worker once the index of results is written
+    assert all(is_reused() for _ in range(7))
+    assert len(keys) == 1
     answered = read(pair, 'retouch_edits_total{code="success"')
     finished = [line for line in pair.events("edit.finished") if not line["reused"]]
     assert answered == len(pair.events("edit.finished"))
     assert len(finished) < answered
 
 
-def test_a_worker_killed_in_mid_edit_is_replaced_and_the_next_edit_works(pair: Service) -> None:
+def follow(service: Service) -> tuple[str, dict[str, Any]]:
+    """Return the last event of an edit."""
+    with service.stream(prompt="take 1") as events:
+        return list(events)[-1]
+
+
+def test_a_worker_killed_in_mid_edit_costs_its_callers_an_error_and_is_replaced(
+    pair: Service,
+) -> None:
     before = read(pair, 'retouch_edits_total{code="success"')
     workers = find_workers(pair)
-    with ThreadPoolExecutor(2) as callers:
+    with ThreadPoolExecutor(4) as callers:
         edits = begin_two(pair, callers)
+        streams = []
+        for count in (3, 4):  # one waits on each worker
+            streams.append(callers.submit(follow, pair))
+            pair.wait_for(lambda count=count: read(pair, "retouch_edits_inside") == count)  # type: ignore[misc]
         os.kill(min(workers), signal.SIGKILL)
-        faults = [type(each.exception()) for each in edits if each.exception()]
-    assert len(faults) == 1
-    assert issubclass(faults[0], httpx.TransportError)
+        (lost,) = [answer for edit in edits if (answer := edit.result()).status_code != 200]
+        names = sorted(stream.result()[0] for stream in streams)
+    assert require_error(lost, 503, "NotReady", "model_lost")["details"]["retryable"]
+    assert (lost.headers["retry-after"], lost.headers["connection"]) == ("5", "close")
+    assert names == ["error", "result"]
+    assert len(pair.events("requests.lost", requests=2)) == 1
     for seed in (1, 2, 3):  # while the other worker starts
         assert pair.client.get("/readyz").status_code == 200
         assert pair.edit(prompt="make it red", seed=seed)["meta"]["reused"] is False
     pair.wait_for_event("process.died", exit_status=-signal.SIGKILL)
     pair.wait_for(lambda: read(pair, "retouch_ready") == 2)
     assert len(find_workers(pair) - workers) == 1
-    assert read(pair, 'retouch_edits_total{code="success"') == before + 4
+    assert read(pair, 'retouch_edits_total{code="success"') == before + 5

@@ -4,6 +4,7 @@ BentoML answers unknown routes, malformed bodies and crashes in forms of its own
 `/edit` is answered here, with `Retouch.edit` as its description in `/schema.json`.
 """
 
+import json
 import logging
 import re
 import time
@@ -25,6 +26,7 @@ from retouch.errors import (
     EditError,
     InternalError,
     MethodNotAllowed,
+    ModelLost,
     NotReady,
     Overloaded,
     RouteNotFound,
@@ -34,7 +36,7 @@ from retouch.lifecycle import ModelHost, State
 from retouch.logs import bind, event
 from retouch.schema import error_body
 from retouch.storage.local import LocalStore
-from retouch.web import openai
+from retouch.web import openai, sse
 from retouch.web.auth import ApiKeyAuth, HostCheck
 from retouch.web.edit import EditEndpoint
 from retouch.web.files import serve_file
@@ -43,6 +45,7 @@ from retouch.web.jobs import JobEndpoint
 from retouch.web.metrics import Metrics
 from retouch.web.openapi import openapi_document
 from retouch.web.pages import page_routes
+from retouch.web.standby import Channel
 
 _log = logging.getLogger(__name__)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
@@ -62,10 +65,15 @@ class App:
         jobs: JobEndpoint,
         metrics: Metrics,
         closes: bool = False,
+        standby: Channel | None = None,
     ) -> None:
-        """With `closes` a connection ends after its answer, so that the next may go to another worker."""
+        """With `closes` a connection ends after its answer, so that the next may go to another worker.
+
+        Requests are held by `standby`, so that they are answered if this process dies.
+        """
         self._app = app
         self._closes = closes
+        self._standby = standby or Channel()
         self._host = host
         self._metrics = metrics
         settings = host.settings
@@ -118,9 +126,11 @@ class App:
         scope.setdefault("state", {}).update(ids)
         began = time.perf_counter()
         status = 0
+        hold = self._standby.hold(scope, *_answer_loss(scope["path"], ids["request_id"]))
 
         async def send_named(message: Message) -> None:
             nonlocal status
+            hold.follow(message)
             if message["type"] == "http.response.start":
                 status = message["status"]
                 _describe_span(scope, ids)  # here, because the span is over with the answer
@@ -134,6 +144,7 @@ class App:
             try:
                 await self._router(scope, receive, send_named)
             finally:
+                hold.end()
                 seconds = time.perf_counter() - began
                 route = _name_route(scope)
                 self._metrics.count_request(route, status, seconds)
@@ -213,10 +224,21 @@ async def answer_error(request: Request, raised: Exception) -> Response:
     if not isinstance(raised, EditError):
         event(_log, "http.failed", level=logging.ERROR, cause=raised)
         raised = InternalError()
-    response = error_response(raised, request_id=request.state.request_id)
-    if request.url.path.startswith(openai.PREFIX):
-        return openai.translate_error(raised, response)
-    return response
+    return error_response_at(request.url.path, raised, request.state.request_id)
+
+
+def _answer_loss(path: str, request_id: str) -> tuple[Response, str]:
+    """Return what a request gets if this process dies, before its answer and in a stream."""
+    error = ModelLost("the process that had the request died; send it again")
+    response = error_response_at(path, error, request_id)
+    response.headers["X-Request-ID"] = request_id
+    return response, sse.format_event("error", json.loads(bytes(response.body)))
+
+
+def error_response_at(path: str, error: EditError, request_id: str) -> Response:
+    """Return the answer for `error` in the form of the route at `path`."""
+    response = error_response(error, request_id=request_id)
+    return openai.translate_error(error, response) if path.startswith(openai.PREFIX) else response
 
 
 def error_response(error: EditError, *, request_id: str) -> JSONResponse:

@@ -16,6 +16,7 @@ from uvicorn.config import HTTP_PROTOCOLS
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from retouch import tracing
+from retouch.web.standby import CONNECTION
 
 
 class _Parser(h11.Connection):
@@ -103,6 +104,8 @@ class Connection(H11Protocol, asyncio.BufferedProtocol):
     def handle_events(self) -> None:
         """Parse; once a request is whole the client waits for us."""
         super().handle_events()
+        if self.scope is not None:
+            self.scope["state"][CONNECTION] = self.transport  # its task begins later
         if self._is_answering() and not self.cycle.more_body:
             self._awaiting_client.pop(self, None)
 

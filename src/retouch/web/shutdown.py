@@ -19,6 +19,7 @@ from circus.watcher import Watcher  # type: ignore[import-untyped]
 
 from retouch.lifecycle import ModelHost, State
 from retouch.logs import event
+from retouch.web.standby import Standby
 from retouch.web.workers import Workers
 
 _log = logging.getLogger(__name__)
@@ -72,14 +73,17 @@ def _watch_supervisor(pid: int) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def watch_processes(workers: Workers) -> None:
+def watch_processes(workers: Workers, standby: Standby | None = None) -> None:
     """Have the supervisor log a process that ended unasked; circus starts the next one silently.
 
+    `standby` begins with the first process.
     BentoML has a container end with its process. One of several workers is replaced there too.
     """
     notify_event = Watcher.notify_event
 
     def notify(watcher: Any, topic: str, message: dict[str, Any]) -> None:
+        if topic == "spawn" and standby:
+            standby.start()
         if topic == "reap":
             workers.forget(message["process_pid"], watcher.env)
             watcher.respawn = watcher.respawn or workers.several
