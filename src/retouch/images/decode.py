@@ -14,7 +14,8 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 from retouch import errors
 from retouch.images.colour import is_hdr, scale_to_8_bits, scale_transparent_colour, to_srgb
-from retouch.images.formats import name_heif_coding, open_header, sniff
+from retouch.images.formats import open_header, sniff
+from retouch.images.heif import name_heif_coding
 from retouch.images.jpeg import load_jpeg
 from retouch.images.kind import Kind
 from retouch.images.mask import resize_mask, to_mask

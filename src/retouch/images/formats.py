@@ -6,14 +6,9 @@ characteristics, two codes of ITU-T H.273), `animated` and `end_missing`, where 
 
 import re
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from io import BytesIO
-from typing import Any, Final
+from typing import Final
 
-from pi_heif import options
-from pi_heif.as_plugin import HeifImageFile
-from pi_heif.heif import open_heif
-from PIL.AvifImagePlugin import AvifImageFile
 from PIL.GifImagePlugin import GifImageFile
 from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
@@ -22,6 +17,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from retouch.errors import UnsupportedImage
 from retouch.images.bmp import open_bmp
+from retouch.images.heif import open_avif, open_heif
 from retouch.images.png import open_png
 
 _OTHERS: Final[Mapping[str, re.Pattern[bytes]]] = {
@@ -37,19 +33,6 @@ _OTHERS: Final[Mapping[str, re.Pattern[bytes]]] = {
     "an icon (ICO)": re.compile(rb"\0\0[\1\2]\0"),
     "a video": re.compile(rb"....ftyp|\x1aE\xdf\xa3", re.DOTALL),
 }
-# Browsers show BT.709 and its like as sRGB in AVIF, but by BT.1886 in PNG (Chromium 151).
-_VIDEO_TRANSFERS, _SRGB = (1, 6, 14, 15), 13
-_HEIF_CODINGS: Final = {
-    b"vvc1": "VVC",
-    b"j2k1": "JPEG 2000",
-    b"unci": "uncompressed",
-    b"avc1": "AVC",
-    b"jpeg": "JPEG",
-    b"av01": "AV1",
-}
-
-options.DECODE_THREADS = 1
-options.THUMBNAILS = options.DEPTH_IMAGES = options.AUX_IMAGES = False
 
 
 def sniff(body: bytes) -> str:
@@ -76,34 +59,8 @@ def open_header(body: bytes, name: str) -> ImageFile:
     return FORMATS[name][1](body)
 
 
-def name_heif_coding(body: bytes) -> str:
-    """Name the coding of a HEIF file's images if it is one that libheif, as built here, cannot read."""
-    return next((name for code, name in _HEIF_CODINGS.items() if code in body[:4096]), "")
-
-
 def _open_by(kind: Callable[[BytesIO], ImageFile]) -> Callable[[bytes], ImageFile]:
     return lambda body: kind(BytesIO(body))
-
-
-def _open_avif(body: bytes) -> ImageFile:
-    source = AvifImageFile(BytesIO(body))
-    with suppress(Exception):  # libheif is stricter than libavif, and does not know sequences
-        source.info["cicp"] = _get_cicp(open_heif(BytesIO(body)).info)
-    return source
-
-
-def _open_heif(body: bytes) -> ImageFile:
-    source: ImageFile = HeifImageFile(BytesIO(body))  # type: ignore[no-untyped-call]
-    source.info["cicp"] = _get_cicp(source.info)
-    return source
-
-
-def _get_cicp(info: Mapping[Any, Any]) -> tuple[int, int] | None:
-    nclx = info.get("nclx_profile")
-    if not nclx:
-        return None
-    transfer = nclx["transfer_characteristics"]
-    return nclx["color_primaries"], _SRGB if transfer in _VIDEO_TRANSFERS else transfer
 
 
 FORMATS: Final[Mapping[str, tuple[re.Pattern[bytes], Callable[[bytes], ImageFile]]]] = {
@@ -114,9 +71,9 @@ FORMATS: Final[Mapping[str, tuple[re.Pattern[bytes], Callable[[bytes], ImageFile
     "bmp": (re.compile(rb"BM"), open_bmp),
     "tiff": (re.compile(rb"II[*+]\0|MM\0[*+]"), _open_by(TiffImageFile)),
     # The brand may stand anywhere in the file type box: phones often put `mif1` first.
-    "avif": (re.compile(rb"....ftyp(?:....){0,16}?avi[fs]", re.DOTALL), _open_avif),
+    "avif": (re.compile(rb"....ftyp(?:....){0,16}?avi[fs]", re.DOTALL), open_avif),
     "heif": (
         re.compile(rb"....ftyp(?:....){0,16}?(?:hei[cxms]|hev[cxms]|mif[12]|msf1)", re.DOTALL),
-        _open_heif,
+        open_heif,
     ),
 }
