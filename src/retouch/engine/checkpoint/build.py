@@ -24,7 +24,7 @@ from retouch.engine.checkpoint.entries import TensorEntry, read_headers
 from retouch.engine.checkpoint.family import choose_family, family_of
 from retouch.engine.checkpoint.files import INDEX_FILE, WEIGHTED, naming, read_json
 from retouch.engine.checkpoint.mapped import map_modulation
-from retouch.engine.checkpoint.markers import require_markers
+from retouch.engine.checkpoint.markers import require_markers, require_patches
 from retouch.engine.checkpoint.merging import Storage, choose_merged, merge_into, plan_with_adapters
 from retouch.engine.checkpoint.packed_file import (
     describe_format,
@@ -201,6 +201,7 @@ def read_parts(
         text_encoder.require_template(template, processor.tokenizer)
     configs = read_configs(folder)
     require_markers(folder, processor.tokenizer, configs["text_encoder"])
+    require_patches(processor.image_processor, configs["text_encoder"].vision_config)
     with naming("scheduler/scheduler_config.json"):
         scheduler = read_scheduler(folder / "scheduler")
     packed = {}

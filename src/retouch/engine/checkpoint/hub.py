@@ -44,7 +44,9 @@ def find_snapshot(
     """
     for repository in find_repositories(model_id, cache):
         reference = repository / "refs" / (revision or "main")
-        commit = reference.read_text(encoding="utf-8").strip() if reference.is_file() else revision
+        commit = revision
+        if reference.is_file():  # whatever wrote it: an unreadable one is none
+            commit = reference.read_text(encoding="utf-8-sig", errors="replace").strip()
         snapshots = [path for path in (repository / "snapshots").glob("*") if path.is_dir()]
         snapshots.sort(key=lambda path: (path.name == commit, path.stat().st_mtime), reverse=True)
         for snapshot in snapshots:

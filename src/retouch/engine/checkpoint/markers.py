@@ -1,4 +1,4 @@
-"""Check that tokenizer, text encoder and processor agree on the ids of the template's markers.
+"""Check that tokenizer, image processor and text encoder agree on markers and on patches of images.
 
 A mix of files from two versions loads without an error, but the text encoder never sees the image.
 """
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from retouch.engine.checkpoint.files import read_json
+from retouch.engine.tokenizer import Tokenizer
 from retouch.errors import ModelError
 
 CONFIG_IDS = {
@@ -17,6 +18,12 @@ CONFIG_IDS = {
     "<|vision_end|>": "vision_end_token_id",
 }
 MARKERS = ("<|im_start|>", "<|im_end|>", *CONFIG_IDS)
+PATCH_SIZES = {
+    "patch_size": "patch_size",
+    "temporal_patch_size": "temporal_patch_size",
+    "merge_size": "spatial_merge_size",
+}
+"""What an image processor's sizes are called in the configuration of the vision tower."""
 
 
 def require_markers(folder: Path, tokenizer: Any, config: Any) -> None:
@@ -32,6 +39,24 @@ def require_markers(folder: Path, tokenizer: Any, config: Any) -> None:
     _require_equal(ids, read_added_tokens(folder / "tokenizer"), "tokenizer/")
     if missing := [marker for marker, number in ids.items() if number is None]:
         raise ModelError(f"the tokenizer in processor/ does not know {missing[0]}")
+    backend = Tokenizer(tokenizer)
+    if split := [marker for marker in MARKERS if backend.encode(marker) != [ids[marker]]]:
+        raise ModelError(f"the tokenizer in processor/ splits {split[0]} into several tokens")
+
+
+def require_patches(image_processor: Any, vision_config: Any) -> None:
+    """Compare the patches that `image_processor` makes with those of the vision tower.
+
+    Raises:
+        ModelError: names the first size that differs.
+    """
+    for name, other in PATCH_SIZES.items():
+        found, expected = getattr(image_processor, name), getattr(vision_config, other)
+        if found != expected:
+            raise ModelError(
+                f"files of different versions: {name} is {found} in processor/, and {other} is {expected} in "
+                "text_encoder/config.json; copy all files of one version"
+            )
 
 
 def _require_equal(

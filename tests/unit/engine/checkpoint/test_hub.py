@@ -25,10 +25,12 @@ def test_a_cache_without_refs_has_its_complete_snapshot(tmp_path: Path) -> None:
     assert reported == [f"using the cached snapshot {COMMIT[:12]}, the newest complete one"]
 
 
-@pytest.mark.parametrize("text", [f"{COMMIT}\n", "", NEWER])
-def test_an_untidy_ref_does_not_hide_a_complete_snapshot(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize(
+    "text", [f"{COMMIT}\n".encode(), b"", NEWER.encode(), b"\xef\xbb\xbf", b"\xff\xfe\x00"]
+)
+def test_an_untidy_ref_does_not_hide_a_complete_snapshot(tmp_path: Path, text: bytes) -> None:
     snapshot = make_cache(tmp_path)
-    (tmp_path / "models--org--name" / "refs" / "main").write_text(text)
+    (tmp_path / "models--org--name" / "refs" / "main").write_bytes(text)
     assert snapshot_in(tmp_path) == snapshot
 
 
