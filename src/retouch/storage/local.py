@@ -25,6 +25,7 @@ from retouch.errors import (
     LinkInvalid,
     RouteNotFound,
     StorageError,
+    StoreDenied,
     StoreUnavailable,
 )
 from retouch.storage.keys import disposition, is_source_key, require_key
@@ -240,7 +241,13 @@ class LocalStore:
 
     def _path(self, key: str) -> Path:
         require_key(key)
-        return self._objects / key
+        path = self._objects / key
+        for part in (path, *path.parents):
+            if part == self._objects:  # the operator may have linked this one, or one above it
+                break
+            if part.is_symlink():  # else who can write here could have files elsewhere served
+                raise StoreDenied("a symbolic link in LOCAL_STORE_DIR is not followed", key=key)
+        return path
 
     def _read(self, key: str, max_bytes: int | None) -> tuple[bytes, dict[str, Any]] | None:
         try:

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from retouch.errors import StorageError, StoreUnavailable
+from retouch.errors import StorageError, StoreDenied, StoreUnavailable
 from retouch.storage import local
 from retouch.storage.local import LocalStore, load_secret
 
@@ -20,7 +20,7 @@ TTL_S = 3600
 
 class Clock:
     def __init__(self) -> None:
-        self.now_s = 1_800_000_000.5
+        self.now_s = int(time.time()) + 0.5  # files have the real time: of a later one all are old
 
     def __call__(self) -> float:
         return self.now_s
@@ -81,6 +81,30 @@ def test_a_key_below_an_object_is_absent_and_cannot_be_put(tmp_path: Path) -> No
         put(store, "a/b")
     assert get(store, "a") == b"picture"
     assert len(files(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("linked", [KEY, "retouch/results", "retouch"])
+def test_a_symbolic_link_in_the_store_is_not_followed(tmp_path: Path, linked: str) -> None:
+    outside, folder = tmp_path / "outside", tmp_path / "store"
+    put(build(outside))
+    there, here = outside / "objects" / linked, folder / "objects" / linked
+    store = build(folder)
+    here.parent.mkdir(parents=True, exist_ok=True)
+    here.symlink_to(there)
+    before = files(outside)
+
+    for use in (get, put, lambda one: one.list_keys(f"{KEY}/", max_keys=9, timeout_s=1), signed):
+        with pytest.raises(StoreDenied, match="symbolic link in LOCAL_STORE_DIR"):
+            use(store)
+    assert files(outside) == before
+
+
+def test_the_directory_itself_may_be_linked(tmp_path: Path) -> None:
+    (tmp_path / "disk" / "objects").mkdir(parents=True)
+    (tmp_path / "store").symlink_to(tmp_path / "disk")
+    store = build(tmp_path / "store")
+    put(store)
+    assert get(store) == b"picture"
 
 
 def test_a_key_that_is_a_folder_is_an_error_and_leaves_nothing_open(tmp_path: Path) -> None:
@@ -160,9 +184,7 @@ def test_a_check_that_reads_something_else_fails(
 def test_a_put_survives_a_sweep_that_removes_its_empty_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock = Clock()
-    clock.now_s = time.time()
-    store = build(tmp_path, clock)
+    store = build(tmp_path)
     replace = Path.replace
     swept: list[Path] = []
 
