@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -227,14 +228,6 @@ async def test_no_good_image_is_blamed_beside_busy_processes_and_stopped_childre
     assert outcomes[decode.Decoded] > sum(outcomes.values()) / 2
 
 
-async def test_a_child_killed_while_it_waits_is_replaced(decoding: sandbox.Decoder) -> None:
-    pids = await idle()
-    for pid in pids:
-        os.kill(pid, signal.SIGKILL)
-    await until(lambda: not any(is_running(pid) for pid in pids))
-    assert (await decoding.decode(PHOTO, timeout_s=PATIENCE_S)).width_px == 640
-
-
 @pytest.mark.parametrize("program", ["/bin/false", "/nowhere/python"])
 async def test_without_a_child_the_fault_is_ours(
     build: Callable[..., sandbox.Decoder], program: str
@@ -264,6 +257,38 @@ async def test_a_compromised_child_is_not_believed(
     decoding = build(spawn=running("os.read(0, 8); os.read(0, 1);" + script))
     with pytest.raises(refusal):
         await decoding.decode(b"?", timeout_s=2.0)
+
+
+@pytest.mark.parametrize(
+    ("signal_number", "tries", "refusal"),
+    [
+        (signal.SIGKILL, 2, errors.DecoderBusy),
+        (signal.SIGSYS, 1, errors.DecodeLimitExceeded),
+    ],
+)
+async def test_an_image_whose_children_are_killed_is_not_tried_for_long(
+    build: Callable[..., sandbox.Decoder],
+    tmp_path: Path,
+    signal_number: int,
+    tries: int,
+    refusal: type[errors.EditError],
+) -> None:
+    tried = tmp_path / "tried"
+    script = f"os.read(0, 10); open({str(tried)!r}, 'a').write('x'); os.kill(os.getpid(), {signal_number:d})"
+    with pytest.raises(refusal):
+        await build(spawn=running(script)).decode(b"?", timeout_s=PATIENCE_S)
+    assert tried.read_text() == "x" * tries
+
+
+async def test_children_killed_while_they_wait_cost_no_tries(
+    build: Callable[..., sandbox.Decoder],
+) -> None:
+    decoding = build(children=4)
+    pids = await idle(4)
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    await until(lambda: not any(is_running(pid) for pid in pids))
+    assert (await decoding.decode(PHOTO, timeout_s=PATIENCE_S)).width_px == 640
 
 
 async def test_a_child_that_does_not_read_is_not_waited_for(

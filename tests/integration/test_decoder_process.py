@@ -92,6 +92,7 @@ async def test_a_child_has_no_secrets_no_files_and_no_way_to_open_any(
     assert limits["Max open files"] == ["3", "3"]
     assert limits["Max cpu time"] == ["10", "11"]
     assert int(limits["Max address space"][1]) < (1 << 30) + (200 << 20)
+    assert (process / "oom_score_adj").read_text() == "1000\n"
 
 
 async def test_a_child_survives_the_sigterm_that_the_supervisor_passes_on(

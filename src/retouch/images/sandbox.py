@@ -35,7 +35,8 @@ _ENTRY: Final = (
 )
 _MAX_WALL_S: Final = 60.0
 """A decode that blocks without using the processor gives its child back after this."""
-_TRIES: Final = 3
+_TRIES: Final = 2
+"""Where the kernel's OOM killer ended a child, it is likely to end the next one too."""
 # A child that is killed from outside, as by the kernel's OOM killer, says nothing about its image. Other
 # signals do: the CPU limit's, and crashes, since not every library checks allocations.
 _KILLED: Final = (-signal.SIGKILL, -signal.SIGTERM)
@@ -167,7 +168,7 @@ class Decoder:
 
     def _decode(self, job: _Job) -> Decoded:
         status = 0
-        for _ in range(_TRIES):  # a child may be killed from outside, also while it waits
+        for _ in range(_TRIES):  # a child may be killed from outside
             if self._is_closed or job.is_cancelled:
                 raise _stopping()
             child = self._take()
@@ -189,10 +190,13 @@ class Decoder:
         raise ChildProcessError(f"the decoder exits with status {status}")
 
     def _take(self) -> Child:
-        try:
-            return self._spares.popleft()
-        except IndexError:
-            return self._spawn()
+        with suppress(IndexError):
+            while True:
+                child = self._spares.popleft()
+                if child.poll() is None:
+                    return child
+                _end(child)  # killed while it waited, which says nothing about this image
+        return self._spawn()
 
     def _add_spare(self) -> None:
         with suppress(OSError):  # the next job starts its own child, and reports the failure

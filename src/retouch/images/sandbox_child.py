@@ -12,6 +12,7 @@ import signal
 import struct
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -44,6 +45,8 @@ def main() -> None:  # pragma: no cover  # runs in the child, where tests/integr
     """Restrict this process, decode one image from stdin to stdout, exit."""
     # The supervisor sends SIGTERM to every process; edits in progress still need theirs decoded.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    with suppress(OSError):  # where memory runs out the kernel ends this process, not the model's
+        Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
     options: dict[str, Any] = json.loads(sys.argv[-1])
     limits = decode.Limits(**options["limits"])
     # WebP's canvas is allocated on opening; Pillow refuses over twice this number of pixels before.
