@@ -23,7 +23,8 @@ _URL = re.compile(
 _DATA_URL = re.compile(r"""\bdata:[^\s"\\,]{0,256},[^\s"\\]*""", re.IGNORECASE)
 _QUERY = re.compile(r"""\?[^\s"'\\?=]{1,256}=[^\s"'\\]*""")  # also after a path without a host
 _CLOSING = "'])}>,.;"  # what follows a URL in a text, such as the repr of a dict
-_MIN_PRIVATE_CHARACTERS = 4
+_MIN_HIDDEN_CHARACTERS = 4
+"""What is shorter hides nothing, and is in every other word."""
 
 _request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 _private: ContextVar[tuple[str, ...]] = ContextVar("private", default=())
@@ -35,12 +36,17 @@ def bind(request_id: str, *, private: Iterable[str] = ()) -> Iterator[None]:
     id_token = _request_id.set(request_id)
     texts = {text.strip() for text in private}  # as the engine gets them
     texts |= {form(text)[1:-1] for text in texts for form in (repr, json.dumps)}
-    private_token = _private.set(tuple(t for t in texts if len(t) >= _MIN_PRIVATE_CHARACTERS))
+    private_token = _private.set(tuple(t for t in texts if len(t) >= _MIN_HIDDEN_CHARACTERS))
     try:
         yield
     finally:
         _request_id.reset(id_token)
         _private.reset(private_token)
+
+
+def current_request_id() -> str | None:
+    """Return the request id that lines have here."""
+    return _request_id.get()
 
 
 def event(
@@ -86,7 +92,7 @@ class JsonFormatter(logging.Formatter):
 
     def __init__(self, secrets: Iterable[str]) -> None:
         super().__init__()
-        self._secrets = tuple(secret for secret in secrets if secret)
+        self._secrets = tuple(s for s in secrets if len(s) >= _MIN_HIDDEN_CHARACTERS)
 
     def format(self, record: logging.LogRecord) -> str:
         """Format `record` as one redacted line of JSON."""

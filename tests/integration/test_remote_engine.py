@@ -24,7 +24,6 @@ from retouch.errors import (
     EngineDenied,
     EngineRefused,
     EngineUnavailable,
-    InvalidRequest,
     ModelError,
 )
 from retouch.remote.engine import RemoteEngine, RemoteSettings, connect
@@ -145,12 +144,6 @@ def test_a_mask_is_left_to_the_editor_with_a_note(vllm: Pair) -> None:
     output = vllm.engine.edit(prepared, on_step=lambda _done, _steps: None)
     assert output.notes[0].startswith("the engine takes no mask")
     assert vllm.server.forms[0]["files"] == ["image"]
-
-
-@pytest.mark.parametrize(("field", "value"), [("strength", 0.5), ("scheduler", "UniPC")])
-def test_a_parameter_that_the_server_lacks_is_refused(vllm: Pair, field: str, value: Any) -> None:
-    with pytest.raises(InvalidRequest, match=field):
-        vllm.engine.prepare([PICTURE], replace(PARAMS, **{field: value}))
 
 
 @pytest.mark.parametrize(

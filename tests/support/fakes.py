@@ -141,11 +141,12 @@ class FakeDecoder:
 
     decodes: int = 0
     fault: EditError | None = None
+    timeout_s: float = 0.0
 
     async def decode(
         self, body: bytes, *, timeout_s: float, kind: Kind = "picture"
     ) -> decode.Decoded:
-        assert timeout_s > 0
+        self.timeout_s = timeout_s
         self.decodes += 1
         if self.fault is not None:
             raise self.fault

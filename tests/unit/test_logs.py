@@ -151,6 +151,12 @@ def test_a_secret_is_replaced_before_a_shorter_one_it_begins_with() -> None:
     assert redact("key-1-more key-1", ["key-1", "key-1-more"]) == "[redacted] [redacted]"
 
 
+def test_a_secret_too_short_to_be_one_does_not_blank_the_log() -> None:
+    record = logging.makeLogRecord({"msg": "11 GiB, key EMPTY"})
+    line = json.loads(logs.JsonFormatter(["1", "EMPTY"]).format(record))
+    assert line["message"] == "11 GiB, key [redacted]"
+
+
 def test_redaction_takes_linear_time() -> None:
     for text in ("a." * 80_000, "data:" * 40_000, "http://" * 40_000, "a@" * 80_000):
         began = time.perf_counter()

@@ -111,8 +111,8 @@ class EngineInfo:
     images as one edit takes. `load_phases_s` has the seconds that each phase of loading took.
     `lora_urls`: requests may bring adapters; the ranks of one edit's are at most `max_adapter_rank`.
     `adapter_choices` has one for each kind of block that they make the engine run, the default's first.
-    `examples` are instructions that suit it. `code` belongs to the engine: it describes the compiled
-    code that it has, or could have.
+    `examples` are instructions that suit it. `code` is the engine's own: the compiled code that it has
+    or could have. With `fixed_schedule` it takes neither a scheduler nor a strength.
     """
 
     model: str
@@ -133,6 +133,7 @@ class EngineInfo:
     lora_urls: bool = False
     max_adapter_rank: int = MAX_ADAPTER_RANK
     adapter_choices: tuple[AdapterChoice, ...] = (AdapterChoice(),)
+    fixed_schedule: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from retouch.errors import InvalidRequest
 from retouch.schema import EditRequest
 
 _FIXED = ("num_inference_steps", "guidance_scale", "scheduler")
-_SCHEDULER = "Euler"
+DEFAULT_SCHEDULER = "Euler"
 
 
 def choose_profile(name: str | None, info: EngineInfo) -> ProfileInfo:
@@ -31,7 +31,7 @@ def fix_request(request: EditRequest, profile: ProfileInfo) -> tuple[EditRequest
     """Return the request with what the profile fixes, and a note for each value that this ignores."""
     if not profile.is_fixed:
         return request, []
-    values = (profile.steps, profile.guidance_scale, _SCHEDULER)
+    values = (profile.steps, profile.guidance_scale, DEFAULT_SCHEDULER)
     notes = []
     for field, value in zip(_FIXED, values, strict=True):
         given = getattr(request, field)

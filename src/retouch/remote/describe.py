@@ -68,6 +68,7 @@ def _describe_stranger(model: str) -> EngineInfo:
         quantization=_NOT_TOLD,
         preset=_DEFAULTS,
         max_areas_px=_MAX_AREAS_PX,
+        fixed_schedule=True,
     )
 
 

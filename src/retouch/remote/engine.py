@@ -10,7 +10,7 @@ from functools import cached_property, partial
 from PIL import Image
 
 from retouch.editing.ports import EditParams, EngineInfo, EngineOutput, PreparedEdit
-from retouch.errors import BadInput, EngineUnavailable, InvalidRequest, ModelError
+from retouch.errors import BadInput, EngineUnavailable, ModelError
 from retouch.images.decode import Limits
 from retouch.images.sandbox import Decoder, DecoderSettings
 from retouch.logs import event
@@ -35,7 +35,6 @@ _DECODE_S = 60.0
 _POLL_S = 0.1
 """How soon an edit notices that it is to end."""
 _BYTES_PER_TOKEN = 4
-_DEFAULT_SCHEDULER = "Euler"
 _NO_MASK = "the engine takes no mask: it edited the whole picture, and only the mask's part is used"
 
 
@@ -93,13 +92,7 @@ class RemoteEngine:
     def prepare(
         self, images: Sequence[Image.Image], params: EditParams, *, mask: Image.Image | None = None
     ) -> PreparedEdit:
-        """Encode the files of the request.
-
-        Raises:
-            InvalidRequest: a parameter has no field in this server's API.
-        """
-        if not self._is_retouch:
-            _require_known(params)
+        """Encode the files of the request."""
         files = encode_files(images, mask if self._is_retouch else None)
         return PreparedEdit(params, _Inputs(files, is_masked=mask is not None))
 
@@ -180,16 +173,6 @@ class RemoteEngine:
             return image, ()
         note = f"the engine made {image.width} x {image.height} pixels: they are resized"
         return image.resize(size_px, Image.Resampling.LANCZOS), (note,)
-
-
-def _require_known(params: EditParams) -> None:
-    faults = {}
-    if params.strength < 1:
-        faults["strength"] = "must be 1: the engine has no other"
-    if params.scheduler != _DEFAULT_SCHEDULER:
-        faults["scheduler"] = f"must be {_DEFAULT_SCHEDULER}: the engine has no other"
-    if faults:
-        raise InvalidRequest.for_fields(faults)
 
 
 def connect(settings: RemoteSettings, *, progress: Callable[[str], None]) -> RemoteEngine:

@@ -41,6 +41,8 @@ _log = logging.getLogger(__name__)
 _REMEMBERED = 4096
 _REFUSED_FOR_S, _TRANSIENT_FOR_S = 60.0, 10.0
 _MIN_VALID_S = 60.0
+_DECODE_TIMEOUT_S = 60.0
+"""Also for the wait in a burst. A load may have many callers, each with a deadline of its own."""
 _STALE_NOTE = "the origin could not be asked: an older copy was used"
 
 
@@ -176,7 +178,7 @@ class SourceLoader:
                 found = await self._find(load)
                 fetch_ms = 1000 * (time.perf_counter() - began)
                 source = await self._decode_source(
-                    source_id, found, kind, fetch_ms=fetch_ms, timeout_s=self._settings.timeout_s
+                    source_id, found, kind, fetch_ms=fetch_ms, timeout_s=_DECODE_TIMEOUT_S
                 )
         except (BadInput, DownloadFailed) as error:
             self._remember(source_id, error)

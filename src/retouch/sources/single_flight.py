@@ -2,19 +2,23 @@
 
 import asyncio
 import copy
+import logging
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from retouch import tracing
+from retouch.logs import current_request_id, event
 
 T = TypeVar("T")
+_log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
 class _Call(Generic[T]):
     task: asyncio.Task[T]
     trace: tracing.Link | None
+    request_id: str | None
     waiting: int = 0
 
 
@@ -32,14 +36,16 @@ class SingleFlight(Generic[T]):
         """Return the result of the running call for `key`, starting it if there is none.
 
         Every caller gets its error as a copy. A cancelled caller leaves the call to the others; when
-        the last caller is cancelled, so is the call. In traces the call belongs to its first caller;
-        the others are linked to it.
+        the last caller is cancelled, so is the call. In log and traces the call belongs to its first
+        caller, even once that has gone; the others are linked to it.
         """
         call = self._calls.get(key)
         if call is None:
-            call = _Call(asyncio.create_task(start()), tracing.current())
+            call = _Call(asyncio.create_task(start()), tracing.current(), current_request_id())
             self._calls[key] = call
             call.task.add_done_callback(lambda task: self._forget(key, task))
+        elif call.request_id != current_request_id():
+            event(_log, "load.shared", begun_by=call.request_id)
         tracing.link(call.trace)
         call.waiting += 1
         try:

@@ -328,3 +328,15 @@ async def test_a_result_over_the_loaded_maximum_is_refused_before_anything_is_fe
     assert "at most 1048576" in error.details["fields"]["width"]
     assert (house.origin.asked, house.store.gets) == ([], [])
     assert (await run(house, width=1024, height=1024)).status == "success"
+
+
+@pytest.mark.parametrize(("field", "value"), [("strength", 0.5), ("scheduler", "UniPC")])
+async def test_what_an_engine_has_no_field_for_is_refused_before_anything_is_fetched(
+    field: str, value: object
+) -> None:
+    house = House()
+    house.engine.info = replace(house.engine.info, fixed_schedule=True)
+    error = await refused(house, InvalidRequest, **{field: value})
+    assert list(error.details["fields"]) == [field]
+    assert house.origin.asked == []
+    assert (await run(house, strength=1, scheduler="Euler")).status == "success"

@@ -175,3 +175,9 @@ async def test_the_store_gets_the_time_limit_of_a_source() -> None:
     world = World(timeout_s=7.5)
     await world.fill()
     assert world.store.put_timeouts_s == [7.5]
+
+
+async def test_the_wait_for_a_decoder_is_not_the_origins_time() -> None:
+    world = World(timeout_s=0.5)
+    await world.load()
+    assert world.decoder.timeout_s == 60

@@ -1,5 +1,6 @@
 import asyncio
 import gc
+import logging
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 from support.fakes import settle
 
 from retouch.errors import SourceTimedOut
+from retouch.logs import bind
 from retouch.sources.single_flight import SingleFlight
 
 
@@ -169,3 +171,14 @@ async def test_an_error_at_the_moment_the_last_caller_is_cancelled_is_retrieved(
     gc.collect()
     assert caller.cancelled()
     assert calls.running == 0
+
+
+async def test_who_joins_a_call_logs_whose_lines_it_has(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    calls = Calls()
+    for request_id in ("first", "first", "second"):
+        with bind(request_id):
+            await calls.start_callers("a")
+    await calls.finish("a", "result")
+    shared = [record for record in caplog.records if record.message == "load.shared"]
+    assert [vars(record)["fields"] for record in shared] == [{"begun_by": "first"}]

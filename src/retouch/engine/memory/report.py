@@ -94,7 +94,11 @@ def explain(plan: Plan, sizes: Sizes, shape: EditShape) -> list[str]:
             f"{plan.slots} slots of {plan.slot_bytes / GIB:.2f}, "
             f"{shape.activation_bytes() / GIB:.1f} for the edit, {RESERVE_BYTES / GIB:.1f} in reserve"
         ),
-        f"host: {plan.host_bytes / GIB:.1f} GiB, of which {plan.pinned_bytes / GIB:.1f} pinned",
+        (
+            f"host: {(plan.host_bytes + HOST_RESERVE_BYTES) / GIB:.1f} GiB at most: "
+            f"{plan.host_bytes / GIB:.1f} of weights, of which {plan.pinned_bytes / GIB:.1f} pinned, "
+            f"{HOST_RESERVE_BYTES / GIB:.1f} in reserve"
+        ),
     ]
     if (most := sum(area_px >= shape.area_px for area_px in plan.max_areas_px)) > 1:
         megapixels = shape.area_px / (1 << 20)

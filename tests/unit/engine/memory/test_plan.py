@@ -130,6 +130,8 @@ def test_the_explanation_names_the_plan_and_what_moves() -> None:
     lines = "\n".join(explain(plan_for(16), FULL, SHAPE))
     assert "of 60 blocks streamed" in lines
     assert "in every step" in lines
+    need = plan_for(16).host_bytes + HOST_RESERVE_BYTES
+    assert f"host: {need / GIB:.1f} GiB at most" in lines  # what is refused below
     assert "in every step" not in "\n".join(explain(plan_for(40), FULL, SHAPE))
     assert "in every edit" not in "\n".join(explain(plan_for(48), FULL, SHAPE))
     assert "before an edit" in "\n".join(explain(plan_for(48), FULL, SHAPE))
