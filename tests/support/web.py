@@ -25,6 +25,7 @@ from retouch.web.jobs import JobEndpoint
 from retouch.web.metrics import Metrics
 from retouch.web.workers import Board
 from support.fakes import REQUEST, URL, FakeStore, House, until
+from support.settings import build_settings
 
 
 def open_host(settings: Settings, house: House | None, *, store: Store | None = None) -> ModelHost:
@@ -79,7 +80,7 @@ class Endpoint:
 
     def __init__(self, house: House | None = None, **settings: Any) -> None:
         self.house = house or House()
-        host = open_host(Settings(_env_file=None, **settings), self.house)
+        host = open_host(build_settings(**settings), self.house)
         self.metrics = Metrics(host)
         self.edits = EditEndpoint(host, self.metrics)
 
@@ -122,7 +123,7 @@ BODY = {**EXAMPLE, "image_url": URL}
 
 
 def settings(**changes: Any) -> Settings:
-    return Settings(_env_file=None, **({"max_image_bytes": 1024} | changes))
+    return build_settings(**({"max_image_bytes": 1024} | changes))
 
 
 async def inner(scope: Scope, receive: Receive, send: Send) -> None:

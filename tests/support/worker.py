@@ -4,16 +4,16 @@ from functools import partial
 from typing import Any
 
 from retouch.lifecycle import ModelHost
-from retouch.settings import Settings
 from retouch.worker import sdk
 from retouch.worker.handler import Worker
 from retouch.worker.progress import Reporter
 from support.fakes import House
+from support.settings import build_settings
 
 
 def build_host(house: House, **settings: Any) -> ModelHost:
     """A host whose model is loaded: the house's editor and store."""
-    return ModelHost(Settings(_env_file=None, **settings), store=house.store, editor=house.editor)
+    return ModelHost(build_settings(**settings), store=house.store, editor=house.editor)
 
 
 def build_worker(house: House) -> Worker:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import socket
 import ssl
 import threading
@@ -69,6 +70,12 @@ class Resolver:
         return await asyncio.wrap_future(answer)
 
 
+@functools.cache
+def default_ssl_context() -> ssl.SSLContext:
+    """Return the process's context for TLS with public hosts: reading all root certificates is slow."""
+    return httpcore.default_ssl_context()
+
+
 class Connector:
     """Opens connections: one look-up, every address checked, a checked literal dialled.
 
@@ -86,7 +93,7 @@ class Connector:
         self._limits = limits
         self._resolver = Resolver(resolve, max_lookups=limits.max_lookups)
         self._network = network or httpcore.AnyIOBackend()
-        self._ssl_context = ssl_context or httpcore.default_ssl_context()
+        self._ssl_context = ssl_context or default_ssl_context()
 
     @contextlib.asynccontextmanager
     async def connect(self, url: SourceUrl) -> AsyncIterator[httpcore.AsyncNetworkStream]:

@@ -14,7 +14,7 @@ import h11
 import httpcore
 
 from retouch.errors import DownloadFailed, EngineUnavailable, ModelError
-from retouch.net.connect import Connector
+from retouch.net.connect import Connector, default_ssl_context
 from retouch.net.http1 import Exchange, Headers
 from retouch.net.limits import FetchLimits
 from retouch.net.url import SourceUrl, parse_url
@@ -46,7 +46,7 @@ class Server:
 
     url: SourceUrl
     key: str = field(default="", repr=False)
-    ssl_context: ssl.SSLContext = field(default_factory=httpcore.default_ssl_context, repr=False)
+    ssl_context: ssl.SSLContext = field(default_factory=default_ssl_context, repr=False)
 
     @classmethod
     def parse(cls, url: str, *, key: str = "") -> Self:

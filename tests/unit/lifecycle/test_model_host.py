@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from support.fakes import PATIENCE_S, REQUEST, House, Pause, settle, until
+from support.settings import build_settings
 
 from retouch import lifecycle, wiring
 from retouch.editing.editor import Editor
@@ -67,7 +68,7 @@ def wires(monkeypatch: pytest.MonkeyPatch) -> Wires:
 
 
 def settings(**changes: Any) -> Settings:
-    return Settings(_env_file=None, **({"api_keys": ("one-key-of-callers",)} | changes))
+    return build_settings(**({"api_keys": ("one-key-of-callers",)} | changes))
 
 
 def wait_for_load() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from support.fakes import PNG, REQUEST, URL, House, Pause, settle
+from support.settings import build_settings
 from support.web import (
     BODY,
     Caller,
@@ -31,7 +32,6 @@ from retouch.errors import (
     SourceUnreachable,
 )
 from retouch.schema import EditResult
-from retouch.settings import Settings
 from retouch.web.edit import EditEndpoint
 from retouch.web.metrics import Metrics
 
@@ -88,7 +88,7 @@ async def test_a_local_link_has_the_host_that_the_caller_used_or_the_servers_add
 
 @pytest.mark.parametrize("accept", ["application/json", "text/event-stream"])
 async def test_while_the_model_loads_a_stream_is_refused_by_its_status_too(accept: str) -> None:
-    host = open_host(Settings(_env_file=None), None)
+    host = open_host(build_settings(), None)
     loading = EditEndpoint(host, Metrics(host))
     with pytest.raises(NotReady):
         await loading.answer(Caller(accept=accept).ask(json.dumps(BODY).encode()))

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from runpod import RunPodLogger
 from support.fakes import PNG, REQUEST, URL, House, Pause, settle, until
+from support.settings import build_settings
 from support.web import Endpoint
 from support.worker import build_worker
 from support.worlds import require_idle
@@ -24,7 +25,6 @@ from retouch.errors import (
 )
 from retouch.lifecycle import ModelHost, State
 from retouch.schema import EditRequest, EditResult, ErrorBody
-from retouch.settings import Settings
 from retouch.web.app import error_response
 from retouch.worker.handler import (
     MAX_ANSWER_BYTES,
@@ -64,7 +64,7 @@ class Rig:
         self._is_gpu_lost = is_gpu_lost
         self.refreshes = 0
         self.worker = Worker(
-            host(Settings(_env_file=None), store=self.house.store, editor=self.house.editor),
+            host(build_settings(), store=self.house.store, editor=self.house.editor),
             refresh=self._refresh,
             build_reporter=lambda _: Reporter(self._send, every_s=0),
             is_gpu_lost=self._probe,
