@@ -145,7 +145,8 @@ async def test_a_key_that_may_not_list_ends_the_sweeps_and_says_so(
 
 async def test_progress_is_sent_where_it_is_asked_for_and_never_after_the_end() -> None:
     receiver = FakeReceiver()
-    replica = Replica(FakeStore(), receiver=receiver, webhook_scale=5e-6)
+    # Every 2 ms: ids hold the milliseconds.
+    replica = Replica(FakeStore(), receiver=receiver, webhook_scale=4e-4)
     asked = request(webhook=HOOK, webhook_progress=True)
     await replica.jobs.accept(asked, "a", CALLER)
     await until(lambda: receiver.taken and receiver.taken[-1]["type"] == "job.completed")
