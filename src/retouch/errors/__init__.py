@@ -29,7 +29,7 @@ The message and `details` of an error go to the caller; `context` goes to the lo
 """
 
 import logging
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from retouch.errors.bad_input import (
     AspectRatioTooExtreme as AspectRatioTooExtreme,
@@ -53,6 +53,7 @@ from retouch.errors.bad_input import (
     UnsupportedLora as UnsupportedLora,
 )
 from retouch.errors.edit_error import EditError as EditError
+from retouch.errors.one_line import one_line as one_line
 
 _RETRY_AFTER_S = 10
 
@@ -158,9 +159,13 @@ class StoreDenied(StorageError):
 
 
 class ModelError(EditError):
-    """The model failed on this edit."""
+    """The model failed on this edit, or cannot be loaded. Its message is one line: files give names to it."""
 
     type, code, status = "ModelError", "model_failed", 500
+
+    def __init__(self, message: str | None = None, **more: Any) -> None:
+        """Take the same as `EditError`."""
+        super().__init__(message and one_line(message, max_characters=1000), **more)
 
 
 class OutOfMemory(ModelError):

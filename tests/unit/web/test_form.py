@@ -53,6 +53,12 @@ def test_a_form_is_the_same_in_pieces_of_any_size(piece_bytes: int) -> None:
     assert form.files == [("image", Upload(PNG, hashlib.sha256(PNG).hexdigest()))]
 
 
+@pytest.mark.parametrize("junk", [";" * 2000, ';a="' + ";" * 2000, ";a=b" * 500])
+def test_a_content_type_that_takes_long_to_parse_is_refused_unread(junk: str) -> None:
+    with pytest.raises(MalformedBody, match="boundary"):
+        parse(f"multipart/form-data{junk};boundary=b", part("A: b"))
+
+
 @pytest.mark.parametrize("name", ["image", "image[]"])
 @pytest.mark.parametrize("kind", ["image/png", "application/octet-stream", "text/plain"])
 def test_a_file_is_the_source_whatever_type_it_is_declared_as(name: str, kind: str) -> None:

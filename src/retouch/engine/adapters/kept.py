@@ -12,10 +12,8 @@ from retouch.editing.ports import AdapterInfo
 from retouch.engine.adapters.keys import AdapterRefused
 from retouch.engine.adapters.read import Adapter, Shape, read_adapter
 from retouch.engine.adapters.source import hold_in_memory
-from retouch.errors import UnsupportedLora
+from retouch.errors import UnsupportedLora, one_line
 from retouch.schema import lora_key
-
-_MAX_MESSAGE = 360
 
 
 class KeptAdapters:
@@ -55,19 +53,13 @@ class KeptAdapters:
             with hold_in_memory(body) as path:
                 adapter = read_adapter(path, self._shapes)
         except AdapterRefused as error:
-            raise UnsupportedLora(_one_line(str(error))) from error
+            raise UnsupportedLora(one_line(str(error))) from error
         held = HeldAdapter(_describe(adapter), adapter)
         with self._lock:
             self._held[sha256] = held
             if adapter.size_bytes <= self._latest.maxsize:
                 self._latest[sha256] = held
         return held
-
-
-def _one_line(text: str) -> str:
-    """Return a message without what a stranger's keys may hold: line breaks, or thousands of characters."""
-    line = "".join(character if character.isprintable() else "?" for character in text)
-    return line if len(line) <= _MAX_MESSAGE else f"{line[:_MAX_MESSAGE]}…"
 
 
 def _describe(adapter: Adapter) -> AdapterInfo:

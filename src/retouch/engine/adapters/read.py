@@ -18,6 +18,7 @@ from retouch.engine.adapters.keys import (
     describe_style,
     parse_keys,
 )
+from retouch.engine.header_limit import MAX_HEADER_BYTES, has_long_header
 
 MAX_RANK = 256
 _DTYPES = frozenset({"F64", "F32", "F16", "BF16"})
@@ -81,6 +82,8 @@ def read_adapter(path: Path, shapes: Mapping[str, Shape]) -> Adapter:
         AdapterRefused: the file is not safetensors, or cannot be applied in full.
     """
     try:
+        if has_long_header(path):
+            raise AdapterRefused(f"the header is over {MAX_HEADER_BYTES} bytes")
         with safe_open(path, framework="pt") as file:
             keys = parse_keys(file.keys(), shapes)
             parts = _group(keys)

@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from math import prod
+from math import isfinite, prod
 from pathlib import Path
 
 import torch
@@ -118,6 +118,16 @@ class TensorEntry:
         values, scales = FP8.split(storage, self.shape)
         scales.copy_((torch.ones(1) if self.scales is None else self.scales) * factor)
         return values.view(-1).view(torch.uint8)
+
+    def require_plain_finite(self, stored: torch.Tensor) -> None:
+        """Check values as they are in the file, on the host. Of packed ones `decode` checks.
+
+        Raises:
+            ModelError: a value is NaN or infinite.
+        """
+        # `aminmax` gives NaN where there is one, 20 times as fast as `isfinite`.
+        if self.dtype and not all(map(isfinite, map(float, stored.view(self.dtype).aminmax()))):
+            raise ModelError(f"{self.file} is damaged: {self.name} has values that are not finite")
 
     def require_finite(self, stored: torch.Tensor) -> None:
         """Check the bytes of whole units, where memory keeps them as they are.

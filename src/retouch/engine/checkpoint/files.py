@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePath
 from typing import Any
 
+from retouch.engine.header_limit import MAX_HEADER_BYTES, has_long_header
 from retouch.errors import ModelError
 
 INDEX_FILE = "model_index.json"
@@ -111,6 +112,8 @@ def require_complete_weights(path: Path) -> None:
 
     _require_content(path)
     try:
+        if has_long_header(path):
+            raise ModelError(f"{_name(path)} has a header of over {MAX_HEADER_BYTES} bytes")
         with safe_open(path, framework="np"):
             pass
     except (SafetensorError, OSError) as error:
@@ -144,7 +147,7 @@ def read_json(path: Path) -> dict[str, Any]:
     _require_content(path)
     try:
         data = json.loads(path.read_bytes())
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ModelError(f"{_name(path)} is not valid JSON") from None
     if not isinstance(data, dict):
         raise ModelError(f"{_name(path)} is not a JSON object")

@@ -27,6 +27,7 @@ _UNUSED = (".input_scale", ".scale_input")
 """Scales of activations for fp8 products: results with 16-bit activations are more exact."""
 _KNOWN = {"format", "full_precision_matrix_mult"}
 _MATRIX = 2
+_MAX_MARK_BYTES = 4096
 
 
 def apply_scales(
@@ -70,14 +71,15 @@ def _layers(entries: Mapping[str, TensorEntry]) -> list[str]:
 
 def _read_mark(entry: TensorEntry) -> Any:
     try:
-        return json.loads(_read_bytes(entry))
-    except ValueError:
+        # One that is larger than any ends too early.
+        return json.loads(_read_bytes(entry, max_bytes=_MAX_MARK_BYTES))
+    except (ValueError, RecursionError):
         raise ModelError(f"{entry.file}: {entry.name} is not valid JSON") from None
 
 
 def _require_format(layer: str, form: Any, entries: Mapping[str, TensorEntry]) -> None:
     weight = entries.get(f"{layer}.weight")
-    file = next(iter(entries.values())).file
+    file = next((entry.file for entry in entries.values()), "the file")
     if weight is None:
         raise ModelError(f"{file}: {layer}.weight is missing")
     if not isinstance(form, dict) or form.get("format") != FORMAT or form.keys() - _KNOWN:
@@ -100,7 +102,7 @@ def _read_scales(entry: TensorEntry, weight: TensorEntry) -> torch.Tensor:
     return scales
 
 
-def _read_bytes(entry: TensorEntry) -> bytes:
+def _read_bytes(entry: TensorEntry, *, max_bytes: int | None = None) -> bytes:
     with entry.path.open("rb") as file:
         file.seek(entry.offset)
-        return file.read(entry.size_bytes)
+        return file.read(min(entry.size_bytes, max_bytes or entry.size_bytes))

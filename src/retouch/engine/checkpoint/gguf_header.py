@@ -14,6 +14,10 @@ MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
 _MAX_DIMENSIONS = 4
 _ALIGNMENT = 32
+_MAX_ENTRIES = 1 << 14
+"""Weights and metadata: the largest files of this family have 2,000."""
+_MAX_TEXTS = 1 << 18
+"""In arrays of the metadata: a tokenizer has 150,000 words."""
 _NUMBERS = {
     0: "B",
     1: "b",
@@ -44,7 +48,7 @@ def read_gguf(path: Path) -> tuple[list[TensorEntry], dict[str, Any]]:
             mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data,
         ):
             return _read(path, _Cursor(data))
-    except (struct.error, UnicodeDecodeError, _Damaged) as error:
+    except (struct.error, ValueError, OverflowError, _Damaged) as error:
         raise ModelError(f"{file} is damaged or truncated: {error}") from error
     except OSError as error:
         raise ModelError(f"{file} cannot be read") from error
@@ -59,6 +63,7 @@ class _Cursor:
 
     def __init__(self, data: mmap.mmap) -> None:
         self.data, self.at = data, len(MAGIC)
+        self._texts_left = _MAX_TEXTS
 
     def number(self, form: str) -> Any:
         (value,) = struct.unpack_from("<" + form, self.data, self.at)
@@ -83,9 +88,14 @@ class _Cursor:
         inner, count = self.number("I"), self.number("Q")
         if inner in _NUMBERS:
             self.at += count * struct.calcsize("<" + _NUMBERS[inner])
-        else:
+        elif inner == _STRING:
+            self._texts_left -= count
+            if self._texts_left < 0:
+                raise _Damaged(f"its arrays have over {_MAX_TEXTS} texts")
             for _ in range(count):
-                self.value(inner)
+                self.text()
+        else:
+            raise _Damaged(f"it has an array of type {inner}")
         return None
 
 
@@ -94,6 +104,8 @@ def _read(path: Path, cursor: _Cursor) -> tuple[list[TensorEntry], dict[str, Any
     if version not in _VERSIONS:
         raise _Damaged(f"GGUF version {version} is not known")
     weights, values = cursor.number("Q"), cursor.number("Q")
+    if weights + values > _MAX_ENTRIES:
+        raise _Damaged(f"it has {weights} weights and {values} metadata values")
     metadata = {}
     for _ in range(values):
         key = cursor.text()

@@ -126,7 +126,7 @@ def _declared_formats(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]
         return {}
     try:
         return dict(json.loads(metadata[METADATA])["layers"])
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         raise ModelError(f"{path.name}: {METADATA} cannot be read") from None
 
 

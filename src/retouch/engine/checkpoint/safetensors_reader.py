@@ -219,9 +219,11 @@ class _Reader:
             offset = source.offset + unit * size
             if direct and not part.is_cuda:
                 _fill(file, source, part.view(torch.uint8), offset)
+                source.require_plain_finite(part)
             else:
                 stage = self._stage(size_bytes)
                 _fill(file, source, stage, offset)
+                source.require_plain_finite(stage)
                 self._convert(source, stage, part, unit=unit, factor=factor)
             self._meter.add(size_bytes)
 

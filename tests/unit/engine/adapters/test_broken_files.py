@@ -80,6 +80,10 @@ BROKEN: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: with_header(lambda header: header[DOWN].update(dtype="F12")),
         "not a readable safetensors file",
     ),
+    "a header of a million names": (
+        lambda: (5 << 20).to_bytes(8, "little") + b"{" + b" " * (5 << 20),
+        "the header is over",
+    ),
     "no tensors": (lambda: save({}), "no tensors"),
     "half of the blocks": (lambda: save(far_blocks()), "no layer for the key"),
     "another model's keys": (
