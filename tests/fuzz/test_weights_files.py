@@ -26,6 +26,7 @@ WEIGHTS = {
     "transformer_blocks.0.attn.to_q.weight": torch.linspace(-1, 1, 32 * 64).view(32, 64),
     "transformer_blocks.0.attn.to_q.bias": torch.linspace(-1, 1, 32),
 }
+LORA = save(build_tensors(draw(only="attn"), "kohya", alpha=2.0))
 NUMBERS = [0, 1, 8, 9, 1 << 31, (1 << 32) - 1, (1 << 63) - 1, 1 << 63, (1 << 64) - 1]
 FIELDS = [b"null", b"-1", b"1.5", b"true", b"[]", b"{}", b'"U8"', b"1e400", b"[[[", b'"\\ud800"']
 
@@ -80,7 +81,7 @@ def is_one_line(text: str) -> bool:
     return text.isprintable() and len(text) <= 1001 and "without a message" not in text
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_a_changed_file_of_a_transformer_is_refused_by_a_line_or_read_in_full(
     folder: Path, samples: list[bytes], data: st.DataObject
@@ -90,7 +91,7 @@ def test_a_changed_file_of_a_transformer_is_refused_by_a_line_or_read_in_full(
     assert is_one_line(refusal_of(load, path))
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_a_changed_lora_file_is_refused_or_read_in_full(folder: Path, data: st.DataObject) -> None:
     def read(path: Path) -> None:
@@ -101,5 +102,5 @@ def test_a_changed_lora_file_is_refused_or_read_in_full(folder: Path, data: st.D
         assert all(one.down.isfinite().all() and one.up.isfinite().all() for one in layers)
 
     path = folder / "adapter"
-    path.write_bytes(mutate(data, save(build_tensors(draw(only="attn"), "kohya", alpha=2.0))))
+    path.write_bytes(mutate(data, LORA))
     assert is_one_line(refusal_of(read, path))

@@ -27,8 +27,13 @@ CALLER = Caller(owner="", request_id="r-1")
 
 @dataclass
 class FakeReceiver:
-    """Takes webhooks, verifies each with the reference library, and answers with `statuses` in turn."""
+    """Takes webhooks, verifies each with the reference library, and answers with `statuses` in turn.
 
+    A silent one takes none and never answers; `waiting` are its callers.
+    """
+
+    is_silent: bool = False
+    waiting: int = 0
     statuses: list[int] = field(default_factory=list)
     taken: list[dict[str, Any]] = field(default_factory=list)
     ids: list[str] = field(default_factory=list)
@@ -100,7 +105,8 @@ class Replica:
     async def post(
         self, url: SourceUrl, body: bytes, headers: Mapping[str, str], *, timeout_s: float
     ) -> int:
-        if self.is_dead:
+        if self.is_dead or self.receiver.is_silent:
+            self.receiver.waiting += 1
             await asyncio.get_running_loop().create_future()
         return self.receiver.take(url.canonical, body, headers)
 

@@ -7,29 +7,19 @@ import uuid
 from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
 from contextvars import Context
+from functools import partial
 from weakref import WeakValueDictionary
 
-from retouch.errors import (
-    InvalidRequest,
-    JobConflict,
-    Overloaded,
-    StorageError,
-)
+from retouch.errors import InvalidRequest, JobConflict, JobNotFound, Overloaded, StorageError
+from retouch.jobs.attempts import accept_attempt
 from retouch.jobs.heartbeat import Heartbeat
 from retouch.jobs.live import Caller, Live, Run
 from retouch.jobs.lookup import JobSettings, Lookup
-from retouch.jobs.records import (
-    Accepted,
-    Ended,
-    Records,
-    derive_id,
-    digest,
-    require_job_id,
-)
+from retouch.jobs.records import Accepted, Ended, Records, derive_id, digest, require_job_id
 from retouch.jobs.sweep import Sweeper
 from retouch.jobs.webhooks import Webhooks
 from retouch.logs import bind, event
-from retouch.schema import EditRequest, ErrorBody, Job, Progress
+from retouch.schema import EditRequest, Job, Progress
 
 _log = logging.getLogger(__name__)
 _CANCEL_S = 5.0
@@ -63,6 +53,7 @@ class Jobs:
         self._heartbeat = Heartbeat(records, self._process, every_s=15.0 * scale, now=now)
         self._lookup = Lookup(records, self._heartbeat, settings, now=now)
         self._live: dict[str, Live] = {}
+        self._beginning = 0
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._tasks: set[asyncio.Task[None]] = set()
         self._beating: asyncio.Task[None] | None = None
@@ -95,7 +86,8 @@ class Jobs:
         Raises:
             InvalidRequest: the id or the webhook is not acceptable, or the answer would contain the file.
             JobConflict: the id belongs to another request.
-            Overloaded: too many jobs are unfinished.
+            JobNotFound: its job has expired.
+            Overloaded: too many jobs are unfinished, or webhooks undelivered.
             NotReady: no edit can run.
             StorageError: the records cannot be read or written.
         """
@@ -108,40 +100,46 @@ class Jobs:
             if not (known or is_new):
                 known = await self._records.accepted(job_id)
             if known:
+                if not live and self._lookup.is_expired(known):
+                    raise JobNotFound
                 if not known.is_same(digest=hashed, owner=caller.owner):
                     raise JobConflict
                 return live.view() if live else await self.get(job_id, caller.owner)
             self._require_ready()
-            if len(self._live) >= self._settings.max_unfinished:
+            if len(self._live) + self._beginning >= self._settings.max_unfinished:
                 raise Overloaded("too many jobs are unfinished (MAX_QUEUE)")
-            accepted = Accepted(
+            if request.webhook:
+                self._webhooks.require_room()
+            accepted = Accepted.of(
+                request,
                 id=job_id,
                 process=self._process,
                 owner=caller.owner,
                 digest=hashed,
                 request_id=caller.request_id,
                 created_at_s=self._now(),
-                webhook=request.webhook or "",
-                webhook_progress=request.webhook_progress,
             )
-            await self._beat()
-            await self._records.accept(accepted)
-            return self._start(accepted, request, caller).view()
+            self._beginning += 1
+            try:
+                await self._beat()
+                await self._records.accept(accepted)
+                return self._start(accepted, request, caller).view()
+            finally:
+                self._beginning -= 1
 
     async def accept_repeatable(self, request: EditRequest, key: str, caller: Caller) -> Job:
         """Begin the job of an Idempotency-Key, or return the one that it began before.
 
-        A failure that may be retried is: the key then begins the next job.
+        The key begins the next job after a failure that may be retried, and after its retention.
 
         Raises:
             EditError: as `accept`.
         """
-        attempt = 0
-        while True:
-            job = await self.accept(request, derive_id(caller.owner, key, attempt), caller)
-            if not (isinstance(job.answer, ErrorBody) and job.answer.error.details.retryable):
-                return job
-            attempt += 1
+        name = partial(derive_id, caller.owner, key)
+        return await accept_attempt(
+            lambda attempt: self.accept(request, name(attempt), caller),
+            lambda attempt: self._has_begun(name(attempt)),
+        )
 
     async def get(self, job_id: str, owner: str) -> Job:
         """Return a job of any replica; a result has a new link.
@@ -207,6 +205,9 @@ class Jobs:
         elif not job.answer:
             await self._records.write(f"{job_id}/cancel", {})
         return job
+
+    async def _has_begun(self, job_id: str) -> bool:
+        return job_id in self._live or await self._records.accepted(job_id) is not None
 
     def _require_acceptable(self, request: EditRequest) -> None:
         if request.response_format != "url":

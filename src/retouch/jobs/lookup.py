@@ -48,7 +48,7 @@ class Lookup:
         with suppress(InvalidRequest):
             require_job_id(job_id)
             accepted = await self._records.accepted(job_id)
-            if accepted and accepted.owner == owner and not self._is_expired(accepted):
+            if accepted and accepted.owner == owner and not self.is_expired(accepted):
                 return await self._read(accepted)
         raise JobNotFound
 
@@ -78,7 +78,8 @@ class Lookup:
 
         return job.model_copy(update={"answer": job.answer.change_each(renew)})
 
-    def _is_expired(self, accepted: Accepted) -> bool:
+    def is_expired(self, accepted: Accepted) -> bool:
+        """Whether a job is over its retention."""
         return self._now() - accepted.created_at_s > self._settings.retention_s
 
 

@@ -42,6 +42,11 @@ class Accepted:
     webhook: str = ""
     webhook_progress: bool = False
 
+    @classmethod
+    def of(cls, request: EditRequest, **more: Any) -> "Accepted":
+        """Return the acceptance of a request; `more` are the fields that it does not say."""
+        return cls(webhook=request.webhook or "", webhook_progress=request.webhook_progress, **more)
+
     def is_same(self, *, digest: str, owner: str) -> bool:
         """Whether a request is the one that was accepted, from the same caller."""
         return (self.digest, self.owner) == (digest, owner)

@@ -16,7 +16,7 @@ from http import HTTPStatus
 from typing import Protocol
 
 from retouch import tracing
-from retouch.errors import DownloadFailed, InvalidRequest, StorageError
+from retouch.errors import DownloadFailed, InvalidRequest, Overloaded, StorageError
 from retouch.jobs.records import Accepted, Ended, Records, to_text
 from retouch.logs import event
 from retouch.net.url import SourceUrl
@@ -29,6 +29,9 @@ OFFSETS_S = (0, 5, 30, 120, 300, 900, 1800, 3600, 7200, 10800, 16200, 21600)
 PROGRESS_EVERY_S = 5.0
 _TRY_S = 15.0
 _CLOSE_S = 2.0
+MAX_SENDING = 4096
+"""Messages of one process that are not delivered yet; one takes some 10 kB for up to 6 hours."""
+MAX_TRIES_AT_ONCE = 128
 
 
 class Post(Protocol):
@@ -103,6 +106,7 @@ class Webhooks:
         self._secret = secret
         self._scale = scale
         self._now = now
+        self._tries = asyncio.Semaphore(MAX_TRIES_AT_ONCE)
         self._sending: dict[str, asyncio.Task[None]] = {}
         self._progress: dict[str, asyncio.Task[int]] = {}
         self._reported_at_s: dict[str, float] = {}
@@ -128,6 +132,15 @@ class Webhooks:
                 {"webhook": "is not offered: WEBHOOK_SECRET is not set"}
             )
         self._post.parse(url)
+
+    def require_room(self) -> None:
+        """Require that another message may wait for its receiver.
+
+        Raises:
+            Overloaded: too many do.
+        """
+        if len(self._sending) >= MAX_SENDING:
+            raise Overloaded("too many webhooks are undelivered")
 
     def report(self, accepted: Accepted, progress: Progress) -> None:
         """Send progress if asked for: once, at most every 5 s, one message at a time."""
@@ -194,6 +207,10 @@ class Webhooks:
 
     async def _try(self, accepted: Accepted, name: str, body: bytes) -> int:
         """Send a message once; return the status of the answer, or 0 without one."""
+        async with self._tries:
+            return await self._send(accepted, name, body)
+
+    async def _send(self, accepted: Accepted, name: str, body: bytes) -> int:
         sent_at_s = int(self._now())
         headers = {
             "webhook-id": name,

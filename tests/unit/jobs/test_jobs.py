@@ -17,7 +17,9 @@ from retouch.errors import (
     Overloaded,
     StoreUnavailable,
 )
+from retouch.jobs.attempts import find_last
 from retouch.jobs.live import Caller
+from retouch.jobs.records import derive_id
 from retouch.schema import EditResult, ErrorBody, Job
 
 
@@ -241,6 +243,67 @@ async def test_an_end_that_cannot_be_written_is_written_later_and_as_lost_after_
     store.put = put  # type: ignore[method-assign]
     job = await replica.jobs.wait("a", "")
     assert (job.state, code(job)) == ("failed", "worker_lost")
+
+
+async def test_of_many_jobs_that_begin_at_once_no_more_than_the_limit_are_accepted() -> None:
+    store = FakeStore()
+    replica = Replica(store, max_unfinished=3)
+    pause = Pause()
+    replica.house.engine.at_step = lambda _: pause.hold()
+    begun = await asyncio.gather(
+        *(replica.jobs.accept(REQUEST, f"j{number}", CALLER) for number in range(50)),
+        return_exceptions=True,
+    )
+    assert [type(one) for one in begun].count(Job) == 3
+    assert [type(one) for one in begun].count(Overloaded) == 47
+    assert len(objects(store, "accepted")) == 3
+    pause.release()
+    await replica.jobs.close()
+
+
+async def test_a_begin_that_fails_makes_room_for_the_next() -> None:
+    store = FakeStore()
+    replica = Replica(store, max_unfinished=1)
+    store.put_fault = StoreUnavailable("down")
+    for job_id in ("a", "b"):
+        with pytest.raises(StoreUnavailable):
+            await replica.jobs.accept(REQUEST, job_id, CALLER)
+    store.put_fault = None
+    await replica.jobs.accept(REQUEST, "c", CALLER)
+    assert (await replica.jobs.wait("c", "")).state == "completed"
+
+
+async def test_an_idempotency_key_is_free_again_after_its_retention() -> None:
+    store = FakeStore()
+    first = Replica(store)
+    await first.jobs.accept_repeatable(REQUEST, "k", CALLER)
+    await first.jobs.close()
+    for asked in (REQUEST, request(seed=5)):
+        later = Replica(store, retention_s=-1).jobs
+        assert not (await later.accept_repeatable(asked, "k", CALLER)).answer
+        await later.close()
+        with pytest.raises(JobNotFound):
+            await Replica(store, retention_s=-1).jobs.accept(asked, derive_id("", "k", 0), CALLER)
+    assert len(objects(store, "accepted")) == 3
+
+
+async def test_a_key_that_failed_a_thousand_times_is_found_by_few_reads() -> None:
+    asked: list[int] = []
+
+    async def has_begun(attempt: int) -> bool:
+        asked.append(attempt)
+        return attempt <= 1000
+
+    assert await find_last(has_begun, 0) == 1000
+    assert len(asked) <= 24
+
+
+@pytest.mark.parametrize("last", range(12))
+async def test_the_last_attempt_is_found_wherever_the_search_begins(last: int) -> None:
+    async def has_begun(attempt: int) -> bool:
+        return attempt <= last
+
+    assert {await find_last(has_begun, first) for first in range(last + 1)} == {last}
 
 
 async def test_an_idempotency_key_gives_the_first_answer_and_runs_again_after_a_fault_that_passes() -> (

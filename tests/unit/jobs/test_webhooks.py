@@ -9,7 +9,8 @@ from support.fakes import REQUEST, FakeStore, Pause, until
 from support.replicas import CALLER, HOOK, FakeReceiver, Replica
 from support.worlds import request
 
-from retouch.errors import InvalidRequest, OutOfMemory, StoreDenied
+from retouch.errors import InvalidRequest, OutOfMemory, Overloaded, StoreDenied
+from retouch.jobs import webhooks
 from retouch.jobs.webhooks import plan_tries
 
 ASKED = request(webhook=HOOK)
@@ -155,6 +156,24 @@ async def test_progress_is_sent_where_it_is_asked_for_and_never_after_the_end() 
     assert set(kinds[:-1]) == {"job.progress"}
     assert len(set(receiver.ids)) == len(receiver.ids)
     assert receiver.taken[0]["data"]["progress"]["stage"]
+
+
+async def test_webhooks_that_nobody_takes_are_bounded_and_so_are_tries_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(webhooks, "MAX_SENDING", 3)
+    monkeypatch.setattr(webhooks, "MAX_TRIES_AT_ONCE", 2)
+    receiver = FakeReceiver(is_silent=True)
+    replica = Replica(FakeStore(), receiver=receiver)
+    for number in range(3):
+        await replica.jobs.accept(ASKED, f"a{number}", CALLER)
+        await replica.jobs.wait(f"a{number}", "")
+    with pytest.raises(Overloaded, match="undelivered"):
+        await replica.jobs.accept(ASKED, "b", CALLER)
+    await replica.jobs.accept(REQUEST, "c", CALLER)
+    await replica.jobs.wait("c", "")
+    assert receiver.waiting == 2
+    await replica.jobs.close()
 
 
 async def test_a_job_without_a_webhook_sends_nothing() -> None:
