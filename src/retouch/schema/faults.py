@@ -14,7 +14,7 @@ _MAX_NAME_CHARACTERS = 64
 _MEANT: Mapping[str, str] = {
     name: meant
     for meant, names in {
-        "image_url": "image image_base64 image_b64 input_image init_image file url",
+        "image_url": "image image_base64 image_b64 image_data data_uri data_url input_image init_image file url",
         "image_urls": "images input_images",
         "prompt": "text instruction instructions",
         "negative_prompt": "negative",
@@ -23,9 +23,11 @@ _MEANT: Mapping[str, str] = {
         "scheduler": "sampler sampler_name",
         "output_format": "format",
         "output_quality": "quality",
-        "width and height": "size aspect_ratio",
+        "width and height": "size image_size resolution aspect_ratio",
         "mask_url": "mask mask_image",
-        "strength": "denoise denoising_strength",
+        "strength": "denoise denoising_strength image_strength prompt_strength",
+        "num_images": "n num_outputs num_images_per_prompt batch_size",
+        "webhook": "webhook_url callback_url",
     }.items()
     for name in names.split()
 }
@@ -53,6 +55,8 @@ def advise(name: str) -> str:
 
     >>> advise("steps"), advise("promt"), advise("tiles")
     ('is not a field: send num_inference_steps', 'is not a field: is prompt meant?', 'is not a field')
+    >>> advise("n"), advise("data_uri")
+    ('is not a field: send num_images', 'is not a field: send image_url')
     """
     if name == "input":
         return "is not a field here: send the fields in it by themselves"
