@@ -30,7 +30,7 @@ workers = join_workers(settings.gpus, each=settings.gpus_each)
 settings = load_settings()  # again: the host's memory is shared out now
 require_local_store(settings)
 logs.install(settings.log_level, secrets=settings.secrets)
-server.install()
+server.install(open_channel())
 shutdown.watch_processes(workers, open_standby())
 host = ModelHost(settings)
 metrics = Metrics(host, workers)
@@ -80,11 +80,5 @@ class Retouch:
 
 Retouch.add_asgi_middleware(server.allow_origins)  # type: ignore[attr-defined]
 Retouch.add_asgi_middleware(  # type: ignore[attr-defined]
-    App,
-    host=host,
-    edits=edits,
-    jobs=jobs,
-    metrics=metrics,
-    closes=workers.several,
-    standby=open_channel(),
+    App, host=host, edits=edits, jobs=jobs, metrics=metrics, closes=workers.several
 )

@@ -1,5 +1,6 @@
 """Build every part from the settings. Nothing else joins the two."""
 
+import asyncio
 import logging
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -241,6 +242,7 @@ def build_editor(
     editor = Editor(steps, admission)
     if isinstance(engine, RemoteEngine):
         exits.callback(engine.close)
+        exits.callback(asyncio.ensure_future(engine.watch()).cancel)
     exits.push_async_callback(editor.close)
     return editor
 

@@ -10,16 +10,18 @@ status is 1 if anything is wrong.
 
 import argparse
 import io
+import itertools
 import os
 import random
 import re
 import signal
 import sys
+import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -48,31 +50,34 @@ class Run:
         self.counts: Counter[str] = Counter()
         self.faults: list[str] = []
         self.keys: dict[str, tuple[int, int]] = {}
+        self.turn = threading.Lock()
 
-    def requests(self, count: int) -> Iterator[tuple[int, int]]:
-        """Yield pairs of a source's number and a seed."""
+    def requests(self, count: int, killing: "Future[None]") -> Iterator[tuple[int, int]]:
+        """Yield pairs of a source's number and a seed: so many, and more while workers are killed."""
         sent: list[tuple[int, int]] = []
-        for seed in range(count):
+        for seed in itertools.count():
+            if seed >= count and killing.done():
+                return
             again = bool(sent) and seed % 5 == 4
             pair = self.chance.choice(sent) if again else (self.chance.randrange(SOURCES), seed)
             sent.append(pair)
             yield pair
 
+    def ask_all(self, requests: Iterator[tuple[int, int]]) -> None:
+        """Ask one after the other, as long as there are any for this caller."""
+        while True:
+            with self.turn:
+                pair = next(requests, None)
+            if pair is None:
+                return
+            self.ask(pair)
+
     def ask(self, pair: tuple[int, int]) -> None:
         """Edit, open the link, and judge what is there."""
         source, seed = pair
-        for _ in range(MAX_ATTEMPTS):
-            try:
-                response = self.service.ask(
-                    image_url=self.urls[source], seed=seed, width=SIDE_PX, height=SIDE_PX
-                )
-            except httpx.TransportError:
-                self.counts["broken connections"] += 1
-                continue
-            if "model_lost" not in response.text:
-                break
-            self.counts["model_lost"] += 1
-        else:
+        fields = {"image_url": self.urls[source], "seed": seed, "width": SIDE_PX, "height": SIDE_PX}
+        response = self.patiently(lambda: self.service.ask(**fields))
+        if response is None:
             self.faults.append(f"{pair} got no answer")
             return
         if response.status_code != httpx.codes.OK:
@@ -80,27 +85,42 @@ class Run:
             return
         self.judge(pair, response.json()["result"])
 
+    def patiently(self, ask: Callable[[], httpx.Response]) -> httpx.Response | None:
+        """Ask until the worker that is asked lives on."""
+        for _ in range(MAX_ATTEMPTS):
+            try:
+                response = ask()
+            except httpx.TransportError:
+                self.counts["broken connections"] += 1
+                continue
+            if "model_lost" not in response.text:
+                return response
+            self.counts["model_lost"] += 1
+        return None
+
     def judge(self, pair: tuple[int, int], result: Mapping[str, Any]) -> None:
         """Require the result's own pixels, and a key that no other request has."""
         self.counts["reused" if result["meta"]["reused"] else "edited"] += 1
         if self.keys.setdefault(result["object_key"], pair) != pair:
             self.faults.append(f"{pair} has the key of {self.keys[result['object_key']]}")
-        link = opened(result["presigned_url"])
-        found = Image.open(io.BytesIO(link.content)).convert("RGB") if link.is_success else None
+        link = self.patiently(lambda: opened(result["presigned_url"]))
+        found = None
+        if link is not None and link.is_success:
+            found = Image.open(io.BytesIO(link.content)).convert("RGB")
         if found is None or found.tobytes() != self._expected(pair).tobytes():
-            self.faults.append(f"{pair} has wrong pixels, or none ({link.status_code})")
+            self.faults.append(f"{pair} has wrong pixels, or none ({link})")
 
     def kill(self, kills: int, every_s: float) -> None:
-        """Kill a worker now and then, once all are ready again."""
+        """Kill a worker now and then, while others are ready."""
         for _ in range(kills):
             time.sleep(every_s)
-            self.service.wait_for(lambda: len(find_workers(self.service)) > 1)
+            self.service.wait_for(lambda: self.count_ready() > 1)
             os.kill(self.chance.choice(find_workers(self.service)), signal.SIGKILL)
             self.counts["kills"] += 1
 
     def count_metrics(self, workers: int) -> None:
         """Require that the counters of all workers are what the callers saw."""
-        self.service.wait_for(lambda: f"retouch_ready {workers}.0" in self.scrape())
+        self.service.wait_for(lambda: self.count_ready() == workers)
         text = self.scrape()
         found = re.findall(r'^retouch_edits_total{code="success".* (\S+)$', text, re.MULTILINE)
         counted, seen = sum(map(float, found)), self.counts["edited"] + self.counts["reused"]
@@ -113,8 +133,14 @@ class Run:
             self.faults.append(f"{fetched} fetches of {SOURCES} sources")
         self.counts["fetches"] = fetched
 
+    def count_ready(self) -> int:
+        """Return how many workers are ready."""
+        found = re.search(r"^retouch_ready (\d+)", self.scrape(), re.MULTILINE)
+        return int(found[1]) if found else 0
+
     def scrape(self) -> str:
-        return self.service.client.get("/metrics").text
+        response = self.patiently(lambda: self.service.client.get("/metrics"))
+        return response.text if response else ""
 
     def _offer(self, number: int, colour: int) -> str:
         file = io.BytesIO()
@@ -133,8 +159,12 @@ def solid(colour: int) -> Image.Image:
 def find_workers(service: Service) -> list[int]:
     """Return the processes below the supervisor that serve."""
     children = Path(f"/proc/{service.pid}/task/{service.pid}/children").read_text().split()
-    commands = {int(child): Path(f"/proc/{child}/cmdline").read_bytes() for child in children}
-    return sorted(pid for pid, command in commands.items() if b"worker.service" in command)
+    found = []
+    for child in children:
+        with suppress(FileNotFoundError):  # it has ended
+            if b"worker.service" in Path(f"/proc/{child}/cmdline").read_bytes():
+                found.append(int(child))
+    return sorted(found)
 
 
 @contextmanager
@@ -162,11 +192,12 @@ def measure(store: str, asked: argparse.Namespace) -> Run:
             }
             with serving(folder, settings) as service:
                 run = Run(service, origin, asked.seed)
-                service.wait_for(lambda: f"retouch_ready {asked.workers}.0" in run.scrape())
+                service.wait_for(lambda: run.count_ready() == asked.workers)
                 began_s = time.monotonic()
                 with ThreadPoolExecutor(asked.callers + 1) as callers:
                     killing = callers.submit(run.kill, asked.kills, asked.kill_every)
-                    list(callers.map(run.ask, run.requests(asked.edits)))
+                    requests = run.requests(asked.edits, killing)
+                    list(callers.map(run.ask_all, [requests] * asked.callers))
                     killing.result()
                 run.counts["seconds"] = round(time.monotonic() - began_s)
                 run.count_metrics(asked.workers)

@@ -46,12 +46,12 @@ def test_sources_and_results_are_reused_without_asking_the_engine(
 ) -> None:
     url = origin.offer("/remote-cached.jpg")
     first = remote.edit(image_url=url, seed=6)
-    asked = len(local.events("http.answered"))
+    asked = len(local.events("http.answered", route="/v1/images/edits"))
     again = remote.edit(image_url=url, seed=6)
     assert (first["meta"]["reused"], again["meta"]["reused"]) == (False, True)
     assert again["meta"]["source"]["cached"]
     assert origin.count("/remote-cached.jpg") == 1
-    assert len(local.events("http.answered")) == asked
+    assert len(local.events("http.answered", route="/v1/images/edits")) == asked
 
 
 @pytest.mark.parametrize(

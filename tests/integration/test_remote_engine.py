@@ -1,20 +1,24 @@
 """The engine over servers that answer as vLLM-Omni and SGLang do."""
 
+import asyncio
 import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from PIL import Image
 from starlette.responses import JSONResponse, PlainTextResponse, Response
+from support.fakes import House
 from support.servers import image_engines
 from support.servers.image_engines import MODEL, ImageEngine, serving, vllm_error
+from support.web import client, open_host, require_error, settings
 
 import retouch
 from retouch.editing.ports import EditParams, run_edit
@@ -45,9 +49,9 @@ PARAMS = EditParams(
 
 
 @contextmanager
-def connected(url: str, **settings: Any) -> Iterator[RemoteEngine]:
+def connected(url: str, **changes: Any) -> Iterator[RemoteEngine]:
     """Connect to a server, without pauses."""
-    chosen = {"pauses_s": (0.0, 0.0), "start_pause_s": 0.01} | settings
+    chosen = {"pauses_s": (0.0, 0.0), "start_pause_s": 0.01} | changes
     with closing(connect(RemoteSettings(url, **chosen), progress=lambda _: None)) as engine:
         yield engine
 
@@ -235,6 +239,73 @@ def test_an_edit_that_is_to_end_closes_the_connection(vllm: Pair) -> None:
     wait_until(lambda: vllm.server.dropped == 1)
     vllm.server.is_open.set()
     edit(vllm.engine)
+
+
+@contextmanager
+def watching(engine: RemoteEngine) -> Iterator[None]:
+    """Let it watch its server, in a thread."""
+    loop = asyncio.new_event_loop()
+    watch = loop.create_task(engine.watch())
+
+    def run() -> None:
+        with suppress(asyncio.CancelledError):
+            loop.run_until_complete(watch)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    yield
+    loop.call_soon_threadsafe(watch.cancel)
+    thread.join()
+    loop.close()
+
+
+def is_reachable(engine: RemoteEngine) -> bool:
+    with suppress(EngineUnavailable, EngineDenied):
+        engine.require_reachable()
+        return True
+    return False
+
+
+async def ask_whether_ready(engine: RemoteEngine) -> httpx.Response:
+    house = House(engine=engine)  # type: ignore[arg-type]
+    async with client(host=open_host(settings(), house)) as http:
+        return await http.get("/readyz")
+
+
+def test_a_server_that_goes_is_noticed_and_so_is_one_that_comes_with_another_model() -> None:
+    with ExitStack() as exits:
+        with serving(ImageEngine()) as server:
+            engine = exits.enter_context(connected(server.url, watch_s=0.05))
+            exits.enter_context(watching(engine))
+            assert asyncio.run(ask_whether_ready(engine)).text == f"ready: {MODEL}\n"
+        wait_until(lambda: not is_reachable(engine))
+        require_error(asyncio.run(ask_whether_ready(engine)), EngineUnavailable)
+        with serving(ImageEngine(port=server.port, model="another")):
+            wait_until(lambda: is_reachable(engine))
+            assert asyncio.run(ask_whether_ready(engine)).text == "ready: another\n"
+            assert edit(engine).size == (96, 64)
+
+
+def test_a_model_that_changes_in_a_running_server_is_noticed() -> None:
+    with (
+        serving(ImageEngine()) as server,
+        connected(server.url, watch_s=0.05) as engine,
+        watching(engine),
+    ):
+        server.model = "another"
+        wait_until(lambda: engine.info.model == "another")
+
+
+def test_a_key_that_is_refused_later_is_noticed() -> None:
+    with (
+        serving(ImageEngine()) as server,
+        connected(server.url, watch_s=0.05) as engine,
+        watching(engine),
+    ):
+        server.key = KEY
+        wait_until(lambda: not is_reachable(engine))
+        with pytest.raises(EngineDenied):
+            engine.require_reachable()
 
 
 def test_a_server_killed_in_the_middle_of_an_edit_is_a_retryable_error_and_the_next_edit_works() -> (

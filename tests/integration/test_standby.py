@@ -1,17 +1,17 @@
 """What callers get whose worker is killed: from the process that holds their connections as well."""
 
+import asyncio
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any
 
 import pytest
 from starlette.responses import JSONResponse
 
-from retouch.web.standby import CONNECTION, Channel, Hold, Standby
+from retouch.web.standby import Channel, Hold, Standby
 
 pytestmark = pytest.mark.integration
 LOST = JSONResponse({"error": "lost"}, status_code=503, headers={"Retry-After": "5"})
@@ -19,15 +19,13 @@ START = {"type": "http.response.start", "status": 200, "headers": []}
 STREAM = START | {"headers": [(b"content-type", b"text/event-stream; charset=utf-8")]}
 
 
-@dataclass
-class Transport:
-    """As asyncio's, of a connection without TLS unless it says otherwise."""
+class Transport(asyncio.Transport):
+    """A connection's."""
 
-    socket: socket.socket
-    ssl_object: object = None
 
-    def get_extra_info(self, name: str) -> Any:
-        return vars(self)[name]
+def as_transport(connection: socket.socket, *, tls: bool = False) -> asyncio.Transport:
+    """Return the transport of a connection."""
+    return Transport({"socket": connection, "ssl_object": object() if tls else None})
 
 
 @dataclass
@@ -44,9 +42,9 @@ class Worker:
         self.channel = Channel(self.standby.outbox, self.process.pid)
 
     def hold(self, connection: socket.socket, *, tls: bool = False) -> Hold:
-        state = {CONNECTION: Transport(connection, ssl_object=object() if tls else None)}
-        scope = {"http_version": "1.1", "state": state}
-        return self.channel.hold(scope, LOST, "event: error\n\n")
+        hold = self.channel.hold(as_transport(connection, tls=tls))
+        hold.begin(LOST, b"e\r\nevent: error\n\n\r\n0\r\n\r\n")
+        return hold
 
     def kill(self) -> None:
         self.process.kill()
@@ -116,6 +114,18 @@ def test_an_answer_that_has_begun_is_not_followed_by_another(worker: Worker) -> 
         assert read_all(caller) == b"HTTP/1.1 200 OK\r\n"
 
 
+def test_the_answer_is_that_of_the_last_request_on_a_connection(worker: Worker) -> None:
+    with connected() as (caller, accepted):
+        hold = worker.hold(accepted)
+        hold.begin(JSONResponse({}, status_code=504))
+        hold.end()
+        hold.begin(JSONResponse({}, status_code=504))
+        hold.begin(JSONResponse({}, status_code=502))
+        accepted.close()
+        worker.kill()
+        assert read_all(caller).startswith(b"HTTP/1.1 502 ")
+
+
 def test_a_stream_whose_worker_is_killed_ends_with_an_error(worker: Worker) -> None:
     with connected() as (caller, accepted):
         worker.hold(accepted).follow(STREAM)
@@ -167,8 +177,9 @@ def test_without_a_supervisor_nothing_is_held() -> None:
     gone, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     gone.close()
     with connected() as (caller, accepted), ours:
-        scope = {"http_version": "1.1", "state": {CONNECTION: Transport(accepted)}}
         for channel in (Channel(), Channel(ours, 1)):
-            channel.hold(scope, LOST, "").follow(START)
+            hold = channel.hold(as_transport(accepted))
+            hold.begin(LOST)
+            hold.follow(START)
         accepted.close()
         assert read_all(caller) == b""

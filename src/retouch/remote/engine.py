@@ -10,7 +10,7 @@ from functools import cached_property, partial
 from PIL import Image
 
 from retouch.editing.ports import EditParams, EngineInfo, EngineOutput, PreparedEdit
-from retouch.errors import BadInput, EngineUnavailable, ModelError
+from retouch.errors import BadInput, EditError, EngineUnavailable, ModelError
 from retouch.images.decode import Limits
 from retouch.images.sandbox import Decoder, DecoderSettings
 from retouch.logs import event
@@ -32,6 +32,7 @@ _MAX_ANSWER_BYTES = 64 << 20
 """4 MP of noise as PNG in base64 take 17 MB; a server may write more than it was asked for."""
 _DESCRIBE_S = 10.0
 _DECODE_S = 60.0
+_MISSES = 2
 _POLL_S = 0.1
 """How soon an edit notices that it is to end."""
 _BYTES_PER_TOKEN = 4
@@ -43,7 +44,7 @@ class RemoteSettings:
     """The server's address and key, the `model` to ask it for, and the limits of its pictures.
 
     `pauses_s` are before further attempts where the server took nothing on; `start_s` is how long it
-    may take to answer at the start.
+    may take to answer at the start. Later it is asked every `watch_s` what it has.
     """
 
     url: str
@@ -54,6 +55,7 @@ class RemoteSettings:
     pauses_s: tuple[float, ...] = (0.5, 2.0)
     start_pause_s: float = 2.0
     start_s: float = 3600.0
+    watch_s: float = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,7 @@ class RemoteEngine:
         self._settings = settings
         self._server = server
         self._is_retouch = is_retouch
+        self._fault: EditError | None = None
 
     @cached_property
     def _decoder(self) -> Decoder:
@@ -84,6 +87,38 @@ class RemoteEngine:
         """End the decoder's processes."""
         if "_decoder" in vars(self):
             self._decoder.close()
+
+    async def watch(self) -> None:
+        """Ask the server again and again what it has, until cancelled: `info` follows.
+
+        One question without an answer says little of a server that is at work. After it the next
+        ones come five times as often.
+        """
+        misses = 0
+        while True:
+            await asyncio.sleep(self._settings.watch_s / (5 if misses else 1))
+            try:
+                info, is_retouch = await _describe(self._server, self._settings.model)
+            except EditError as error:
+                misses += 1
+                if misses == _MISSES:
+                    self._fault = error
+                    event(_log, "engine.unreachable", level=logging.ERROR, reason=error.message)
+                continue
+            if self._fault or info != self.info:
+                event(_log, "engine.reached", model=info.model)
+            misses, self._fault = 0, None
+            self.info, self._is_retouch = info, is_retouch
+
+    def require_reachable(self) -> None:
+        """Raise what `watch` met, if it does not reach the server.
+
+        Raises:
+            EngineUnavailable: the server is away or starting.
+            EngineDenied: it refuses the key.
+        """
+        if self._fault:
+            raise self._fault.with_traceback(None)  # or each time adds the frames of a request
 
     def count_tokens(self, text: str) -> int:
         """Estimate the tokens in `text`: the tokenizer is the server's."""

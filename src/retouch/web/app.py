@@ -34,6 +34,7 @@ from retouch.errors import (
 )
 from retouch.lifecycle import ModelHost, State
 from retouch.logs import bind, event
+from retouch.remote.engine import RemoteEngine
 from retouch.schema import error_body
 from retouch.storage.local import LocalStore
 from retouch.web import openai, sse
@@ -45,7 +46,7 @@ from retouch.web.jobs import JobEndpoint
 from retouch.web.metrics import Metrics
 from retouch.web.openapi import openapi_document
 from retouch.web.pages import page_routes
-from retouch.web.standby import Channel
+from retouch.web.standby import HOLD, Hold, write_last_chunks
 
 _log = logging.getLogger(__name__)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
@@ -65,15 +66,10 @@ class App:
         jobs: JobEndpoint,
         metrics: Metrics,
         closes: bool = False,
-        standby: Channel | None = None,
     ) -> None:
-        """With `closes` a connection ends after its answer, so that the next may go to another worker.
-
-        Requests are held by `standby`, so that they are answered if this process dies.
-        """
+        """With `closes` a connection ends after its answer, so that the next may go to another worker."""
         self._app = app
         self._closes = closes
-        self._standby = standby or Channel()
         self._host = host
         self._metrics = metrics
         settings = host.settings
@@ -126,11 +122,12 @@ class App:
         scope.setdefault("state", {}).update(ids)
         began = time.perf_counter()
         status = 0
-        hold = self._standby.hold(scope, *_answer_loss(scope["path"], ids["request_id"]))
+        hold = begin_hold(scope, ids["request_id"])
 
         async def send_named(message: Message) -> None:
             nonlocal status
-            hold.follow(message)
+            if hold:
+                hold.follow(message)
             if message["type"] == "http.response.start":
                 status = message["status"]
                 _describe_span(scope, ids)  # here, because the span is over with the answer
@@ -144,20 +141,24 @@ class App:
             try:
                 await self._router(scope, receive, send_named)
             finally:
-                hold.end()
-                seconds = time.perf_counter() - began
-                route = _name_route(scope)
-                self._metrics.count_request(route, status, seconds)
-                if route not in _UNLOGGED:
-                    event(
-                        _log,
-                        "http.answered",
-                        method=scope["method"],
-                        route=route,
-                        status=status,
-                        ms=1000 * seconds,
-                        key=scope["state"].get("key"),
-                    )
+                if hold:
+                    hold.end()
+                self._record(scope, status, time.perf_counter() - began)
+
+    def _record(self, scope: Scope, status: int, seconds: float) -> None:
+        """Count the request, and log it."""
+        route = _name_route(scope)
+        self._metrics.count_request(route, status, seconds)
+        if route not in _UNLOGGED:
+            event(
+                _log,
+                "http.answered",
+                method=scope["method"],
+                route=route,
+                status=status,
+                ms=1000 * seconds,
+                key=scope["state"].get("key"),
+            )
 
     async def _file(self, request: Request) -> Response:
         store = self._host.store
@@ -188,10 +189,12 @@ class App:
         return PlainTextResponse("alive\n")
 
     async def _readyz(self, _: Request) -> Response:
-        model = self._host.editor.info.model
+        engine = self._host.editor.steps.engine
+        if isinstance(engine, RemoteEngine):
+            engine.require_reachable()
         if isinstance(self._host.store, LocalStore):
             self._host.store.require_space()
-        return PlainTextResponse(f"ready: {model}\n")
+        return PlainTextResponse(f"ready: {engine.info.model}\n")
 
     async def _ping(self, request: Request) -> Response:
         """Answer as Runpod's load balancer expects: 204 while loading, 200 when ready."""
@@ -227,7 +230,17 @@ async def answer_error(request: Request, raised: Exception) -> Response:
     return error_response_at(request.url.path, raised, request.state.request_id)
 
 
-def _answer_loss(path: str, request_id: str) -> tuple[Response, str]:
+def begin_hold(scope: Scope, request_id: str) -> Hold | None:
+    """Have the request answered if this process dies, where a supervisor can."""
+    hold: Hold | None = scope["state"].get(HOLD)
+    if hold:
+        response, last_event = answer_loss(scope["path"], request_id)
+        is_chunked = scope["http_version"] == "1.1"
+        hold.begin(response, write_last_chunks(last_event) if is_chunked else b"")
+    return hold
+
+
+def answer_loss(path: str, request_id: str) -> tuple[Response, str]:
     """Return what a request gets if this process dies, before its answer and in a stream."""
     error = ModelLost("the process that had the request died; send it again")
     response = error_response_at(path, error, request_id)

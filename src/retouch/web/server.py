@@ -5,6 +5,7 @@
 
 import asyncio
 import resource
+import uuid
 from typing import Any, ClassVar
 
 import h11
@@ -16,7 +17,8 @@ from uvicorn.config import HTTP_PROTOCOLS
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from retouch import tracing
-from retouch.web.standby import CONNECTION
+from retouch.web.app import answer_loss
+from retouch.web.standby import HOLD, Channel
 
 
 class _Parser(h11.Connection):
@@ -70,6 +72,7 @@ class Connection(H11Protocol, asyncio.BufferedProtocol):
     # h11 takes some 20 µs a chunk, and a chunk may be one byte: short reads let the loop serve others.
     # One buffer serves all, as each read is parsed before the next.
     _buffer: ClassVar = memoryview(bytearray(16384))
+    standby: ClassVar = Channel()
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -80,6 +83,8 @@ class Connection(H11Protocol, asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Close the oldest idle connection where there are too many."""
         super().connection_made(transport)
+        self.hold = self.standby.hold(transport)
+        self.hold.begin(answer_loss("", uuid.uuid4().hex)[0])  # until there is a request
         self._awaiting_client[self] = None
         self._check_timer = self.loop.call_later(self.check_every_s, self._check)
         if len(self.connections) > self.max_connections:
@@ -89,6 +94,7 @@ class Connection(H11Protocol, asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the checks."""
+        self.hold.end()
         self._check_timer.cancel()
         self._awaiting_client.pop(self, None)
         super().connection_lost(exc)
@@ -105,7 +111,7 @@ class Connection(H11Protocol, asyncio.BufferedProtocol):
         """Parse; once a request is whole the client waits for us."""
         super().handle_events()
         if self.scope is not None:
-            self.scope["state"][CONNECTION] = self.transport  # its task begins later
+            self.scope["state"][HOLD] = self.hold  # its task begins later
         if self._is_answering() and not self.cycle.more_body:
             self._awaiting_client.pop(self, None)
 
@@ -143,12 +149,13 @@ class Connection(H11Protocol, asyncio.BufferedProtocol):
             self._check_timer = self.loop.call_later(self.check_every_s, self._check)
 
 
-def install() -> None:
-    """Make BentoML's server use `Connection`, and no timer a request.
+def install(standby: Channel) -> None:
+    """Make BentoML's server use `Connection` with `standby`, and no timer a request.
 
     BentoML hands no choice of protocol on to uvicorn. Its TimeoutMiddleware keeps 4 KiB a request until
     the limit is over, however soon the answer went out, and cannot be switched off.
     """
+    Connection.standby = standby
     HTTP_PROTOCOLS["auto"] = f"{__name__}:{Connection.__name__}"
     vars(traffic)["TimeoutMiddleware"] = lambda app, timeout: app  # noqa: ARG005
 

@@ -1,10 +1,12 @@
 """The answer that a caller gets whose worker dies: the supervisor has the connection too, and sends it.
 
-With each request a worker hands over its connection and what to send there if it dies, and takes both
-back before its own answer begins. A worker that is killed, by the kernel or by a fault of the GPU, then
+A worker hands over each connection and what to send there if it dies, which the request decides, and
+takes both back before its own answer begins. A worker that is killed, by the kernel or by a fault of the GPU, then
 costs its callers an error that they may retry, and not a broken connection.
 """
 
+import asyncio
+import itertools
 import logging
 import os
 import resource
@@ -16,19 +18,19 @@ import time
 from array import array
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
 
 from bentoml._internal.context import server_context
 from starlette.responses import Response
-from starlette.types import Message, Scope
+from starlette.types import Message
 
 from retouch.logs import event
 
 _log = logging.getLogger(__name__)
-CONNECTION = "connection"
-"""Where a scope's state has the transport of the request."""
+HOLD = "hold"
+"""Where a scope's state has the hold on its connection."""
+_STREAM = b"text/event-stream"
 _OUTBOX = "RETOUCH_STANDBY"
 """Variable by which the supervisor hands its workers the file descriptor of their end."""
 _HEAD = struct.Struct("qq")
@@ -44,30 +46,23 @@ _MAX_HELD = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
 
 
 class Channel:
-    """The end of the worker with this `pid`. Without a supervisor it holds nothing."""
+    """The end of the worker with this `pid`. Without a supervisor it sends nothing."""
 
     def __init__(self, outbox: socket.socket | None = None, pid: int = 0) -> None:
         self._outbox = outbox
         self._pid = pid
-        self._count = 0
+        self._numbers = itertools.count()
 
-    def hold(self, scope: Scope, response: Response, last_event: str) -> "Hold":
-        """Have `response` sent if this process dies before it answers, and `last_event` in a stream.
-
-        A connection with TLS is not held: only this process can write to it.
-        """
-        transport = scope.get("state", {}).get(CONNECTION)
-        if not self._outbox or not transport or transport.get_extra_info("ssl_object"):
-            return Hold(None, 0, b"")
-        self._count += 1
-        connection = transport.get_extra_info("socket")
-        is_sent = self.send(self._count, write_response(response), connection)
-        chunked = write_last_chunks(last_event) if scope["http_version"] == "1.1" else b""
-        return Hold(self if is_sent else None, self._count, chunked)
+    def hold(self, transport: asyncio.Transport) -> "Hold":
+        """Return a hold on a connection. One with TLS is never held: only this process can write to it."""
+        number = next(self._numbers)
+        is_tls = transport.get_extra_info("ssl_object") is not None
+        return Hold(None if is_tls else self, number, transport.get_extra_info("socket"))
 
     def send(self, number: int, answer: bytes, connection: socket.socket | None = None) -> bool:
         """Send a message, and return whether it could be sent. An empty answer ends the hold."""
-        assert self._outbox  # noqa: S101 - nothing is held without one
+        if not self._outbox:
+            return False
         descriptors = [connection.fileno()] if connection else []
         try:
             socket.send_fds(self._outbox, [_HEAD.pack(self._pid, number), answer], descriptors)
@@ -76,30 +71,40 @@ class Channel:
         return True
 
 
-@dataclass(slots=True)
 class Hold:
-    """One request's hold on `channel`, which is None once it is over; `chunks` end its stream."""
+    """The hold on one connection: while it has begun and not ended, the supervisor has it too."""
 
-    channel: Channel | None
-    number: int
-    chunks: bytes
+    def __init__(self, channel: Channel | None, number: int, connection: socket.socket) -> None:
+        self._channel = channel
+        self._number = number
+        self._connection = connection
+        self._is_held = False
+        self._chunks = b""
+
+    def begin(self, response: Response, chunks: bytes = b"") -> None:
+        """Have `response` sent if this process dies before it answers, and `chunks` to end a stream."""
+        if self._channel:
+            self._chunks = chunks
+            connection = None if self._is_held else self._connection
+            answer = write_response(response)
+            self._is_held |= self._channel.send(self._number, answer, connection)
 
     def follow(self, message: Message) -> None:
         """Change or end the hold as the answer goes on; call it before the message is sent."""
         if message["type"] == "http.response.start":
             types = [value for name, value in message["headers"] if name == b"content-type"]
-            if self.channel and self.chunks and types and types[0].startswith(b"text/event-stream"):
-                self.channel.send(self.number, self.chunks)
-            else:
+            if not self._chunks or not types or not types[0].startswith(_STREAM):
                 self.end()
+            elif self._channel and self._is_held:
+                self._channel.send(self._number, self._chunks)
         elif not message.get("more_body"):
             self.end()
 
     def end(self) -> None:
         """Take the connection back."""
-        if self.channel:
-            self.channel.send(self.number, b"")
-            self.channel = None
+        if self._channel and self._is_held:
+            self._channel.send(self._number, b"")
+            self._is_held = False
 
 
 class Standby:

@@ -34,6 +34,7 @@ class ImageEngine:
 
     kind: str = "vllm"
     key: str = ""
+    model: str = MODEL
     fault: Response | None = None
     size_px: tuple[int, int] | None = None
     forms: list[dict[str, Any]] = field(default_factory=list)
@@ -67,7 +68,7 @@ class ImageEngine:
     async def _models(self, request: Request) -> Response:
         if refusal := self._refuse_key(request):
             return refusal
-        return JSONResponse({"object": "list", "data": [{"id": MODEL, "object": "model"}]})
+        return JSONResponse({"object": "list", "data": [{"id": self.model, "object": "model"}]})
 
     async def _edit(self, request: Request) -> Response:
         if refusal := self._refuse_key(request):
@@ -94,8 +95,8 @@ class ImageEngine:
 
     def _refuse_vllm(self, fields: dict[str, str]) -> Response | None:
         fault = ""
-        if fields.get("model", MODEL) != MODEL:
-            fault = f"Model mismatch: request specifies '{fields['model']}' but server is running '{MODEL}'."
+        if fields.get("model", self.model) != self.model:
+            fault = f"Model mismatch: request specifies '{fields['model']}' but server is running '{self.model}'."
         if fields.get("stream") == "true":
             fault = "stream=true is only supported for multi-stage image editing pipelines."
         if self.kind != "vllm" or not fault:

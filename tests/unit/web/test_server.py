@@ -17,6 +17,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
 from retouch.web import server
+from retouch.web.standby import Channel
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n"
 
@@ -71,7 +72,7 @@ def test_bentoml_hands_no_choice_of_protocol_on_to_uvicorn() -> None:
 
 @pytest.mark.usefixtures("unpatched")
 def test_once_installed_a_server_uses_our_connections() -> None:
-    server.install()
+    server.install(Channel())
     config = uvicorn.Config(Response("ok"), log_config=None)
     config.load()
     assert config.http_protocol_class is server.Connection
@@ -101,7 +102,7 @@ async def test_bentoml_keeps_a_timer_after_each_answer_and_ours_keeps_none(
     (timer,) = timers
     assert not timer.cancelled()
     timer.cancel()
-    server.install()
+    server.install(Channel())
     await traffic.TimeoutMiddleware(Response("ok"), timeout=60)(scope, receive, send)
     assert timers == [timer]
 
