@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from support.attacks import raw_http
+from support.attacks import raw_forms, raw_http
 from support.attacks.raw_http import MIB, Call, fault, get, post, send
 from support.attacks.slow_clients import SLOW, Watch, connect, count, hold_slow, push, time_calls
 from support.servers.bentoml_service import Service, serving
@@ -105,6 +105,9 @@ def all_calls() -> Iterator[tuple[str, Iterator[Call]]]:
     yield "paths and queries", raw_http.hostile_paths()
     yield "lengths and smuggling", raw_http.hostile_lengths(MAX_BODY_BYTES)
     yield "bodies", raw_http.hostile_bodies(MAX_BODY_BYTES)
+    yield "forms", raw_forms.hostile_forms(MAX_BODY_BYTES)
+    yield "images edits", raw_forms.hostile_images_edits()
+    yield "jobs", raw_forms.hostile_jobs()
 
 
 def attack_calls(_: argparse.Namespace) -> list[Row]:

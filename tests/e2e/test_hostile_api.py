@@ -3,6 +3,7 @@
 from contextlib import suppress
 
 import pytest
+from support.attacks.raw_forms import hostile_forms, hostile_images_edits, hostile_jobs
 from support.attacks.raw_http import (
     MIB,
     Call,
@@ -28,6 +29,7 @@ MAX_BODY_BYTES = 2 * MIB * 4 // 3 + 65536
 
 def hostile_calls() -> list[Call]:
     bodies = [*hostile_bodies(MAX_BODY_BYTES), *hostile_lengths(MAX_BODY_BYTES)]
+    bodies += [*hostile_forms(MAX_BODY_BYTES), *hostile_jobs(), *list(hostile_images_edits())[::9]]
     return [*wrong_methods(), *wrong_kinds(), *hostile_heads(), *hostile_paths(), *bodies]
 
 

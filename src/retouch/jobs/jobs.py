@@ -105,11 +105,6 @@ class Jobs:
                 if not known.is_same(digest=hashed, owner=caller.owner):
                     raise JobConflict
                 return live.view() if live else await self.get(job_id, caller.owner)
-            self._require_ready()
-            if len(self._live) + self._beginning >= self._settings.max_unfinished:
-                raise Overloaded("too many jobs are unfinished (MAX_QUEUE)")
-            if request.webhook:
-                self._webhooks.require_room()
             accepted = Accepted.of(
                 request,
                 id=job_id,
@@ -119,13 +114,7 @@ class Jobs:
                 request_id=caller.request_id,
                 created_at_s=self._now(),
             )
-            self._beginning += 1
-            try:
-                await self._beat()
-                await self._records.accept(accepted)
-                return self._start(accepted, request, caller).view()
-            finally:
-                self._beginning -= 1
+            return await self._begin(accepted, request, caller)
 
     async def accept_repeatable(self, request: EditRequest, key: str, caller: Caller) -> Job:
         """Begin the job of an Idempotency-Key, or return the one that it began before.
@@ -205,6 +194,20 @@ class Jobs:
         elif not job.answer:
             await self._records.write(f"{job_id}/cancel", {})
         return job
+
+    async def _begin(self, accepted: Accepted, request: EditRequest, caller: Caller) -> Job:
+        self._require_ready()
+        if len(self._live) + self._beginning >= self._settings.max_unfinished:
+            raise Overloaded("too many jobs are unfinished (MAX_QUEUE)")
+        if accepted.webhook:
+            self._webhooks.require_room()
+        self._beginning += 1
+        try:
+            await self._beat()
+            await self._records.accept(accepted)
+            return self._start(accepted, request, caller).view()
+        finally:
+            self._beginning -= 1
 
     async def _has_begun(self, job_id: str) -> bool:
         return job_id in self._live or await self._records.accepted(job_id) is not None
