@@ -1,17 +1,20 @@
 """What the server has loaded: its model's name, and all that another retouch says about itself."""
 
+from collections.abc import Sequence
 from http import HTTPStatus
 
 from pydantic import BaseModel, Field, ValidationError
 
 from retouch.editing.ports import AdapterInfo, EngineInfo, GenerationDefaults, ProfileInfo
-from retouch.errors import EngineDenied, EngineUnavailable
+from retouch.errors import EngineDenied, EngineUnavailable, ModelError, one_line
 from retouch.remote.answer import to_error
 from retouch.remote.server import Answer, Server
-from retouch.schema import ServiceInfo
+from retouch.schema import InfoDefaults, ServiceInfo
 
 _MAX_BYTES = 1 << 20
 _MAX_NAME = 200
+_MAX_TEXTS, _MAX_TEXT = 64, 2000
+_MAX_STEPS, _MAX_GUIDANCE = 1000, 20
 _FULL = "full"
 _NOT_TOLD = "unknown"
 # Of Qwen-Image-Edit-2511's card, for a server that does not say what it uses.
@@ -36,6 +39,7 @@ async def describe(server: Server, *, model: str = "") -> tuple[EngineInfo, bool
     Raises:
         EngineUnavailable: it is not up yet.
         EngineDenied: it refuses the key.
+        ModelError: it is a retouch whose limits or defaults cannot be used.
     """
     listed = await server.get("/v1/models", max_bytes=_MAX_BYTES)
     if isinstance(error := to_error(listed), EngineDenied | EngineUnavailable):
@@ -73,8 +77,13 @@ def _describe_stranger(model: str) -> EngineInfo:
 
 
 def _describe_retouch(info: ServiceInfo) -> EngineInfo:
-    """Return what is known of a retouch: of its profiles only the default's values."""
+    """Return what is known of a retouch: of its profiles only the default's values.
+
+    Raises:
+        ModelError: a limit or a default is none that an edit can have.
+    """
     defaults = info.defaults
+    _require_usable(defaults, info.max_areas_px)
     preset = GenerationDefaults(
         steps=defaults.num_inference_steps,
         guidance_scale=defaults.guidance_scale,
@@ -84,15 +93,15 @@ def _describe_retouch(info: ServiceInfo) -> EngineInfo:
     name = info.profiles[0] if info.profiles else _FULL
     profile = ProfileInfo(name, preset.steps, preset.guidance_scale, is_fixed=name != _FULL)
     return EngineInfo(
-        model=info.model,
-        revision=info.revision,
-        dtype=info.dtype,
+        model=one_line(info.model, max_characters=_MAX_NAME),
+        revision=one_line(info.revision, max_characters=_MAX_NAME),
+        dtype=one_line(info.dtype, max_characters=_MAX_NAME),
         memory_plan=MEMORY_PLAN,
-        attention=info.attention,
+        attention=one_line(info.attention, max_characters=_MAX_NAME),
         quantization=_NOT_TOLD,
         preset=preset,
-        notes=tuple(info.notes),
-        examples=tuple(info.examples),
+        notes=_read_texts(info.notes),
+        examples=_read_texts(info.examples),
         max_areas_px=tuple(info.max_areas_px),
         adapters=tuple(
             AdapterInfo(one.name, sha256="", layers=0, rank=0, scale=one.scale, always=one.always)
@@ -100,3 +109,18 @@ def _describe_retouch(info: ServiceInfo) -> EngineInfo:
         ),
         profiles=(profile,),
     )
+
+
+def _require_usable(defaults: InfoDefaults, max_areas_px: Sequence[int]) -> None:
+    areas_px = [defaults.area_px, *max_areas_px]
+    if not (
+        max_areas_px
+        and all(0 < area_px <= max(_MAX_AREAS_PX) for area_px in areas_px)
+        and 1 <= defaults.num_inference_steps <= _MAX_STEPS
+        and 1 <= defaults.guidance_scale <= _MAX_GUIDANCE
+    ):
+        raise ModelError("ENGINE_URL: the defaults or limits in its /info cannot be used")
+
+
+def _read_texts(texts: Sequence[str]) -> tuple[str, ...]:
+    return tuple(one_line(text, max_characters=_MAX_TEXT) for text in texts[:_MAX_TEXTS])
