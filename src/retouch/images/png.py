@@ -26,6 +26,7 @@ _WANTED: Final = {
 _ANIMATION: Final = (b"acTL", b"fcTL", b"fdAT")
 _END: Final = b"\0\0\0\0IEND\xaeB`\x82"
 _MAX_PROFILE_BYTES: Final = 1 << 20  # Pillow's own limit
+_MAX_INTEGER: Final = (1 << 31) - 1  # PNG, third edition, 7.1
 _CHECKSUM_BYTES: Final = 4
 
 
@@ -67,7 +68,8 @@ class _Animation:
 
     def add(self, name: bytes, data: bytes, chunks: Mapping[bytes, bytes]) -> None:
         if name == b"acTL":
-            self.frames = 0 if b"IDAT" in chunks else int.from_bytes(data[:4], "big")
+            frames = int.from_bytes(data[:4], "big")
+            self.frames = 0 if b"IDAT" in chunks or frames > _MAX_INTEGER else frames
         elif name == b"fcTL":
             first = bytes(4) + chunks.get(b"IHDR", b"")[:8] + bytes(8)  # number, size, offset
             self._is_apart = self.frames > 0 and b"IDAT" in chunks and data[:20] == first

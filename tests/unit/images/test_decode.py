@@ -154,6 +154,16 @@ def test_a_png_whose_animation_is_not_announced_is_a_single_image() -> None:
     assert (decoded.image.getpixel((0, 0)), decoded.notes) == (RED, ())
 
 
+def test_a_png_that_announces_impossibly_many_frames_is_a_single_image() -> None:
+    first, *frames = (Image.new("RGB", (16, 16), colour) for colour in (RED, GREEN, BLUE))
+    body = bytearray(saved(first, "PNG", save_all=True, append_images=frames, default_image=True))
+    at = body.index(b"acTL")
+    body[at + 4] = 0x80
+    struct.pack_into(">I", body, at + 12, zlib.crc32(body[at : at + 12]))
+    decoded = decode.decode(bytes(body), LIMITS)
+    assert (decoded.image.getpixel((0, 0)), decoded.notes) == (RED, ())
+
+
 def test_a_png_that_lacks_only_its_end_marker_is_decoded_with_a_note() -> None:
     body = samples.samples()["png"]
     for kept in (12, 16):  # the end marker, and before it a checksum
