@@ -6,6 +6,7 @@ from io import BytesIO
 from PIL.BmpImagePlugin import BmpImageFile
 
 from retouch.errors import UnsupportedImage
+from retouch.images.bmp_runs import RunLengthBmp
 
 # Offsets of fields from the file's start, and lengths of the header after the first 14 bytes.
 _BITS_AT, _COMPRESSION_AT, _MASKS_AT, _SPACE_AT, _PROFILE_AT = 28, 30, 54, 70, 126
@@ -32,7 +33,7 @@ def open_bmp(body: bytes) -> BmpImageFile:
         announced = bytearray(body)
         struct.pack_into("<I", announced, _COMPRESSION_AT, _BY_MASKS)
         body, compression = bytes(announced), _BY_MASKS
-    source = BmpImageFile(BytesIO(body))
+    source = RunLengthBmp(BytesIO(body))
     if masks[3] and compression == _BY_MASKS and source.mode != "RGBA":
         raise UnsupportedImage(
             f"a BMP with an alpha channel in {bits} bits a pixel is not supported"
