@@ -9,7 +9,7 @@ from retouch import errors
 from retouch.images.decode import Limits, decode
 
 _ARGB = (0xFF0000, 0xFF00, 0xFF, 0xFF000000)
-_PLAIN, _BY_MASKS = 0, 3
+_PLAIN, _BY_MASKS, _BY_ALPHA_MASKS = 0, 3, 6
 
 
 def build_bmp(
@@ -41,10 +41,30 @@ def test_an_alpha_channel_of_8_bits_is_put_on_white(compression: int) -> None:
     assert (red, green, blue) == pytest.approx((255, 127, 127), abs=1)
 
 
-def test_an_alpha_channel_that_would_be_lost_is_refused_by_name() -> None:
-    body = build_bmp(b"\x00\x7c", masks=(0x7C00, 0x3E0, 0x1F, 0x8000))
-    with pytest.raises(errors.UnsupportedImage, match="alpha channel in 16 bits"):
-        decode(body, Limits())
+@pytest.mark.parametrize(
+    ("pixel", "masks", "wanted"),
+    [
+        (b"\x00\x7c", (0x7C00, 0x3E0, 0x1F, 0x8000), (255, 255, 255)),
+        (b"\x00\xfc", (0x7C00, 0x3E0, 0x1F, 0x8000), (255, 0, 0)),
+        (b"\xf0\x88", (0xF00, 0xF0, 0xF, 0xF000), (191, 255, 119)),
+        (b"\xf0\x08", (0xF00, 0xF0, 0xF, 0), (136, 255, 0)),
+        (b"\x0a\x20", (0x38, 0xFFC0, 0x7, 0), (36, 32, 73)),
+        (b"\x00\x00\xf8\xff", (0xFFE00000, 0x1FFC00, 0x3FF, 0), (255, 192, 0)),
+        (b"\xff\x00\x00\x80", (0xFF000000, 0xFF0, 0xFF0000, 0), (128, 15, 0)),
+    ],
+)
+def test_each_channel_is_read_where_its_mask_says(
+    pixel: bytes, masks: tuple[int, int, int, int], wanted: tuple[int, int, int]
+) -> None:
+    found = decode(build_bmp(pixel, masks=masks), Limits()).image.getpixel((0, 0))
+    assert found == pytest.approx(wanted, abs=1)
+
+
+def test_a_mask_of_alpha_may_stand_behind_a_short_header() -> None:
+    pixels = struct.pack("<4I", *_ARGB) + b"\x00\x00\xff\x80" * 16
+    header = struct.pack("<IiiHHIIiiII", 40, 4, 4, 1, 32, _BY_ALPHA_MASKS, 64, 0, 0, 0, 0)
+    body = b"BM" + struct.pack("<IHHI", 70 + 64, 0, 0, 70) + header + pixels
+    assert decode(body, Limits()).image.getpixel((0, 0)) == pytest.approx((255, 127, 127), abs=1)
 
 
 def test_an_embedded_profile_is_applied() -> None:
