@@ -357,6 +357,11 @@ def test_quotes_around_values_are_dropped_with_a_warning(environment: Environmen
     ]
 
 
+def test_each_key_of_a_list_may_have_quotes_of_its_own(environment: Environment) -> None:
+    settings = environment.load(API_KEYS=f"\"{KEY}\", '{KEY}2',{KEY}3")
+    assert settings.api_keys == (KEY, f"{KEY}2", f"{KEY}3")
+
+
 def test_a_name_close_to_a_setting_is_warned_about(environment: Environment) -> None:
     Path(".env").write_text("MODEL_IDS=x\n")
     warnings = environment.load(

@@ -11,11 +11,14 @@ _LIKENESS = 0.845  # S3_ENDPOINT_URL is meant for S3_ENDPOINT, AWS_REGION is not
 def strip_quotes(value: str) -> str:
     """Return the value without the pair of quotes that `docker --env-file` leaves around it.
 
-    >>> strip_quotes('"alpha,beta"'), strip_quotes("it's")
-    ('alpha,beta', "it's")
+    A list of quoted items stays: `values` drops the quotes of each.
+
+    >>> strip_quotes('"alpha,beta"'), strip_quotes("it's"), strip_quotes("'alpha','beta'")
+    ('alpha,beta', "it's", "'alpha','beta'")
     """
     text = value.strip()
     is_quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
+    is_quoted &= text[:1] not in text[1:-1]
     return text[1:-1] if is_quoted else value
 
 

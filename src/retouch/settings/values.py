@@ -8,6 +8,8 @@ from typing import Annotated, TypeVar
 from pydantic import AfterValidator, AnyHttpUrl, BeforeValidator, Field, SecretStr, TypeAdapter
 from pydantic_settings import NoDecode
 
+from retouch.settings.environment import strip_quotes
+
 _PREFIX = re.compile(r"^([0-9a-z_-][0-9a-z._-]*/)*$")
 _HOST_PORT = re.compile(r"^([^\s/@:]+|\[[0-9a-fA-F:.]+\]):\d{1,5}$")
 _BUCKET = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
@@ -20,7 +22,7 @@ T = TypeVar("T")
 def _split(value: object) -> object:
     if not isinstance(value, str):
         return value
-    items = tuple(item for part in value.split(",") if (item := part.strip()))
+    items = tuple(item for part in value.split(",") if (item := strip_quotes(part.strip())))
     if not items:
         raise ValueError("has no entries")
     return items
