@@ -80,5 +80,11 @@ class Retouch:
 
 Retouch.add_asgi_middleware(server.allow_origins)  # type: ignore[attr-defined]
 Retouch.add_asgi_middleware(  # type: ignore[attr-defined]
-    App, host=host, edits=edits, jobs=jobs, metrics=metrics, closes=workers.several
+    App,
+    host=host,
+    edits=edits,
+    jobs=jobs,
+    metrics=metrics,
+    closes=workers.several,
+    origins=server.read_origins,
 )

@@ -37,6 +37,12 @@ def test_a_page_of_another_origin_is_not_allowed(strict: Service) -> None:
     assert "access-control-allow-origin" not in response.headers
 
 
+def test_an_allowed_page_may_call_on_loopback_and_another_may_not(strict: Service) -> None:
+    for origin, status in ((PAGE_ORIGIN, 401), ("https://other.example", 403)):
+        response = httpx.post(f"{strict.url}/edit", headers={"Origin": origin}, trust_env=False)
+        assert response.status_code == status
+
+
 def test_an_allowed_page_may_read_answers_and_errors_with_their_ids(strict: Service) -> None:
     headers = {"Origin": PAGE_ORIGIN}
     for response in (

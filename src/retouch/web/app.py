@@ -9,7 +9,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -66,17 +66,21 @@ class App:
         jobs: JobEndpoint,
         metrics: Metrics,
         closes: bool = False,
+        origins: Callable[[], Iterable[str]] = tuple,
     ) -> None:
-        """With `closes` a connection ends after its answer, so that the next may go to another worker."""
+        """With `closes` a connection ends after its answer, so that the next may go to another worker.
+
+        Pages of `origins` may call on a loopback address too.
+        """
         self._app = app
         self._closes = closes
         self._host = host
         self._metrics = metrics
         settings = host.settings
         keys = ApiKeyAuth(settings.api_keys)
-        hosts = HostCheck(
-            [*settings.allowed_hosts, urlsplit(settings.public_url).hostname or ""], keys
-        )
+        urls = [settings.public_url, *origins()]
+        names = ["*" if url == "*" else urlsplit(url).hostname or "" for url in urls]
+        hosts = HostCheck([*settings.allowed_hosts, *names], keys)
         routes = self._build_routes(keys, jobs, openai.ImagesEndpoint(host, edits))
         self._router = ExceptionMiddleware(
             hosts.protect(Router(routes, redirect_slashes=False)),

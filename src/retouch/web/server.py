@@ -176,3 +176,11 @@ def allow_origins(app: ASGIApp) -> ASGIApp:
         return app
     options: dict[str, Any] = {"expose_headers": ["X-Request-ID", "Retry-After", "Location"]}
     return CORSMiddleware(app, **options | BentoMLContainer.access_control_options.get())
+
+
+def read_origins() -> list[str]:
+    """Return the origins that BentoML's CORS setting allows, `*` among them for any."""
+    if not BentoMLContainer.http.cors.enabled.get():
+        return []
+    options: dict[str, Any] = BentoMLContainer.access_control_options.get()
+    return list(options.get("allow_origins", []))
