@@ -5,6 +5,7 @@ characteristics, two codes of ITU-T H.273), `animated` and `end_missing`, where 
 """
 
 import re
+from codecs import BOM_UTF8
 from collections.abc import Callable, Mapping
 from io import BytesIO
 from typing import Final
@@ -20,18 +21,26 @@ from retouch.images.bmp import open_bmp
 from retouch.images.heif import open_avif, open_heif
 from retouch.images.png import open_png
 
+_SNIFFED_BYTES: Final = 4096
 _OTHERS: Final[Mapping[str, re.Pattern[bytes]]] = {
     "an empty file": re.compile(rb"\Z"),
     "SVG": re.compile(rb"\s*<(svg|\?xml.{,1000}<svg|!--.{,1000}<svg|!DOCTYPE svg)", re.DOTALL),
-    "a web page (HTML)": re.compile(rb"(?i)\s*<(!doctype html|html|head|body|script|!--)"),
+    "a web page (HTML)": re.compile(
+        rb"(?i)\s*<(!doctype html|html|head|body|title|meta|script|!--|\?xml.{,1000}<html)",
+        re.DOTALL,
+    ),
     "XML": re.compile(rb"\s*<\?xml"),
     "JSON": re.compile(rb"\s*[{\[]"),
-    "PDF": re.compile(rb"%PDF-"),
+    "PDF": re.compile(rb"\s*%PDF-"),
     "JPEG XL": re.compile(rb"\xff\x0a|\0\0\0\x0cJXL "),
     "JPEG 2000": re.compile(rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51"),
     "a Photoshop file (PSD)": re.compile(rb"8BPS"),
     "an icon (ICO)": re.compile(rb"\0\0[\1\2]\0"),
+    "a camera's raw file": re.compile(rb"....ftypcrx ", re.DOTALL),
     "a video": re.compile(rb"....ftyp|\x1aE\xdf\xa3", re.DOTALL),
+    "an archive (ZIP)": re.compile(rb"PK\x03\x04"),
+    "a compressed file (gzip)": re.compile(rb"\x1f\x8b\x08"),
+    "text": re.compile(rb"[\t\n\r -~]{64}|[\t\n\r -~]+\Z"),
 }
 
 
@@ -45,7 +54,8 @@ def sniff(body: bytes) -> str:
         if signature.match(body):
             return name
     text = "the source is not an image in one of " + ", ".join(FORMATS)
-    found = next((f": it is {name}" for name, known in _OTHERS.items() if known.match(body)), "")
+    start = body[:_SNIFFED_BYTES].removeprefix(BOM_UTF8)
+    found = next((f": it is {name}" for name, known in _OTHERS.items() if known.match(start)), "")
     raise UnsupportedImage(text + found)
 
 

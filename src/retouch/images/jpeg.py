@@ -80,6 +80,7 @@ def _load_without_end(body: bytes, target: tuple[int, int]) -> JpegImageFile:
     libjpeg shows missing data as gray and does not report it. But it would take other bytes before the
     marker for that data, and show something else from there.
     """
+    body = body.rstrip(b"\xff")  # half a marker
     whole, changed = (
         JpegImageFile(BytesIO(body + more + b"\xff\xd9")) for more in (b"", _OTHER_DATA)
     )

@@ -15,7 +15,6 @@ from PIL.PngImagePlugin import PngImageFile
 
 # The ancillary chunks that change pixels, with their least size.
 _WANTED: Final = {
-    b"tRNS": 1,
     b"gAMA": 4,
     b"cHRM": 32,
     b"sRGB": 1,
@@ -23,6 +22,8 @@ _WANTED: Final = {
     b"cICP": 4,
     b"eXIf": 8,
 }
+_KEY_BYTES: Final = {b"\0": 2, b"\2": 6}
+"""The size of tRNS by color type, where it names one color; else it has a byte an entry."""
 _ANIMATION: Final = (b"acTL", b"fcTL", b"fdAT")
 _END: Final = b"\0\0\0\0IEND\xaeB`\x82"
 _MAX_PROFILE_BYTES: Final = 1 << 20  # Pillow's own limit
@@ -44,7 +45,9 @@ def open_png(body: bytes) -> PngImageFile:
             animation.add(name, data, chunks)
         if name == b"IDAT":
             pixels.append(_pack(name, data, checksum))
-        elif name != b"IEND" and (_is_critical(name) or (is_intact and _is_wanted(name, data))):
+        elif name != b"IEND" and (
+            _is_critical(name) or (is_intact and _is_wanted(name, data, chunks))
+        ):
             kept.append(_pack(name, data, checksum))
         chunks.setdefault(name, data)
     pixels = animation.first_frame or pixels
@@ -100,7 +103,10 @@ def _is_critical(name: bytes) -> bool:
     return not name[0] & 0x20
 
 
-def _is_wanted(name: bytes, data: bytes) -> bool:
+def _is_wanted(name: bytes, data: bytes, chunks: Mapping[bytes, bytes]) -> bool:
+    if name == b"tRNS":
+        key_bytes = _KEY_BYTES.get(chunks.get(b"IHDR", b"")[9:10])
+        return bool(data) if key_bytes is None else len(data) == key_bytes
     return name in _WANTED and len(data) >= _WANTED[name] and (name != b"iCCP" or _is_profile(data))
 
 

@@ -68,8 +68,18 @@ def test_an_avif_may_name_its_brand_second() -> None:
         (b"<?xml version='1.0'?><!-- a --><svg xmlns='http://www.w3.org/2000/svg'/>", "SVG"),
         (b"<?xml version='1.0'?><Error/>", "XML"),
         (b"\r\n<!DOCTYPE html><title>a</title>", "a web page"),
+        (b"\xef\xbb\xbf<html>", "a web page"),
+        (b"<title>Not found</title>", "a web page"),
+        (b"<?xml version='1.0'?>\n<html xmlns='http://www.w3.org/1999/xhtml'/>", "a web page"),
         (b'{"error": "gone"}', "JSON"),
+        (b'\xef\xbb\xbf{"error": "gone"}', "JSON"),
+        (b"Not Found", "text"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64, "text"),
+        (b"PK\3\4", "an archive"),
+        (b"\x1f\x8b\x08", "a compressed file"),
+        (b"\0\0\0\x18ftypcrx \0\0\0\1", "a camera's raw file"),
         (b"%PDF-1.7", "PDF"),
+        (b"\n%PDF-1.7", "PDF"),
         (b"\xff\x0a\xfa\x1f", "JPEG XL"),
         (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL"),
         (saved(samples.photo(), "JPEG2000"), "JPEG 2000"),
@@ -108,9 +118,10 @@ def test_a_jpeg_that_lacks_only_its_end_marker_is_decoded_with_a_note(
     mode: str, progressive: bool
 ) -> None:
     body = saved(samples.photo().convert(mode), "JPEG", progressive=progressive)
-    decoded = decode.decode(body[:-2], LIMITS)
-    assert decoded.notes == ("the very end of the source file is missing",)
-    assert decoded.image.tobytes() == decode.decode(body, LIMITS).image.tobytes()
+    for missing in (1, 2):
+        decoded = decode.decode(body[:-missing], LIMITS)
+        assert decoded.notes == ("the very end of the source file is missing",)
+        assert decoded.image.tobytes() == decode.decode(body, LIMITS).image.tobytes()
 
 
 @pytest.mark.parametrize("progressive", [False, True])
@@ -194,6 +205,8 @@ PHYS, TEXT = struct.pack(">IIB", 2835, 2835, 1), b"Comment\0" + bytes(9)
         (b"iCCP", b"profile", None),
         (b"cHRM", bytes(7), None),
         (b"sRGB", b"", None),
+        (b"tRNS", b"", None),
+        (b"tRNS", bytes(2), None),
     ],
 )
 def test_a_png_with_a_bad_or_huge_ancillary_chunk_is_decoded_without_it(
