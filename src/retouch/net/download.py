@@ -42,6 +42,8 @@ _MANY_PIECES = 1024
 _RETRY_PAUSE_S = 0.25
 _log = logging.getLogger(__name__)
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_WITH_IMAGE = frozenset({200, 203})
+"""203 comes from a proxy that changed the image, such as one that saves bytes."""
 _TRANSIENT = frozenset({502, 503, 504})
 # Any other name is none: S3 and its like return what an upload said, such as aws-chunked or utf-8.
 _CODINGS = frozenset(
@@ -195,7 +197,7 @@ class Downloader:
         self, host: str, exchange: Exchange, response: h11.Response, chain: _Chain
     ) -> Download:
         body = None
-        if response.status_code == HTTPStatus.OK:
+        if response.status_code in _WITH_IMAGE:
             body = await self._read_body(host, exchange, response, chain.place)
         elif not (response.status_code == HTTPStatus.NOT_MODIFIED and chain.conditions):
             raise _status_error(response.status_code, host)

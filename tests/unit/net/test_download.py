@@ -59,6 +59,10 @@ async def test_body_and_headers_come_back() -> None:
     )
 
 
+async def test_an_image_that_a_proxy_changed_is_an_image() -> None:
+    assert (await fetch(head(203), b"abc")).body == b"abc"
+
+
 async def test_missing_headers_are_none() -> None:
     assert await fetch(head(200), b"abc") == Download(b"abc", None, None, None, storable=True)
 
