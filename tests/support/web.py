@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -24,7 +23,7 @@ from retouch.web.edit import EditEndpoint
 from retouch.web.jobs import JobEndpoint
 from retouch.web.metrics import Metrics
 from retouch.web.workers import Board
-from support.fakes import REQUEST, URL, FakeStore, House, until
+from support.fakes import REQUEST, URL, Clock, FakeStore, House, until
 from support.settings import build_settings
 
 
@@ -37,11 +36,9 @@ def open_host(settings: Settings, house: House | None, *, store: Store | None = 
     )
 
 
-def build_board(count: int = 2) -> Board:
-    """The board of so many workers, of which none has started."""
-    descriptor = os.memfd_create("board")
-    os.truncate(descriptor, 16 * count)
-    return Board(descriptor, count)
+def build_board(count: int = 2, *, clock: Clock | None = None) -> Board:
+    """The board of so many workers, of which none has started; its clock stands unless it is given."""
+    return Board(Board.open_file(count), count, clock_s=clock or Clock())
 
 
 @dataclass

@@ -5,7 +5,8 @@ BentoML's supervisor imports the service too. There it is counted; each worker j
 
 import mmap
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,6 +20,10 @@ from retouch.settings import InvalidSettings
 
 NOT_READY = 1 << 40
 """The load of a worker that cannot edit: above any number of edits and connections."""
+_STALE_S = 2.0
+"""A worker that has not reported for so long hangs: it would accept no connection that is left to it."""
+_CELLS = 3
+"""Numbers of a worker on the board, each of eight bytes: process id, load, and when it said so."""
 _BOARD = "RETOUCH_BOARD"
 """Variable by which the supervisor hands the board's file descriptor to its workers."""
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -28,38 +33,55 @@ _METRICS = "PROMETHEUS_MULTIPROC_DIR"
 class Board:
     """The process id and the load of each worker, in memory that all processes of the service share.
 
-    The file has no name and ends with them.
+    The file has no name and ends with them. `clock_s` is the host's, the same in all of them.
     """
 
-    def __init__(self, descriptor: int, count: int) -> None:
-        self._cells = memoryview(mmap.mmap(descriptor, 16 * count)).cast("q")
+    def __init__(
+        self, descriptor: int, count: int, *, clock_s: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._cells = memoryview(mmap.mmap(descriptor, 8 * _CELLS * count)).cast("q")
+        self._clock_s = clock_s
+
+    @staticmethod
+    def open_file(count: int) -> int:
+        """Return the descriptor of the file for so many workers, which child processes inherit."""
+        descriptor = os.memfd_create("workers", 0)
+        os.truncate(descriptor, 8 * _CELLS * count)
+        return descriptor
 
     def report(self, index: int, load: int) -> None:
         """Say how much this process has to do, which is the worker at `index`, or `NOT_READY`."""
-        self._cells[2 * index + 1] = load
-        self._cells[2 * index] = os.getpid()
+        self._cells[_CELLS * index + 2] = int(1000 * self._clock_s())
+        self._cells[_CELLS * index + 1] = load
+        self._cells[_CELLS * index] = os.getpid()
 
     def forget(self, pid: int) -> None:
         """Take a process off that has ended."""
-        for at in range(0, len(self._cells), 2):
+        for at in range(0, len(self._cells), _CELLS):
             if self._cells[at] == pid:
                 self._cells[at] = 0
 
     @property
     def pids(self) -> dict[int, int]:
         """The process ids of the workers that live, by index."""
-        pids = self._cells[::2].tolist()
+        pids = self._cells[::_CELLS].tolist()
         return {index: pid for index, pid in enumerate(pids) if pid}
 
     @property
     def loads(self) -> list[int]:
         """What each worker last reported; that of a dead one counts no more."""
-        return self._cells[1::2].tolist()
+        return self._cells[1::_CELLS].tolist()
 
     def may_listen(self, index: int) -> bool:
-        """Whether no other worker has less to do, or is ready where this one is not."""
-        loads = self.loads
-        return all(loads[index] <= loads[other] for other in self.pids)
+        """Whether no other worker has less to do, or is ready where this one is not.
+
+        One that hangs does not count.
+        """
+        loads, reported_ms = self.loads, self._cells[2::_CELLS].tolist()
+        since_ms = 1000 * (self._clock_s() - _STALE_S)
+        return all(
+            loads[index] <= loads[other] or reported_ms[other] < since_ms for other in self.pids
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,8 +170,7 @@ def list_gpus() -> list[str]:
 
 def _prepare_workers(count: int) -> Board:
     """Make the board, and share the host's memory and CPUs out before the first worker takes any."""
-    descriptor = os.memfd_create("workers", 0)  # workers inherit it
-    os.truncate(descriptor, 16 * count)
+    descriptor = Board.open_file(count)
     os.environ[_BOARD] = f"{descriptor},{count}"
     os.environ.setdefault("HOST_MEMORY_GIB", f"{measure_host() / count / GIB:.3f}")
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, measure_cpus() // count)))

@@ -5,6 +5,7 @@ from pathlib import Path
 import pynvml
 import pytest
 from bentoml._internal.context import server_context
+from support.fakes import Clock
 from support.web import build_board
 
 from retouch.settings import InvalidSettings, Settings
@@ -128,6 +129,19 @@ def test_only_the_least_busy_workers_may_listen() -> None:
     assert not board.may_listen(1)
     board.forget(other_pid)
     assert set(board.pids) == {0, 1}
+
+
+def test_a_worker_that_hangs_keeps_no_connection_from_the_others() -> None:
+    clock = Clock()
+    board = build_board(clock=clock)
+    board.report(0, 0)
+    board.report(1, 1)
+    assert not board.may_listen(1)
+    clock.now_s += 3
+    board.report(1, 1)
+    assert board.may_listen(1)
+    board.report(0, 0)
+    assert not board.may_listen(1)
 
 
 def test_a_worker_that_has_ended_counts_no_more(tmp_path: Path) -> None:
