@@ -244,7 +244,7 @@ async def internet(
         yield Internet(fetcher, resolver, detour, limiter), origins
 
 
-async def until(condition: Callable[[], object], *, within_s: float = 2) -> None:
+async def until(condition: Callable[[], object], *, within_s: float = 30) -> None:
     """Wait until the condition is true."""
     async with asyncio.timeout(within_s):
         while not condition():  # noqa: ASYNC110
