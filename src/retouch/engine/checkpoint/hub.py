@@ -1,7 +1,9 @@
 """Checkpoints of the Hugging Face hub: complete snapshots in a cache, and downloads."""
 
+import shutil
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from functools import partial
 from http import HTTPStatus
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -75,7 +77,8 @@ def download(
     """Download `model_id` with the weights of `weighted` into a hub cache; return the snapshot.
 
     Raises:
-        ModelError: the hub refuses or cannot be reached; the message says what to do.
+        ModelError: the hub refuses or cannot be reached, or the disk has too little room; the message
+            says what to do.
     """
     from huggingface_hub import HfApi, snapshot_download
 
@@ -87,6 +90,8 @@ def download(
         needed = choose_files(sizes, weighted)
         gib = sum(sizes[name] for name in needed) / (1 << 30)
         progress(f"downloading {model_id}, {gib:.1f} GiB, to {cache}; to avoid it, set MODEL_ID")
+        missing = _find_missing(needed, model_id, cache, commit)
+        require_disk(model_id, cache, sum(sizes[name] for name in missing))
         return Path(
             snapshot_download(
                 model_id,
@@ -96,6 +101,34 @@ def download(
                 allow_patterns=needed,
                 tqdm_class=make_line_bar(progress),
             )
+        )
+
+
+def _find_missing(names: list[str], model_id: str, cache: Path, commit: str | None) -> list[str]:
+    from huggingface_hub import try_to_load_from_cache
+
+    find = partial(try_to_load_from_cache, model_id, cache_dir=cache, revision=commit)
+    return [name for name in names if not find(name)]
+
+
+def require_disk(model_id: str, cache: Path, missing_bytes: int) -> None:
+    """Require room in a hub cache for the files that are missing, before an hour of downloading.
+
+    Raises:
+        ModelError: there is too little.
+    """
+    begun = (
+        path
+        for repository in find_repositories(model_id, cache)
+        for path in (repository / "blobs").glob("*.incomplete")
+    )
+    missing_bytes -= sum(512 * path.stat().st_blocks for path in begun)  # it may be sparse
+    nearest = next(folder for folder in (cache, *cache.parents) if folder.is_dir())
+    free_bytes = shutil.disk_usage(nearest).free
+    if missing_bytes > free_bytes:
+        raise ModelError(
+            f"{missing_bytes / 1e9:.1f} GB are missing and {free_bytes / 1e9:.1f} GB are free in {cache}: "
+            "set HF_HOME to a folder on a larger disk, or MODEL_ID to a directory"
         )
 
 
@@ -142,6 +175,8 @@ def explaining(setting: str, revision: str) -> Iterator[None]:
 
     try:
         yield
+    except ModelError:
+        raise
     except HFValidationError:
         raise ModelError("there is no such directory, and it is not a valid hub id") from None
     except HfHubHTTPError as error:

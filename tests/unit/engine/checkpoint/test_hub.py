@@ -133,3 +133,16 @@ def test_a_file_of_the_hub_is_named_by_its_own_setting() -> None:
     response = SimpleNamespace(status_code=404, headers={"X-Error-Code": "RevisionNotFound"})
     advice = hub.explain(SimpleNamespace(response=response), "v1", "TRANSFORMER_FILE")
     assert advice == "the hub has no revision v1 of it: check TRANSFORMER_FILE"
+
+
+def test_a_disk_too_small_for_what_is_missing_ends_the_start_before_the_download(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blobs = make_cache(tmp_path).parent.parent / "blobs"
+    blobs.mkdir(exist_ok=True)
+    (blobs / "a.incomplete").write_bytes(bytes(1 << 20))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1 << 30))
+    hub.require_disk("org/name", tmp_path, (1 << 30) + (1 << 20))
+    hub.require_disk("org/name", tmp_path / "new" / "cache", 1 << 30)
+    with pytest.raises(ModelError, match=r"57\.7 GB are missing and 1\.1 GB are free .*HF_HOME"):
+        hub.require_disk("org/name", tmp_path, 57_700_000_000)
