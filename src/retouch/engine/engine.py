@@ -22,7 +22,7 @@ from retouch.editing.ports import (
 )
 from retouch.engine.adapters.loaded import LoadedAdapters
 from retouch.engine.attention import NATIVE
-from retouch.engine.branches import BranchInputs, LocalBranches, SecondProcess, SplitBranches
+from retouch.engine.branches import BranchInputs, LocalBranches, SplitBranches, Team
 from retouch.engine.compilation import BlockCode
 from retouch.engine.guidance import classifier_free_guidance
 from retouch.engine.hooks import (
@@ -55,7 +55,7 @@ class QwenEngine:
     `processor` has the checkpoint's `tokenizer` and `image_processor`, `scheduler` is its scheduler
     configuration, and `run_block` runs a block with the attention kernel that `attention` names.
     Requests choose among the `adapters`. `prompt_cache_bytes` is host memory for the embeddings of
-    repeated prompts. `second` computes the second branch of guidance.
+    repeated prompts. `team` computes parts of edits on further GPUs.
     """
 
     def __init__(  # noqa: PLR0913 - each names a part of a checkpoint
@@ -75,7 +75,7 @@ class QwenEngine:
         load_phases_s: Mapping[str, float] | None = None,
         adapters: LoadedAdapters | None = None,
         prompt_cache_bytes: int = 0,
-        second: SecondProcess | None = None,
+        team: Team | None = None,
     ) -> None:
         adapters = adapters or LoadedAdapters()
         self.info = describe(
@@ -102,7 +102,7 @@ class QwenEngine:
         )
         self._vae = SingleFrameVae(weights.vae)
         self.local = LocalBranches(weights, adapters, run_block=run_block)
-        self._branches = SplitBranches(self.local, second) if second else self.local
+        self._branches = SplitBranches(self.local, team) if team else self.local
 
     def count_tokens(self, text: str) -> int:
         """Count the tokenizer's tokens in `text`."""

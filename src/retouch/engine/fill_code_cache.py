@@ -27,7 +27,8 @@ from retouch.engine.memory.param_view import view_operand
 from retouch.engine.memory.quantization import Quantization
 from retouch.engine.modulation import ModulationCache
 from retouch.engine.packing.rows import Fp8Operand
-from retouch.engine.transformer import Grid, Transformer, run_block
+from retouch.engine.rotary import Grid
+from retouch.engine.transformer import Transformer, run_block
 
 _BLOCKS = 2
 _TEXT_TOKENS = 1024

@@ -10,8 +10,8 @@ from PIL.Image import Image
 
 from retouch.editing.ports import EditParams
 from retouch.engine.preset import PresetFile
+from retouch.engine.rotary import Grid
 from retouch.engine.text_encoder import TextEncoder, TextInputs
-from retouch.engine.transformer import Grid
 from retouch.engine.vae import SingleFrameVae, pack
 from retouch.images.mask import resize_mask
 

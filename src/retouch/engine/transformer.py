@@ -10,6 +10,8 @@ h = heads, c = channels of a head, dim = h c.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from math import prod
 from typing import Any
 
 import torch
@@ -20,9 +22,9 @@ from retouch.engine.attention import Attend, attend_native
 from retouch.engine.linear import Operands, Term, gather_operands, linear, linear_joined
 from retouch.engine.memory.weights import Weights
 from retouch.engine.modulation import ModulationTable
+from retouch.engine.rotary import Grid, apply_rotary, rotary_embedding
+from retouch.engine.ulysses import WHOLE, Exchange, Share
 
-Grid = tuple[int, int]
-"""Rows and columns of an image's tokens."""
 BlockCall = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 """`run_block`, or its compiled form."""
 _NO_BLOCK_TERMS: Mapping[str, Term] = {}
@@ -30,15 +32,19 @@ _NO_BLOCK_TERMS: Mapping[str, Term] = {}
 
 @dataclass(frozen=True)
 class GuidanceBranch:
-    """Embedded text (1, t, dim) of a branch, and cosine and sine of its tokens (t + i, 1, c/2, 2)."""
+    """Embedded text (1, t, dim) of a branch, and cosine and sine of its tokens (t + i, 1, c/2, 2).
+
+    `exchange` is there where they are a share.
+    """
 
     text: torch.Tensor
     angles: torch.Tensor
+    exchange: Exchange | None
 
 
 @dataclass(frozen=True)
 class Conditioning:
-    """Step-independent inputs of the transformer.
+    """Step-independent inputs of the transformer, of the tokens in its `share`.
 
     `condition` has the tokens of all condition images (1, token, 4 latent channels). `is_condition`
     (i, 1) marks them among the image tokens, for models that modulate them as at time zero.
@@ -48,6 +54,7 @@ class Conditioning:
     branches: Sequence[GuidanceBranch]
     is_condition: torch.Tensor | None
     terms: Terms = NO_TERMS
+    share: Share = WHOLE
 
 
 class Transformer:
@@ -65,31 +72,47 @@ class Transformer:
         texts: Sequence[torch.Tensor],
         grids: Sequence[Grid],
         terms: Terms = NO_TERMS,
+        share: Share = WHOLE,
     ) -> Conditioning:
-        """Embed the texts (1, t, width), one a branch, and compute the angles of all tokens.
+        """Embed the texts (1, t, width), one a branch, and compute the angles of the tokens in `share`.
 
         `terms` are of the edit's adapters. `grids` are the result's and then those of the `conditions` (1, token, 4 latent channels).
         """
         module, weight = self._module, self._module.txt_in.weight
-        branches = [
-            GuidanceBranch(
-                text=linear(
-                    module.txt_in,
-                    module.txt_norm(text.to(weight.device, weight.dtype)),
-                    terms.others.get("txt_in"),
-                ),
-                angles=rotary_embedding(module.pos_embed, grids, text.shape[1]).to(weight.device),
-            )
-            for text in texts
-        ]
+        condition = torch.cat(list(conditions), dim=1).to(weight.device, weight.dtype)
+        counts = prod(grids[0]), condition.shape[1]
         is_condition = None
         if module.config.zero_cond_t:
-            (rows, columns), *rest = grids
-            counts = torch.tensor([rows * columns, sum(r * c for r, c in rest)])
-            marks = torch.tensor([False, True]).repeat_interleave(counts)
-            is_condition = marks[:, None].to(weight.device)  # (i,) -> (i, 1)
-        condition = torch.cat(list(conditions), dim=1).to(weight.device, weight.dtype)
-        return Conditioning(condition, branches, is_condition, terms)
+            marks = torch.tensor([False, True]).repeat_interleave(torch.tensor(counts))
+            is_condition = share.take(marks[:, None], 0, counts).to(weight.device)  # (i,) -> (i, 1)
+        return Conditioning(
+            condition=share.take(condition, 1),
+            branches=[self._prepare_branch(text, grids, counts, terms, share) for text in texts],
+            is_condition=is_condition,
+            terms=terms,
+            share=share,
+        )
+
+    def _prepare_branch(
+        self,
+        text: torch.Tensor,
+        grids: Sequence[Grid],
+        image_counts: tuple[int, int],
+        terms: Terms,
+        share: Share,
+    ) -> GuidanceBranch:
+        module, weight = self._module, self._module.txt_in.weight
+        counts = text.shape[1], *image_counts
+        angles = rotary_embedding(module.pos_embed, grids, text.shape[1])
+        exchange = None
+        if share.size > 1:
+            exchange = Exchange(share, share.count(counts), share.count(image_counts[:1]))
+        normed = module.txt_norm(share.take(text, 1).to(weight.device, weight.dtype))
+        return GuidanceBranch(
+            text=linear(module.txt_in, normed, terms.others.get("txt_in")),
+            angles=share.take(angles, 0, counts).to(weight.device),
+            exchange=exchange,
+        )
 
     def forward(
         self,
@@ -98,15 +121,22 @@ class Transformer:
         modulation: ModulationTable,
         step: int,
     ) -> list[torch.Tensor]:
-        """Return each branch's velocity in float32 for `latents`, both (1, token, 4 channels)."""
+        """Return each branch's velocity in float32 for `latents` (1, token, 4 channels): of their share."""
         module, terms = self._module, conditioning.terms
+        latents = conditioning.share.take(latents, 1)
         tokens = torch.cat([latents.to(conditioning.condition.dtype), conditioning.condition], 1)
         image = linear(module.img_in, tokens, terms.others.get("img_in"))  # (1, i, dim)
         streams = [(image, branch.text) for branch in conditioning.branches]
+        calls = [
+            partial(self._run_block, exchange=branch.exchange)
+            if branch.exchange
+            else self._run_block
+            for branch in conditioning.branches
+        ]
         last = len(module.transformer_blocks) - 1
         for index, block in enumerate(self._weights.blocks()):
             for at, branch in enumerate(conditioning.branches):
-                streams[at] = self._run_block(
+                streams[at] = calls[at](
                     block,
                     *streams[at],
                     (modulation.image[step, index], modulation.text[step, index]),
@@ -124,37 +154,6 @@ class Transformer:
         ]
 
 
-def rotary_embedding(pos_embed: Any, grids: Sequence[Grid], text_tokens: int) -> torch.Tensor:
-    """Return cosine and sine for text and images: (t + i, 1, c/2, 2), where the model's table is.
-
-    As `QwenEmbedRope` of diffusers (transformer_qwenimage.py): rows and columns are counted from the
-    middle of each image. Not called, because its cache imports the compiler at the first call.
-    """
-    channels = [count // 2 for count in pos_embed.axes_dim]  # complex, of image, row and column
-    positive, negative = (
-        table.split(channels, dim=1) for table in (pos_embed.pos_freqs, pos_embed.neg_freqs)
-    )
-
-    def centred(axis: int, count: int) -> torch.Tensor:
-        before = count - count // 2
-        return torch.cat([negative[axis][-before:], positive[axis][: count // 2]])
-
-    images = [
-        torch.cat(
-            [
-                positive[0][number].expand(rows * columns, -1),
-                centred(1, rows).repeat_interleave(columns, 0),
-                centred(2, columns).repeat(rows, 1),
-            ],
-            dim=1,
-        )
-        for number, (rows, columns) in enumerate(grids)
-    ]
-    first = max(max(grid) // 2 for grid in grids)
-    text = pos_embed.pos_freqs[first : first + text_tokens]
-    return torch.view_as_real(torch.cat([text, *images]))[:, None]  # (t + i, c/2) complex
-
-
 def run_block(  # noqa: PLR0913, PLR0917 - compiled as one function of tensors
     block: Any,
     image: torch.Tensor,
@@ -165,16 +164,19 @@ def run_block(  # noqa: PLR0913, PLR0917 - compiled as one function of tensors
     num_output_tokens: int | None = None,
     terms: Mapping[str, Term] = _NO_BLOCK_TERMS,
     attend: Attend = attend_native,
+    exchange: Exchange | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Run one block over both streams, (1, i, dim) and (1, t, dim).
 
     `modulation` is (6, row, dim) for the image and for the text. In the last block only the first
     `num_output_tokens` of the image tokens are used: it returns those, and the text unchanged. `terms`
-    are those of adapters by the layer's name. A function of tensors, so that it compiles once for all blocks. Float16 is not clipped as upstream
+    are those of adapters by the layer's name. With `exchange` the tokens are a share of all. A function of tensors, so that it compiles once for all blocks. Float16 is not clipped as upstream
     does: an overflow must show in the latents instead of giving a wrong image.
     """
     image_parts, text_parts = (parts.unbind() for parts in modulation)  # each 6 x (row, dim)
     before = [select_modulation(part, is_condition) for part in image_parts[:2]]
+    if exchange:
+        attend = partial(exchange.attend, attend)
     image_out, text_out = _attend(
         block.attn,
         _modulate(image, block.img_norm1, *before),
@@ -279,14 +281,3 @@ def qk_norm(heads: torch.Tensor, text_norm: Any, image_norm: Any, text_tokens: i
     weight = torch.where(is_text[:, None, None], text_norm.weight, image_norm.weight)
     normed = functional.rms_norm(heads, heads.shape[-1:], eps=image_norm.eps)
     return normed * weight.float()
-
-
-def apply_rotary(heads: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
-    """Rotate each pair of channels of (1, token, h, c) by its token's angle, in float32."""
-    pairs = heads.view(*heads.shape[:-1], -1, 2)  # (1, token, h, c) -> (1, token, h, c/2, 2)
-    if torch.compiler.is_compiling():  # the compiler cannot fuse complex numbers
-        cosine, sine = angles[..., :1], angles[..., 1:]
-        turned = pairs * cosine + pairs.flip(-1) * torch.cat([-sine, sine], dim=-1)
-    else:
-        turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(angles))
-    return turned.flatten(-2)  # (1, token, h, c/2, 2) -> (1, token, h, c)

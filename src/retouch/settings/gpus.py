@@ -1,5 +1,6 @@
 """The settings that say how many GPUs edit, and what memory each process may take."""
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
@@ -7,6 +8,14 @@ from pydantic import BeforeValidator, Field
 from retouch.settings.environment import EnvironmentSettings
 
 _MAX_GPUS = 64
+Parallel = Literal["none", "guidance", "ulysses", "guidance,ulysses"]
+PROCESSES: Mapping[Parallel, int] = {
+    "none": 1,
+    "guidance": 2,
+    "ulysses": 2,
+    "guidance,ulysses": 4,
+}
+"""How many processes edit together, with a GPU each."""
 
 
 def _require_gpus(value: object) -> object:
@@ -24,8 +33,9 @@ class GpuSettings(EnvironmentSettings):
     gpus: Annotated[int | Literal["all"], BeforeValidator(_require_gpus)] = Field(
         1, description="GPUs of the HTTP service, each with a process of its own; all: every GPU"
     )
-    parallel: Literal["none", "guidance"] = Field(
-        "none", description="guidance: a process edits on two GPUs, a guidance branch on each"
+    parallel: Parallel = Field(
+        "none",
+        description="how several GPUs share an edit: guidance (a branch on each of two), ulysses (attention heads over two), or both over four",
     )
     gpu_memory_gib: float = Field(
         0, ge=0, le=1024, description="GPU memory to use; 0: what is free"
@@ -40,4 +50,4 @@ class GpuSettings(EnvironmentSettings):
     @property
     def gpus_each(self) -> int:
         """GPUs of each process that edits."""
-        return 2 if self.parallel == "guidance" else 1
+        return PROCESSES[self.parallel]

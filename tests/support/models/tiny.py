@@ -15,7 +15,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Q
 
 from retouch.demo.processor import build_processor
 from retouch.engine.adapters.loaded import LoadedAdapters
-from retouch.engine.branches import SecondProcess
+from retouch.engine.branches import Team
 from retouch.engine.engine import QwenEngine
 from retouch.engine.memory.weights import Weights
 from retouch.engine.preset import PresetFile
@@ -58,7 +58,7 @@ def build_engine(
     run_block: BlockCall = run_block,
     adapters: LoadedAdapters | None = None,
     prompt_cache_bytes: int = 0,
-    second: SecondProcess | None = None,
+    team: Team | None = None,
 ) -> QwenEngine:
     """Build an engine over the parts of a stock pipeline, which stay where they are by default."""
     return QwenEngine(
@@ -75,7 +75,7 @@ def build_engine(
         run_block=run_block,
         adapters=adapters,
         prompt_cache_bytes=prompt_cache_bytes,
-        second=second,
+        team=team,
     )
 
 

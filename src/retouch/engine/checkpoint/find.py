@@ -10,6 +10,7 @@ from retouch.engine.checkpoint import hub
 from retouch.engine.checkpoint.files import WEIGHTED, require_complete
 from retouch.engine.profiles import FULL
 from retouch.errors import ModelError
+from retouch.settings.gpus import PROCESSES, Parallel
 
 FULL_MODEL = "Qwen/Qwen-Image-Edit"
 RUNPOD_MODELS = Path("/runpod-volume/huggingface-cache/hub")
@@ -31,8 +32,8 @@ class CheckpointSettings:
 
     `model_id` is a directory or a hub id. `dtype` is float16, bfloat16 or float32; a CPU always runs
     float32. `cache_dir` is a directory in the hub library's layout. `gpu_memory_gib` and
-    `host_memory_gib` limit the engine's memory, unless they are 0. With `parallel` guidance a
-    second process shares the host's memory with it, and has a GPU of its own. `max_result_px` is an
+    `host_memory_gib` limit the engine's memory, unless they are 0. With `parallel`
+    further processes share the host's memory with it, and have a GPU each. `max_result_px` is an
     area of results to make room for. `prompt_cache_bytes` is host memory for the embeddings of
     repeated prompts.
     `transformer_file` and `text_encoder_file` name files with those parts' weights (see
@@ -50,7 +51,7 @@ class CheckpointSettings:
     cache_dir: str = ""
     gpu_memory_gib: float = 0.0
     host_memory_gib: float = 0.0
-    parallel: Literal["none", "guidance"] = "none"
+    parallel: Parallel = "none"
     max_result_px: int = 0
     prompt_cache_bytes: int = 0
     quantization: str = "none"
@@ -67,10 +68,20 @@ class CheckpointSettings:
     text_encoder_file: str = ""
     family: str = ""
 
-    def halve_host(self, free_gib: float) -> "CheckpointSettings":
-        """Return the settings of one of two processes that share what is free of the host's memory."""
+    def share_host(self, free_gib: float) -> "CheckpointSettings":
+        """Return the settings of each of the processes, which share what is free of the host's memory."""
         shared_gib = min(self.host_memory_gib or free_gib, free_gib)
-        return replace(self, host_memory_gib=shared_gib / 2)
+        return replace(self, host_memory_gib=shared_gib / self.processes)
+
+    @property
+    def processes(self) -> int:
+        """How many processes edit together, with a GPU each."""
+        return PROCESSES[self.parallel]
+
+    @property
+    def splits_tokens(self) -> bool:
+        """Whether processes share the tokens of a guidance branch."""
+        return "ulysses" in self.parallel
 
     @property
     def weighted(self) -> tuple[str, ...]:

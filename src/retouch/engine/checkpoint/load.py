@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from retouch.engine.checkpoint.build import Parts
     from retouch.engine.compilation import BlockCode
     from retouch.engine.engine import QwenEngine
-    from retouch.engine.guidance_process import GuidanceProcess
     from retouch.engine.memory.weights import Weights
+    from retouch.engine.team import Team
     from retouch.engine.transformer import BlockCall
 
 _log = logging.getLogger(__name__)
@@ -68,8 +68,8 @@ def load(
 
             clock.end("torch_s")
             torch.set_num_threads(min(torch.get_num_threads(), measure_cpus()))
-            if settings.parallel != "none":
-                settings = settings.halve_host(measure_host() / GIB)
+            if settings.processes > 1:
+                settings = settings.share_host(measure_host() / GIB)
             with ExitStack() as undo:
                 engine = _load_engine(folder, files, settings, clock, progress, undo)
                 undo.pop_all()
@@ -117,7 +117,7 @@ def _load_engine(
     undo: ExitStack,
 ) -> "QwenEngine":
     setup = _set_up(folder, settings, clock)
-    second = _start_second(settings, setup, undo)
+    team = _start_team(settings, setup, undo)
     from retouch.engine.checkpoint import build
     from retouch.engine.engine import QwenEngine
 
@@ -136,9 +136,13 @@ def _load_engine(
         ranks=tuple(adapters.choices),
         term_layers=tuple(adapters.block_layers),
     )
+    if settings.splits_tokens:
+        code = None
     run_block, compiled = _choose_code(settings, setup, code)
-    if second:
-        second.wait_until_loaded()
+    if team:
+        team.wait_until_loaded()
+        if settings.splits_tokens:
+            team.join(setup.device)
     return QwenEngine(
         weights,
         processor=parts.processor,
@@ -154,21 +158,27 @@ def _load_engine(
         load_phases_s=clock.phases_s,
         prompt_cache_bytes=settings.prompt_cache_bytes,
         adapters=adapters,
-        second=second,
+        team=team,
     )
 
 
-def _start_second(
-    settings: CheckpointSettings, setup: _Setup, undo: ExitStack
-) -> "GuidanceProcess | None":
-    if settings.parallel == "none":
+def _start_team(settings: CheckpointSettings, setup: _Setup, undo: ExitStack) -> "Team | None":
+    if settings.processes == 1:
         return None
-    from retouch.engine.guidance_process import start_guidance_process
+    if settings.splits_tokens and settings.compile is True:
+        raise ModelError("PARALLEL=ulysses runs uncompiled: set COMPILE=auto")
+    from retouch.engine.team import start_team
 
-    alike = replace(settings, parallel="none", attention_backend=setup.attention.name)
-    second = start_guidance_process(alike, setup.device)
-    undo.callback(second.close)
-    return second
+    alike = replace(
+        settings,
+        parallel="none",
+        attention_backend=setup.attention.name,
+        compile=False if settings.splits_tokens else settings.compile,
+    )
+    guidance = "guidance" in settings.parallel
+    team = start_team(alike, setup.device, processes=settings.processes, guidance=guidance)
+    undo.callback(team.close)
+    return team
 
 
 def _set_up(folder: Path, settings: CheckpointSettings, clock: PhaseClock) -> _Setup:

@@ -1,41 +1,47 @@
 """Guidance over two engines; the second is served in a thread, through the pipe of the real process."""
 
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from multiprocessing import Pipe
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from support.models.reference_edits import IMAGE, WORK
 from support.models.tiny import build_engine, build_tiny, build_tiny_pipeline
 
 from retouch.editing.ports import AppliedAdapter, EditParams, run_edit
-from retouch.engine import guidance_child
+from retouch.engine import rank_child
 from retouch.engine.engine import QwenEngine
-from retouch.engine.guidance_process import GuidanceProcess, choose_second_gpu
+from retouch.engine.rank_process import RankProcess
+from retouch.engine.team import Team, choose_gpus
 from retouch.errors import ModelError, ModelLost, OutOfMemory
 
 GUIDED = replace(WORK, guidance_scale=4.0)
 
 
 @contextmanager
-def split(there: QwenEngine) -> Iterator[tuple[QwenEngine, GuidanceProcess]]:
-    """An engine whose second branches `there` computes."""
-    ours, theirs = Pipe()
-    second = GuidanceProcess(ours)
+def split(
+    *there: QwenEngine, guidance: bool = True, tokens: bool = False
+) -> Iterator[tuple[QwenEngine, Team]]:
+    """An engine whose edits `there` shares, with a branch or with tokens of its own."""
+    pairs = [Pipe() for _ in there]
 
-    def serve() -> None:
-        with theirs, pytest.raises((EOFError, OSError)):
-            guidance_child.serve(theirs, there.local)
+    def serve(connection: Any, engine: QwenEngine) -> None:
+        with connection, suppress(EOFError, OSError):
+            rank_child.Rank(engine.local).serve(connection)
 
-    thread = threading.Thread(target=serve)
-    thread.start()
-    yield build_engine(build_tiny_pipeline(), second=second), second
-    second.close()
-    thread.join()
+    with ThreadPoolExecutor(len(there)) as pool:
+        for (_, theirs), engine in zip(pairs, there, strict=True):
+            pool.submit(serve, theirs, engine)
+        team = Team([RankProcess(ours) for ours, _ in pairs], guidance=guidance)
+        if tokens:
+            team.join(torch.device("cpu"))
+        yield build_engine(build_tiny_pipeline(), team=team), team
+        team.close()
 
 
 def pixels(engine: QwenEngine, work: EditParams = GUIDED) -> bytes:
@@ -62,9 +68,9 @@ def test_two_processes_make_the_bytes_of_one(expected: bytes) -> None:
     forward = there.local.start
     started: list[int] = []
 
-    def start(inputs: Any) -> Any:
+    def start(inputs: Any, *share: Any) -> Any:
         started.append(len(inputs.texts))
-        return forward(inputs)
+        return forward(inputs, *share)
 
     there.local.start = start  # type: ignore[method-assign]
     with split(there) as (engine, _):
@@ -79,8 +85,8 @@ def test_two_processes_make_the_bytes_of_one(expected: bytes) -> None:
 def test_both_are_cast_together() -> None:
     there, alone = build_tiny(), build_tiny()
     alone.local.cast(torch.bfloat16)
-    with split(there) as (engine, second):
-        second.cast(torch.bfloat16)
+    with split(there) as (engine, team):
+        team.cast(torch.bfloat16)
         engine.local.cast(torch.bfloat16)
         assert pixels(engine) == pixels(alone)
         assert there.weights.transformer.dtype == torch.bfloat16
@@ -139,16 +145,16 @@ def test_an_edit_that_is_cancelled_leaves_no_answer_for_the_next_edit(expected: 
 
 
 def test_a_process_that_has_ended_loses_the_model() -> None:
-    with split(build_tiny()) as (engine, second):
-        second.close()
-        with pytest.raises(ModelLost, match="second GPU has ended"):
+    with split(build_tiny()) as (engine, team):
+        team.close()
+        with pytest.raises(ModelLost, match="another GPU has ended"):
             pixels(engine)
 
 
-def test_the_second_gpu_is_the_second_that_is_visible() -> None:
-    assert choose_second_gpu("3,1", 2) == "1"
-    with pytest.raises(ModelError, match="needs two GPUs"):
-        choose_second_gpu("3", 1)
+def test_each_process_has_one_of_the_gpus_that_are_visible() -> None:
+    assert choose_gpus("3,1,0", 3, 2) == ["3", "1"]
+    with pytest.raises(ModelError, match="needs 2 GPUs, and there are 1"):
+        choose_gpus("3", 1, 2)
 
 
 def test_an_adapter_that_a_request_brought_keeps_the_edit_here() -> None:
@@ -157,3 +163,48 @@ def test_an_adapter_that_a_request_brought_keeps_the_edit_here() -> None:
     with split(there) as (engine, _):
         replace_call(there, "txt_in", ValueError("it is not asked"))
         pixels(engine, replace(GUIDED, loras=(brought,)))
+
+
+def assert_close(engine: QwenEngine, work: EditParams) -> None:
+    """Shares of tokens round differently: by at most one of 255 levels a pixel."""
+    found, expected = (
+        np.frombuffer(pixels(one, work), np.uint8).astype(int) for one in (engine, build_tiny())
+    )
+    assert abs(found - expected).max() <= 1
+
+
+@pytest.mark.parametrize("scale", [1.0, 4.0])
+def test_two_processes_share_the_tokens_of_every_branch(scale: float) -> None:
+    with split(build_tiny(), guidance=False, tokens=True) as (engine, _):
+        assert_close(engine, replace(WORK, guidance_scale=scale))
+
+
+@pytest.mark.parametrize("scale", [1.0, 4.0])
+def test_four_processes_share_branches_and_their_tokens(scale: float) -> None:
+    with split(build_tiny(), build_tiny(), build_tiny(), tokens=True) as (engine, _):
+        assert_close(engine, replace(WORK, guidance_scale=scale))
+
+
+@pytest.mark.parametrize(
+    ("fault", "raised"),
+    [(torch.OutOfMemoryError(), OutOfMemory), (ValueError("bug"), ModelError)],
+)
+def test_a_process_that_fails_while_others_wait_for_it_ends_the_edit_and_then_the_model(
+    fault: Exception, raised: type[Exception]
+) -> None:
+    there = build_tiny()
+    with split(there, guidance=False, tokens=True) as (engine, _):
+        replace_call(there, "proj_out", fault)
+        with pytest.raises(raised):
+            pixels(engine)
+        with pytest.raises(ModelLost):
+            pixels(engine)
+
+
+def test_a_failed_start_of_shared_tokens_spoils_no_later_edit() -> None:
+    there = build_tiny()
+    with split(there, guidance=False, tokens=True) as (engine, _):
+        replace_call(there, "txt_in", ValueError("bug"))
+        with pytest.raises(ModelError):
+            pixels(engine)
+        assert_close(engine, GUIDED)

@@ -1,10 +1,12 @@
-"""Guidance over two real processes, with the tiny model."""
+"""Edits over two real processes, with the tiny model."""
 
 import os
 import signal
+import threading
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from support.models.reference_edits import IMAGE, WORK
 from support.models.tiny_folder import tiny_folder
@@ -20,6 +22,10 @@ GUIDED = replace(WORK, guidance_scale=4.0)
 ALONE = CheckpointSettings(model_id=str(tiny_folder()))
 
 
+def find_pixels(engine: QwenEngine) -> np.ndarray:
+    return np.asarray(run_edit(engine, [IMAGE], GUIDED)[0]).astype(int)
+
+
 @pytest.fixture(scope="module")
 def pair() -> QwenEngine:
     """An engine of two processes."""
@@ -30,9 +36,7 @@ def find_second() -> int:
     """Return the process that computes the second branch."""
     children = Path("/proc/self/task").glob("*/children")
     pids = [pid for listed in children for pid in listed.read_text().split()]
-    (second,) = [
-        pid for pid in pids if b"guidance_child" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    ]
+    (second,) = [pid for pid in pids if b"rank_child" in Path(f"/proc/{pid}/cmdline").read_bytes()]
     return int(second)
 
 
@@ -55,8 +59,35 @@ def test_a_second_process_that_cannot_load_fails_the_start(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "sitecustomize.py").write_text(
-        "import sys\nif 'retouch.engine.guidance_child' in ' '.join(sys.orig_argv): sys.exit(1)\n"
+        "import sys\nif 'retouch.engine.rank_child' in ' '.join(sys.orig_argv): sys.exit(1)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ModelError, match="second GPU ended while it loaded"):
+    with pytest.raises(ModelError, match="another GPU ended while it loaded"):
         load(replace(ALONE, parallel="guidance"))
+
+
+def test_two_processes_share_the_tokens_until_one_is_killed() -> None:
+    engine = load(replace(ALONE, parallel="ulysses"))
+    assert abs(find_pixels(engine) - find_pixels(load(ALONE))).max() <= 1
+
+    def stop_and_kill(done: int, _: int) -> None:
+        if done == 1:  # it never comes to the exchange that this one waits in
+            os.kill(find_second(), signal.SIGSTOP)
+            threading.Timer(0.5, os.kill, (find_second(), signal.SIGKILL)).start()
+
+    with pytest.raises(ModelLost):
+        engine.edit(engine.prepare([IMAGE], GUIDED), on_step=stop_and_kill)
+    with pytest.raises(ModelLost):
+        find_pixels(engine)
+
+
+def test_a_fault_of_the_first_process_ends_the_second_which_waits_for_it() -> None:
+    engine = load(replace(ALONE, parallel="ulysses"))
+    engine.weights.transformer.transformer_blocks[1].img_norm1.eps = None
+    with pytest.raises(ModelLost):
+        find_pixels(engine)
+
+
+def test_shared_tokens_are_not_compiled() -> None:
+    with pytest.raises(ModelError, match="COMPILE=auto"):
+        load(replace(ALONE, parallel="ulysses", compile=True))

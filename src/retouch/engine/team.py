@@ -1,0 +1,189 @@
+"""The processes that edit together with this one, each on a GPU of its own."""
+
+import os
+import threading
+import weakref
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from multiprocessing.connection import wait
+
+import torch
+
+from retouch.engine import ulysses
+from retouch.engine.branches import BranchInputs
+from retouch.engine.rank_process import (
+    ENDED,
+    VISIBLE,
+    Begin,
+    Cast,
+    Join,
+    RankProcess,
+    Step,
+    start_process,
+)
+from retouch.engine.ulysses import WHOLE, Group, Share
+from retouch.errors import ModelError, ModelLost, OutOfMemory
+
+
+class Team:
+    """The processes besides this one. With `guidance` they have branches of their own.
+
+    With `groups`, by size, they share a branch's tokens. `close` ends them.
+    """
+
+    def __init__(self, others: Sequence[RankProcess], *, guidance: bool) -> None:
+        self.guidance = guidance
+        self._others = others
+        self._groups: Mapping[int, Group] = {}
+        self._busy: Sequence[RankProcess] = ()
+        self.close = weakref.finalize(self, _close, others)
+
+    @property
+    def processes(self) -> int:
+        """How many there are, with this one."""
+        return 1 + len(self._others)
+
+    def choose_size(self, processes: int, heads: int) -> int:
+        """Return how many of `processes` share the tokens of a branch: each needs as many heads."""
+        sizes = (size for size in self._groups if size <= processes and heads % size == 0)
+        return max(sizes, default=1)
+
+    def share(self, size: int) -> Share:
+        """Return this process's share of the tokens, of so many."""
+        return Share(0, size, self._groups[size]) if size > 1 else WHOLE
+
+    def start(self, inputs: Sequence[BranchInputs], size: int) -> None:
+        """Begin an edit in as many of them as there are `inputs`; collect what comes of it.
+
+        Raises:
+            ModelLost: one has ended.
+        """
+        self._busy = self._others[: len(inputs)]
+        for other, its in zip(self._busy, inputs, strict=True):
+            other.send(Begin(its.to("cpu"), size))
+
+    def begin_step(self, latents: torch.Tensor, step: int) -> None:
+        """Have a step computed by those of the edit.
+
+        Raises:
+            ModelLost: one has ended.
+        """
+        message = Step(latents.cpu(), step)
+        for other in self._busy:
+            other.send(message)
+
+    def collect(self) -> list[list[torch.Tensor]]:
+        """Wait for those of the edit: the velocities of each, on the host; none as it begins.
+
+        Raises:
+            OutOfMemory: another GPU ran out of memory.
+            ModelError: the model failed there.
+            ModelLost: a process has ended.
+        """
+        answers = [other.receive() for other in self._busy]
+        if any(answer.out_of_memory for answer in answers):
+            raise OutOfMemory("another GPU ran out of memory; a smaller image may fit")
+        if any(answer.lost for answer in answers):
+            raise ModelLost(ENDED)
+        for answer in answers:
+            if answer.fault:
+                raise ModelError("the model failed on this edit", reason=answer.fault)
+        return [list(answer.velocities) for answer in answers]
+
+    def cast(self, dtype: torch.dtype) -> None:
+        """Convert the weights there.
+
+        Raises:
+            ModelLost: one has ended.
+        """
+        for other in self._others:
+            other.send(Cast(dtype))
+
+    def end(self) -> None:
+        """End the processes at once, and what this one waits for in an exchange with them."""
+        _end(self._others, self._groups)
+
+    def wait_until_loaded(self) -> None:
+        """Wait for the model there.
+
+        Raises:
+            ModelError: it could not be loaded.
+        """
+        for other in self._others:
+            answer = other.receive()
+            if answer.lost:
+                raise ModelError("the process of another GPU ended while it loaded")
+            if answer.fault:
+                raise ModelError(f"on another GPU: {answer.fault}")
+
+    def join(self, device: torch.device) -> None:
+        """Have all processes share the tokens of a branch from now on, and end together.
+
+        Raises:
+            RuntimeError: they do not find each other.
+            ModelError: one failed.
+        """
+        store, port = ulysses.open_store()
+        for rank, other in enumerate(self._others, 1):
+            other.send(Join(port, rank, self.processes))
+        self._groups = ulysses.join(port, 0, self.processes, device)
+        self._busy = self._others
+        self.collect()
+        self._store = store  # the groups use it
+        ends = [os.pidfd_open(other.process.pid) for other in self._others if other.process]
+        threading.Thread(
+            target=_end_with, args=(ends, self._others, self._groups), daemon=True
+        ).start()
+
+
+def _end_with(
+    ends: Sequence[int], others: Sequence[RankProcess], groups: Mapping[int, Group]
+) -> None:
+    """End all once one has ended: a GPU would wait for it in an exchange for ever."""
+    if ends:
+        wait(ends)
+        _end(others, groups)
+    for descriptor in ends:
+        os.close(descriptor)
+
+
+def _end(others: Sequence[RankProcess], groups: Mapping[int, Group]) -> None:
+    for other in others:
+        other.kill()
+    for group in groups.values():
+        with suppress(RuntimeError):  # it is aborted
+            group.abort()
+
+
+def _close(others: Sequence[RankProcess]) -> None:
+    for other in others:
+        other.close()
+
+
+def start_team(settings: object, device: torch.device, *, processes: int, guidance: bool) -> Team:
+    """Start all of `processes` but this one, each on a further GPU that this one sees, or on the CPU where `device` is that.
+
+    They load meanwhile: `settings` are `CheckpointSettings`, which this module only passes on.
+
+    Raises:
+        ModelError: there are fewer GPUs.
+    """
+    gpus = [""] * processes
+    if device.type == "cuda":
+        gpus = choose_gpus(os.environ.get(VISIBLE, ""), torch.cuda.device_count(), processes)
+    return Team([start_process(settings, gpu) for gpu in gpus[1:]], guidance=guidance)
+
+
+def choose_gpus(visible: str, count: int, wanted: int) -> list[str]:
+    """Return the first GPUs as CUDAVISIBLE_DEVICES names them, of `count` that are visible.
+
+    Raises:
+        ModelError: there are fewer than `wanted`.
+
+    >>> choose_gpus("", 2, 2), choose_gpus("4, GPU-7", 2, 2)
+    (['0', '1'], ['4', 'GPU-7'])
+    """
+    if count < wanted:
+        raise ModelError(f"PARALLEL needs {wanted} GPUs, and there are {count}")
+    names = visible.split(",") if visible else map(str, range(count))
+    return [name.strip() for name in names][:wanted]

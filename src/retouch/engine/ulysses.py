@@ -1,0 +1,145 @@
+"""Ulysses: each process has a share of an edit's tokens, and while attending a share of the heads.
+
+All but attention works on each token alone. Before attention an exchange gives each process every token
+of its heads, and another gives each its own tokens back: https://arxiv.org/abs/2309.14509.
+"""
+
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch import distributed
+
+from retouch.engine.attention import Attend
+
+_HOST = "127.0.0.1"
+_JOIN_S = 60
+_c10d: Any = distributed  # most of its names are not exported explicitly
+Group = Any
+"""A backend of torch.distributed: NCCL between GPUs, Gloo on the CPU."""
+Store = Any
+"""A store of torch.distributed, which processes meet at."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """The `rank`-th of `size` shares of the tokens; the processes of `group` have one each, by rank."""
+
+    rank: int = 0
+    size: int = 1
+    group: Group = None
+
+    def take(self, tokens: torch.Tensor, dim: int, counts: Sequence[int] = ()) -> torch.Tensor:
+        """Return this share of `tokens` along `dim`; of each of the streams that `counts` divide them in."""
+        if self.size == 1:
+            return tokens
+        shares = []
+        for stream in torch.split(tokens, list(counts) or tokens.shape[dim], dim):
+            begin, end = self._bounds(stream.shape[dim], self.rank)
+            shares.append(stream.narrow(dim, begin, end - begin))
+        return torch.cat(shares, dim)
+
+    def count(self, counts: Sequence[int]) -> list[int]:
+        """Return how many tokens each share has, of streams of `counts` tokens.
+
+        >>> Share(0, 2).count([7, 4])
+        [5, 6]
+        """
+        bounds = [[self._bounds(count, rank) for count in counts] for rank in range(self.size)]
+        return [sum(end - begin for begin, end in streams) for streams in bounds]
+
+    def _bounds(self, count: int, rank: int) -> tuple[int, int]:
+        return count * rank // self.size, count * (rank + 1) // self.size
+
+
+WHOLE = Share()
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """Attends over the tokens of all shares: `counts` in each, of which `outputs` are the result's."""
+
+    share: Share
+    counts: Sequence[int]
+    outputs: Sequence[int]
+
+    def attend(
+        self, attend: Attend, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    ) -> torch.Tensor:
+        """Call `attend` on a share of the heads: an `Attend` of this share's tokens.
+
+        The queries are of all tokens, or of the result's.
+        """
+        asked = self.counts if query.shape[1] == key.shape[1] else self.outputs
+        attended = attend(
+            self._gather_tokens(query, asked),
+            self._gather_tokens(key, self.counts),
+            self._gather_tokens(value, self.counts),
+        )
+        return self._gather_heads(attended, asked)
+
+    def _gather_tokens(self, mine: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
+        """(1, own token, h, c) to (1, every token, h / size, c), in the order of the shares."""
+        size, tokens = self.share.size, mine.shape[1]
+        # (1, own token, h, c) -> (size, own token, h / size, c): what each process gets is one piece
+        sent = torch.unflatten(mine[0], 1, (size, -1)).transpose(0, 1).contiguous()
+        every = mine.new_empty(sum(counts), *sent.shape[2:])
+        self._swap(every, sent.flatten(0, 1), counts, [tokens] * size)
+        return every[None]
+
+    def _gather_heads(self, mine: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
+        """(1, every token, h / size, c) to (1, own token, h, c)."""
+        size, tokens = self.share.size, counts[self.share.rank]
+        got = mine.new_empty(size * tokens, *mine.shape[2:])
+        self._swap(got, mine[0].contiguous(), [tokens] * size, counts)
+        # (size x own token, h / size, c) -> (1, own token, h, c)
+        return got.view(size, tokens, *mine.shape[2:]).transpose(0, 1).flatten(1, 2)[None]
+
+    def _swap(
+        self, into: torch.Tensor, sent: torch.Tensor, got: Sequence[int], given: Sequence[int]
+    ) -> None:
+        self.share.group.alltoall_base(into, sent, list(got), list(given)).wait()
+
+
+def open_store() -> tuple[Store, int]:
+    """Return a store that processes of this host meet at, and its port."""
+    listener = socket.create_server((_HOST, 0))  # of its own accord the store listens to every host
+    port = listener.getsockname()[1]
+    return _connect(port, is_master=True, master_listen_fd=listener.detach()), port
+
+
+def join(port: int, rank: int, size: int, device: torch.device) -> Mapping[int, Group]:
+    """Meet the other processes; return the groups that the one at `rank` of `size` is in, by their size.
+
+    All are in one, and each half of four in another.
+
+    Raises:
+        RuntimeError: they did not come.
+    """
+    store, groups = _connect(port), {}
+    for count in {size, max(2, size // 2)}:
+        first = rank - rank % count
+        within = _c10d.PrefixStore(f"{first} of {count}", store)
+        groups[count] = _build_group(within, rank - first, count, device)
+        pieces = torch.zeros(count, device=device)
+        # The first exchange connects them.
+        groups[count].alltoall_base(pieces.clone(), pieces, [1] * count, [1] * count).wait()
+    return groups
+
+
+def _connect(port: int, **options: Any) -> Store:
+    return _c10d.TCPStore(
+        _HOST, port, wait_for_workers=False, timeout=timedelta(seconds=_JOIN_S), **options
+    )
+
+
+def _build_group(store: Store, rank: int, size: int, device: torch.device) -> Group:
+    if device.type == "cuda":  # pragma: no cover - needs GPUs
+        return _c10d.ProcessGroupNCCL(store, rank, size, _c10d.ProcessGroupNCCL.Options())
+    gloo = _c10d.ProcessGroupGloo
+    options = gloo._Options()  # noqa: SLF001 - the only way to say that no other host may connect
+    options._devices = [gloo.create_device(hostname=_HOST)]  # noqa: SLF001
+    return gloo(store, rank, size, options)
