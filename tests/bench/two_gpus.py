@@ -1,10 +1,11 @@
-"""Two GPUs of one host: twice the edits with a process on each, and one edit with a guidance branch on each.
+"""Two or four GPUs of one host: twice the edits with a process on each, and one edit over all.
 
 PYTHONPATH=src:tests python tests/bench/two_gpus.py [ROW ...] [--folder FOLDER --write] [--tiny]
 
 Row `workers`: edits an hour and host memory taken of `bentoml serve` with GPUS=2 beside GPUS=1, for each
 of --steps. Row `guidance`: seconds of denoising with PARALLEL=guidance beside none, and whether the
-pixels are equal. `--write` writes a checkpoint of the full size with random weights to FOLDER first, for
+pixels are equal. Row `ulysses`: the same without guidance and PARALLEL=ulysses, and row `four` with
+guidance and PARALLEL=guidance,ulysses, which needs four GPUs: how far the pixels differ. `--write` writes a checkpoint of the full size with random weights to FOLDER first, for
 example under /dev/shm, and removes it at the end. `--tiny` is a tiny model on the CPU. One line of JSON
 a measurement.
 """
@@ -22,6 +23,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import torch
 from cold_start import write
 from PIL import Image
@@ -33,6 +35,7 @@ from retouch.engine.checkpoint.find import CheckpointSettings
 from retouch.engine.checkpoint.load import load
 from retouch.engine.memory.plan import GIB
 from retouch.engine.memory.probe import measure_cpus, measure_host
+from retouch.settings.gpus import Parallel
 
 ROOT = Path(__file__).parents[2]
 PASSED_ON = ("CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH")
@@ -93,7 +96,24 @@ def measure_rate(service: Service, options: argparse.Namespace, *, gpus: int, st
 
 
 def measure_guidance(options: argparse.Namespace) -> None:
-    """Print the time of a guided edit over one and two processes."""
+    """Print the time of a guided edit with a branch on each of two GPUs."""
+    compare(options, row="guidance", parallel="guidance", scale=4.0, bar=0.54)
+
+
+def measure_ulysses(options: argparse.Namespace) -> None:
+    """Print the time of an edit without guidance whose tokens two GPUs share."""
+    compare(options, row="ulysses", parallel="ulysses", scale=1.0, bar=0.62)
+
+
+def measure_four(options: argparse.Namespace) -> None:
+    """Print the time of a guided edit over four GPUs."""
+    compare(options, row="four", parallel="guidance,ulysses", scale=4.0, bar=None)
+
+
+def compare(
+    options: argparse.Namespace, *, row: str, parallel: Parallel, scale: float, bar: float | None
+) -> None:
+    """Print the time of an edit over one process and over several."""
     alone = CheckpointSettings(
         model_id=str(options.folder),
         dtype=options.dtype,
@@ -101,30 +121,33 @@ def measure_guidance(options: argparse.Namespace) -> None:
         compile=False,
     )
     photo = Image.open(ROOT / "src/retouch/web/static/sample.jpg").convert("RGB")
-    found = {}
-    for parallel in ("none", "guidance"):
-        engine = load(replace(alone, parallel=parallel))
-        params = EditParams(
-            prompt="make it warmer",
-            negative_prompt=" ",
-            seed=7,
-            steps=max(options.steps),
-            guidance_scale=4.0,
-            scheduler="Euler",
-            width_px=options.side,
-            height_px=options.side,
-        )
+    params = EditParams(
+        prompt="make it warmer",
+        negative_prompt=" ",
+        seed=7,
+        steps=max(options.steps),
+        guidance_scale=scale,
+        scheduler="Euler",
+        width_px=options.side,
+        height_px=options.side,
+    )
+    found = []
+    ways: tuple[Parallel, ...] = ("none", parallel)
+    for way in ways:
+        engine = load(replace(alone, parallel=way))
         run_edit(engine, [photo], params)
         image, output = run_edit(engine, [photo], params)
-        found[parallel] = (output.denoise_ms, image.tobytes())
-        say(row="guidance", parallel=parallel, steps=params.steps,
+        found.append((output.denoise_ms, np.asarray(image).astype(int)))
+        say(row=row, parallel=way, steps=params.steps,
             denoise_s=round(output.denoise_ms / 1000, 2), plan=engine.info.memory_plan)  # fmt: skip
         del engine
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-    (one_ms, one), (two_ms, two) = found["none"], found["guidance"]
-    say(row="guidance", of_one=round(two_ms / one_ms, 3), bar=0.54, equal=one == two)
+    (one_ms, one), (several_ms, several) = found
+    differences = abs(one - several)
+    say(row=row, of_one=round(several_ms / one_ms, 3), bar=bar, equal=not differences.any(),
+        mean_difference=round(float(differences.mean()), 3), largest=int(differences.max()))  # fmt: skip
 
 
 def say(**fields: Any) -> None:
@@ -132,14 +155,20 @@ def say(**fields: Any) -> None:
     sys.stdout.flush()
 
 
-ROWS = {"workers": measure_workers, "guidance": measure_guidance}
+ROWS = {
+    "workers": measure_workers,
+    "guidance": measure_guidance,
+    "ulysses": measure_ulysses,
+    "four": measure_four,
+}
+DEFAULT_ROWS = ("workers", "guidance", "ulysses")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("rows", nargs="*", metavar="ROW", default=list(ROWS))
+    parser.add_argument("rows", nargs="*", metavar="ROW", default=DEFAULT_ROWS)
     parser.add_argument("--folder", type=Path, default=Path("/dev/shm/retouch-full-size"))  # noqa: S108
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--tiny", action="store_true")
