@@ -4,6 +4,7 @@ All but attention works on each token alone. Before attention an exchange gives 
 of its heads, and another gives each its own tokens back: https://arxiv.org/abs/2309.14509.
 """
 
+import os
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from retouch.engine.attention import Attend
 
 _HOST = "127.0.0.1"
 _JOIN_S = 60
+_NCCL = {"NCCL_SOCKET_IFNAME": "lo", "TORCH_NCCL_ASYNC_ERROR_HANDLING": "0"}
+"""NCCL listens to this host only, and torch does not end the process with a peer: the team says what died."""
 _c10d: Any = distributed  # most of its names are not exported explicitly
 Group = Any
 """A backend of torch.distributed: NCCL between GPUs, Gloo on the CPU."""
@@ -120,7 +123,7 @@ def join(port: int, rank: int, size: int, device: torch.device) -> Mapping[int, 
         RuntimeError: they did not come.
     """
     store, groups = _connect(port), {}
-    for count in {size, max(2, size // 2)}:
+    for count in sorted({size, max(2, size // 2)}):
         first = rank - rank % count
         within = _c10d.PrefixStore(f"{first} of {count}", store)
         groups[count] = _build_group(within, rank - first, count, device)
@@ -138,6 +141,8 @@ def _connect(port: int, **options: Any) -> Store:
 
 def _build_group(store: Store, rank: int, size: int, device: torch.device) -> Group:
     if device.type == "cuda":  # pragma: no cover - needs GPUs
+        for name, value in _NCCL.items():
+            os.environ.setdefault(name, value)
         return _c10d.ProcessGroupNCCL(store, rank, size, _c10d.ProcessGroupNCCL.Options())
     gloo = _c10d.ProcessGroupGloo
     options = gloo._Options()  # noqa: SLF001 - the only way to say that no other host may connect
