@@ -72,14 +72,17 @@ class JobEndpoint:
         return await (self.delete if request.method == "DELETE" else self.get)(request)
 
     async def put(self, request: Request) -> Response:
-        """Begin the job of this id, or return it if this very request began it before.
+        """Begin the job of this id, or find it if this very request began it before.
+
+        Return it, or stream it until its end.
 
         Raises:
             EditError: as `Jobs.accept`.
         """
         asked = await self._edits.bodies.read(request)
         job = await self.jobs.accept(asked, request.path_params["id"], _caller(request))
-        return _answer(job, request)
+        del asked  # as in `post`
+        return self._stream(job, request) if _wants_events(request) else _answer(job, request)
 
     async def get(self, request: Request) -> Response:
         """Return a job, or stream it until its end.

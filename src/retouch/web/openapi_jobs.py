@@ -32,6 +32,7 @@ EDIT_HEADERS: list[dict[str, Any]] = [
 def jobs_paths(request_body: dict[str, Any]) -> dict[str, Any]:
     """Return the path of a job; `request_body` is that of `POST /edit`."""
     ended = {"description": "The job.", "content": _JOB}
+    followed = ended | {"x-event-stream": {"$ref": "#/components/schemas/EditEvent"}}
     return {
         "/jobs/{id}": {
             "parameters": [
@@ -45,17 +46,18 @@ def jobs_paths(request_body: dict[str, Any]) -> dict[str, Any]:
             ],
             "put": _describe(
                 "Begin a job under an id of your own",
-                "The same request again returns the job; another one is a conflict.",
+                "The same request again returns the job; another one is a conflict. With Accept: "
+                "text/event-stream the answer is a stream as that of GET.",
                 *_STATUSES_OF_PUT,
                 operationId="put_job",
                 requestBody=request_body,
-                ok={"200": ended, "202": _ACCEPTED},
+                ok={"200": followed, "202": _ACCEPTED},
             ),
             "get": _describe(
                 "A job: state, progress, answer",
                 "With Accept: text/event-stream the answer is a stream as that of POST /edit.",
                 operationId="get_job",
-                ok={"200": ended | {"x-event-stream": {"$ref": "#/components/schemas/EditEvent"}}},
+                ok={"200": followed},
             ),
             "delete": _describe(
                 "Cancel a job",

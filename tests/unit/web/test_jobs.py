@@ -60,6 +60,19 @@ async def test_a_put_begins_a_job_once() -> None:
     assert len(house.engine.edits) == 1
 
 
+async def test_a_put_that_accepts_events_follows_its_job() -> None:
+    house = House()
+    events = {"Accept": "text/event-stream"}
+    async with client(host=open_host(settings(), house)) as http:
+        first = await http.put("/jobs/mine", json=BODY, headers=events)
+        again = await http.put("/jobs/mine", json=BODY, headers=events)
+        got = await http.get("/jobs/mine", headers=events)
+    for response in (first, again, got):
+        assert response.headers["location"] == "/jobs/mine"
+        assert parse_events(response.text)[-1][0] == "result"
+    assert len(house.engine.edits) == 1
+
+
 async def test_a_client_that_lost_its_answer_gets_it_by_its_idempotency_key() -> None:
     house = House()
     headers = {"Idempotency-Key": "order 7"}
