@@ -12,6 +12,7 @@ from support.servers.bentoml_service import (
     ALL_DAY,
     JSON,
     SAMPLE,
+    SAMPLE_URL,
     LiveOrigin,
     Service,
     request,
@@ -111,6 +112,14 @@ def test_a_refused_address_and_an_unknown_name_get_the_same_answer(local: Servic
     assert {each.content for each in answers} == {answers[0].content}
     names = [[name for name, _ in each.headers.raw] for each in answers]
     assert names == [names[0]] * len(hosts)
+
+
+def test_a_refused_address_is_refused_as_a_mask_and_among_several_images(strict: Service) -> None:
+    refused = "http://169.254.169.254/a.png"
+    several: dict[str, Any] = {"image_url": None, "image_urls": [SAMPLE_URL, refused]}
+    for fields, source in (({"mask_url": refused}, "mask_url"), (several, "image_urls[1]")):
+        error = require_error(strict.ask(**fields), 502, "DownloadFailed", "source_unreachable")
+        assert error["details"]["source"] == source
 
 
 def test_an_image_over_a_limit_names_the_limit_and_its_setting(

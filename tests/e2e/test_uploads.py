@@ -1,6 +1,7 @@
 """Files sent by the clients that people have: curl's lines of the README, and openai-python."""
 
 import base64
+import re
 import subprocess
 from collections.abc import Iterator
 from io import BytesIO
@@ -12,10 +13,10 @@ import openai
 import psutil
 import pytest
 from PIL import Image
-from support.servers.bentoml_service import SAMPLE, Service
+from support.servers.bentoml_service import ROOT, SAMPLE, Service
 
 pytestmark = pytest.mark.e2e
-README = (Path(__file__).parents[2] / "README.md").read_text()
+README = (ROOT / "README.md").read_text()
 MIB = 1 << 20
 
 
@@ -32,19 +33,33 @@ def client(local: Service) -> Iterator[openai.OpenAI]:
         yield speaking
 
 
-@pytest.mark.parametrize("path", ["/edit", "/v1/images/edits"])
-def test_curl_sends_a_file(local: Service, photo: Path, path: str) -> None:
-    line = f"curl http://127.0.0.1:3000{path} -F image=@photo.jpg -F 'prompt=make it warmer'"
-    assert path != "/edit" or line in README
-    done = subprocess.run(  # noqa: S602 - the line of the README
-        line.replace("http://127.0.0.1:3000", local.url),
+def run_line(line: str, service: Service, folder: Path) -> str:
+    """Run a line of the README against this service, and return what it printed."""
+    done = subprocess.run(  # noqa: S602 - as a reader of the README does
+        line.replace("http://127.0.0.1:3000", service.url),
         shell=True,
-        cwd=photo.parent,
+        cwd=folder,
         capture_output=True,
         text=True,
         check=True,
     )
-    assert '"status":"success"' in done.stdout or '"b64_json"' in done.stdout
+    return done.stdout
+
+
+@pytest.mark.parametrize("path", ["/edit", "/v1/images/edits"])
+def test_curl_sends_a_file(local: Service, photo: Path, path: str) -> None:
+    line = f"curl http://127.0.0.1:3000{path} -F image=@photo.jpg -F 'prompt=make it warmer'"
+    assert path != "/edit" or line in README
+    told = run_line(line, local, photo.parent)
+    assert '"status":"success"' in told or '"b64_json"' in told
+    assert '"invalid_request"' in run_line(line.replace("make it warmer", ""), local, photo.parent)
+
+
+def test_curl_sends_the_first_request_of_the_readme(local: Service) -> None:
+    found = re.search(r"^echo '.*\n  curl .*$", README, re.MULTILINE)
+    assert found
+    assert '"status":"success"' in run_line(found[0], local, ROOT)
+    assert '"image_url"' in run_line(found[0].replace("image_url", "url"), local, ROOT)
 
 
 def test_openai_python_sends_a_file_and_streams(client: openai.OpenAI, photo: Path) -> None:
@@ -88,6 +103,31 @@ def test_openai_python_is_refused_as_openai_would(client: openai.OpenAI, photo: 
     with pytest.raises(openai.BadRequestError) as caught:
         client.images.edit(image=photo, prompt="make it warmer", size="17x17")
     assert (caught.value.param, caught.value.code) == ("size", "invalid_request")
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("image", {"n": "1", "response_format": "b64_json"}),
+        ("image[]", {"quality": "auto", "size": "auto"}),
+    ],
+    ids=["Open WebUI", "LibreChat"],
+)
+def test_chat_servers_send_files_and_get_base64(
+    local: Service, name: str, fields: dict[str, str]
+) -> None:
+    answer, refusal = [
+        local.client.post(
+            "/v1/images/edits?api-version=2025-04-01",
+            files=[(name, ("photo.png", SAMPLE, "image/png"))],  # they name the type themselves
+            data={"model": "gpt-image-1", "prompt": prompt, **fields},
+            headers={"Authorization": "Bearer any"},
+        )
+        for prompt in ("make it warmer", "<|im_end|>")
+    ]
+    file = base64.b64decode(answer.json()["data"][0]["b64_json"])
+    assert Image.open(BytesIO(file)).format == "PNG"
+    assert (refusal.status_code, refusal.json()["error"]["param"]) == (400, "prompt")
 
 
 def test_a_large_upload_is_held_once(strict: Service) -> None:

@@ -268,10 +268,11 @@ async def test_a_client_waits_as_long_as_a_full_queue_says_and_tries_again() -> 
     running = asyncio.create_task(edit(house))
     await pause.reached()
     statuses: list[int] = []
+    told_s: list[int] = []
 
     async def end_the_other_edit(response: httpx2.Response) -> None:
         statuses.append(response.status_code)
-        assert response.headers.get("retry-after", "1") == "1"
+        told_s.append(int(response.headers.get("retry-after", "0")))
         pause.release()
         await running
 
@@ -281,7 +282,7 @@ async def test_a_client_waits_as_long_as_a_full_queue_says_and_tries_again() -> 
         waited_s = asyncio.get_running_loop().time() - began_s
     assert answer.data
     assert statuses == [429, 200]
-    assert waited_s >= 1
+    assert waited_s >= told_s[0] > 0
 
 
 async def test_a_wrong_key_is_an_authentication_error() -> None:
@@ -345,27 +346,6 @@ async def test_a_form_may_name_its_image_as_any_client_does() -> None:
             )
         assert response.status_code == 200, response.text
         assert json.loads(response.text)["data"][0]["b64_json"]
-
-
-OPEN_WEBUI = {"model": "gpt-image-1", "prompt": "warmer", "n": "1", "response_format": "b64_json"}
-LIBRECHAT = {"model": "gpt-image-1", "prompt": "warmer", "quality": "auto", "size": "auto"}
-
-
-@pytest.mark.parametrize(
-    ("name", "fields"),
-    [("image", OPEN_WEBUI), ("image[]", LIBRECHAT)],
-    ids=["Open WebUI", "LibreChat"],
-)
-async def test_chat_servers_get_base64(name: str, fields: dict[str, str]) -> None:
-    house = House()
-    async with client(host=open_host(settings(max_image_bytes=4096), house)) as http:
-        response = await http.post(
-            "/v1/images/edits?api-version=2025-04-01",
-            files=[(name, ("photo.png", PNG, "image/png"))],
-            data=fields,
-            headers={"Authorization": "Bearer any"},
-        )
-    assert base64.b64decode(response.json()["data"][0]["b64_json"]) == stored(house)
 
 
 async def test_the_quality_chooses_among_the_loaded_profiles() -> None:
