@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, Request, expect, sync_playwright
+from playwright.sync_api import Browser, Page, Request, Route, expect, sync_playwright
 from support.servers.bentoml_service import ROOT, SAMPLE_URL, Service
 
 CHROMIUM = shutil.which("chromium")
@@ -45,7 +45,7 @@ def browser() -> Iterator[Browser]:
 def page(browser: Browser) -> Iterator[Page]:
     """A page of a browser without a past, that has told of no fault of its own when the test ends."""
     faults: list[str] = []
-    page = browser.new_page()
+    page = browser.new_context().new_page()
     page.on("pageerror", lambda error: faults.append(str(error)))
     page.on("console", lambda line: "Policy" in line.text and faults.append(line.text))
     yield page
@@ -124,7 +124,7 @@ def test_faults_stand_beside_their_fields_and_nothing_is_sent(page: Page, local:
     page.get_by_text("Options").click()
     press_edit(page)
     expect(page.get_by_label("Seed")).to_have_accessible_description("Is not a number")
-    assert f"{local.url}/edit" not in sent
+    assert not [url for url in sent if "/jobs/" in url]
 
 
 def test_what_the_service_refuses_is_told_in_the_words_of_the_page(
@@ -166,8 +166,69 @@ def test_stop_ends_an_edit_and_gives_the_focus_back(page: Page, local: Service) 
     expect(page.get_by_role("button", name="Edit", exact=True)).to_be_focused()
 
 
+def edit_all_day(page: Page) -> None:
+    """Begin an edit that takes the tiny model long, of the exact size that the options ask for."""
+    for label, value in (("Steps", "50"), ("Width", "1280"), ("Height", "1280")):
+        fill_option(page, label, value)
+    press_edit(page)
+    expect(page.locator("#status")).to_contain_text("step")
+
+
+def test_a_running_edit_survives_a_reload_and_can_still_be_stopped(
+    page: Page, local: Service
+) -> None:
+    with page.expect_request(lambda request: request.method == "PUT") as sent:
+        visit(page, local)
+        page.get_by_text("Use the sample").click()
+        page.get_by_label("Instruction").fill("make it warmer")
+        page.get_by_text("Options").click()
+        page.get_by_label("Shape", exact=True).select_option("exact")
+        edit_all_day(page)
+    job = sent.value.url
+    page.reload()
+    expect(page.locator("#status")).to_contain_text("step")
+    expect(page.get_by_label("Instruction")).to_have_value("make it warmer")
+    expect(page.get_by_alt_text("Chosen picture 1")).to_be_visible()
+    page.get_by_role("button", name="Stop").click()
+    expect(page.locator("#status")).to_have_text("Stopped.")
+    local.wait_for(lambda: local.client.get(job).json()["state"] == "cancelled")
+    visit(page, local)
+    expect(page.get_by_role("button", name="Stop")).to_be_hidden()
+
+
+def test_a_connection_that_a_proxy_ends_is_made_again(page: Page, local: Service) -> None:
+    def cut(route: Route) -> None:
+        if route.request.method == "GET":
+            return route.fallback()
+        local.client.put(route.request.url, json=route.request.post_data_json)
+        part = 'event: progress\ndata: {"stage": "queue"}\n\n'
+        return route.fulfill(body=part, content_type="text/event-stream")
+
+    visit(page, local)
+    page.route("**/jobs/*", cut)
+    page.get_by_text("Use the sample").click()
+    page.get_by_label("Instruction").fill("make it warmer")
+    press_edit(page)
+    expect_the_picture(page)
+
+
+def test_an_edit_that_never_arrived_is_told_of_once(page: Page, local: Service) -> None:
+    visit(page, local)
+    page.route("**/jobs/*", lambda route: route.abort())
+    page.get_by_text("Use the sample").click()
+    page.get_by_label("Instruction").fill("make it warmer")
+    press_edit(page)
+    expect(page.get_by_role("alert")).to_have_text("The service could not be reached.")
+    page.unroute_all()
+    visit(page, local)
+    expect(page.get_by_role("alert")).to_contain_text("The service knows nothing of the edit")
+    visit(page, local)
+    expect(page.get_by_role("button", name="Stop")).to_be_hidden()
+    expect(page.locator("#fault")).to_be_empty()
+
+
 def sent_by(page: Page, label: str) -> dict[str, Any]:
-    with page.expect_request("**/edit") as sent:
+    with page.expect_request(lambda request: request.method == "PUT") as sent:
         page.get_by_role("button", name=label).first.click()
     request: Request = sent.value
     body: dict[str, Any] = request.post_data_json
@@ -258,7 +319,7 @@ def test_masks_pictures_profiles_and_adapters_show_where_the_service_has_them(
     result = local.edit(num_inference_steps=1)
     answer = json.dumps({"status": "success", "result": result, "results": [result, result]})
     page.route(
-        "**/edit",
+        "**/jobs/*",
         lambda route: route.fulfill(
             body=f"event: result\ndata: {answer}\n\n", content_type="text/event-stream"
         ),
@@ -293,8 +354,8 @@ def test_what_was_stored_before_a_failure_is_shown_with_it(page: Page, local: Se
         "results": [result] * 2,
     }
     error = {"type": "ModelError", "message": "the model failed", "details": details}
-    answer = json.dumps({"status": "error", "error": error})
-    page.route("**/edit", lambda route: route.fulfill(status=500, body=answer))
+    answer = {"status": "error", "error": error}
+    page.route("**/jobs/*", lambda route: route.fulfill(status=500, json=answer))
     visit(page, local)
     choose_the_sample(page)
     page.get_by_label("Instruction").fill("make it warmer")
@@ -384,10 +445,7 @@ def test_it_is_accessible_and_fits_a_phone_in_every_state(page: Page, local: Ser
     require_accessible(page, width_px)
     page.get_by_role("button", name="Clear").click()
     page.get_by_role("button", name="Done").click()
-    for label, value in (("Steps", "50"), ("Width", "1280"), ("Height", "1280")):
-        fill_option(page, label, value)
-    press_edit(page)
-    expect(page.locator("#status")).to_contain_text("step")
+    edit_all_day(page)
     require_accessible(page, width_px)
     page.get_by_role("button", name="Stop").click()
     page.get_by_label("Shape", exact=True).select_option("as the picture")

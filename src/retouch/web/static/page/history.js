@@ -1,4 +1,5 @@
-// The edits of this browser, kept in IndexedDB: request, pictures and results. Nothing leaves the browser.
+// The edits of this browser, kept in IndexedDB: request, pictures and results, or of an edit that runs the id of its job.
+// Nothing leaves the browser.
 
 const NAME = "retouch", STORE = "edits", MOST = 24;
 
@@ -26,16 +27,19 @@ function open() {
   });
 }
 
-/** Return the kept edits, newest first; none where the browser keeps nothing. */
-export async function readHistory() {
-  const entries = await use("readonly", store => store.getAll()).catch(() => []);
-  return entries.reverse();
-}
+const readAll = () => use("readonly", store => store.getAll()).catch(() => []);
 
-/** Keep an edit and forget the oldest ones; a browser without room keeps nothing. */
+/** Return the edits that ended, newest first; none where the browser keeps nothing. */
+export const readHistory = async () => (await readAll()).filter(entry => entry.outcomes).reverse();
+
+/** Return the edits whose end this browser has not seen, oldest first. */
+export const readRunning = async () => (await readAll()).filter(entry => entry.job);
+
+/** Keep an edit, in place of the one that has its id, and forget the oldest ones; a browser without room keeps nothing. Return its id. */
 export async function keep(entry) {
-  await use("readwrite", store => store.add(entry)).catch(() => {});
-  for (const { id } of (await readHistory()).slice(MOST)) await forget(id);
+  const id = await use("readwrite", store => store.put(entry)).catch(() => undefined);
+  for (const { id: old } of (await readAll()).slice(0, -MOST)) await forget(old);
+  return id;
 }
 
 export const forget = id => use("readwrite", store => store.delete(id)).catch(() => {});

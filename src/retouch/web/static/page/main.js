@@ -1,15 +1,15 @@
-// The page: joins the parts, and runs one edit at a time.
+// The page: joins the parts, and runs one edit at a time. An edit goes on when the page is closed, and is picked up when it opens.
 
 import { drawCode, startCode } from "./code.js";
 import { afterClick, at, make, makeButton } from "./dom.js";
 import { clearErrors, inWords, say, showErrors } from "./fields.js";
-import { forget, forgetAll, keep, readHistory } from "./history.js";
+import { forget, forgetAll, keep, readHistory, readRunning } from "./history.js";
 import { getMask, maskUrl, setMask, startMask } from "./mask.js";
 import { checkOptions, drawOptions, readOptions, writeOptions } from "./options.js";
 import { add, getPictures, limitPictures, setPictures, startPictures, takeAddress, toUrl } from "./pictures.js";
 import * as progress from "./progress.js";
 import { age, drawHistory, showResults } from "./results.js";
-import { edit, fetchBlob, keepKey, readFields, readInfo, readKey, Refused } from "./service.js";
+import { cancel, edit, fetchBlob, isLost, keepKey, makeId, readFields, readInfo, readKey, Refused } from "./service.js";
 
 const RETRY_MS = 1500;
 let fields = {};
@@ -27,6 +27,7 @@ async function load() {
     return setTimeout(load, RETRY_MS);
   }
   drawModel();
+  await pickUp();
 }
 
 function lock() {
@@ -92,14 +93,29 @@ async function run() {
   const form = readForm();
   const faults = check(form);
   if (Object.keys(faults).length) return fail(showErrors(faults) || "Please look at the marked fields.");
+  await follow({ at: Date.now(), job: makeId(), ...form }, { isPickedUp: false });
+}
+
+/** Follow the edits that ran when this page was closed. */
+async function pickUp() {
+  for (const entry of await readRunning()) {
+    if (running) return;
+    if (!getPictures().length && !at("prompt").value) restore(entry);
+    await follow(entry, { isPickedUp: true });
+  }
+}
+
+/** Run an edit to its end, or follow one that began before, and show what it comes to. */
+async function follow(entry, { isPickedUp }) {
   running = new AbortController();
-  progress.begin();
+  progress.begin(entry.at, { isPickedUp });
   age(true);
-  const began = performance.now();
   try {
-    await finish(form, await send(form), began);
+    if (!isPickedUp) entry.id = await keep(entry);
+    const body = isPickedUp ? null : await buildBody(entry);
+    await finish(entry, await edit(entry.job, body, { signal: running.signal, onProgress: progress.show }), { isPickedUp });
   } catch (fault) {
-    await keepFinished(form, fault, began);
+    await leave(entry, fault, { isPickedUp });
     explain(fault);
   } finally {
     running = null;
@@ -109,29 +125,31 @@ async function run() {
   }
 }
 
-async function send(form) {
-  const urls = new Map(await Promise.all(form.pictures.map(async picture => [picture, await toUrl(picture)])));
-  const body = buildRequest(form, picture => urls.get(picture), maskUrl);
-  return edit(body, { signal: running.signal, onProgress: progress.show });
+async function buildBody(entry) {
+  const urls = new Map(await Promise.all(entry.pictures.map(async picture => [picture, await toUrl(picture)])));
+  return buildRequest(entry, picture => urls.get(picture), maskUrl);
 }
 
-/** Show the results that were stored before one failed. */
-async function keepFinished(form, { details }, began) {
-  if (details?.results?.length) await finish(form, details, began);
+/** Cancel what is stopped, show the results that were stored before one failed, and forget the edit unless it may still end. */
+async function leave(entry, fault, { isPickedUp }) {
+  const mayEnd = isLost(fault) || (fault.type === "Unauthorized" && isPickedUp);
+  if (fault.name === "AbortError") cancel(entry.job);
+  if (fault.details?.results?.length) await finish(entry, fault.details, { isPickedUp });
+  else if (!mayEnd) await forget(entry.id);
 }
 
-async function finish(form, answer, began) {
-  const seconds = (performance.now() - began) / 1000;
+async function finish({ job: _, ...entry }, answer, { isPickedUp }) {
   const results = answer.results?.length ? answer.results : [answer.result];
+  const seconds = (isPickedUp ? results.at(-1).meta.timings_ms.total : Date.now() - entry.at) / 1000;
   const outcomes = await Promise.all(results.map(async result => ({
     url: result.presigned_url, type: result.content_type, meta: result.meta, blob: await fetchBlob(result.presigned_url),
     notes: result.meta.notes.filter(note => !info.notes.includes(note)),
   })));
-  const entry = { at: Date.now(), ...form, answer, seconds, outcomes };
-  showResults(entry, actions);
+  const ended = { ...entry, answer, seconds, outcomes };
+  showResults(ended, actions);
   say(`Done in ${seconds.toFixed(1)} s.`);
   at("outcome").scrollIntoView({ block: "nearest" });
-  await keep(entry);
+  await keep(ended);
   await drawPast();
 }
 
@@ -139,11 +157,12 @@ const fail = text => say(text, { fault: true });
 
 function explain(fault) {
   if (fault.name === "AbortError") return say("Stopped.");
-  if (!(fault instanceof Refused)) return fail(fault instanceof TypeError ? "The service could not be reached." : fault.message);
+  if (!(fault instanceof Refused)) return fail(isLost(fault) ? "The service could not be reached." : fault.message);
   if (fault.type === "Unauthorized") {
     lock();
     return fail(showErrors({ key: "this service needs a valid key" }) || "An API key is needed.");
   }
+  if (fault.details?.code === "job_not_found") return fail("The service knows nothing of the edit that was running.");
   const wrong = fault.details?.fields;
   const elsewhere = wrong ? showErrors(wrong) : inWords(fault.message);
   fail(elsewhere ? elsewhere[0].toUpperCase() + elsewhere.slice(1) : "Please look at the marked fields.");
@@ -151,9 +170,9 @@ function explain(fault) {
 
 const focusFault = () => document.querySelector("[aria-invalid]")?.focus();
 
-/** Fill the form as it was for an earlier edit, but for its seed. */
+/** Fill the form as it was for an earlier edit. */
 function restore({ pictures, mask, values }) {
-  const { prompt, seed: _, ...options } = values;
+  const { prompt, ...options } = values;
   setPictures(pictures);
   setMask(mask);
   at("prompt").value = prompt;
@@ -168,8 +187,8 @@ const actions = {
     at("prompt").focus();
     at("prompt").select();
   },
-  again(entry) {
-    restore(entry);
+  again({ values: { seed: _, ...values }, ...entry }) {
+    restore({ ...entry, values });
     run();
   },
   keepSeed(seed) {

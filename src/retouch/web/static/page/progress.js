@@ -13,17 +13,16 @@ const STAGES = {
 };
 let timer = null;
 
-/** Show that an edit runs. */
-export function begin() {
-  const began = performance.now();
-  const tick = () => { at("elapsed").textContent = `${Math.floor((performance.now() - began) / 1000)} s`; };
+/** Show that an edit runs since `began` (ms since 1970); one that is picked up leaves the focus where it is. */
+export function begin(began, { isPickedUp }) {
+  const tick = () => { at("elapsed").textContent = `${Math.floor((Date.now() - began) / 1000)} s`; };
   timer = setInterval(tick, 500);
   tick();
   at("go").disabled = true;
   at("stop").hidden = at("bar").hidden = false;
   at("bar").value = 0;
-  at("stop").focus({ preventScroll: true });
-  say("Sending …");
+  if (!isPickedUp) at("stop").focus({ preventScroll: true });
+  say(isPickedUp ? "Looking for the edit that was running …" : "Sending …");
 }
 
 /** Show that it has ended; the button to edit has the focus again. */

@@ -1,6 +1,6 @@
 // The service: what is loaded, which fields it takes, and edits with their progress.
 
-const KEY = "retouch.key";
+const KEY = "retouch.key", RETRY_MS = 1500, MOST_TRIES = 40;
 
 /** An error of the service in its own form: `type`, `message`, `details`. */
 export class Refused extends Error {
@@ -45,18 +45,63 @@ function plain(schema, spec) {
   return real ? { ...plain(real, spec), ...rest } : schema;
 }
 
-/** Send an edit and return its answer; `onProgress` gets every progress event. */
-export async function edit(body, { signal, onProgress }) {
-  const headers = withKey({ "Content-Type": "application/json", Accept: "text/event-stream" });
-  const answer = await fetch("/edit", { method: "POST", headers, body: JSON.stringify(body), signal });
-  if (!answer.headers.get("content-type")?.startsWith("text/event-stream")) throw new Refused((await answer.json()).error);
-  for await (const { name, data } of readEvents(answer)) {
-    if (name === "progress") onProgress(data);
-    if (name === "error") throw new Refused(data.error);
-    if (name === "result") return data;
+/** Return a new id for an edit. */
+export const makeId = () => Array.from(crypto.getRandomValues(new Uint8Array(16)), byte => byte.toString(16).padStart(2, "0")).join("");
+
+/**
+ * Edit as a job and return its answer; `onProgress` gets every progress event. Without a `body` the job has begun before.
+ * The job goes on without this page, so a connection that is lost is made again.
+ */
+export async function edit(id, body, { signal, onProgress }) {
+  let answer = await (body ? follow(id, { method: "PUT", body: JSON.stringify(body), signal }) : reopen(id, signal));
+  for (;;) {
+    try {
+      for await (const { name, data } of readEvents(answer)) {
+        if (name === "progress") onProgress(data);
+        if (name === "error") throw new Refused(data.error);
+        if (name === "result") return data;
+      }
+    } catch (fault) {
+      if (!isLost(fault)) throw fault;
+    }
+    await pause();
+    answer = await reopen(id, signal);
   }
-  throw new Error("The connection ended before the answer.");
 }
+
+/** Cancel an edit, also one that the service is only about to accept. */
+export async function cancel(id) {
+  const ask = () => fetch(`/jobs/${id}`, { method: "DELETE", headers: withKey(), keepalive: true }).catch(() => null);
+  if ((await ask())?.status !== 404) return;
+  await pause();
+  await ask();
+}
+
+/** Open the events of a job. Throws `TypeError`, as `fetch` does, where a proxy answers for the service. */
+async function follow(id, options) {
+  const headers = withKey({ Accept: "text/event-stream", ...(options.body && { "Content-Type": "application/json" }) });
+  const answer = await fetch(`/jobs/${id}`, { headers, ...options });
+  const type = answer.headers.get("content-type") ?? "";
+  if (type.startsWith("text/event-stream")) return answer;
+  if (type.startsWith("application/json")) throw new Refused((await answer.json()).error);
+  throw answer.status >= 500 ? new TypeError() : new Error(`The answer was HTTP ${answer.status}.`);
+}
+
+async function reopen(id, signal) {
+  for (let tries = 1; ; tries += 1) {
+    try {
+      return await follow(id, { signal });
+    } catch (fault) {
+      if (tries === MOST_TRIES || !(isLost(fault) || fault.details?.retryable)) throw fault;
+    }
+    await pause();
+  }
+}
+
+/** Browsers throw this where a connection fails or ends early. */
+export const isLost = fault => fault instanceof TypeError;
+
+const pause = () => new Promise(done => setTimeout(done, RETRY_MS));
 
 async function* readEvents(answer) {
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
