@@ -217,10 +217,10 @@ def bake(base: str, image: str, folder: Path) -> None:
 
 
 def main() -> None:
-    """Inspect the image, run it, and bake one with weights."""
+    """Inspect the image, run it, and bake one with weights where the image of the bento is given."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("bento_image", help="the image that BentoML built")
-    parser.add_argument("image", help="the one on top of it")
+    parser.add_argument("image")
+    parser.add_argument("--bento", help="the image below it that BentoML built")
     options = parser.parse_args()
     say("\n-- what the image says of itself")
     print_description(options.image)
@@ -237,10 +237,11 @@ def main() -> None:
         run_worker(options.image, origin, rgw)
         say("\n-- the worker, one local job")
         run_local_job(options.image, origin, rgw)
-        say("\n-- with baked weights, the service")
-        bake(options.bento_image, f"{options.image}-baked", folder)
-        meta = run_service(f"{options.image}-baked", origin)
-        assert meta["revision"], meta
+        if options.bento:
+            say("\n-- with baked weights, the service")
+            bake(options.bento, f"{options.image}-baked", folder)
+            meta = run_service(f"{options.image}-baked", origin)
+            assert meta["revision"], meta
 
 
 if __name__ == "__main__":
