@@ -12,7 +12,6 @@ from PIL.ImageFile import PyDecoder
 
 _CODEC: Final = "bmp_runs"
 _END_OF_ROW, _END_OF_IMAGE, _MOVE = 0, 1, 2  # after a zero; from 3 on a number of pixels
-_BLACK: Final = bytes(3)
 
 
 class RunLengthBmp(BmpImageFile):
@@ -24,19 +23,16 @@ class RunLengthBmp(BmpImageFile):
         if tile.codec_name != "bmp_rle":
             return
         _, is_rle4, direction = tuple(tile.args or ())
-        colours = self._list_colours()
+        arguments = is_rle4, direction, self._list_channels()
         self._mode, self.palette = "RGB", None
-        self.tile = [tile._replace(codec_name=_CODEC, args=(is_rle4, direction, colours))]
+        self.tile = [tile._replace(codec_name=_CODEC, args=arguments)]
 
-    def _list_colours(self) -> list[bytes]:
-        """Return 256 colors in RGB; those that the file does not define are black."""
+    def _list_channels(self) -> list[bytes]:
+        """Return red, green and blue by index; a color that the file does not define is black."""
         if self.palette is None:
-            grays = (0, 255) if self.mode == "1" else range(256)
-            colours = [bytes((gray,) * 3) for gray in grays]
-        else:
-            order, data = self.palette.getdata()  # BGR or BGRX
-            colours = [data[at : at + 3][::-1] for at in range(0, len(data) - 2, len(order))]
-        return colours + [_BLACK] * (256 - len(colours))
+            return [bytes((0, 255) if self.mode == "1" else range(256)).ljust(256, b"\0")] * 3
+        order, data = self.palette.getdata()  # BGR or BGRX
+        return [data[at :: len(order)][:256].ljust(256, b"\0") for at in (2, 1, 0)]
 
 
 class _RunLengths(PyDecoder):
@@ -48,14 +44,15 @@ class _RunLengths(PyDecoder):
         del buffer  # empty, as `_pulls_fd` is set
         if self.fd is None:
             raise OSError("no file to read from")
-        is_rle4, direction, colours = self.args
+        is_rle4, direction, channels = self.args
         size = width, height = self.state.xsize, self.state.ysize
-        pixels = bytearray(len(_BLACK) * width * height)
+        pixels = bytearray(3 * width * height)
         for x, y, indices in _read_runs(self.fd.read(), size, is_rle4):
-            run = b"".join(colours[index] for index in indices[: max(width - x, 0)])
-            start = len(_BLACK) * (y * width + x)
-            pixels[start : start + len(run)] = run
-        self.set_as_raw(bytes(pixels), "RGB", (0, direction))
+            row = indices[: max(width - x, 0)]
+            start, length = 3 * (y * width + x), 3 * len(row)
+            for place, channel in enumerate(channels, start):
+                pixels[place : place + length : 3] = row.translate(channel)
+        self.set_as_raw(pixels, "RGB", (0, direction))
         return -1, 0
 
 
