@@ -104,6 +104,8 @@ def _is_critical(name: bytes) -> bool:
 
 
 def _is_wanted(name: bytes, data: bytes, chunks: Mapping[bytes, bytes]) -> bool:
+    if b"IDAT" in chunks and name != b"eXIf":  # too late (PNG, third edition, 5.6)
+        return False
     if name == b"tRNS":
         key_bytes = _KEY_BYTES.get(chunks.get(b"IHDR", b"")[9:10])
         return bool(data) if key_bytes is None else len(data) == key_bytes

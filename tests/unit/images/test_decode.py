@@ -175,6 +175,13 @@ def test_a_png_that_announces_impossibly_many_frames_is_a_single_image() -> None
     assert (decoded.image.getpixel((0, 0)), decoded.notes) == (RED, ())
 
 
+def test_a_png_is_not_made_transparent_by_a_chunk_behind_its_pixels() -> None:
+    body = saved(Image.new("L", (16, 16), 0), "PNG")
+    data = b"tRNS\0\0"
+    chunk = struct.pack(">I", 2) + data + struct.pack(">I", zlib.crc32(data))
+    assert near(colour_of(body[:-12] + chunk + body[-12:]), (0, 0, 0), by=0)
+
+
 def test_a_png_that_lacks_only_its_end_marker_is_decoded_with_a_note() -> None:
     body = samples.samples()["png"]
     for kept in (12, 16):  # the end marker, and before it a checksum
