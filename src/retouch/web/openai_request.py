@@ -115,6 +115,8 @@ def _to_edit(given: _Given, options: ImageOptions) -> dict[str, object]:
     elif images:
         fields["image_url"] = images[0]
     if mask := given.urls.get("mask"):
+        if len(mask) > 1:
+            raise InvalidRequest.for_fields({"mask": "must be one image"})
         fields["mask_url"] = mask[0]
     if given.fields.get("n") not in (None, 1, "1"):
         fields["num_images"] = _read_number(given.fields["n"])

@@ -221,6 +221,7 @@ async def test_a_stream_of_a_wrong_request_is_refused_by_its_status() -> None:
     [
         ({"image": [PNG, picture("red")]}, "image", "image: fake takes 1 image, not 2"),
         ({"mask": b"no picture"}, "mask", "mask: the source is not an image"),
+        ({"extra_body": {"mask": [DATA_URL] * 2}}, "mask", "mask: must be one image"),
     ],
 )
 async def test_a_fault_of_an_image_is_told_with_openais_names(
