@@ -196,6 +196,35 @@ def test_a_running_edit_survives_a_reload_and_can_still_be_stopped(
     expect(page.get_by_role("button", name="Stop")).to_be_hidden()
 
 
+def begin_without_answer(page: Page, service: Service) -> None:
+    """Have the page begin an edit, of which it hears nothing."""
+    page.route("**/jobs/*", lambda _: None)
+    page.get_by_text("Use the sample").click()
+    page.get_by_label("Instruction").fill("make it warmer")
+    with page.expect_request("**/jobs/*") as sent:
+        press_edit(page)
+    service.client.put(sent.value.url, json=sent.value.post_data_json).raise_for_status()
+
+
+def enter_the_key(page: Page, service: Service) -> None:
+    page.goto(service.url)
+    page.get_by_label("API key").fill(service.client.headers["X-API-Key"])
+    page.get_by_label("API key").press("Tab")
+
+
+def test_an_edit_goes_on_when_its_tab_is_closed_and_its_key_forgotten(
+    page: Page, strict: Service
+) -> None:
+    enter_the_key(page, strict)
+    expect(page.locator("#model")).to_contain_text("megapixels")
+    begin_without_answer(page, strict)
+    later = page.context.new_page()
+    page.close()
+    enter_the_key(later, strict)
+    expect_the_picture(later)
+    expect(later.locator(".thumbnail")).to_have_count(1)
+
+
 def test_a_connection_that_a_proxy_ends_is_made_again(page: Page, local: Service) -> None:
     def cut(route: Route) -> None:
         if route.request.method == "GET":

@@ -1,5 +1,6 @@
 """Files sent by the clients that people have: curl's lines of the README, and openai-python."""
 
+import asyncio
 import base64
 import re
 import subprocess
@@ -13,7 +14,8 @@ import openai
 import psutil
 import pytest
 from PIL import Image
-from support.servers.bentoml_service import ROOT, SAMPLE, Service
+from support.servers.bentoml_service import ROOT, SAMPLE, Service, serving
+from support.servers.origin import until
 
 pytestmark = pytest.mark.e2e
 README = (ROOT / "README.md").read_text()
@@ -103,6 +105,20 @@ def test_openai_python_is_refused_as_openai_would(client: openai.OpenAI, photo: 
     with pytest.raises(openai.BadRequestError) as caught:
         client.images.edit(image=photo, prompt="make it warmer", size="17x17")
     assert (caught.value.param, caught.value.code) == ("size", "invalid_request")
+
+
+async def test_openai_python_tries_again_while_the_queue_is_full(tmp_path: Path) -> None:
+    with serving(tmp_path, {"MAX_QUEUE": "0"}) as service:
+        client = openai.AsyncOpenAI(base_url=f"{service.url}/v1", api_key="any", max_retries=9)
+        async with client:
+            with service.busy():
+                edit = client.images.edit(image=SAMPLE, prompt="make it warmer")
+                asked = asyncio.create_task(edit)
+                refused = {"route": "/v1/images/edits", "status": 429}
+                await until(lambda: service.events("http.answered", **refused), within_s=60)
+            answer = await asked
+    assert answer.data
+    assert answer.data[0].b64_json
 
 
 @pytest.mark.parametrize(
