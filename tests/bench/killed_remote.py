@@ -2,8 +2,8 @@
 
 PYTHONPATH=src:tests python tests/bench/killed_remote.py --rounds 20 --what remote,rank
 
-`remote` is the server that ENGINE_URL names, `rank` the second process of PARALLEL=guidance, with the
-tiny model on the CPU. The exit status is 1 if an answer is not the typed error, is late, or leaves a
+`remote` is the server that ENGINE_URL names, `rank` the second process of PARALLEL=guidance and
+`ulysses` that of PARALLEL=ulysses, with the tiny model on the CPU. The exit status is 1 if an answer is not the typed error, is late, or leaves a
 result in the store, or if the next edit fails.
 """
 
@@ -93,7 +93,9 @@ def kill_in_edit(service: Service, kill: Kill) -> tuple[str, float]:
 KINDS = {
     "remote": (remote, "engine_unavailable"),
     "rank": (rank, "model_lost"),
+    "ulysses": (rank, "model_lost"),
 }
+SETTINGS = {"rank": {"PARALLEL": "guidance"}, "ulysses": {"PARALLEL": "ulysses"}}
 
 
 def measure(what: str, rounds: int) -> bool:
@@ -102,14 +104,14 @@ def measure(what: str, rounds: int) -> bool:
         port = free.port
     prepare, code = KINDS[what]
     url = f"http://127.0.0.1:{port}"
-    settings = {"ENGINE_URL": url} if what == "remote" else {"PARALLEL": "guidance"}
+    settings = SETTINGS.get(what, {"ENGINE_URL": url})
     with tempfile.TemporaryDirectory() as folder, started(Path(folder), settings) as service:
         ends = []
         for _ in range(rounds):
             with prepare(service, port) as kill:
                 ends.append(kill_in_edit(service, kill))
             print(what, len(ends), ends[-1], file=sys.stderr, flush=True)  # noqa: T201
-            if what == "rank":  # which ends after the answer
+            if what != "remote":  # which ends after the answer
                 service.wait_for(lambda: len(service.events("process.died")) == len(ends))
         kept = [path for path in service.store.rglob("*") if "results" in str(path)]
         with serving(ImageEngine(port=port)):
