@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.models.reference_edits import IMAGE, WORK
+from support.models import reference_edits
 from support.models.tiny import build_engine, build_tiny, build_tiny_pipeline
 
 from retouch.editing.ports import AppliedAdapter, EditParams, run_edit
@@ -20,7 +20,9 @@ from retouch.engine.rank_process import RankProcess
 from retouch.engine.team import Team, choose_gpus
 from retouch.errors import ModelError, ModelLost, OutOfMemory
 
+WORK = replace(reference_edits.WORK, steps=2, width_px=64, height_px=48)
 GUIDED = replace(WORK, guidance_scale=4.0)
+IMAGE = reference_edits.make_image(48, 32)
 
 
 @contextmanager
@@ -58,7 +60,7 @@ def fail_once(module: torch.nn.Module, fault: Exception) -> None:
     handle = module.register_forward_pre_hook(fail)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def expected() -> bytes:
     return pixels(build_tiny())
 

@@ -25,13 +25,13 @@ def batch_error_s(outcome: Outcome, batches: int = 25) -> float:
 @pytest.mark.parametrize(("workers", "busy"), [(1, 0.6), (4, 0.8), (50, 0.9)])
 def test_exponential_service_times_wait_as_erlang_c_says(workers: int, busy: float) -> None:
     load = Load(busy * workers, EXPONENTIAL)
-    outcome = simulate(Fleet(workers, workers), load, edits=60_000, seed=1)
+    outcome = simulate(Fleet(workers, workers), load, edits=20_000, seed=1)
     expected_s = mean_wait_s(workers, busy * workers, 1.0)
     assert abs(outcome.wait_s.mean() - expected_s) < 4 * batch_error_s(outcome)
 
 
 def test_equal_service_times_on_one_worker_wait_as_pollaczek_and_khinchine_say() -> None:
-    outcome = simulate(Fleet(1, 1), Load(0.7, (1.0,)), edits=60_000, seed=2)
+    outcome = simulate(Fleet(1, 1), Load(0.7, (1.0,)), edits=20_000, seed=2)
     assert abs(outcome.wait_s.mean() - 0.7 / (2 * 0.3)) < 4 * batch_error_s(outcome)
 
 

@@ -1,3 +1,4 @@
+import functools
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -104,8 +105,13 @@ def test_a_larger_edit_leaves_room_for_fewer_blocks() -> None:
 
 
 def test_a_tight_card_gives_up_the_third_slot_before_it_is_refused() -> None:
-    least = min(gib / 20 for gib in range(200) if fits(gib / 20))
-    assert plan_for(least).slots == 2
+    assert plan_for(find_least_gib()).slots == 2
+
+
+@functools.cache
+def find_least_gib() -> float:
+    """Return the least GPU memory that a plan fits into."""
+    return next(gib / 20 for gib in range(200) if fits(gib / 20))
 
 
 def fits(gpu_gib: float) -> bool:
@@ -249,8 +255,8 @@ def test_room_is_made_for_three_images(gpu_gib: int) -> None:
 
 
 def test_a_tight_card_takes_fewer_images_before_it_is_refused() -> None:
-    least = min(gib / 20 for gib in range(200) if fits(gib / 20))
-    plan = make_plan(FULL, EditShape(images=3), FreeMemory(int(least * GIB), 64 * GIB))
+    gpu_bytes = int(find_least_gib() * GIB)
+    plan = make_plan(FULL, EditShape(images=3), FreeMemory(gpu_bytes, 64 * GIB))
     assert sum(area_px >= 1024 * 1024 for area_px in plan.max_areas_px) < 3
 
 
