@@ -1,10 +1,10 @@
 import contextlib
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
+from support.connects import watch_connects
 from support.servers.origin import Origin, answer, by_path, fetch_alone, internet, redirect
 
 from retouch.errors import (
@@ -18,24 +18,14 @@ pytestmark = pytest.mark.integration
 
 LIMITS = FetchLimits(max_bytes=1 << 20, connect_timeout_s=2)
 
-connected: list[Any] = []
-
-
-def note_connect(event: str, args: tuple[Any, ...]) -> None:
-    if event == "socket.connect":
-        connected.append(args[1])
-
-
-sys.addaudithook(note_connect)  # cannot be taken out again
-
-
 INSIDE = ["127.0.0.1", "10.0.0.1", "169.254.169.254", "::1", "::ffff:127.0.0.1", "64:ff9b::7f00:1"]
 
 
 @contextlib.contextmanager
 def no_connect() -> Iterator[None]:
-    connected.clear()
-    yield
+    connected: list[Any] = []
+    with watch_connects(connected.append):
+        yield
     assert connected == []
 
 
@@ -92,8 +82,8 @@ async def test_a_redirect_to_an_internal_address_looks_like_an_unknown_name(
     names["::1"] = [["::1"]]
     scripts = {"a.example": by_path({"/in": redirect(location), "/no": redirect("//no.example/")})}
     async with internet(scripts, names=names, limits=LIMITS) as (net, _):
-        connected.clear()
-        with pytest.raises(SourceUnreachable) as refused:
+        connected: list[Any] = []
+        with watch_connects(connected.append), pytest.raises(SourceUnreachable) as refused:
             await net.get("http://a.example/in")
         assert len(connected) == 1  # the origin that redirects
         with pytest.raises(SourceUnreachable) as unknown:

@@ -1,16 +1,15 @@
 """Runs the cases of `addresses` through the real fetcher and watches every connect.
 
 Only two things are faked: what a name resolves to (libc itself reads literals), and that public
-addresses lead to an origin on 127.0.0.1. Any other address is dialled for real; an audit hook
+addresses lead to an origin on 127.0.0.1. Any other address is dialled for real; the watch
 records it and stops it before a packet leaves.
 """
 
 import contextlib
 import random
 import socket
-import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from ipaddress import ip_address
 from typing import Any
 from urllib.parse import unquote
@@ -36,6 +35,7 @@ from support.attacks.addresses import (
     list_public,
     list_targets,
 )
+from support.connects import watch_connects
 from support.servers.origin import Exchange, Names, Origin, answer, fetch_alone, redirect
 
 BODY = b"reached"
@@ -44,18 +44,20 @@ LED_TO_ORIGIN = frozenset(map(ip_address, (*PUBLIC, STEP, STEP_V6)))
 
 
 class Watch:
-    """Records each `socket.connect` of this process, and stops all but those to the origin."""
+    """Records each connection that is tried, and stops all but those to the origin."""
 
     def __init__(self) -> None:
-        self.origin: tuple[str, int] | None = None
         self.connects: list[Any] = []
-        sys.addaudithook(self._note)  # an audit hook cannot be removed
 
-    def _note(self, event: str, args: tuple[Any, ...]) -> None:
-        if event == "socket.connect" and self.origin:
-            self.connects.append(args[1])
-            if args[1] != self.origin:
+    @contextlib.contextmanager
+    def over(self, origin: tuple[str, int]) -> Iterator[None]:
+        def see(address: Any) -> None:
+            self.connects.append(address)
+            if address != origin:
                 raise ConnectionRefusedError("stopped by the watch")
+
+        with watch_connects(see):
+            yield
 
 
 class Passage(httpcore.AsyncNetworkBackend):
@@ -173,11 +175,8 @@ class WebhookRunner(Runner):
 @contextlib.asynccontextmanager
 async def runner(watch: Watch, kind: type[Runner] = Runner) -> AsyncIterator[Runner]:
     async with Origin(_lead) as origin:
-        watch.origin = ("127.0.0.1", origin.port)
-        try:
+        with watch.over(("127.0.0.1", origin.port)):
             yield kind(watch, origin.port)
-        finally:
-            watch.origin = None
 
 
 async def run_matrix(
