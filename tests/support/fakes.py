@@ -35,7 +35,7 @@ from retouch.storage.port import StoredObject
 
 URL = "https://pictures.example/cup.png?token=s3cr3t"
 REQUEST = EditRequest(image_url=URL, prompt="make colors warmer")
-PATIENCE_S = 5.0
+PATIENCE_S = 20.0
 
 
 def picture(color: str = "teal", size_px: tuple[int, int] = (64, 48)) -> bytes:

@@ -159,9 +159,9 @@ def test_a_secret_too_short_to_be_one_does_not_blank_the_log() -> None:
 
 def test_redaction_takes_linear_time() -> None:
     for text in ("a." * 80_000, "data:" * 40_000, "http://" * 40_000, "a@" * 80_000):
-        began = time.perf_counter()
+        began_s = time.thread_time()
         redact(text)
-        assert time.perf_counter() - began < 2
+        assert time.thread_time() - began_s < 2
 
 
 def test_secrets_are_redacted_in_event_fields_messages_and_traces(output: Output) -> None:
