@@ -33,7 +33,7 @@ ENV HOME=/tmp \
 RUN python -m compileall -q "$PYTHONPATH"
 
 # Weights are baked if BAKE_MODEL names a hub id; a token comes as a secret, never as an argument:
-#   --build-arg BAKE_MODEL=Qwen/Qwen-Image-Edit --build-arg BAKE_REVISION=<commit> --secret id=HF_TOKEN,env=HF_TOKEN
+#   --build-arg BAKE_MODEL=Qwen/Qwen-Image-Edit-2511 --build-arg BAKE_REVISION=<commit> --secret id=HF_TOKEN,env=HF_TOKEN
 # HF_ENDPOINT names a mirror of the hub, for the build alone.
 ARG BAKE_MODEL=""
 ARG BAKE_REVISION=""

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import asdict, replace
 from functools import partial
+from pathlib import Path
 
 from retouch import __version__, demo
 from retouch.editing.adapter_ports import TakesAdapters
@@ -107,10 +108,13 @@ def build_engine(settings: Settings) -> Engine:
     With ENGINE_URL nothing is loaded: the engine is the server there.
 
     Raises:
-        ModelError: it cannot be found, read or placed in memory, or the server cannot be used.
+        ModelError: it cannot be found, read or placed in memory, a model of the hub would run on
+            the CPU for want of a newer driver, or the server cannot be used.
     """
     if settings.engine_url:
         return connect(_remote_settings(settings), progress=_report_loading)
+    if settings.model_id and not Path(settings.model_id).expanduser().is_dir():
+        probe.require_driver()
     model_id = settings.model_id or choose_model(
         probe.measure_free(settings.gpu_memory_gib, settings.host_memory_gib),
         settings.quantization,

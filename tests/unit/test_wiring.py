@@ -1,8 +1,14 @@
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 
 from retouch import demo, wiring
 from retouch.engine.checkpoint.find import FULL_MODEL
+from retouch.engine.memory import probe
 from retouch.engine.memory.probe import GIB, FreeMemory
+from retouch.errors import ModelError
 from retouch.remote.engine import RemoteSettings
 from retouch.settings import Settings
 
@@ -55,3 +61,17 @@ def test_with_engine_url_the_engine_is_the_server_there(monkeypatch: pytest.Monk
     )
     (settings,) = asked
     assert (settings.url, settings.key, settings.model) == ("http://vllm:8091/v1", "k", "m")
+
+
+def test_a_model_of_the_hub_is_not_run_on_a_cpu_because_the_driver_is_old(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch = SimpleNamespace(
+        cuda=SimpleNamespace(is_available=lambda: False),
+        version=SimpleNamespace(cuda="13.0"),
+        __version__="2.13.0",
+    )
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    monkeypatch.setattr(probe, "DRIVER", Path("/"))
+    with pytest.raises(ModelError, match=r"torch 2\.13\.0 needs a driver for CUDA 13\.0"):
+        wiring.build_engine(Settings(_env_file=None, model_id="a/b"))

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from retouch.engine.checkpoint.find import find_runpod_cache, is_cached
+from retouch.engine.memory.probe import DRIVER
 from retouch.errors import EditError
 from retouch.lifecycle import ModelHost
 from retouch.logs import event
@@ -20,7 +21,6 @@ JOB_TIMEOUT_S = 570.0
 """Below 600 s, where the platform ends a job itself and the caller gets no error of ours."""
 WEIGHTS_BYTES = 60_000_000_000
 """Disk that the weights of this family need: 57.7 GB, and room for the last file's partial copy."""
-_DRIVER = Path("/dev/nvidiactl")
 
 
 class StartupError(RuntimeError):
@@ -81,7 +81,7 @@ class StartupChecks:
                 raise StartupError(
                     f"the GPU does not compute: {reason}; replace the worker"
                 ) from error
-        elif _DRIVER.exists():
+        elif DRIVER.exists():
             raise StartupError(
                 f"the GPU cannot be used: this image needs a driver for CUDA {torch.version.cuda}; "
                 "choose that CUDA version or a newer one in the endpoint's settings"

@@ -125,7 +125,7 @@ def machine(environment: pytest.MonkeyPatch) -> Callable[..., None]:
         faked = FakeCuda(**cuda)
         torch = SimpleNamespace(cuda=faked, ones=faked.ones, version=SimpleNamespace(cuda="13.0"))
         environment.setitem(sys.modules, "torch", torch)
-        environment.setattr(startup, "_DRIVER", Path("/" if driver else "/nowhere"))
+        environment.setattr(startup, "DRIVER", Path("/" if driver else "/nowhere"))
 
     return build
 

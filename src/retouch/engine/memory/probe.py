@@ -6,7 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from retouch.engine.memory.plan import GIB, FreeMemory
+from retouch.errors import ModelError
 
+DRIVER = Path("/dev/nvidiactl")
+"""There where a GPU's driver is loaded."""
 _CGROUPS = (
     ("sys/fs/cgroup/memory.max", "sys/fs/cgroup/memory.current", "sys/fs/cgroup/memory.stat"),
     (
@@ -28,6 +31,20 @@ def find_device() -> Any:
     import torch  # takes seconds
 
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def require_driver() -> None:
+    """Refuse a GPU that torch cannot use: a full model would run on the CPU, in twice the memory.
+
+    Raises:
+        ModelError: there is a driver, but torch finds no GPU.
+    """
+    import torch
+
+    if torch.cuda.is_available() or not DRIVER.exists():
+        return
+    needs = f"needs a driver for CUDA {torch.version.cuda}" if torch.version.cuda else "has no CUDA"
+    raise ModelError(f"the GPU cannot be used: torch {torch.__version__} {needs}")
 
 
 def measure_free(gpu_memory_gib: float = 0.0, host_memory_gib: float = 0.0) -> FreeMemory:
