@@ -14,7 +14,7 @@ _LENGTH_BYTES = 8
 def has_long_header(path: Path) -> bool:
     """Whether a file's header is over the limit. Raises OSError where it cannot be read.
 
-    A length over the file's is no header's: the library says so at once.
+    A length that goes beyond the end of the file is damage, which the library refuses at once.
     """
     with path.open("rb") as file:
         length = int.from_bytes(file.read(_LENGTH_BYTES), "little")

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 
 from retouch.engine.branches import BranchInputs
+from retouch.engine.memory.probe import VISIBLE
 from retouch.errors import ModelLost
 
-VISIBLE = "CUDAVISIBLE_DEVICES"
 ENDED = "the process of another GPU has ended"
 _END_S = 5.0
 

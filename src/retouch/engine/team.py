@@ -11,9 +11,9 @@ import torch
 
 from retouch.engine import ulysses
 from retouch.engine.branches import BranchInputs
+from retouch.engine.memory.probe import VISIBLE
 from retouch.engine.rank_process import (
     ENDED,
-    VISIBLE,
     Begin,
     Cast,
     Join,
@@ -161,9 +161,9 @@ def _close(others: Sequence[RankProcess]) -> None:
 
 
 def start_team(settings: object, device: torch.device, *, processes: int, guidance: bool) -> Team:
-    """Start all of `processes` but this one, each on a further GPU that this one sees, or on the CPU where `device` is that.
+    """Start all of `processes` but this one, each on a further GPU.
 
-    They load meanwhile: `settings` are `CheckpointSettings`, which this module only passes on.
+    The GPUs are those that this one sees; on the CPU all use it. They load meanwhile: `settings` are `CheckpointSettings`, which this module only passes on.
 
     Raises:
         ModelError: there are fewer GPUs.
@@ -175,7 +175,7 @@ def start_team(settings: object, device: torch.device, *, processes: int, guidan
 
 
 def choose_gpus(visible: str, count: int, wanted: int) -> list[str]:
-    """Return the first GPUs as CUDAVISIBLE_DEVICES names them, of `count` that are visible.
+    """Return the first GPUs as CUDA_VISIBLE_DEVICES names them, of `count` that are visible.
 
     Raises:
         ModelError: there are fewer than `wanted`.

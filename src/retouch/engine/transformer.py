@@ -76,7 +76,8 @@ class Transformer:
     ) -> Conditioning:
         """Embed the texts (1, t, width), one a branch, and compute the angles of the tokens in `share`.
 
-        `terms` are of the edit's adapters. `grids` are the result's and then those of the `conditions` (1, token, 4 latent channels).
+        `terms` are of the edit's adapters. `grids` are the result's and then those of the `conditions`
+        (1, token, 4 latent channels).
         """
         module, weight = self._module, self._module.txt_in.weight
         condition = torch.cat(list(conditions), dim=1).to(weight.device, weight.dtype)
@@ -170,8 +171,9 @@ def run_block(  # noqa: PLR0913, PLR0917 - compiled as one function of tensors
 
     `modulation` is (6, row, dim) for the image and for the text. In the last block only the first
     `num_output_tokens` of the image tokens are used: it returns those, and the text unchanged. `terms`
-    are those of adapters by the layer's name. With `exchange` the tokens are a share of all. A function of tensors, so that it compiles once for all blocks. Float16 is not clipped as upstream
-    does: an overflow must show in the latents instead of giving a wrong image.
+    are those of adapters by the layer's name. With `exchange` the tokens are a share of all. A function
+    of tensors, so that it compiles once for all blocks. Float16 is not clipped as upstream does: an
+    overflow must show in the latents instead of giving a wrong image.
     """
     image_parts, text_parts = (parts.unbind() for parts in modulation)  # each 6 x (row, dim)
     before = [select_modulation(part, is_condition) for part in image_parts[:2]]

@@ -15,7 +15,7 @@ from bentoml._internal.context import server_context
 from prometheus_client.multiprocess import mark_process_dead
 
 from retouch.engine.memory.plan import GIB
-from retouch.engine.memory.probe import measure_cpus, measure_host
+from retouch.engine.memory.probe import VISIBLE, measure_cpus, measure_host
 from retouch.settings import InvalidSettings
 
 NOT_READY = 1 << 40
@@ -26,7 +26,6 @@ _CELLS = 3
 """Numbers of a worker on the board, each of eight bytes: process id, load, and when it said so."""
 _BOARD = "RETOUCH_BOARD"
 """Variable by which the supervisor hands the board's file descriptor to its workers."""
-_VISIBLE = "CUDA_VISIBLE_DEVICES"
 _METRICS = "PROMETHEUS_MULTIPROC_DIR"
 
 
@@ -126,9 +125,9 @@ def join_workers(gpus: int | Literal["all"], *, each: int = 1) -> Workers:
     # A worker in place of a dead one has its number; while one is replaced, numbers go on.
     index = (server_context.worker_index - 1) % count
     names = [str(number) for number in range(count * each)]
-    if _VISIBLE in os.environ:
-        names = os.environ[_VISIBLE].split(",")
-    os.environ[_VISIBLE] = ",".join(names[index * each : (index + 1) * each])
+    if VISIBLE in os.environ:
+        names = os.environ[VISIBLE].split(",")
+    os.environ[VISIBLE] = ",".join(names[index * each : (index + 1) * each])
     board = Board(descriptor, count)
     board.report(index, NOT_READY)
     return Workers(count, each, index, board)
@@ -158,8 +157,8 @@ def count_workers(gpus: int | Literal["all"], found: int, *, each: int = 1) -> i
 
 def list_gpus() -> list[str]:
     """Return the names of the GPUs that this process may use, as CUDA_VISIBLE_DEVICES has them."""
-    if _VISIBLE in os.environ:
-        names = [name.strip() for name in os.environ[_VISIBLE].split(",")]
+    if VISIBLE in os.environ:
+        names = [name.strip() for name in os.environ[VISIBLE].split(",")]
         return [name for name in names if name not in ("", "-1")]
     try:
         pynvml.nvmlInit()

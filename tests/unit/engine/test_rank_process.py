@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from multiprocessing import Pipe
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from support.models.tiny import build_engine, build_tiny, build_tiny_pipeline
 from retouch.editing.ports import AppliedAdapter, EditParams, run_edit
 from retouch.engine import rank_child
 from retouch.engine.engine import QwenEngine
-from retouch.engine.rank_process import RankProcess
+from retouch.engine.rank_process import RankProcess, start_process
 from retouch.engine.team import Team, choose_gpus
 from retouch.errors import ModelError, ModelLost, OutOfMemory
 
@@ -210,3 +211,11 @@ def test_a_failed_start_of_shared_tokens_spoils_no_later_edit() -> None:
         with pytest.raises(ModelError):
             pixels(engine)
         assert_close(engine, GUIDED)
+
+
+def test_a_process_sees_only_the_gpu_that_it_is_given() -> None:
+    process = start_process(None, "7")
+    assert process.process
+    environment = Path(f"/proc/{process.process.pid}/environ").read_bytes().split(b"\0")
+    process.close()
+    assert b"CUDA_VISIBLE_DEVICES=7" in environment

@@ -8,8 +8,10 @@ from typing import Any
 from retouch.engine.memory.plan import GIB, FreeMemory
 from retouch.errors import ModelError
 
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+"""Variable that names the GPUs a process may use."""
 DRIVER = Path("/dev/nvidiactl")
-"""There where a GPU's driver is loaded."""
+"""Exists where a GPU driver is loaded."""
 _CGROUPS = (
     ("sys/fs/cgroup/memory.max", "sys/fs/cgroup/memory.current", "sys/fs/cgroup/memory.stat"),
     (
