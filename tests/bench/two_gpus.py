@@ -5,9 +5,10 @@ PYTHONPATH=src:tests python tests/bench/two_gpus.py [ROW ...] [--folder FOLDER -
 Row `workers`: edits an hour and host memory taken of `bentoml serve` with GPUS=2 beside GPUS=1, for each
 of --steps. Row `guidance`: seconds of denoising with PARALLEL=guidance beside none, and whether the
 pixels are equal. Row `ulysses`: the same without guidance and PARALLEL=ulysses, and row `four` with
-guidance and PARALLEL=guidance,ulysses, which needs four GPUs: how far the pixels differ. `--write` writes a checkpoint of the full size with random weights to FOLDER first, for
-example under /dev/shm, and removes it at the end. `--tiny` is a tiny model on the CPU. One line of JSON
-a measurement.
+guidance and PARALLEL=guidance,ulysses, which needs four GPUs: how far the pixels differ. Row `killed`:
+what an edit ends with when the other process of `ulysses` is ended by SIGKILL, and after how long.
+`--write` writes a checkpoint of the full size with random weights to FOLDER first, for example under
+/dev/shm, and removes it at the end. `--tiny` is a tiny model on the CPU. One line of JSON a measurement.
 """
 
 import argparse
@@ -15,7 +16,9 @@ import gc
 import json
 import os
 import shutil
+import signal
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -35,6 +38,7 @@ from retouch.engine.checkpoint.find import CheckpointSettings
 from retouch.engine.checkpoint.load import load
 from retouch.engine.memory.plan import GIB
 from retouch.engine.memory.probe import measure_cpus, measure_host
+from retouch.errors import EditError
 from retouch.settings.gpus import Parallel
 
 ROOT = Path(__file__).parents[2]
@@ -110,18 +114,49 @@ def measure_four(options: argparse.Namespace) -> None:
     compare(options, row="four", parallel="guidance,ulysses", scale=4.0, bar=None)
 
 
-def compare(
-    options: argparse.Namespace, *, row: str, parallel: Parallel, scale: float, bar: float | None
-) -> None:
-    """Print the time of an edit over one process and over several."""
-    alone = CheckpointSettings(
+def measure_killed(options: argparse.Namespace) -> None:
+    """Print what an edit ends with whose other process is ended in the middle of a step."""
+    engine = load(replace(build_alone(options), parallel="ulysses"))
+    photo, params = read_photo(), build_params(options, scale=1.0)
+    run_edit(engine, [photo], replace(params, steps=2))
+    (child,) = find_children()
+    killed_s: list[float] = []
+
+    def kill() -> None:
+        killed_s.append(time.monotonic())
+        os.kill(child, signal.SIGKILL)
+
+    threading.Timer(options.kill_after_s, kill).start()
+    try:
+        run_edit(engine, [photo], replace(params, steps=50, seed=8))
+        say(row="killed", error=None)
+    except EditError as error:
+        took_s = time.monotonic() - killed_s[0]
+        say(row="killed", error=error.code, after_s=round(took_s, 2))
+
+
+def find_children() -> list[int]:
+    """Return the processes that this one started to edit with."""
+    tasks = Path("/proc/self/task").glob("*/children")
+    found = [int(pid) for task in tasks for pid in task.read_text().split()]
+    return [pid for pid in found if b"rank_child" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+def build_alone(options: argparse.Namespace) -> CheckpointSettings:
+    return CheckpointSettings(
         model_id=str(options.folder),
         dtype=options.dtype,
         gpu_memory_gib=options.gpu_memory_gib,
         compile=False,
     )
-    photo = Image.open(ROOT / "src/retouch/web/static/sample.jpg").convert("RGB")
-    params = EditParams(
+
+
+def read_photo() -> Image.Image:
+    return Image.open(ROOT / "src/retouch/web/static/sample.jpg").convert("RGB")
+
+
+def build_params(options: argparse.Namespace, *, scale: float) -> EditParams:
+    return EditParams(
         prompt="make it warmer",
         negative_prompt=" ",
         seed=7,
@@ -131,6 +166,14 @@ def compare(
         width_px=options.side,
         height_px=options.side,
     )
+
+
+def compare(
+    options: argparse.Namespace, *, row: str, parallel: Parallel, scale: float, bar: float | None
+) -> None:
+    """Print the time of an edit over one process and over several."""
+    alone = build_alone(options)
+    photo, params = read_photo(), build_params(options, scale=scale)
     found = []
     ways: tuple[Parallel, ...] = ("none", parallel)
     for way in ways:
@@ -160,6 +203,7 @@ ROWS = {
     "guidance": measure_guidance,
     "ulysses": measure_ulysses,
     "four": measure_four,
+    "killed": measure_killed,
 }
 DEFAULT_ROWS = ("workers", "guidance", "ulysses")
 
@@ -178,6 +222,7 @@ def main() -> None:
     )
     parser.add_argument("--steps", type=int, nargs="*", default=[4, 30])
     parser.add_argument("--edits", type=int, default=12, help="a worker; default: 12")
+    parser.add_argument("--kill-after-s", type=float, default=3.0)
     parser.add_argument("--side", type=int, default=1024, help="of the results in pixels")
     options = parser.parse_args()
     if options.tiny:

@@ -9,6 +9,7 @@ import importlib.metadata
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import find_spec
@@ -16,7 +17,18 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-_OPTIONAL = ("boto3", "gguf", "xformers")
+_OPTIONAL = (
+    "auto_round",
+    "bitsandbytes",
+    "boto3",
+    "gguf",
+    "modelopt",
+    "optimum",
+    "peft",
+    "sdnq",
+    "torchao",
+    "xformers",
+)
 """Packages that the libraries use where they find them. xformers alone can be asked for."""
 _COMPILER = "torch._dynamo"
 _PACKAGES = (
@@ -34,10 +46,9 @@ _MODELS = ("auto", "encoder_decoder", "qwen2", "qwen2_vl", "qwen2_5_vl")
 def lean_imports(*, attention: str) -> Iterator[None]:
     """Import less within the block.
 
-    Afterwards every import works as usual, except that `transformers`, where it was imported first
-    in the block, offers only the models of `_MODELS`. What is imported already stays as it is.
-    `attention` is the name of an attention kernel: for
-    `xformers` that package is found. Other threads must not import these libraries meanwhile.
+    Afterwards every import works as usual. What is imported already stays as it is. `attention` is
+    the name of an attention kernel: for `xformers` that package is found. Other threads must not
+    import these libraries meanwhile.
     """
     # A diffusers that is imported already has found its packages, and imports them when needed.
     optional = () if "diffusers" in sys.modules else _OPTIONAL
@@ -146,4 +157,41 @@ class _IndexLoader(Loader):
                 return read(path)
             return {name: read(str(folder / name)) for name in _MODELS}
 
+        def read_all(package: Any) -> None:
+            module.create_import_structure_from_path = read  # type: ignore[attr-defined]
+            module.define_import_structure.cache_clear()
+            within = "models" if package.__name__ == "transformers" else None
+            folder = Path(module.__file__ or "").parents[1] / "models"
+            whole = lazy(
+                package.__name__, package.__file__, module.define_import_structure(folder, within)
+            )
+            for name in ("_class_to_module", "_object_missing_backend", "_modules"):
+                setattr(package, name, getattr(whole, name) | getattr(package, name))
+            package.__all__ = sorted({*whole.__all__, *package.__all__})
+
+        lazy = module._LazyModule  # noqa: SLF001 - no name of it is public
         module.create_import_structure_from_path = read_few  # type: ignore[attr-defined]
+        module._LazyModule = _make_whole_on_demand(lazy, read_all)  # type: ignore[attr-defined] # noqa: SLF001
+
+
+def _make_whole_on_demand(lazy: Any, read_all: Callable[[Any], None]) -> Any:
+    """Return `lazy`, transformers' class of packages, that reads all models once a name is missing."""
+
+    class Package(lazy):  # type: ignore[misc]
+        is_whole = False
+
+        def __getattr__(self, name: str) -> Any:
+            try:
+                return super().__getattr__(name)
+            except AttributeError:
+                few = self.__name__ in ("transformers", "transformers.models")
+                if self.is_whole or not few or name.startswith("_"):
+                    raise
+            module = f"{self.__name__}.{name}"
+            if find_spec(module):  # a module needs no index
+                return import_module(module)
+            self.is_whole = True
+            read_all(self)
+            return super().__getattr__(name)
+
+    return Package

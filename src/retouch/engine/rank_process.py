@@ -110,9 +110,6 @@ class RankProcess:
             self.process.wait()
 
 
-ENDED = "the process of another GPU has ended"
-
-
 def start_process(settings: object, gpu: str) -> RankProcess:
     """Start a process that loads what `settings` say, on `gpu` as CUDA_VISIBLE_DEVICES names it, or as this one."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
