@@ -76,22 +76,29 @@ class Exchange:
 
         The queries are of all tokens, or of the result's.
         """
-        asked = self.counts if query.shape[1] == key.shape[1] else self.outputs
-        attended = attend(
-            self._gather_tokens(query, asked),
-            self._gather_tokens(key, self.counts),
-            self._gather_tokens(value, self.counts),
-        )
-        return self._gather_heads(attended, asked)
+        if query.shape[1] == key.shape[1]:
+            asked = self.counts
+            query, key, value = self._gather_tokens([query, key, value], asked)
+        else:
+            asked = self.outputs
+            (query,) = self._gather_tokens([query], asked)
+            key, value = self._gather_tokens([key, value], self.counts)
+        return self._gather_heads(attend(query, key, value), asked)
 
-    def _gather_tokens(self, mine: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
-        """(1, own token, h, c) to (1, every token, h / size, c), in the order of the shares."""
-        size, tokens = self.share.size, mine.shape[1]
-        # (1, own token, h, c) -> (size, own token, h / size, c): what each process gets is one piece
-        sent = torch.unflatten(mine[0], 1, (size, -1)).transpose(0, 1).contiguous()
-        every = mine.new_empty(sum(counts), *sent.shape[2:])
-        self._swap(every, sent.flatten(0, 1), counts, [tokens] * size)
-        return every[None]
+    def _gather_tokens(
+        self, mine: Sequence[torch.Tensor], counts: Sequence[int]
+    ) -> Sequence[torch.Tensor]:
+        """Each (1, own token, h, c) to (1, every token, h / size, c), in the order of the shares.
+
+        All in one exchange: its latency counts, not its bytes.
+        """
+        size, tokens = self.share.size, mine[0].shape[1]
+        # (1, own token, h, c) -> (size, own token, of mine, h / size, c): each process gets one piece
+        parts = [torch.unflatten(one[0], 1, (size, -1)).transpose(0, 1) for one in mine]
+        sent = torch.stack(parts, 2).flatten(0, 1)
+        every = sent.new_empty(sum(counts), *sent.shape[1:])
+        self._swap(every, sent, counts, [tokens] * size)
+        return every[None].unbind(2)
 
     def _gather_heads(self, mine: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
         """(1, every token, h / size, c) to (1, own token, h, c)."""

@@ -1,5 +1,6 @@
 """Own a pipeline's weights: resident on the device, or streamed to it while in use."""
 
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Self
@@ -30,7 +31,8 @@ class Weights:
     yield them; the text encoder's layers come while they run. Everything else stays there. `encode`
     says which weights of blocks and layers are kept packed: they are expanded when they come.
     `mapped` has the bytes of the modulation's weights in their files, by path, or nothing: what is
-    there is not copied to host memory.
+    there is not copied to host memory. `close` unpins the host's memory, as garbage collection does;
+    the weights must not be used afterwards.
     """
 
     def __init__(
@@ -56,6 +58,8 @@ class Weights:
         self._streamed_blocks: list[FlatParams] = []
         self._streamed_layers: list[FlatParams] = []
         self._pinned: list[FlatParams] = []
+        self.close = weakref.finalize(self, _unpin, self._pinned)
+        self.close.atexit = False
         self._ring: PrefetchRing | None = None
         self._expansion: ExpansionBuffer | None = None
 
@@ -189,12 +193,6 @@ class Weights:
         if self.device.type == "cuda":  # pragma: no cover - needs a GPU
             torch.cuda.empty_cache()
 
-    def close(self) -> None:
-        """Unpin the host's memory. The weights must not be used afterwards."""
-        for params in self._pinned:
-            unpin(params)
-        self._pinned, self._ring = [], None
-
     def _acquire(self, order: Sequence[FlatParams], at: int) -> None:
         if self._ring is None:
             raise LookupError("the weights are not allocated")
@@ -230,3 +228,9 @@ class Weights:
             else:
                 continue
             layer.register_forward_hook(lambda *_, params=params: self._leave(params))
+
+
+def _unpin(pinned: list[FlatParams]) -> None:
+    for params in pinned:
+        unpin(params)
+    pinned.clear()
