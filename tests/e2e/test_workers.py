@@ -80,9 +80,10 @@ def test_a_result_is_reused_whichever_worker_is_asked(pair: Service) -> None:
     assert len(finished) < answered
 
 
-def follow(service: Service) -> tuple[str, dict[str, Any]]:
-    """Return the last event of an edit."""
+def follow(service: Service, begun: list[int]) -> tuple[str, dict[str, Any]]:
+    """Return the last event of an edit; tell `begun` once its answer has begun."""
     with service.stream(prompt="take 1") as events:
+        begun.append(1)
         return list(events)[-1]
 
 
@@ -93,10 +94,11 @@ def test_a_worker_killed_in_mid_edit_costs_its_callers_an_error_and_is_replaced(
     workers = find_workers(pair)
     with ThreadPoolExecutor(4) as callers:
         edits = begin_two(pair, callers)
-        streams = []
-        for count in (3, 4):  # one waits on each worker
-            streams.append(callers.submit(follow, pair))
-            pair.wait_for(lambda count=count: read(pair, "retouch_edits_inside") == count)  # type: ignore[misc]
+        streams, begun = [], list[int]()
+        for count in (1, 2):  # one waits on each worker
+            streams.append(callers.submit(follow, pair, begun))
+            pair.wait_for(lambda count=count: len(begun) == count)  # type: ignore[misc]
+            pair.wait_for(lambda count=count: read(pair, "retouch_edits_inside") == 2 + count)  # type: ignore[misc]
         os.kill(min(workers), signal.SIGKILL)
         (lost,) = [answer for edit in edits if (answer := edit.result()).status_code != 200]
         names = sorted(stream.result()[0] for stream in streams)
