@@ -1,6 +1,5 @@
 """Faults of an S3 server end in a success by retry or in one typed error, in time."""
 
-import asyncio
 import gc
 import logging
 import operator
@@ -15,7 +14,7 @@ from dataclasses import replace
 
 import httpx
 import pytest
-from support.fakes import until
+from support.fakes import PATIENCE_S
 from support.servers.backblaze import Backblaze, reason_to_refuse
 from support.servers.ceph_rgw import Rgw
 from support.servers.fault_proxy import FaultProxy, answered, cut, flipped, lost, passed, s3_error
@@ -284,9 +283,6 @@ def test_faults_leave_no_thread_and_no_socket(rgw: Rgw, settings: S3Settings) ->
         gc.collect()  # what earlier tests left must not hide a leak of this one
         return threading.active_count(), len(os.listdir("/proc/self/fd"))  # noqa: PTH208
 
-    async def settle() -> None:  # what earlier tests left may end meanwhile
-        await until(lambda: all(map(operator.le, count_threads_and_files(), before)))
-
     before = count_threads_and_files()
     for name in ("503 SlowDown", "reset", "silence", "short answer"):
         with FaultProxy(upstream=("127.0.0.1", rgw.port), otherwise=TRANSIENT[name]) as proxy:
@@ -301,7 +297,10 @@ def test_faults_leave_no_thread_and_no_socket(rgw: Rgw, settings: S3Settings) ->
                 with pytest.raises(StorageError, match="over 1 bytes"):
                     store.get(KEY, max_bytes=1, timeout_s=10)
             store.close()
-    asyncio.run(settle())
+    deadline_s = time.monotonic() + PATIENCE_S
+    while not all(map(operator.le, count_threads_and_files(), before)):  # earlier ones may end, too
+        assert time.monotonic() < deadline_s, (count_threads_and_files(), before)
+        time.sleep(0.05)
 
 
 def test_no_secret_gets_into_an_error_or_a_log(
