@@ -84,6 +84,7 @@ class Rank:
             event(_log, "guidance.failed", level=logging.ERROR, cause=error)
             traceback.clear_frames(error.__traceback__)  # they hold this edit's tensors
             self._velocities = None
+            self._branches.release()
             return Answer(
                 fault=type(error).__name__,
                 out_of_memory=isinstance(error, torch.OutOfMemoryError),
@@ -95,8 +96,8 @@ class Rank:
             for size, group in groups.items():
                 self._shares[size] = Share(message.rank % size, size, group)
         elif isinstance(message, Begin):
+            # What the last edit's tensors took stays with the allocator: mapping it again takes 0.1 s.
             self._velocities, self._size = None, message.size
-            self._branches.release()
             self._velocities = self._branches.start(message.inputs, self._shares[message.size])
         elif self._velocities:
             latents = message.latents.to(self._branches.device)
