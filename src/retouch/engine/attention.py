@@ -147,9 +147,11 @@ def _time_ms(call: Callable[[], object]) -> float:  # pragma: no cover - needs a
 def _draw(
     device: torch.device, dtype: torch.dtype, shape: AttentionShape
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(device).manual_seed(0)
     size = (1, shape.tokens, shape.heads, shape.channels)
-    query, key, value = (torch.randn(size, generator=generator).to(device, dtype) for _ in range(3))
+    query, key, value = (
+        torch.randn(size, generator=generator, device=device, dtype=dtype) for _ in range(3)
+    )
     return query, key, value
 
 
