@@ -36,7 +36,7 @@ from retouch.engine.checkpoint.safetensors_reader import read_weights
 from retouch.engine.fp8 import can_multiply_fp8
 from retouch.engine.memory.encode import encode_as
 from retouch.engine.memory.flat_params import MODULATION, flatten_pipeline
-from retouch.engine.memory.plan import RESIDENT, EditShape, FreeMemory, Plan, Sizes
+from retouch.engine.memory.plan import RESIDENT, EditShape, FreeMemory, Plan, Sizes, require_host
 from retouch.engine.memory.quantization import Quantization, choose_quantization, list_choices
 from retouch.engine.memory.weights import Weights
 from retouch.engine.packing.encoding import Encoding
@@ -163,14 +163,15 @@ def plan_memory(
     Raises:
         ModelError: memory is short.
     """
-    if device.type != "cuda":
-        choice = list_choices(quantization, filed.formats)[0]
-        return choice, replace(RESIDENT, quantization=choice.name)
 
-    def sizes(choice: Quantization) -> Sizes:  # pragma: no cover - needs a GPU
+    def sizes(choice: Quantization) -> Sizes:
         params = flatten_pipeline(**modules, encode=encode_as(choice, filed.encodings))
         return replace(params.sizes, modulation_mapped=mapped)
 
+    if device.type != "cuda":
+        choice = list_choices(quantization, filed.formats)[0]
+        require_host(sizes(choice), memory)
+        return choice, replace(RESIDENT, quantization=choice.name)
     return choose_quantization(  # pragma: no cover - needs a GPU
         quantization, sizes, shape, memory, filed.formats
     )

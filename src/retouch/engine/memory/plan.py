@@ -156,6 +156,17 @@ def make_plan(sizes: Sizes, shape: EditShape, memory: FreeMemory) -> Plan:
     return make_plan(sizes, replace(shape, images=shape.images - 1), memory)
 
 
+def require_host(sizes: Sizes, memory: FreeMemory) -> None:
+    """Require host memory for all weights: without a GPU all of them stay there.
+
+    Raises:
+        ModelError: it does not fit; the message says how much is needed and how much is free.
+    """
+    if sizes.total > memory.host_bytes:
+        short = _shortfall("host", need=sizes.total, free=memory.host_bytes)
+        raise ModelError(f"not enough memory without a GPU: {short}")
+
+
 def _make_plan(sizes: Sizes, shape: EditShape, memory: FreeMemory) -> Plan:
     over = shape.activation_bytes() + RESERVE_BYTES
     shortfalls = []

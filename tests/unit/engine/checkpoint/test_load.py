@@ -1,9 +1,44 @@
+import re
 from pathlib import Path
 
+import pytest
+import torch
 from support.models.checkpoints import make_folder
+from support.models.streamed import CPU
+from support.models.tiny_folder import tiny_folder
 
-from retouch.engine.checkpoint import load
+from retouch.engine.checkpoint import build, load
 from retouch.engine.checkpoint.files import compute_revision, fingerprint
+from retouch.engine.memory.plan import GIB, EditShape, FreeMemory
+from retouch.engine.memory.probe import measure_free
+from retouch.engine.memory.weights import Weights
+from retouch.errors import ModelError
+
+
+def load_on_cpu(memory: FreeMemory, reported: list[str]) -> Weights:
+    return build.load_weights(
+        tiny_folder(),
+        build.read_configs(tiny_folder()),
+        dtype=torch.float32,
+        device=CPU,
+        shape=EditShape(),
+        memory=memory,
+        progress=reported.append,
+    )
+
+
+def test_without_a_gpu_weights_that_do_not_fit_the_host_are_refused_before_they_are_read() -> None:
+    weights = load_on_cpu(measure_free(), [])
+    size_bytes = weights.params.sizes.total
+    weights.close()
+    reported: list[str] = []
+
+    with pytest.raises(ModelError, match=re.escape("short of host memory by")):
+        load_on_cpu(FreeMemory(0, size_bytes - 1), reported)
+    with pytest.raises(ModelError, match=r"without a GPU: .* \(\d+\.\d needed, \d+\.\d free\)$"):
+        load_on_cpu(measure_free(host_memory_gib=(size_bytes - 1) / GIB), reported)  # the setting
+
+    assert reported == []
 
 
 def test_the_revision_names_each_file_and_how_it_is_read(tmp_path: Path) -> None:
