@@ -11,6 +11,7 @@ from retouch.editing.masking import Masking
 from retouch.editing.ports import Source, Sources
 from retouch.errors import EditError, InvalidRequest, SourceTooLarge
 from retouch.images.kind import Kind
+from retouch.net.url import parse_url, require_destination
 from retouch.schema import EditRequest, Upload
 
 _FIELD = "image_url"  # as the texts of a single source's errors call it
@@ -95,6 +96,21 @@ async def load_all(
         )
     count = len(request.sources)
     return tuple(loaded[:count]), next(iter(loaded[count:]), None)
+
+
+def require_destinations(request: EditRequest, *, allowed_hosts: frozenset[str]) -> None:
+    """Require that every URL in `request` may be fetched, by what it says itself. Looks up no name.
+
+    Raises:
+        EditError: as `require_destination`; the text and details name the field.
+    """
+    loras = {f"loras[{at}].url": lora.url or "" for at, lora in enumerate(request.loras)}
+    for field, image in {**request.sources, **request.mask, **loras}.items():
+        if isinstance(image, str) and image and image[:5].lower() != "data:":
+            try:
+                require_destination(parse_url(image), allowed_hosts=allowed_hosts)
+            except EditError as error:
+                raise name_field(error, field) from error
 
 
 async def find_ids(sources: Sources, request: EditRequest) -> list[str]:

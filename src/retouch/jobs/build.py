@@ -31,6 +31,7 @@ def build_jobs(host: ModelHost, run: Run, *, scale: float = 1.0) -> Jobs:
             link_expires_in_s=settings.presign_expiry,
             max_unfinished=settings.max_queue + 1,
             poll_s=2.0 * scale,
+            allowed_source_hosts=frozenset(settings.allowed_source_hosts),
         ),
         run=run,
         require_ready=lambda: host.editor,

@@ -10,6 +10,7 @@ from contextvars import Context
 from functools import partial
 from weakref import WeakValueDictionary
 
+from retouch.editing.source_set import require_destinations
 from retouch.errors import InvalidRequest, JobConflict, JobNotFound, Overloaded, StorageError
 from retouch.jobs.attempts import accept_attempt
 from retouch.jobs.heartbeat import Heartbeat
@@ -84,7 +85,8 @@ class Jobs:
         """Begin a job, or return it if this very request began it before. `is_new`: the id is ours.
 
         Raises:
-            InvalidRequest: the id or the webhook is not acceptable, or the answer would contain the file.
+            InvalidRequest: the id or a URL is not acceptable, or the answer would contain the file.
+            SourceUnreachable: a URL has an address that is not public.
             JobConflict: the id belongs to another request.
             JobNotFound: its job has expired.
             Overloaded: too many jobs are unfinished, or webhooks undelivered.
@@ -216,6 +218,7 @@ class Jobs:
         if request.response_format != "url":
             fault = "must be url: a job answers with a link"
             raise InvalidRequest.for_fields({"response_format": fault})
+        require_destinations(request, allowed_hosts=self._settings.allowed_source_hosts)
         if request.webhook:
             self._webhooks.require(request.webhook)
 

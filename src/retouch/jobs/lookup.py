@@ -14,12 +14,13 @@ from retouch.schema import Job, Progress, Result
 
 @dataclass(frozen=True, slots=True)
 class JobSettings:
-    """How long jobs are kept, and how many of one process may be unfinished."""
+    """How long jobs are kept, how many of one process may be unfinished, and hosts exempt from the guard."""
 
     retention_s: float = 86400.0
     link_expires_in_s: int = 86400
     max_unfinished: int = 33
     poll_s: float = 2.0
+    allowed_source_hosts: frozenset[str] = frozenset()
 
 
 class Lookup:

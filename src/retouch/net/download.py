@@ -35,7 +35,7 @@ from retouch.net.connect import Connector, Resolve, map_errors, resolve_host
 from retouch.net.download_limiter import ConnectionLimiter, Place
 from retouch.net.http1 import Exchange, Headers
 from retouch.net.limits import FetchLimits
-from retouch.net.url import SourceUrl, require_port, resolve_redirect
+from retouch.net.url import SourceUrl, require_destination, resolve_redirect
 
 _MIN_PIECE_BYTES = 256
 _MANY_PIECES = 1024
@@ -147,7 +147,7 @@ class Downloader:
             DownloadFailed: any other failure of the origin, as its subclass `Source…`.
             Overloaded: the body did not fit beside those of other downloads, or made room for them.
         """
-        require_port(url, allowed_hosts=self._limits.allowed_hosts)
+        require_destination(url, allowed_hosts=self._limits.allowed_hosts)
         chain = _Chain(place, timeout_s, _conditions(etag, last_modified))
         try:
             try:
@@ -218,7 +218,7 @@ class Downloader:
             raise SourceRedirectError("image_url redirects to nowhere", host=url.host)
         try:
             target = resolve_redirect(url, location)
-            require_port(target, allowed_hosts=self._limits.allowed_hosts)
+            require_destination(target, allowed_hosts=self._limits.allowed_hosts)
         except (ValueError, InvalidRequest) as error:
             reason = str(error).removeprefix("image_url: ")
             text = f"image_url redirects to a URL that may not be fetched: {reason}"

@@ -35,18 +35,23 @@ class Poster:
         )
 
     def parse(self, text: str) -> SourceUrl:
-        """Return the URL of a webhook. Its address is checked when it is posted to.
+        """Return the URL of a webhook. What a name resolves to is checked when it is posted to.
 
         Raises:
-            InvalidRequest: it is malformed, or neither HTTPS on port 443 nor one of `allowed_hosts`.
+            InvalidRequest: it is malformed, or neither HTTPS on port 443, at no private address, nor one
+                of `allowed_hosts`.
         """
         try:
             url = parse_url(text)
         except ValueError as error:
             raise InvalidRequest.for_fields({"webhook": str(error)}) from None
         is_plain = (url.scheme, url.port) != ("https", _HTTPS_PORT)
-        if is_plain and url.host_port not in self._limits.allowed_hosts:
-            fault = "must be an https URL on port 443, or of a host in ALLOWED_WEBHOOK_HOSTS"
+        is_exempt = url.host_port in self._limits.allowed_hosts
+        if not is_exempt and (is_plain or url.names_private_address):
+            fault = (
+                "must be an https URL on port 443 of a public address, "
+                "or of a host in ALLOWED_WEBHOOK_HOSTS"
+            )
             raise InvalidRequest.for_fields({"webhook": fault}, host=url.host)
         return url
 

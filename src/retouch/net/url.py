@@ -2,13 +2,15 @@
 
 import contextlib
 import re
+import socket
 from dataclasses import dataclass
 from ipaddress import AddressValueError, IPv6Address
 from urllib.parse import quote, urljoin
 
 import idna
 
-from retouch.errors import InvalidRequest
+from retouch.errors import InvalidRequest, SourceUnreachable
+from retouch.net.address import is_public
 
 MAX_URL_LENGTH = 4096
 _DEFAULT_PORTS = {"http": 80, "https": 443}
@@ -24,7 +26,7 @@ _HOST = re.compile(r"[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*")
 
 @dataclass(frozen=True, slots=True, repr=False)
 class SourceUrl:
-    """A well-formed source URL. Its address and port are checked elsewhere.
+    """A well-formed source URL. `require_destination` checks its port and an address in it.
 
     `canonical` is for hashing only: its query may hold a secret, so `str` and `repr` show only the
     host. `host` is ASCII, an IPv6 literal without brackets; `target` is the path and query in ASCII.
@@ -45,6 +47,16 @@ class SourceUrl:
     def host_port(self) -> str:
         """The host and always its port, the form of `allowed_hosts`."""
         return f"{_bracketed(self.host)}:{self.port}"
+
+    @property
+    def names_private_address(self) -> bool:
+        """Whether the host is an address literal, in any spelling that libc reads, that is not public."""
+        if ":" in self.host:
+            return not is_public(self.host)
+        try:
+            return not is_public(socket.inet_ntoa(socket.inet_aton(self.host)))
+        except OSError:  # it is a name
+            return False
 
     def __repr__(self) -> str:
         return f"SourceUrl({self.scheme}://{self.host_port})"
@@ -103,14 +115,21 @@ def resolve_redirect(url: SourceUrl, location: str) -> SourceUrl:
     return resolved
 
 
-def require_port(url: SourceUrl, *, allowed_hosts: frozenset[str]) -> None:
-    """Allow ports 80 and 443, and the exact `host:port` entries of `allowed_hosts`.
+def require_destination(url: SourceUrl, *, allowed_hosts: frozenset[str]) -> None:
+    """Refuse a destination that the URL itself shows to be forbidden. Looks up no name.
+
+    The exact `host:port` entries of `allowed_hosts` are exempt.
 
     Raises:
-        InvalidRequest: it is another port.
+        InvalidRequest: the port is neither 80 nor 443.
+        SourceUnreachable: the host is an address that is not public.
     """
-    if url.port not in _DEFAULT_PORTS.values() and url.host_port not in allowed_hosts:
+    if url.host_port in allowed_hosts:
+        return
+    if url.port not in _DEFAULT_PORTS.values():
         raise InvalidRequest.for_fields({"image_url": "must use port 80 or 443"}, host=url.host)
+    if url.names_private_address:
+        raise SourceUnreachable(host=url.host, reason="refused")
 
 
 def _tidy(text: str) -> str:

@@ -1,8 +1,8 @@
 import pytest
 
-from retouch.errors import InvalidRequest
+from retouch.errors import InvalidRequest, SourceUnreachable
 from retouch.net.address import is_public
-from retouch.net.url import parse_url, require_port, resolve_redirect
+from retouch.net.url import parse_url, require_destination, resolve_redirect
 
 
 def words(text: str) -> list[str]:
@@ -203,10 +203,27 @@ def test_a_redirect_may_lead_from_http_to_https() -> None:
 def test_only_ports_80_and_443_and_allowed_hosts_pass() -> None:
     allowed = frozenset({"intranet.example:8080", "[::1]:9000"})
     for text in ("http://a.example", "https://a.example", "http://a.example:443"):
-        require_port(parse_url(text), allowed_hosts=frozenset())
-    require_port(parse_url("http://intranet.example:8080/"), allowed_hosts=allowed)
-    require_port(parse_url("http://[::1]:9000/"), allowed_hosts=allowed)
+        require_destination(parse_url(text), allowed_hosts=frozenset())
+    require_destination(parse_url("http://intranet.example:8080/"), allowed_hosts=allowed)
+    require_destination(parse_url("http://[::1]:9000/"), allowed_hosts=allowed)
     for text in ("http://intranet.example:8081/", "http://b.intranet.example:8080/"):
         with pytest.raises(InvalidRequest) as caught:
-            require_port(parse_url(text), allowed_hosts=allowed)
+            require_destination(parse_url(text), allowed_hosts=allowed)
         assert list(caught.value.details["fields"]) == ["image_url"]
+
+
+@pytest.mark.parametrize(
+    "host", ["10.0.0.1", "127.1", "0x7f000001", "017700000001", "2130706433", "[::ffff:10.0.0.1]"]
+)
+def test_a_private_address_is_refused_in_every_spelling_unless_its_port_is_allowed(
+    host: str,
+) -> None:
+    url = parse_url(f"https://{host}/")
+    with pytest.raises(SourceUnreachable):
+        require_destination(url, allowed_hosts=frozenset())
+    require_destination(url, allowed_hosts=frozenset({url.host_port}))
+
+
+@pytest.mark.parametrize("host", ["1.1.1.1", "[2606:4700::1111]", "localhost", "10.0.0.1.example"])
+def test_a_public_address_passes_and_a_name_is_left_to_the_look_up(host: str) -> None:
+    require_destination(parse_url(f"https://{host}/"), allowed_hosts=frozenset())

@@ -5,15 +5,19 @@ from typing import Any
 
 import httpx
 import pytest
+from pydantic import SecretStr
 from support.fakes import House, Pause, until
+from support.replicas import SECRET
 from support.web import BODY, client, open_host, parse_events, require_error, settings
 
 from retouch.errors import (
+    EditError,
     InvalidRequest,
     JobConflict,
     JobNotFound,
     MethodNotAllowed,
     OutOfMemory,
+    SourceUnreachable,
     Unauthorized,
 )
 
@@ -58,6 +62,54 @@ async def test_a_put_begins_a_job_once() -> None:
         require_error(await http.put("/jobs/mine", json={**BODY, "seed": 1}), JobConflict)
         require_error(await http.put("/jobs/Not-Mine", json=BODY), InvalidRequest)
     assert len(house.engine.edits) == 1
+
+
+def with_url(field: str, url: str) -> dict[str, Any]:
+    """A request with `url` in the place that errors call `field`."""
+    bare = {name: value for name, value in BODY.items() if name != "image_url"}
+    good = str(BODY["image_url"])
+    return {
+        "image_url": bare | {"image_url": url},
+        "image_urls[1]": bare | {"image_urls": [good, url]},
+        "mask_url": BODY | {"mask_url": url},
+        "loras[0].url": BODY | {"loras": [{"url": url, "sha256": "0" * 64}]},
+        "webhook": BODY | {"webhook": url},
+    }[field]
+
+
+@pytest.mark.parametrize(
+    ("url", "kind"),
+    [
+        ("ftp://a.example/", InvalidRequest),
+        ("https://user:password@a.example/", InvalidRequest),
+        ("https://a.example:8443/", InvalidRequest),
+        ("https://10.0.0.1/", SourceUnreachable),
+        ("https://0x7f.1/", SourceUnreachable),
+        ("https://[::1]/", SourceUnreachable),
+    ],
+)
+@pytest.mark.parametrize(
+    "field", ["image_url", "image_urls[1]", "mask_url", "loras[0].url", "webhook"]
+)
+async def test_a_url_that_shows_itself_to_be_forbidden_is_refused_before_there_is_a_job(
+    field: str, url: str, kind: type[EditError]
+) -> None:
+    secret = SecretStr(SECRET)
+    async with client(host=open_host(settings(webhook_secret=secret), House())) as http:
+        put = await http.put("/jobs/mine", json=with_url(field, url))
+        preferred = {"Prefer": "respond-async"}
+        posted = await http.post("/edit", json=with_url(field, url), headers=preferred)
+        for response in (put, posted):
+            error = require_error(response, InvalidRequest if field == "webhook" else kind)
+            assert field.removesuffix(".url") in str(error["message"])
+        require_error(await http.get("/jobs/mine"), JobNotFound)
+
+
+async def test_a_host_that_is_exempt_from_the_guard_is_so_for_a_job() -> None:
+    allowed = {"allowed_source_hosts": ("10.0.0.1:8080",)}
+    async with client(host=open_host(settings(**allowed), House())) as http:
+        body = BODY | {"image_url": "http://10.0.0.1:8080/a.png"}
+        assert (await http.put("/jobs/mine", json=body)).status_code == 202
 
 
 async def test_a_put_that_accepts_events_follows_its_job() -> None:
