@@ -1,5 +1,6 @@
 """What a start imports, in a process of its own."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -43,3 +44,37 @@ def test_an_edit_imports_no_compiler_reads_few_models_and_later_imports_work_as_
         check=False,
     )
     assert run.stdout.splitlines() == [f"[] {PHASES}", "True", "False True"], run.stderr
+
+
+WHOLE_INDEX = """
+import sys
+from retouch.engine.lean_imports import lean_imports
+with lean_imports(attention="auto"):
+    from diffusers.models.transformers.transformer_qwenimage import QwenImageTransformer2DModel
+    import transformers
+    few = len(transformers.__all__)
+    from transformers import BloomConfig
+assert few < len(transformers.__all__) / 4
+assert transformers.models.albert and not hasattr(transformers, "Missing")
+assert len(transformers.__all__) > 5000
+"""
+
+
+def test_after_a_lean_import_any_model_is_found_and_a_broken_package_is_not_imported(
+    tmp_path: Path,
+) -> None:
+    for name in ("peft", "torchao", "bitsandbytes"):
+        (tmp_path / f"{name}.py").write_text("raise ImportError('it wants another transformers')")
+        (tmp_path / f"{name}-9.9.9.dist-info").mkdir()
+        (tmp_path / f"{name}-9.9.9.dist-info/METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: {name}\nVersion: 9.9.9\n"
+        )
+    path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    run = subprocess.run(  # noqa: S603 - our own interpreter
+        [sys.executable, "-c", WHOLE_INDEX],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr

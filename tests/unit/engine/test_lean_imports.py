@@ -1,9 +1,6 @@
 import importlib.metadata
 import importlib.util
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch.distributed
@@ -63,37 +60,3 @@ def test_the_map_of_distributions_is_built_after_the_block_only() -> None:
     with lean_imports(attention="auto"):
         assert importlib.metadata.packages_distributions() == {}
     assert importlib.metadata.packages_distributions()
-
-
-PROGRAM = """
-import sys
-from retouch.engine.lean_imports import lean_imports
-with lean_imports(attention="auto"):
-    from diffusers.models.transformers.transformer_qwenimage import QwenImageTransformer2DModel
-    import transformers
-    few = len(transformers.__all__)
-    from transformers import BloomConfig
-assert few < len(transformers.__all__) / 4
-assert transformers.models.albert and not hasattr(transformers, "Missing")
-assert len(transformers.__all__) > 5000
-"""
-
-
-def test_packages_beside_it_may_use_any_model_and_one_that_is_broken_is_not_imported(
-    tmp_path: Path,
-) -> None:
-    for name in ("peft", "torchao", "bitsandbytes"):
-        (tmp_path / f"{name}.py").write_text("raise ImportError('it wants another transformers')")
-        (tmp_path / f"{name}-9.9.9.dist-info").mkdir()
-        (tmp_path / f"{name}-9.9.9.dist-info/METADATA").write_text(
-            f"Metadata-Version: 2.1\nName: {name}\nVersion: 9.9.9\n"
-        )
-    path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
-    run = subprocess.run(  # noqa: S603 - our own interpreter
-        [sys.executable, "-c", PROGRAM],
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr

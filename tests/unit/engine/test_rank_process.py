@@ -217,5 +217,6 @@ def test_a_process_sees_only_the_gpu_that_it_is_given() -> None:
     process = start_process(None, "7")
     assert process.process
     environment = Path(f"/proc/{process.process.pid}/environ").read_bytes().split(b"\0")
+    process.kill()  # it has only begun to import torch
     process.close()
     assert b"CUDA_VISIBLE_DEVICES=7" in environment

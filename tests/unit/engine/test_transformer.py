@@ -1,89 +1,15 @@
-from typing import Any
-
 import pytest
 import torch
+from support.models.forward_pass import TEXT_TOKENS, Case
 from support.models.tiny import build_tiny_pipeline
 
 from retouch.engine import guidance, transformer, vae
-from retouch.engine.memory.weights import Weights
-from retouch.engine.modulation import ModulationCache, ModulationTable
-
-GRIDS = ((4, 3), (2, 5))
-TIMESTEP = torch.tensor([600.0])
-TEXT_TOKENS = 7
-
-
-class Case:
-    """One forward pass of a tiny transformer, and what the stock transformer makes of it."""
-
-    def __init__(self, *, zero_cond_t: bool = False) -> None:
-        pipe = build_tiny_pipeline()
-        self.transformer = pipe.transformer
-        self.transformer.register_to_config(zero_cond_t=zero_cond_t)
-        for module in (self.transformer, *self.transformer.transformer_blocks):
-            module.zero_cond_t = zero_cond_t
-        self.weights = Weights.resident(
-            transformer=pipe.transformer, vae=pipe.vae, text_encoder=pipe.text_encoder
-        )
-        draw = torch.Generator().manual_seed(1)
-        self.sample = torch.randn(1, 12, 16, generator=draw)
-        self.condition = torch.randn(1, 10, 16, generator=draw)
-        self.text = torch.randn(1, TEXT_TOKENS, 32, generator=draw)
-
-    def prepare_conditioning(self) -> transformer.Conditioning:
-        return self.over(transformer.run_block).prepare_conditioning(
-            conditions=[self.condition], texts=[self.text], grids=GRIDS
-        )
-
-    def over(self, run_block: transformer.BlockCall) -> transformer.Transformer:
-        return transformer.Transformer(self.weights, run_block)
-
-    def table(self) -> ModulationTable:
-        return ModulationCache(self.weights).get(TIMESTEP)
-
-    def predict(self, run_block: transformer.BlockCall = transformer.run_block) -> torch.Tensor:
-        with torch.no_grad():
-            (velocity,) = self.over(run_block).forward(
-                self.sample, self.prepare_conditioning(), self.table(), 0
-            )
-        return velocity
-
-    def stock(self) -> torch.Tensor:
-        dtype = self.transformer.dtype
-        with torch.no_grad():
-            velocity: torch.Tensor = self.transformer(
-                hidden_states=torch.cat([self.sample, self.condition], dim=1).to(dtype),
-                encoder_hidden_states=self.text.to(dtype),
-                timestep=TIMESTEP / 1000,
-                img_shapes=[[(1, *grid) for grid in GRIDS]],
-                return_dict=False,
-            )[0]
-        return velocity[:, :12]
 
 
 @pytest.mark.parametrize("zero_cond_t", [False, True])
 def test_a_forward_pass_is_the_stock_transformers(zero_cond_t: bool) -> None:
     case = Case(zero_cond_t=zero_cond_t)
     torch.testing.assert_close(case.predict(), case.stock(), rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize("zero_cond_t", [False, True])
-def test_a_block_compiles_without_breaks_once_for_all_blocks_and_once_for_the_last(
-    zero_cond_t: bool,
-) -> None:
-    case, graphs = Case(zero_cond_t=zero_cond_t), []
-
-    def backend(graph: Any, _inputs: object) -> Any:
-        graphs.append(graph)
-        return graph.forward
-
-    torch._dynamo.reset()  # noqa: SLF001 - documented for tests
-    compiled = torch.compile(transformer.run_block, backend=backend, fullgraph=True)
-    first = case.predict(compiled)
-    torch.testing.assert_close(first, case.stock(), rtol=0, atol=1e-6)
-    assert len(graphs) == 2
-    assert not [node for node in graphs[0].graph.nodes if "complex" in str(node.target)]
-    torch._dynamo.reset()  # noqa: SLF001 - as above
 
 
 def test_a_block_leaves_its_inputs_as_they_are() -> None:

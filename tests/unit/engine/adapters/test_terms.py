@@ -1,6 +1,5 @@
 """Low-rank terms beside the weights equal adapters merged into them."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,6 @@ from support.models.tiny import PRESET, build_engine, build_tiny_pipeline
 
 from retouch.editing.adapters import resolve_adapters
 from retouch.editing.ports import EditParams
-from retouch.engine import transformer
 from retouch.engine.adapters.loaded import LoadedAdapters
 from retouch.engine.adapters.terms import RANKS, block_layers, count_bytes, pad_rank
 from retouch.engine.engine import QwenEngine
@@ -125,45 +123,6 @@ def test_in_float16_both_factors_are_normal_numbers_and_their_product_is_the_upd
     exact = 0.1 / RESIDUAL_SCALE * (up @ down)
     product = half_up.float() @ half_down.float()
     assert float((product - exact).norm() / exact.norm()) < 2e-3
-
-
-def test_blocks_compile_once_for_a_rank_and_not_again_for_other_adapters_of_it(
-    tmp_path: Path,
-) -> None:
-    graphs: list[Any] = []
-
-    def backend(graph: Any, _inputs: object) -> Any:
-        graphs.append(graph)
-        return graph.forward
-
-    adapters = load(
-        name_adapter(tmp_path, "one", draw(rank=4)),
-        name_adapter(tmp_path, "other", draw(rank=9, seed=2, only="attn")),
-        name_adapter(tmp_path, "wide", draw(rank=20, seed=3)),
-    )
-    torch._dynamo.reset()  # noqa: SLF001 - documented for tests
-    compiled = torch.compile(transformer.run_block, backend=backend, fullgraph=True)
-    block = build_tiny_pipeline().transformer.transformer_blocks[0]
-    streams = torch.randn(1, 6, 32), torch.randn(1, 5, 32)
-    modulation = torch.randn(6, 1, 32), torch.randn(6, 1, 32)
-
-    def run(run_block: Any, scales: Mapping[str, float]) -> torch.Tensor:
-        terms = adapters.get_terms(ask(adapters, **scales).loras, streams[0])
-        with torch.no_grad():
-            image: torch.Tensor = run_block(
-                block, *streams, modulation, torch.randn(11, 1, 8, 2), None, None, terms.of_block(0)
-            )[0]
-        return image
-
-    counts = []
-    for scales in ({}, {"one": 1.0}, {"other": 0.5}, {"one": 1.0, "other": -1.0}, {"wide": 1.0}):
-        run(compiled, scales)
-        counts.append(len(graphs))
-    assert counts == [1, 2, 2, 2, 3]
-    for scales in ({"one": 2.0}, {"wide": -1.0}, {}):
-        run(compiled, scales)
-    assert len(graphs) == 3
-    torch._dynamo.reset()  # noqa: SLF001 - as above
 
 
 def test_the_terms_of_an_edit_are_kept_for_the_next_with_the_same_adapters(tmp_path: Path) -> None:

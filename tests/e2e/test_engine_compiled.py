@@ -1,0 +1,76 @@
+"""How often torch compiles a block: a compilation takes seconds, and on a GPU a minute."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.models.adapters import draw, load, name_adapter
+from support.models.forward_pass import Case
+from support.models.tiny import build_tiny_pipeline
+
+from retouch.editing.adapters import resolve_adapters
+from retouch.engine import transformer
+from retouch.schema import Lora
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.mark.parametrize("zero_cond_t", [False, True])
+def test_a_block_compiles_without_breaks_once_for_all_blocks_and_once_for_the_last(
+    zero_cond_t: bool,
+) -> None:
+    case, graphs = Case(zero_cond_t=zero_cond_t), []
+
+    def backend(graph: Any, _inputs: object) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()  # noqa: SLF001 - documented for tests
+    compiled = torch.compile(transformer.run_block, backend=backend, fullgraph=True)
+    first = case.predict(compiled)
+    torch.testing.assert_close(first, case.stock(), rtol=0, atol=1e-6)
+    assert len(graphs) == 2
+    assert not [node for node in graphs[0].graph.nodes if "complex" in str(node.target)]
+    torch._dynamo.reset()  # noqa: SLF001 - as above
+
+
+def test_blocks_compile_once_for_a_rank_and_not_again_for_other_adapters_of_it(
+    tmp_path: Path,
+) -> None:
+    graphs: list[Any] = []
+
+    def backend(graph: Any, _inputs: object) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    adapters = load(
+        name_adapter(tmp_path, "one", draw(rank=4)),
+        name_adapter(tmp_path, "other", draw(rank=9, seed=2, only="attn")),
+        name_adapter(tmp_path, "wide", draw(rank=20, seed=3)),
+    )
+    torch._dynamo.reset()  # noqa: SLF001 - documented for tests
+    compiled = torch.compile(transformer.run_block, backend=backend, fullgraph=True)
+    block = build_tiny_pipeline().transformer.transformer_blocks[0]
+    streams = torch.randn(1, 6, 32), torch.randn(1, 5, 32)
+    modulation = torch.randn(6, 1, 32), torch.randn(6, 1, 32)
+
+    def run(run_block: Any, scales: Mapping[str, float]) -> torch.Tensor:
+        loras = [Lora(name=name, scale=scale) for name, scale in scales.items()]
+        terms = adapters.get_terms(resolve_adapters(loras, adapters.info), streams[0])
+        with torch.no_grad():
+            image: torch.Tensor = run_block(
+                block, *streams, modulation, torch.randn(11, 1, 8, 2), None, None, terms.of_block(0)
+            )[0]
+        return image
+
+    counts = []
+    for scales in ({}, {"one": 1.0}, {"other": 0.5}, {"one": 1.0, "other": -1.0}, {"wide": 1.0}):
+        run(compiled, scales)
+        counts.append(len(graphs))
+    assert counts == [1, 2, 2, 2, 3]
+    for scales in ({"one": 2.0}, {"wide": -1.0}, {}):
+        run(compiled, scales)
+    assert len(graphs) == 3
+    torch._dynamo.reset()  # noqa: SLF001 - as above
