@@ -1,7 +1,16 @@
+from collections.abc import Callable
+from functools import partial
 from ipaddress import ip_address
 
 import pytest
-from support.attacks.ssrf_matrix import LoraRunner, Watch, WebhookRunner, run_matrix
+from support.attacks.ssrf_matrix import (
+    FieldRunner,
+    LoraRunner,
+    Runner,
+    Watch,
+    WebhookRunner,
+    run_matrix,
+)
 
 pytestmark = pytest.mark.integration
 
@@ -15,8 +24,15 @@ async def test_no_refused_address_is_dialled_whichever_way_leads_to_it() -> None
     assert refused.counts.total() > 1900
 
 
-async def test_no_refused_address_is_dialled_for_a_lora_file() -> None:
-    refused, public = await run_matrix(WATCH, seed=1, extra=0, every=29, kind=LoraRunner)
+@pytest.mark.parametrize(
+    "kind",
+    [LoraRunner, partial(FieldRunner, field="image_urls"), partial(FieldRunner, field="mask_url")],
+    ids=["lora", "image_urls", "mask_url"],
+)
+async def test_no_refused_address_is_dialled_for_a_lora_file_a_further_image_or_a_mask(
+    kind: Callable[[Watch, int], Runner],
+) -> None:
+    refused, public = await run_matrix(WATCH, seed=1, extra=0, every=29, kind=kind)
     assert refused.violations == public.violations == []
     assert refused.counts.total() > 450
 
