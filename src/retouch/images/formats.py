@@ -12,13 +12,13 @@ from typing import Final
 
 from PIL.GifImagePlugin import GifImageFile
 from PIL.ImageFile import ImageFile
-from PIL.JpegImagePlugin import JpegImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from retouch.errors import UnsupportedImage
 from retouch.images.bmp import open_bmp
 from retouch.images.heif import open_avif, open_heif
+from retouch.images.jpeg import open_jpeg
 from retouch.images.png import open_png
 
 _SNIFFED_BYTES: Final = 4096
@@ -74,7 +74,7 @@ def _open_by(kind: Callable[[BytesIO], ImageFile]) -> Callable[[bytes], ImageFil
 
 
 FORMATS: Final[Mapping[str, tuple[re.Pattern[bytes], Callable[[bytes], ImageFile]]]] = {
-    "jpeg": (re.compile(rb"\xff\xd8\xff"), _open_by(JpegImageFile)),
+    "jpeg": (re.compile(rb"\xff\xd8\xff"), open_jpeg),
     "png": (re.compile(rb"\x89PNG\r\n\x1a\n"), open_png),
     "webp": (re.compile(rb"RIFF....WEBPVP8[ LX]", re.DOTALL), _open_by(WebPImageFile)),
     "gif": (re.compile(rb"GIF8[79]a"), _open_by(GifImageFile)),

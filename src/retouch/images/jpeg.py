@@ -1,4 +1,4 @@
-"""Decode a JPEG scaled down, and one that lacks only its very end."""
+"""Decode a JPEG scaled down, one with damaged metadata, and one that lacks only its very end."""
 
 import math
 import re
@@ -20,6 +20,33 @@ _MARKER: Final = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
 _START_OF_SCAN, _END_OF_IMAGE = b"\xff\xda", b"\xff\xd9"
 _MAX_SCANS: Final = 100
 _OTHER_DATA: Final = b"\x5a\xa5\x3c\xc3" * 64
+_COMMENT: Final = 0xFE
+_SHORTEST: Final = {0xE0: 14, 0xE2: 14, 0xED: 1 << 16, 0xEE: 12}
+"""By marker: bytes from which libjpeg-turbo takes JFIF (`jdmarker.c`), a profile (`jdicc.c`) and Adobe's
+segment (`jdmarker.c`). It ignores Photoshop's (APP13)."""
+
+
+def open_jpeg(body: bytes) -> JpegImageFile:
+    """Read the header. Segments of metadata that Pillow cannot read are ignored, as browsers do.
+
+    Raises:
+        Exception: of any type, from Pillow, where the file is damaged.
+    """
+    try:
+        return JpegImageFile(BytesIO(body))
+    except SyntaxError:
+        return JpegImageFile(BytesIO(_hide_metadata(body)))
+
+
+def _hide_metadata(body: bytes) -> bytes:
+    """Make comments of the segments before the first scan that are below `_SHORTEST`."""
+    hidden, position = bytearray(body), 2
+    while (marker := _MARKER.search(body, position)) and marker[0] != _START_OF_SCAN:
+        size = int.from_bytes(body[marker.end() : marker.end() + 2], "big")
+        if size - 2 < _SHORTEST.get(marker[0][1], 0):
+            hidden[marker.end() - 1] = _COMMENT
+        position = marker.end() + size
+    return bytes(hidden)
 
 
 def load_jpeg(source: JpegImageFile, body: bytes, enough_pixels: int) -> JpegImageFile:
@@ -81,9 +108,7 @@ def _load_without_end(body: bytes, target: tuple[int, int]) -> JpegImageFile:
     marker for that data, and show something else from there.
     """
     body = body.rstrip(b"\xff")  # half a marker
-    whole, changed = (
-        JpegImageFile(BytesIO(body + more + b"\xff\xd9")) for more in (b"", _OTHER_DATA)
-    )
+    whole, changed = (open_jpeg(body + more + b"\xff\xd9") for more in (b"", _OTHER_DATA))
     for each in (whole, changed):
         each.draft(None, target)
         each.load()

@@ -419,6 +419,54 @@ def test_png_is_lossless_and_ignores_quality() -> None:
     assert decode.decode(low, LIMITS).image.tobytes() == image.tobytes()
 
 
+def segment(marker: int, data: bytes) -> bytes:
+    return struct.pack(">BBH", 0xFF, marker, len(data) + 2) + data
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+@pytest.mark.parametrize(
+    ("marker", "data"),
+    [
+        *((marker, b"") for marker in range(0xE0, 0xF0)),
+        (0xE0, b"JFIF"),
+        (0xE0, b"JFIF\0\1"),
+        (0xE1, b"Exif\0\0" + b"\x99" * 50),
+        (0xE1, b"Exif\0\0II*\0\x08\0\0\0\xff\xff"),
+        (0xE2, b"ICC_PROFILE\0"),
+        (0xE2, b"ICC_PROFILE\0\1"),
+        (0xE2, b"ICC_PROFILE\0\1\1" + b"\x55" * 200),
+        (0xE2, b"MPF\0II*\0\x08\0\0\0\3\0"),
+        (0xED, b"Photoshop 3.0\x008BIM\3\xed"),
+        (0xEE, b"Adobe"),
+        (0xEE, b"Adobe\0"),
+    ],
+)
+def test_a_jpeg_segment_that_is_empty_or_damaged_changes_nothing(marker: int, data: bytes) -> None:
+    jpeg = samples.samples()["jpeg"]
+    first = 4 + int.from_bytes(jpeg[4:6], "big")  # JFIF's own
+
+    for before, after in ((jpeg[:2], jpeg[2:]), (jpeg[:first], jpeg[first:])):
+        decoded = decode.decode(before + segment(marker, data) + after, LIMITS)
+
+        assert decoded == decode.decode(jpeg, LIMITS)
+
+
+def test_a_damaged_segment_leaves_the_profile_and_the_orientation_beside_it() -> None:
+    jpeg = saved(
+        samples.photo(), "JPEG", exif=samples.oriented(6), icc_profile=samples.swapped_profile()
+    )
+    damaged = jpeg[:2] + segment(0xEE, b"Adobe") + jpeg[2:]
+
+    assert decode.decode(damaged, LIMITS) == decode.decode(jpeg, LIMITS)
+
+
+def test_a_jpeg_with_a_damaged_segment_and_no_end_is_decoded_with_a_note() -> None:
+    jpeg = samples.samples()["jpeg"][:-2]
+    decoded = decode.decode(jpeg[:2] + segment(0xE0, b"JFIF") + jpeg[2:], LIMITS)
+
+    assert decoded.notes == ("the very end of the source file is missing",)
+
+
 @pytest.mark.parametrize("output_format", ["jpeg", "webp", "avif"])
 def test_a_lower_quality_makes_fewer_bytes(output_format: str) -> None:
     sizes = [len(encode.encode(samples.photo(), output_format, quality=q)) for q in (1, 50, 100)]
