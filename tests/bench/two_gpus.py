@@ -3,8 +3,8 @@
 PYTHONPATH=src:tests python tests/bench/two_gpus.py [ROW ...] [--folder FOLDER --write] [--tiny]
 
 Row `workers`: edits an hour and host memory taken of `bentoml serve` with GPUS=2 beside GPUS=1, for each
-of --steps. Row `guidance`: seconds of denoising with PARALLEL=guidance beside none, and whether the
-pixels are equal. Row `ulysses`: the same without guidance and PARALLEL=ulysses, and row `four` with
+of --steps. Row `guidance`: seconds of denoising and host memory taken with PARALLEL=guidance beside none,
+and whether the pixels are equal. Memory of the checkpoint's own files under /dev/shm does not count. Row `ulysses`: the same without guidance and PARALLEL=ulysses, and row `four` with
 guidance and PARALLEL=guidance,ulysses, which needs four GPUs: how far the pixels differ. Row `killed`:
 what an edit ends with when the other process of `ulysses` is ended by SIGKILL, and after how long.
 `--write` writes a checkpoint of the full size with random weights to FOLDER first, for example under
@@ -174,14 +174,16 @@ def compare(
     """Print the time of an edit over one process and over several."""
     alone = build_alone(options)
     photo, params = read_photo(), build_params(options, scale=scale)
-    found = []
+    found, taken_gib = [], []
     ways: tuple[Parallel, ...] = ("none", parallel)
     for way in ways:
+        free_bytes = measure_host()
         engine = load(replace(alone, parallel=way))
+        taken_gib.append((free_bytes - measure_host()) / GIB)
         run_edit(engine, [photo], params)
         image, output = run_edit(engine, [photo], params)
         found.append((output.denoise_ms, np.asarray(image).astype(int)))
-        say(row=row, parallel=way, steps=params.steps,
+        say(row=row, parallel=way, steps=params.steps, host_gib=round(taken_gib[-1], 1),
             denoise_s=round(output.denoise_ms / 1000, 2), plan=engine.info.memory_plan)  # fmt: skip
         del engine
         gc.collect()
@@ -190,7 +192,8 @@ def compare(
     (one_ms, one), (several_ms, several) = found
     differences = abs(one - several)
     say(row=row, of_one=round(several_ms / one_ms, 3), bar=bar, equal=not differences.any(),
-        mean_difference=round(float(differences.mean()), 3), largest=int(differences.max()))  # fmt: skip
+        mean_difference=round(float(differences.mean()), 3), largest=int(differences.max()),
+        host_of_one=round(taken_gib[1] / taken_gib[0], 2), host_bar=1.25)  # fmt: skip
 
 
 def say(**fields: Any) -> None:

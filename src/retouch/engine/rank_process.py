@@ -18,6 +18,7 @@ import torch
 
 from retouch.engine.branches import BranchInputs
 from retouch.engine.memory.probe import VISIBLE
+from retouch.engine.memory.shared_memory import HostShare
 from retouch.errors import ModelLost
 
 ENDED = "the process of another GPU has ended"
@@ -110,16 +111,23 @@ class RankProcess:
             self.process.wait()
 
 
-def start_process(settings: object, gpu: str) -> RankProcess:
-    """Start a process that loads what `settings` say, on `gpu` as CUDA_VISIBLE_DEVICES names it, or as this one."""
+def start_process(settings: object, gpu: str, share: HostShare | None = None) -> RankProcess:
+    """Start a process that loads what `settings` say, on `gpu` as CUDA_VISIBLE_DEVICES names it, or as this one.
+
+    Its weights on the host are in the `share`.
+    """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     if gpu:
         environment[VISIBLE] = gpu
+    inherited = []
+    if share:
+        environment |= share.environment
+        inherited.append(share.descriptor)
     ours, theirs = Pipe()
     process = subprocess.Popen(  # noqa: S603 - our own interpreter and program
         [sys.executable, "-m", "retouch.engine.rank_child", str(theirs.fileno())],
         env=environment,
-        pass_fds=[theirs.fileno()],
+        pass_fds=[theirs.fileno(), *inherited],
         stdin=subprocess.DEVNULL,
     )
     theirs.close()

@@ -16,6 +16,7 @@ from prometheus_client.multiprocess import mark_process_dead
 
 from retouch.engine.memory.plan import GIB
 from retouch.engine.memory.probe import VISIBLE, measure_cpus, measure_host
+from retouch.engine.memory.shared_memory import HostShare
 from retouch.settings import InvalidSettings
 
 NOT_READY = 1 << 40
@@ -117,7 +118,7 @@ def join_workers(gpus: int | Literal["all"], *, each: int = 1) -> Workers:
     """
     if server_context.worker_index is None:
         count = count_workers(gpus, len(list_gpus()), each=each)
-        return Workers(count, each, board=_prepare_workers(count) if count > 1 else None)
+        return Workers(count, each, board=_prepare_workers(count, each) if count > 1 else None)
     if _BOARD not in os.environ:
         return Workers(gpus=each)
     descriptor, count = map(int, os.environ[_BOARD].split(","))
@@ -167,10 +168,16 @@ def list_gpus() -> list[str]:
         return []
 
 
-def _prepare_workers(count: int) -> Board:
-    """Make the board, and share the host's memory and CPUs out before the first worker takes any."""
+def _prepare_workers(count: int, each: int) -> Board:
+    """Make the board, and share the host's memory and CPUs out before the first worker takes any.
+
+    The weights on the host are in a file that all processes of all workers share.
+    """
     descriptor = Board.open_file(count)
     os.environ[_BOARD] = f"{descriptor},{count}"
     os.environ.setdefault("HOST_MEMORY_GIB", f"{measure_host() / count / GIB:.3f}")
+    if share := HostShare.create(count * each):
+        os.set_inheritable(share.descriptor, True)
+        os.environ |= share.environment
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, measure_cpus() // count)))
     return Board(descriptor, count)

@@ -17,6 +17,7 @@ from support.models.tiny import build_engine, build_tiny, build_tiny_pipeline
 from retouch.editing.ports import AppliedAdapter, EditParams, run_edit
 from retouch.engine import rank_child
 from retouch.engine.engine import QwenEngine
+from retouch.engine.memory.shared_memory import sharing
 from retouch.engine.rank_process import RankProcess, start_process
 from retouch.engine.team import Team, choose_gpus
 from retouch.errors import ModelError, ModelLost, OutOfMemory
@@ -213,10 +214,16 @@ def test_a_failed_start_of_shared_tokens_spoils_no_later_edit() -> None:
         assert_close(engine, GUIDED)
 
 
-def test_a_process_sees_only_the_gpu_that_it_is_given() -> None:
-    process = start_process(None, "7")
-    assert process.process
-    environment = Path(f"/proc/{process.process.pid}/environ").read_bytes().split(b"\0")
-    process.kill()  # it has only begun to import torch
-    process.close()
+def test_a_process_has_the_gpu_and_the_memory_that_it_is_given() -> None:
+    with sharing(2) as share:
+        assert share
+        process = start_process(None, "7", share)
+        assert process.process
+        theirs = Path(f"/proc/{process.process.pid}")
+        environment = (theirs / "environ").read_bytes().split(b"\0")
+        inherited = (theirs / f"fd/{share.descriptor}").readlink()
+        process.kill()  # it has only begun to import torch
+        process.close()
     assert b"CUDA_VISIBLE_DEVICES=7" in environment
+    assert f"RETOUCH_WEIGHTS={share.descriptor},2".encode() in environment
+    assert "retouch-weights" in str(inherited)

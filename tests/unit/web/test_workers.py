@@ -8,6 +8,7 @@ from bentoml._internal.context import server_context
 from support.fakes import Clock
 from support.web import build_board
 
+from retouch.engine.memory.shared_memory import HostShare
 from retouch.settings import InvalidSettings, Settings
 from retouch.web import workers
 from retouch.web.workers import NOT_READY, Workers, join_workers, list_gpus
@@ -16,7 +17,13 @@ from retouch.web.workers import NOT_READY, Workers, join_workers, list_gpus
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """An environment of its own, and no NVIDIA driver."""
-    for name in ("CUDA_VISIBLE_DEVICES", "RETOUCH_BOARD", "HOST_MEMORY_GIB", "OMP_NUM_THREADS"):
+    for name in (
+        "CUDA_VISIBLE_DEVICES",
+        "RETOUCH_BOARD",
+        "RETOUCH_WEIGHTS",
+        "HOST_MEMORY_GIB",
+        "OMP_NUM_THREADS",
+    ):
         monkeypatch.setenv(name, "")  # restored afterwards, whatever is set meanwhile
         monkeypatch.delenv(name)
 
@@ -107,6 +114,14 @@ def test_workers_share_the_memory_and_the_cpus_of_the_host(
     join_workers(4)
     assert Settings(_env_file=None).host_memory_gib == 24
     assert os.environ["OMP_NUM_THREADS"] == "4"
+
+
+def test_all_processes_of_all_workers_inherit_one_file_for_weights() -> None:
+    join_workers(4, each=2)
+    share = HostShare.find()
+    assert share
+    assert share.processes == 4
+    assert os.get_inheritable(share.descriptor)
 
 
 def test_a_share_that_the_operator_sets_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,11 +33,13 @@ from retouch.engine.checkpoint.packed_file import (
     require_used,
 )
 from retouch.engine.checkpoint.safetensors_reader import read_weights
+from retouch.engine.checkpoint.shared import open_shared
 from retouch.engine.fp8 import can_multiply_fp8
 from retouch.engine.memory.encode import encode_as
 from retouch.engine.memory.flat_params import MODULATION, flatten_pipeline
 from retouch.engine.memory.plan import RESIDENT, EditShape, FreeMemory, Plan, Sizes, require_host
 from retouch.engine.memory.quantization import Quantization, choose_quantization, list_choices
+from retouch.engine.memory.shared_memory import HostShare
 from retouch.engine.memory.weights import Weights
 from retouch.engine.packing.encoding import Encoding
 
@@ -54,6 +56,7 @@ def load_weights(  # noqa: PLR0913 - what is loaded, and for what
     device: torch.device,
     shape: EditShape,
     memory: FreeMemory,
+    share: HostShare | None = None,
     packed: PackedParts = MappingProxyType({}),
     quantization: str = "none",
     adapters: LoadedAdapters | None = None,
@@ -61,7 +64,8 @@ def load_weights(  # noqa: PLR0913 - what is loaded, and for what
 ) -> Weights:
     """Load a checkpoint's weights, for modules of `configs`, to where the plan for `memory` and edits of `shape` puts them.
 
-    The weights of parts in `packed` come from their own files. Weights are packed while they are
+    With a `share` those on the host are there once for all its processes, which wait for the one
+    that reads them. The weights of parts in `packed` come from their own files. Weights are packed while they are
     read, as `quantization` says: auto, none, or an encoding's name. Fixed `adapters` are merged into
     them before, unless that loses too much of one: the plan has room for the terms of the others.
 
@@ -75,17 +79,26 @@ def load_weights(  # noqa: PLR0913 - what is loaded, and for what
     filed = list_filed(packed, scale)
     mapped = map_modulation(modules["transformer"], stored) if device.type == "cuda" else {}
     adapters = adapters or LoadedAdapters()
-    encode, plan = plan_with_adapters(
+    make_plan = partial(
+        plan_with_adapters,
         adapters,
         partial(plan_memory, modules, quantization, filed, mapped=bool(mapped), device=device),
         shape,
-        memory,
         encode=partial(
             encode_as, filed=filed.encodings, fp8_products=can_multiply_fp8(device, dtype)
         ),
         choose=lambda code: choose_merged(adapters, stored, Storage(code, dtype, scale), device),
     )
-    weights = Weights(**modules, plan=plan, device=device, encode=encode, mapped=mapped)
+    encode, plan = make_plan(memory)
+    shared = None
+    if share and plan.slots:
+        params = flatten_pipeline(**modules, encode=encode)
+        shared = open_shared(share, params, stored, adapters, dtype=dtype)
+        if not shared:  # a file was replaced since another process read it, or its GPU is another
+            encode, plan = make_plan(replace(memory, processes=1))
+    weights = Weights(
+        **modules, plan=plan, device=device, encode=encode, mapped=mapped, shared=shared
+    )
     require_used(packed, {view.path for params in weights.params for view in params.views})
     _read(stored, weights, adapters, scale=scale, progress=progress)
     if dtype == torch.float16:  # pragma: no cover - a CPU runs float32
@@ -106,8 +119,11 @@ def _read(
     weights.allocate()
     progress("weights")
     try:
-        into = merge_into(weights.destinations(), adapters)
-        read_weights(stored, into, scale=scale, progress=progress)
+        read = partial(read_weights, stored, scale=scale, progress=progress)
+        read(merge_into(weights.destinations(), adapters))
+        with weights.filling_shared() as destinations:
+            if destinations:
+                read(merge_into(destinations, adapters))
         weights.pin()
     except BaseException:
         weights.close()

@@ -19,11 +19,12 @@ from retouch.engine.checkpoint.files import (
 )
 from retouch.engine.checkpoint.find import CheckpointSettings, find
 from retouch.engine.checkpoint.read_ahead import reading_ahead
-from retouch.engine.checkpoint.weights_file import find_weights_file
+from retouch.engine.checkpoint.weights_file import find_files
 from retouch.engine.compilation import compile_block, decide, describe_code
 from retouch.engine.lean_imports import lean_imports
 from retouch.engine.memory.plan import GIB, EditShape, FreeMemory
 from retouch.engine.memory.probe import find_device, measure_cpus, measure_free, measure_host
+from retouch.engine.memory.shared_memory import HostShare, sharing
 from retouch.engine.phase_clock import PhaseClock
 from retouch.engine.preset import PresetFile, read_preset
 from retouch.errors import ModelError
@@ -68,33 +69,14 @@ def load(
 
             clock.end("torch_s")
             torch.set_num_threads(min(torch.get_num_threads(), measure_cpus()))
-            if settings.processes > 1:
-                settings = settings.share_host(measure_host() / GIB)
-            with ExitStack() as undo:
-                engine = _load_engine(folder, files, settings, clock, progress, undo)
+            with ExitStack() as undo, sharing(settings.processes) as share:
+                if settings.processes > 1:
+                    settings = settings.share_host(measure_free(share=share).host_bytes / GIB)
+                engine = _load_engine(folder, files, settings, share, clock, progress, undo)
                 undo.pop_all()
                 return engine
     except Exception as error:  # the loaders raise many kinds; the log needs one line
         raise ModelError(f"the checkpoint {model_id} cannot be used: {reason_of(error)}") from error
-
-
-def find_files(
-    settings: CheckpointSettings, progress: Callable[[str], None] = lambda _: None
-) -> dict[str, Path]:
-    """Return the files that hold a whole part's weights, by the part's name.
-
-    Raises:
-        ModelError: one cannot be found or downloaded, or is not the one that is pinned.
-    """
-    named = {
-        "transformer": ("TRANSFORMER_FILE", settings.transformer_file),
-        "text_encoder": ("TEXT_ENCODER_FILE", settings.text_encoder_file),
-    }
-    return {
-        part: find_weights_file(text, setting=setting, token=settings.hf_token, progress=progress)
-        for part, (setting, text) in named.items()
-        if text
-    }
 
 
 class _Setup(NamedTuple):
@@ -103,6 +85,7 @@ class _Setup(NamedTuple):
     device: Any
     dtype: Any
     memory: FreeMemory
+    share: HostShare | None
     preset: PresetFile
     shape: EditShape
     attention: "Attention"
@@ -112,11 +95,12 @@ def _load_engine(
     folder: Path,
     files: Mapping[str, Path],
     settings: CheckpointSettings,
+    share: HostShare | None,
     clock: PhaseClock,
     progress: Callable[[str], None],
     undo: ExitStack,
 ) -> "QwenEngine":
-    setup = _set_up(folder, settings, clock)
+    setup = _set_up(folder, settings, share, clock)
     team = _start_team(settings, setup, undo)
     from retouch.engine.checkpoint import build
     from retouch.engine.engine import QwenEngine
@@ -176,17 +160,25 @@ def _start_team(settings: CheckpointSettings, setup: _Setup, undo: ExitStack) ->
         compile=False if settings.splits_tokens else settings.compile,
     )
     guidance = "guidance" in settings.parallel
-    team = start_team(alike, setup.device, processes=settings.processes, guidance=guidance)
+    team = start_team(
+        alike,
+        setup.device,
+        processes=settings.processes,
+        guidance=guidance,
+        share=setup.share,
+    )
     undo.callback(team.close)
     return team
 
 
-def _set_up(folder: Path, settings: CheckpointSettings, clock: PhaseClock) -> _Setup:
+def _set_up(
+    folder: Path, settings: CheckpointSettings, share: HostShare | None, clock: PhaseClock
+) -> _Setup:
     """Measure the memory, choose the attention kernel, and import the libraries."""
     import torch
 
     device = find_device()
-    memory = measure_free(settings.gpu_memory_gib, settings.host_memory_gib)
+    memory = measure_free(settings.gpu_memory_gib, settings.host_memory_gib, share)
     preset = read_preset(folder)
     shape = EditShape(
         area_px=max(preset.area_px, settings.max_result_px),
@@ -202,7 +194,7 @@ def _set_up(folder: Path, settings: CheckpointSettings, clock: PhaseClock) -> _S
 
         _silence_progress_bars()
     clock.end("libraries_s")
-    return _Setup(device, dtype, memory, preset, shape, chosen)
+    return _Setup(device, dtype, memory, share, preset, shape, chosen)
 
 
 def _load_weights(
@@ -213,16 +205,8 @@ def _load_weights(
     progress: Callable[[str], None],
 ) -> "tuple[LoadedAdapters, Weights]":
     from retouch.engine.checkpoint import build
-    from retouch.engine.checkpoint.adapters import load_all
-    from retouch.engine.precision import residual_scale
 
-    adapters = load_all(
-        settings,
-        setup.preset,
-        parts.configs["transformer"],
-        read_json(folder / INDEX_FILE)["_class_name"],
-        weight_factor=lambda layer: residual_scale(f"transformer.{layer}.weight", setup.dtype),
-    )
+    adapters = _load_adapters(folder, parts, settings, setup)
     weights = build.load_weights(
         folder,
         parts.configs,
@@ -230,6 +214,7 @@ def _load_weights(
         device=setup.device,
         shape=replace(setup.shape, images=parts.template.max_images),
         memory=setup.memory,
+        share=setup.share,
         packed=parts.packed,
         quantization=settings.quantization,
         adapters=adapters,
@@ -245,6 +230,21 @@ def _load_weights(
         host_gib=round(weights.plan.host_bytes / GIB, 1),
     )
     return adapters, weights
+
+
+def _load_adapters(
+    folder: Path, parts: "Parts", settings: CheckpointSettings, setup: _Setup
+) -> "LoadedAdapters":
+    from retouch.engine.checkpoint.adapters import load_all
+    from retouch.engine.precision import residual_scale
+
+    return load_all(
+        settings,
+        setup.preset,
+        parts.configs["transformer"],
+        read_json(folder / INDEX_FILE)["_class_name"],
+        weight_factor=lambda layer: residual_scale(f"transformer.{layer}.weight", setup.dtype),
+    )
 
 
 def _choose_code(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Self
 
 from retouch.engine.checkpoint import hub
-from retouch.engine.checkpoint.find import find_cache
+from retouch.engine.checkpoint.find import CheckpointSettings, find_cache
 from retouch.errors import ModelError
 
 _HUB_FILE = re.compile(r"([\w.-]+/[\w.-]+)/(.+\.(?:gguf|safetensors))")
@@ -91,3 +91,22 @@ def _hash(path: Path) -> str:
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def find_files(
+    settings: CheckpointSettings, progress: Callable[[str], None] = lambda _: None
+) -> dict[str, Path]:
+    """Return the files that hold a whole part's weights, by the part's name.
+
+    Raises:
+        ModelError: one cannot be found or downloaded, or is not the one that is pinned.
+    """
+    named = {
+        "transformer": ("TRANSFORMER_FILE", settings.transformer_file),
+        "text_encoder": ("TEXT_ENCODER_FILE", settings.text_encoder_file),
+    }
+    return {
+        part: find_weights_file(text, setting=setting, token=settings.hf_token, progress=progress)
+        for part, (setting, text) in named.items()
+        if text
+    }

@@ -101,6 +101,12 @@ class FlatParams:
                 there.copy_(parameter.data)
         self.offload()
 
+    def move(self, storage: torch.Tensor) -> None:
+        """Copy the bytes in storage to `storage` (size_bytes,), and use them there."""
+        self.storage = storage.copy_(self.pieces[0][1])
+        self._parameters = self.view_in(storage)
+        self.offload()
+
     def map(self, files: Mapping[str, torch.Tensor]) -> None:
         """Use the weights as they lie in `files`, the bytes of each by path. All are plain."""
         self._mapped = [files[view.path] for view in self.views]

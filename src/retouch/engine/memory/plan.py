@@ -30,10 +30,15 @@ BUS_GIB_PER_S = 20.0
 
 @dataclass(frozen=True)
 class FreeMemory:
-    """Free bytes of the GPU and of the host."""
+    """Free bytes of the GPU and of the host.
+
+    Those of the host are this process's share: the weights there count in equal parts on so many
+    `processes`, which have them once together.
+    """
 
     gpu_bytes: int
     host_bytes: int
+    processes: int = 1
 
 
 @dataclass(frozen=True)
@@ -175,7 +180,7 @@ def _make_plan(sizes: Sizes, shape: EditShape, memory: FreeMemory) -> Plan:
             break
     else:
         shortfalls.append(_shortfall("GPU", need=plan.peak_bytes, free=memory.gpu_bytes))
-    need = plan.host_bytes + HOST_RESERVE_BYTES
+    need = plan.host_bytes // memory.processes + HOST_RESERVE_BYTES
     if need > memory.host_bytes:
         shortfalls.append(_shortfall("host", need=need, free=memory.host_bytes))
     if shortfalls:

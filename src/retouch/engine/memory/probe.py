@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from retouch.engine.memory.plan import GIB, FreeMemory
+from retouch.engine.memory.shared_memory import HostShare
 from retouch.errors import ModelError
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -49,8 +50,12 @@ def require_driver() -> None:
     raise ModelError(f"the GPU cannot be used: torch {torch.__version__} {needs}")
 
 
-def measure_free(gpu_memory_gib: float = 0.0, host_memory_gib: float = 0.0) -> FreeMemory:
+def measure_free(
+    gpu_memory_gib: float = 0.0, host_memory_gib: float = 0.0, share: HostShare | None = None
+) -> FreeMemory:
     """Measure free memory: of GPU and host at most so much, unless it is 0.
+
+    What the processes of a `share` have in it counts as free: this one will have the same.
 
     Of the GPU also at most what `torch.cuda.set_per_process_memory_fraction` allows the process.
     """
@@ -64,10 +69,10 @@ def measure_free(gpu_memory_gib: float = 0.0, host_memory_gib: float = 0.0) -> F
         gpu_bytes = min(free_bytes, allowed_bytes - cuda.memory_reserved(device))
         if gpu_memory_gib:
             gpu_bytes = min(gpu_bytes, int(gpu_memory_gib * GIB))
-    host_bytes = measure_host()
+    host_bytes = measure_host() + (share.used_bytes if share else 0)
     if host_memory_gib:
         host_bytes = min(host_bytes, int(host_memory_gib * GIB))
-    return FreeMemory(gpu_bytes, host_bytes)
+    return FreeMemory(gpu_bytes, host_bytes, share.processes if share else 1)
 
 
 def measure_host(root: Path = Path("/")) -> int:

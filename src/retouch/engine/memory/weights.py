@@ -1,7 +1,8 @@
 """Own a pipeline's weights: resident on the device, or streamed to it while in use."""
 
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any, Self
 
@@ -20,6 +21,8 @@ from retouch.engine.memory.flat_params import (
 from retouch.engine.memory.host_memory import map_host, pin, unpin
 from retouch.engine.memory.plan import GIB, RESIDENT, Plan
 from retouch.engine.memory.prefetch import PrefetchRing
+from retouch.engine.memory.probe import measure_host
+from retouch.engine.memory.shared_memory import SharedMemory
 from retouch.engine.packing.rows import Fp8Operand
 from retouch.errors import ModelError
 
@@ -31,7 +34,8 @@ class Weights:
     yield them; the text encoder's layers come while they run. Everything else stays there. `encode`
     says which weights of blocks and layers are kept packed: they are expanded when they come.
     `mapped` has the bytes of the modulation's weights in their files, by path, or nothing: what is
-    there is not copied to host memory. `close` unpins the host's memory, as garbage collection does;
+    there is not copied to host memory. The others on the host live in `shared` memory, if there is
+    any, which has a unit for each of the `params`. `close` unpins the host's memory, as garbage collection does;
     the weights must not be used afterwards.
     """
 
@@ -45,10 +49,13 @@ class Weights:
         device: torch.device,
         encode: Encode = keep_plain,
         mapped: Mapping[str, torch.Tensor] = MappingProxyType({}),
+        shared: SharedMemory | None = None,
     ) -> None:
         self.transformer, self.vae, self.text_encoder = transformer, vae, text_encoder
         self.plan = plan
         self._mapped = mapped
+        self._shared = shared
+        self._shared_units: dict[FlatParams, int] = {}
         self.device = device
         self.params: ModelParams = flatten_pipeline(
             transformer=transformer, vae=vae, text_encoder=text_encoder, encode=encode
@@ -77,19 +84,20 @@ class Weights:
     def allocate(self) -> None:
         """Allocate storage where the plan says, and copy the weights there if they have values.
 
-        Weights on `meta` are to be read into `destinations` after this, and then `pin` be called.
+        Weights on `meta` are to be read after this into `destinations` and what `filling_shared`
+        yields, and then `pin` be called. Those in shared memory must be on `meta`.
         """
         self._streamed_blocks = [self.params.blocks[i] for i in sorted(self.plan.streamed_blocks)]
         self._streamed_layers = [self.params.layers[i] for i in sorted(self.plan.streamed_layers)]
         on_host = {*self._streamed_blocks, *self._streamed_layers}
         if self.plan.slots:
             on_host.update(self.params.modulation, self.params.host)
-        for params in self.params:
+        for at, params in enumerate(self.params):
             if params in on_host and self._mapped and params in self.params.modulation:
                 params.map(self._mapped)
                 continue
             params.allocate(
-                map_host(params.size_bytes)
+                self._map_host(at, params)
                 if params in on_host
                 else torch.empty(params.size_bytes, dtype=torch.uint8, device=self.device)
             )
@@ -112,9 +120,25 @@ class Weights:
         return {path: tensor for params in self.params for path, tensor in params.tensors.items()}
 
     def destinations(self) -> dict[str, torch.Tensor | PackedWeight]:
-        """Return where each weight lives, by path."""
-        packed = {path: weight for params in self.params for path, weight in params.packed.items()}
-        return {**self.tensors(), **packed}
+        """Return where each weight lives that is not in shared memory, by path."""
+        return _list_destinations(unit for unit in self.params if unit not in self._shared_units)
+
+    @contextmanager
+    def filling_shared(self) -> Iterator[dict[str, torch.Tensor | PackedWeight]]:
+        """Yield where those in shared memory live that no process has read: this one must.
+
+        Other processes wait meanwhile.
+        """
+        if not self._shared or not self._shared_units:
+            yield {}
+            return
+        with self._shared.locked():
+            units = [
+                unit for unit, at in self._shared_units.items() if not self._shared.is_filled(at)
+            ]
+            yield _list_destinations(units)
+            for unit in units:
+                self._shared.mark_filled(self._shared_units[unit])
 
     def pin(self) -> None:
         """Pin what streams in every edit, so that the GPU copies it without the CPU.
@@ -126,7 +150,9 @@ class Weights:
         """
         if self.device.type != "cuda":
             return
-        streamed = [*self._streamed_blocks, *self._streamed_layers]
+        self._pin([*self._streamed_blocks, *self._streamed_layers])
+
+    def _pin(self, streamed: Sequence[FlatParams]) -> None:
         for at, params in enumerate(streamed):
             if not pin(params):
                 missing = sum(params.size_bytes for params in streamed[at:])
@@ -176,22 +202,48 @@ class Weights:
     def cast(self, dtype: torch.dtype) -> None:
         """Convert the transformer's weights to `dtype` in their storage. Nothing is read again.
 
-        The modulation keeps its type: it is converted each time a table is made of it.
+        Those in shared memory leave it before. The modulation keeps its type: it is converted each
+        time a table is made of it.
+
+        Raises:
+            ModelError: the host has no room for weights of this process alone.
         """
         if self._ring:
             self._ring.invalidate()
-        for params in self.params:
-            if (
-                params.name.partition(".")[0] == "transformer"
-                and params not in self.params.modulation
-            ):
-                params.cast(dtype)
+        units = [
+            params
+            for params in self.params
+            if params.name.partition(".")[0] == "transformer"
+            and params not in self.params.modulation
+        ]
+        self._unshare([unit for unit in units if unit in self._shared_units])
+        for params in units:
+            params.cast(dtype)
+
+    def _unshare(self, units: Sequence[FlatParams]) -> None:
+        """Copy units to private memory: other processes use the bytes as they are."""
+        if sum(unit.size_bytes for unit in units) > measure_host():
+            raise ModelError("the host is short of memory for weights in another precision")
+        for unit in units:
+            if pinned := unit in self._pinned:
+                self._pinned.remove(unit)
+                unpin(unit)
+            unit.move(map_host(unit.size_bytes))
+            del self._shared_units[unit]
+            if pinned:
+                self._pin([unit])
 
     def release(self) -> None:
         """Return an edit's memory to the system; call it after each edit, also a failed one."""
         self._release()
         if self.device.type == "cuda":  # pragma: no cover - needs a GPU
             torch.cuda.empty_cache()
+
+    def _map_host(self, at: int, params: FlatParams) -> torch.Tensor:
+        if not self._shared:
+            return map_host(params.size_bytes)
+        self._shared_units[params] = at
+        return torch.frombuffer(self._shared.unit(at), dtype=torch.uint8)
 
     def _acquire(self, order: Sequence[FlatParams], at: int) -> None:
         if self._ring is None:
@@ -228,6 +280,10 @@ class Weights:
             else:
                 continue
             layer.register_forward_hook(lambda *_, params=params: self._leave(params))
+
+
+def _list_destinations(units: Iterable[FlatParams]) -> dict[str, torch.Tensor | PackedWeight]:
+    return {path: into for unit in units for path, into in (unit.tensors | unit.packed).items()}
 
 
 def _unpin(pinned: list[FlatParams]) -> None:

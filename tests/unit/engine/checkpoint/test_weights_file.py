@@ -6,8 +6,7 @@ from huggingface_hub import constants
 from support.models.checkpoints import COMMIT
 
 from retouch.engine.checkpoint.find import CheckpointSettings
-from retouch.engine.checkpoint.load import find_files
-from retouch.engine.checkpoint.weights_file import FileReference, find_weights_file
+from retouch.engine.checkpoint.weights_file import FileReference, find_files, find_weights_file
 from retouch.errors import ModelError
 
 SHA = hashlib.sha256(b"weights").hexdigest()

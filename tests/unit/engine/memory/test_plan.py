@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from retouch.engine.memory import probe
 from retouch.engine.memory.plan import (
     FULL,
     GIB,
@@ -19,6 +20,7 @@ from retouch.engine.memory.plan import (
 )
 from retouch.engine.memory.probe import measure_cpus, measure_free, measure_host
 from retouch.engine.memory.report import explain
+from retouch.engine.memory.shared_memory import sharing
 from retouch.errors import ModelError
 
 SHAPE = EditShape()
@@ -92,6 +94,15 @@ def test_too_little_host_memory_is_refused_with_the_shortfall() -> None:
     plan_for(16, host_gib=need / GIB)
     with pytest.raises(ModelError, match=r"short of host memory by 1\.0 GiB"):
         plan_for(16, host_gib=need / GIB - 1)
+
+
+def test_weights_that_processes_share_count_in_equal_parts() -> None:
+    plan = plan_for(16)
+    each_bytes = plan.host_bytes // 2 + HOST_RESERVE_BYTES
+    memory = FreeMemory(16 * GIB, each_bytes, processes=2)
+    assert make_plan(FULL, SHAPE, memory) == plan
+    with pytest.raises(ModelError, match=r"short of host memory"):
+        make_plan(FULL, SHAPE, replace(memory, processes=1))
 
 
 def test_both_memories_may_be_short() -> None:
@@ -189,6 +200,20 @@ def test_free_gpu_memory_is_what_the_process_may_take(
     measured = measure_free(limit_gib)
     assert measured.gpu_bytes == pytest.approx(free_gib * GIB, abs=1)
     assert measured.host_bytes > 0
+
+
+def test_what_other_processes_share_with_this_one_counts_as_free(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(probe, "measure_host", lambda: 8 * GIB)
+    with sharing(4) as share:
+        assert share
+        memory = share.open("model", [4 << 20])
+        assert memory
+        memory.unit(0)[:] = bytes(4 << 20)
+        measured = measure_free(share=share)
+    assert measured.host_bytes >= 8 * GIB + (4 << 20)
+    assert measured.processes == 4
 
 
 def test_free_host_memory_is_what_the_system_has(tmp_path: Path) -> None:

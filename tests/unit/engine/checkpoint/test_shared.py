@@ -1,0 +1,160 @@
+"""Two loads of the tiny model that stream from the same memory, as two processes do."""
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from support.models.reference_edits import IMAGE, WORK
+from support.models.streamed import CPU, plan_streaming
+from support.models.tiny import build_engine, build_tiny, build_tiny_pipeline
+from support.models.tiny_folder import tiny_folder
+
+from retouch.editing.ports import run_edit
+from retouch.engine.checkpoint import build
+from retouch.engine.memory import weights as weights_module
+from retouch.engine.memory.encode import encode_as
+from retouch.engine.memory.plan import EditShape, FreeMemory, Plan
+from retouch.engine.memory.quantization import Quantization
+from retouch.engine.memory.shared_memory import HostShare, sharing
+from retouch.engine.memory.weights import Weights
+from retouch.errors import ModelError
+
+MEMORY = FreeMemory(gpu_bytes=0, host_bytes=1 << 40, processes=2)
+
+
+@pytest.fixture
+def share() -> Iterator[HostShare]:
+    with sharing(2) as made:
+        assert made
+        yield made
+
+
+class Host:
+    """Loads whose plans stream, on a CPU; notes what each plan was made for and what it read."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.planned: list[int] = []
+        self.read: list[set[str]] = []
+        self._read_weights = build.read_weights
+        self.fails_at = 0
+        monkeypatch.setattr(build, "plan_memory", self._plan)
+        monkeypatch.setattr(build, "read_weights", self._read)
+
+    def _plan(
+        self, modules: dict[str, Any], quantization: str, *_: Any, memory: FreeMemory, **__: Any
+    ) -> tuple[Quantization, Plan]:
+        self.planned.append(memory.processes)
+        choice = Quantization(quantization, quantization)
+        return choice, plan_streaming(modules, encode_as(choice))
+
+    def _read(self, stored: Any, wanted: Mapping[str, Any], **options: Any) -> None:
+        self.read.append(set(wanted))
+        if len(self.read) == self.fails_at:
+            wanted = dict(list(wanted.items())[::2])
+        self._read_weights(stored, wanted, **options)
+        if len(self.read) == self.fails_at:
+            raise ModelError("damaged")
+
+    def load(
+        self, share: HostShare | None, *, dtype: torch.dtype = torch.float32, packed: str = "none"
+    ) -> Weights:
+        return build.load_weights(
+            tiny_folder(),
+            build.read_configs(tiny_folder()),
+            dtype=dtype,
+            device=CPU,
+            shape=EditShape(),
+            memory=MEMORY,
+            share=share,
+            quantization=packed,
+        )
+
+
+@pytest.fixture
+def host(monkeypatch: pytest.MonkeyPatch) -> Host:
+    return Host(monkeypatch)
+
+
+def pixels(weights: Weights) -> bytes:
+    return run_edit(build_engine(build_tiny_pipeline(), weights), [IMAGE], WORK)[0].tobytes()
+
+
+def bytes_of(weights: Weights) -> dict[str, bytes]:
+    return {
+        path: tensor.detach().view(-1).view(torch.uint8).numpy().tobytes()
+        for path, tensor in weights.tensors().items()
+    }
+
+
+def test_the_second_process_reads_only_what_stays_on_its_gpu(host: Host, share: HostShare) -> None:
+    first, second = host.load(share), host.load(share)
+    own, shared, own_again = host.read
+    assert own == own_again
+    assert {path.split(".")[1] for path in shared} == {"transformer_blocks", "model"}
+    assert not own & shared
+    streamed = sum(unit.size_bytes for unit in (*first.params.blocks, *first.params.layers))
+    assert streamed < share.used_bytes
+    assert pixels(first) == pixels(second) == run_edit(build_tiny(), [IMAGE], WORK)[0].tobytes()
+
+
+def test_packed_weights_are_shared_too(host: Host, share: HostShare) -> None:
+    alone = pixels(host.load(None, packed="int8"))
+    first = host.load(share, packed="int8")
+    host.read.clear()
+    second = host.load(share, packed="int8")
+    assert len(host.read) == 1
+    assert pixels(first) == pixels(second) == alone
+
+
+def test_weights_that_were_read_in_part_are_read_again(host: Host, share: HostShare) -> None:
+    host.fails_at = 2
+    with pytest.raises(ModelError):
+        host.load(share)
+    assert pixels(host.load(share)) == pixels(host.load(None))
+    assert host.read[3] == host.read[1]
+
+
+def test_other_weights_are_of_one_process_and_planned_so(host: Host, share: HostShare) -> None:
+    first = host.load(share, dtype=torch.float16)
+    before = bytes_of(first)
+    used_bytes = share.used_bytes
+    other = host.load(share)
+    assert host.planned == [2, 2, 1]
+    assert pixels(other) == pixels(host.load(None))
+    assert bytes_of(first) == before
+    assert share.used_bytes == used_bytes
+
+
+def test_a_process_that_casts_leaves_the_others_their_bytes(
+    host: Host, share: HostShare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = partial(host.load, dtype=torch.float16)
+    first, second, alone = load(share), load(share), load(None)
+    before = bytes_of(second)
+    pinned: list[str] = []
+    monkeypatch.setattr(weights_module, "pin", lambda unit: pinned.append(unit.name) or True)
+    monkeypatch.setattr(weights_module, "unpin", lambda unit: pinned.remove(unit.name))
+    first.device = torch.device("cuda")
+    first.pin()
+    streamed = sorted(pinned)
+    for weights in (first, alone):
+        weights.cast(torch.bfloat16)
+    assert bytes_of(second) == before
+    assert bytes_of(first) == bytes_of(alone) != before
+    assert sorted(pinned) == streamed
+    first.close()
+    assert pinned == []
+
+
+def test_a_cast_without_room_for_a_copy_changes_nothing(
+    host: Host, share: HostShare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = host.load(share, dtype=torch.float16)
+    before = bytes_of(weights)
+    monkeypatch.setattr(weights_module, "measure_host", lambda: 1)
+    with pytest.raises(ModelError, match="short of memory"):
+        weights.cast(torch.bfloat16)
+    assert weights.transformer.dtype == torch.float16
+    assert bytes_of(weights) == before
