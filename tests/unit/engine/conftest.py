@@ -1,0 +1,3 @@
+"""The model libraries, before a test module imports them whole."""
+
+import support.models.lean  # noqa: F401
