@@ -1,5 +1,6 @@
 """The load and soak tests of tests/bench, for seconds in place of minutes."""
 
+import asyncio
 from collections.abc import Iterator
 
 import httpx
@@ -9,7 +10,7 @@ from support.load.phases import EDITING, Load, plan
 from support.load.requests import KEYS, Hosts, Requests, serve_picture
 from support.load.soaking import Checkpoint, Soak, deliver, judge, requests, settle
 from support.processes.process_stats import measure, watching
-from support.servers.bentoml_service import LiveOrigin, Service, serving
+from support.servers.bentoml_service import LiveOrigin, Service, request, serving
 from support.servers.origin import until
 
 pytestmark = pytest.mark.e2e
@@ -59,6 +60,22 @@ async def test_under_load_every_request_gets_exactly_its_own_answer(
     found = {(each.kind, each.code) for each in load.attempts}
     assert found >= {(kind, "success") for kind in EDITING}
     assert ("cached", "queue_full") in found
+
+
+async def test_a_hundred_equal_requests_at_once_make_one_edit_and_share_its_object(
+    local: Service, origin: LiveOrigin
+) -> None:
+    asked = request(image_url=origin.offer("/equal.jpg"), prompt="as a hundred ask", seed=7)
+    at_once = httpx.Limits(max_connections=100)
+    async with httpx.AsyncClient(
+        base_url=local.url, limits=at_once, timeout=60, trust_env=False
+    ) as client:
+        answers = await asyncio.gather(*(client.post("/edit", json=asked) for _ in range(100)))
+
+    results = [answer.raise_for_status().json()["result"] for answer in answers]
+    assert len({result["object_key"] for result in results}) == 1
+    assert [result["meta"]["reused"] for result in results].count(False) == 1
+    assert len({result["meta"]["job_id"] for result in results}) == 100
 
 
 async def test_edits_leave_no_descriptor_and_no_process(service: Service, hosts: Hosts) -> None:

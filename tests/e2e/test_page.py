@@ -15,6 +15,8 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, Request, Route, expect, sync_playwright
 from support.servers.bentoml_service import ROOT, SAMPLE_URL, Service
 
+from retouch.errors import WorkerLost
+
 CHROMIUM = shutil.which("chromium")
 SAMPLE_FILE = ROOT / "src/retouch/web/static/sample.jpg"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
@@ -258,9 +260,9 @@ def test_an_edit_that_never_arrived_is_told_of_once(page: Page, local: Service) 
     expect(page.locator("#fault")).to_be_empty()
 
 
-def sent_by(page: Page, label: str) -> dict[str, Any]:
+def sent_by(page: Page, label: str, *, within: str = "body") -> dict[str, Any]:
     with page.expect_request(lambda request: request.method == "PUT") as sent:
-        page.get_by_role("button", name=label).first.click()
+        page.locator(within).get_by_role("button", name=label).first.click()
     request: Request = sent.value
     body: dict[str, Any] = request.post_data_json
     return body
@@ -279,16 +281,18 @@ def test_edits_survive_a_reload_and_can_be_made_again_or_gone_on_from(
     visit(page, local)
     page.get_by_role("button", name="Show: make it warmer").click()
     expect(page.get_by_text("seed 7")).to_be_visible()
-    again = sent_by(page, "Same again")
-    assert again.pop("image_url") == SAMPLE_URL
-    assert again == {"prompt": "make it warmer", "num_inference_steps": 2}
-    expect_the_picture(page)
+    for place in ("#result", "#past"):
+        again = sent_by(page, "Again, new seed", within=place)
+        assert again.pop("image_url") == SAMPLE_URL
+        assert again == {"prompt": "make it warmer", "num_inference_steps": 2}
+        expect(page.get_by_label("Seed")).to_have_value("")
+        expect_the_picture(page)
     page.get_by_role("button", name="Keep this seed").click()
     assert page.get_by_label("Seed").input_value().isdecimal()
     page.locator("#result").get_by_role("button", name="Use as source").click()
     assert sent_by(page, "Edit")["image_url"].startswith("data:image/png;base64,")
     expect_the_picture(page)
-    expect(page.locator(".thumbnail")).to_have_count(3)
+    expect(page.locator(".thumbnail")).to_have_count(4)
     page.get_by_role("button", name="Forget all").click()
     expect(page.locator("#past")).to_be_hidden()
 
@@ -484,6 +488,40 @@ def test_it_is_accessible_and_fits_a_phone_in_every_state(page: Page, local: Ser
     press_edit(page)
     expect_the_picture(page)
     page.get_by_text("Answer", exact=True).click()
+    require_accessible(page, width_px)
+
+
+def test_it_is_accessible_once_an_edit_is_picked_up_and_once_it_is_lost(
+    page: Page, local: Service
+) -> None:
+    def lose(route: Route) -> None:
+        lost = {"error": {"type": WorkerLost.type, "message": str(WorkerLost()), "details": {}}}
+        body = f"event: error\ndata: {json.dumps(lost)}\n\n"
+        route.fulfill(body=body, content_type="text/event-stream")
+
+    width_px = 320
+    page.set_viewport_size({"width": width_px, "height": 800})
+    visit(page, local)
+    page.get_by_text("Use the sample").click()
+    page.get_by_label("Instruction").fill("make it warmer")
+    page.get_by_text("Options").click()
+    page.get_by_label("Shape", exact=True).select_option("exact")
+    edit_all_day(page)
+
+    page.reload()
+    expect(page.locator("#status")).to_contain_text("step")
+    require_accessible(page, width_px)
+    page.get_by_role("button", name="Stop").click()
+    expect(page.locator("#status")).to_have_text("Stopped.")
+
+    page.route("**/jobs/*", lambda route: route.abort())
+    press_edit(page)
+    expect(page.get_by_role("alert")).to_have_text("The service could not be reached.")
+    require_accessible(page, width_px)
+
+    page.route("**/jobs/*", lose)
+    page.reload()
+    expect(page.get_by_role("alert")).to_contain_text("The process that ran this job died")
     require_accessible(page, width_px)
 
 

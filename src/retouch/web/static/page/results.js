@@ -110,7 +110,7 @@ function drawEntry(entry, { show, useAsSource, again, remove }) {
   image.onerror = () => { image.alt = "expired"; };
   const buttons = make(
     "div", { className: "buttons" }, makeButton("Use as source", () => useAsSource(first)),
-    makeButton("Same again", () => again(entry)), makeButton("✕", () => remove(entry), { className: "quiet", "aria-label": `Forget: ${entry.values.prompt}` }),
+    makeButton("Again, new seed", () => again(entry)), makeButton("✕", () => remove(entry), { className: "quiet", "aria-label": `Forget: ${entry.values.prompt}` }),
   );
   const when = new Date(entry.at).toLocaleString([], { dateStyle: "short", timeStyle: "short" });
   const thumbnail = makeButton(image, () => show(entry), { className: "thumbnail", "aria-label": `Show: ${entry.values.prompt}` });
