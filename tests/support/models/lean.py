@@ -6,4 +6,6 @@ Import it before anything that imports them. Nothing changes where they are impo
 from retouch.engine.lean_imports import lean_imports
 
 with lean_imports(attention="auto"):
+    import retouch.engine.checkpoint.build
+    import retouch.engine.engine  # noqa: F401
     import support.models.tiny  # noqa: F401

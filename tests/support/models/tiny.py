@@ -1,6 +1,9 @@
 """A tiny pipeline of the real classes with random weights, built in under a second; its edits are noise."""
 
+import copy
 import re
+from collections import OrderedDict
+from functools import cache
 from typing import Any
 
 import torch
@@ -11,7 +14,12 @@ from diffusers import (
     QwenImageEditPlusPipeline,
     QwenImageTransformer2DModel,
 )
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
+from transformers import (
+    PreTrainedConfig,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2Tokenizer,
+)
 
 from retouch.demo.processor import build_processor
 from retouch.engine.adapters.loaded import LoadedAdapters
@@ -81,22 +89,49 @@ def build_engine(
 
 def build_tiny_pipeline(*, plus: bool = False, seed: int = 0) -> Any:
     """Build the Edit pipeline, or Edit-Plus, with 350,000 random weights in float32."""
-    tokenizer = _build_tokenizer()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        parts = {
-            "transformer": _build_transformer(),
-            "vae": _build_vae(),
-            "text_encoder": _build_text_encoder(tokenizer),
-        }
+    tokenizer = copy.deepcopy(_build_tokenizer())
     return (QwenImageEditPlusPipeline if plus else QwenImageEditPipeline)(
-        **{name: part.eval() for name, part in parts.items()},
+        **{name: _copy(part, {}) for name, part in _build_parts(seed).items()},
         scheduler=_build_scheduler(),
         tokenizer=tokenizer,
         processor=build_processor(tokenizer),
     )
 
 
+@cache
+def _build_parts(seed: int) -> dict[str, torch.nn.Module]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return {
+            "transformer": _build_transformer().eval(),
+            "vae": _build_vae().eval(),
+            "text_encoder": _build_text_encoder(_build_tokenizer()).eval(),
+        }
+
+
+def _copy(module: torch.nn.Module, copies: dict[int, Any]) -> torch.nn.Module:
+    """Copy a module, the modules and tensors in it and its configuration, five times as fast as a deep copy.
+
+    `copies` are those made so far, by the identity of the original.
+    """
+
+    def copy_part(part: Any) -> Any:
+        if isinstance(part, torch.nn.Module):
+            return _copy(part, copies)
+        if isinstance(part, torch.Tensor | PreTrainedConfig):
+            return copies.setdefault(id(part), copy.deepcopy(part, copies))
+        return part
+
+    twin: torch.nn.Module = module.__new__(type(module))
+    for name, value in vars(module).items():
+        if type(value) in (dict, OrderedDict):
+            twin.__dict__[name] = type(value)((key, copy_part(part)) for key, part in value.items())
+        else:
+            twin.__dict__[name] = copy.copy(value) if type(value) is list else copy_part(value)
+    return twin
+
+
+@cache
 def _build_tokenizer() -> Any:
     """Train a byte-level BPE on the pipelines' templates.
 
