@@ -4,14 +4,12 @@ Each check fails with one line that says what to mend. The platform shows it and
 """
 
 import logging
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from retouch.engine.checkpoint.find import find_runpod_cache, is_cached
-from retouch.engine.memory.probe import DRIVER
-from retouch.errors import EditError
+from retouch.engine.memory.probe import require_driver
+from retouch.errors import EditError, ModelError
 from retouch.lifecycle import ModelHost
 from retouch.logs import event
 from retouch.settings import InvalidSettings, Settings, load_settings
@@ -19,8 +17,6 @@ from retouch.settings import InvalidSettings, Settings, load_settings
 _log = logging.getLogger(__name__)
 JOB_TIMEOUT_S = 570.0
 """Below 600 s, where the platform ends a job itself and the caller gets no error of ours."""
-WEIGHTS_BYTES = 60_000_000_000
-"""Disk that the weights of this family need: 57.7 GB, and room for the last file's partial copy."""
 
 
 class StartupError(RuntimeError):
@@ -59,7 +55,7 @@ class StartupChecks:
         """The checks in order: cheap ones first, the last loads the model."""
         if self._host.settings.engine_url:
             return [self.bucket, self.weights]
-        return [self.bucket, self.gpu, self.disk, self.weights]
+        return [self.bucket, self.gpu, self.weights]
 
     def bucket(self) -> None:
         """Put, get and delete a probe object."""
@@ -73,6 +69,11 @@ class StartupChecks:
         """Run an operation on the GPU. Without a GPU only the demo or a directory may be loaded."""
         import torch
 
+        try:
+            require_driver()
+        except ModelError as error:
+            advice = "choose that CUDA version or a newer one in the endpoint's settings"
+            raise StartupError(f"{error.message}; {advice}") from error
         if torch.cuda.is_available():
             try:
                 torch.ones(8, device="cuda").sum().item()
@@ -81,11 +82,6 @@ class StartupChecks:
                 raise StartupError(
                     f"the GPU does not compute: {reason}; replace the worker"
                 ) from error
-        elif DRIVER.exists():
-            raise StartupError(
-                f"the GPU cannot be used: this image needs a driver for CUDA {torch.version.cuda}; "
-                "choose that CUDA version or a newer one in the endpoint's settings"
-            )
         elif self._model_id and not Path(self._model_id).is_dir():
             raise StartupError(
                 "there is no GPU: give the endpoint one, "
@@ -93,23 +89,6 @@ class StartupChecks:
             )
         else:
             event(_log, "gpu.missing", level=logging.WARNING)
-
-    def disk(self) -> None:
-        """Require room for the weights if they must be downloaded."""
-        if not self._model_id or Path(self._model_id).expanduser().is_dir():
-            return
-        from huggingface_hub.constants import HF_HUB_CACHE
-
-        cache = find_runpod_cache(self._model_id) or Path(HF_HUB_CACHE)
-        if is_cached(self._model_id, cache):
-            return
-        nearest = next(folder for folder in (cache, *cache.parents) if folder.is_dir())
-        free_bytes = shutil.disk_usage(nearest).free
-        if free_bytes < WEIGHTS_BYTES:
-            raise StartupError(
-                f"the weights need {WEIGHTS_BYTES // 10**9} GB and {free_bytes // 10**9} GB are "
-                f"free: enter {self._model_id} as the endpoint's model, or raise its disk"
-            )
 
     def weights(self) -> None:
         """Load the model and run one edit, so that the first job finds it warm."""

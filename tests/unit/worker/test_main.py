@@ -36,7 +36,7 @@ class Sdk:
 def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Settings that are fit, and checks that pass; the checks that ran."""
     ran: list[str] = []
-    for name in ("bucket", "gpu", "disk", "weights"):
+    for name in ("bucket", "gpu", "weights"):
 
         def check(_: StartupChecks, name: str = name) -> None:
             ran.append(name)
@@ -69,7 +69,7 @@ def refuse(line: str) -> Callable[[], Settings]:
 
 def test_on_the_platform_the_sdk_runs_the_checks(platform: Sdk, ran: list[str]) -> None:
     __main__.main([])
-    assert platform.names == ["bucket", "gpu", "disk", "weights"]
+    assert platform.names == ["bucket", "gpu", "weights"]
     assert ran == []
     assert platform.started == 1
     assert set(platform.config) == {"handler"}
@@ -80,7 +80,7 @@ def test_off_the_platform_they_run_before_the_sdk_starts(
     platform: Sdk, ran: list[str], options: list[str]
 ) -> None:
     __main__.main(options)
-    assert ran == ["bucket", "gpu", "disk", "weights"]
+    assert ran == ["bucket", "gpu", "weights"]
     assert platform.checks == []
     assert platform.started == 1
 

@@ -1,6 +1,5 @@
 import logging
 import sys
-from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,10 +11,10 @@ from support.models.checkpoints import make_cache
 
 from retouch import wiring
 from retouch.engine.checkpoint import find
+from retouch.engine.memory import probe
 from retouch.errors import ModelError, StoreDenied
 from retouch.lifecycle import ModelHost
 from retouch.settings import Settings
-from retouch.worker import startup
 from retouch.worker.startup import StartupChecks, StartupError, is_gpu_lost, load_worker_settings
 
 S3 = {
@@ -24,7 +23,6 @@ S3 = {
     "S3_SECRET_KEY": "application-key-40d1",
     "S3_BUCKET": "bucket",
 }
-Usage = namedtuple("Usage", "total used free")  # noqa: PYI024 - as `shutil.disk_usage` has it
 
 
 @pytest.fixture(autouse=True)
@@ -123,9 +121,10 @@ class FakeCuda:
 def machine(environment: pytest.MonkeyPatch) -> Callable[..., None]:
     def build(*, driver: bool = True, **cuda: Any) -> None:
         faked = FakeCuda(**cuda)
-        torch = SimpleNamespace(cuda=faked, ones=faked.ones, version=SimpleNamespace(cuda="13.0"))
+        version = SimpleNamespace(cuda="13.0")
+        torch = SimpleNamespace(cuda=faked, ones=faked.ones, version=version, __version__="2.12.0")
         environment.setitem(sys.modules, "torch", torch)
-        environment.setattr(startup, "DRIVER", Path("/" if driver else "/nowhere"))
+        environment.setattr(probe, "DRIVER", Path("/" if driver else "/nowhere"))
 
     return build
 
@@ -142,7 +141,8 @@ def test_a_gpu_that_does_not_compute_is_reported(machine: Callable[..., None]) -
 
 def test_a_driver_that_is_too_old_is_reported(machine: Callable[..., None]) -> None:
     machine(available=False)
-    assert "CUDA 13.0" in refusal(start().gpu)
+    line = refusal(start().gpu)
+    assert "torch 2.12.0 needs a driver for CUDA 13.0; choose that CUDA version" in line
 
 
 def test_a_model_without_a_gpu_is_refused(machine: Callable[..., None]) -> None:
@@ -183,31 +183,7 @@ def test_no_gpu_is_lost_where_torch_was_never_loaded(environment: pytest.MonkeyP
     assert not is_gpu_lost()
 
 
-# --- the disk and the weights ------------------------------------------------------------------
-
-
-@pytest.fixture
-def free_gb(environment: pytest.MonkeyPatch) -> Callable[[int], None]:
-    def say(gigabytes: int) -> None:
-        usage = Usage(0, 0, gigabytes * 10**9)
-        environment.setattr(startup.shutil, "disk_usage", lambda _: usage)
-
-    return say
-
-
-def test_weights_that_are_to_be_downloaded_need_room(free_gb: Callable[[int], None]) -> None:
-    free_gb(59)
-    assert "60 GB and 59 GB are free: enter org/name" in refusal(start(model_id="org/name").disk)
-    free_gb(60)
-    start(model_id="org/name").disk()
-
-
-def test_weights_that_are_there_need_none(free_gb: Callable[[int], None], tmp_path: Path) -> None:
-    free_gb(0)
-    start().disk()
-    start(model_id=str(tmp_path)).disk()
-    make_cache(tmp_path / "models")
-    start(model_id="org/name").disk()
+# --- the weights -------------------------------------------------------------------------------
 
 
 def test_the_engine_is_loaded_from_the_cached_models(
@@ -247,9 +223,9 @@ def test_weights_that_cannot_be_used_are_named(environment: pytest.MonkeyPatch) 
 
 def test_the_cheap_checks_come_before_the_one_that_loads_the_model() -> None:
     names = [check.__name__ for check in start().checks]
-    assert names == ["bucket", "gpu", "disk", "weights"]
+    assert names == ["bucket", "gpu", "weights"]
 
 
-def test_a_worker_with_a_remote_engine_needs_neither_gpu_nor_disk() -> None:
+def test_a_worker_with_a_remote_engine_needs_no_gpu() -> None:
     names = [check.__name__ for check in start(engine_url="http://vllm:8091").checks]
     assert names == ["bucket", "weights"]

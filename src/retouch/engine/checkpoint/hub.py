@@ -128,7 +128,7 @@ def require_disk(model_id: str, cache: Path, missing_bytes: int) -> None:
     if missing_bytes > free_bytes:
         raise ModelError(
             f"{missing_bytes / 1e9:.1f} GB are missing and {free_bytes / 1e9:.1f} GB are free in {cache}: "
-            "set HF_HOME to a folder on a larger disk, or MODEL_ID to a directory"
+            "enlarge that disk, set HF_HOME to a folder on another, or MODEL_ID to a directory"
         )
 
 
