@@ -25,7 +25,6 @@ from retouch.engine.checkpoint.load import load
 from retouch.engine.checkpoint.local_disk import is_local
 from retouch.engine.memory import plan, probe
 from retouch.engine.memory.quantization import choose_quantization, full_sizes
-from retouch.engine.memory.shared_memory import HostShare
 from retouch.errors import ModelError
 from retouch.images import decode
 from retouch.images.sandbox import Decoder, DecoderSettings
@@ -117,7 +116,7 @@ def build_engine(settings: Settings) -> Engine:
     if settings.model_id and not Path(settings.model_id).expanduser().is_dir():
         probe.require_driver()
     model_id = settings.model_id or choose_model(
-        probe.measure_free(settings.gpu_memory_gib, settings.host_memory_gib, HostShare.find()),
+        probe.measure_free(settings.gpu_memory_gib, settings.host_memory_gib),
         settings.quantization,
         modulation_mapped=is_local(find_cache(FULL_MODEL)),
     )

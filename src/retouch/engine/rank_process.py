@@ -111,23 +111,21 @@ class RankProcess:
             self.process.wait()
 
 
-def start_process(settings: object, gpu: str, share: HostShare | None = None) -> RankProcess:
+def start_process(settings: object, gpu: str) -> RankProcess:
     """Start a process that loads what `settings` say, on `gpu` as CUDA_VISIBLE_DEVICES names it, or as this one.
 
-    Its weights on the host are in the `share`.
+    It shares the memory of the host that this one shares.
     """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     if gpu:
         environment[VISIBLE] = gpu
-    inherited = []
-    if share:
-        environment |= share.environment
-        inherited.append(share.descriptor)
+    share = HostShare.find()
+    shared = [share.descriptor] if share else []
     ours, theirs = Pipe()
     process = subprocess.Popen(  # noqa: S603 - our own interpreter and program
         [sys.executable, "-m", "retouch.engine.rank_child", str(theirs.fileno())],
         env=environment,
-        pass_fds=[theirs.fileno(), *inherited],
+        pass_fds=[theirs.fileno(), *shared],
         stdin=subprocess.DEVNULL,
     )
     theirs.close()

@@ -12,7 +12,6 @@ import torch
 from retouch.engine import ulysses
 from retouch.engine.branches import BranchInputs
 from retouch.engine.memory.probe import VISIBLE
-from retouch.engine.memory.shared_memory import HostShare
 from retouch.engine.rank_process import (
     ENDED,
     Begin,
@@ -161,17 +160,10 @@ def _close(others: Sequence[RankProcess]) -> None:
         other.close()
 
 
-def start_team(
-    settings: object,
-    device: torch.device,
-    *,
-    processes: int,
-    guidance: bool,
-    share: HostShare | None = None,
-) -> Team:
+def start_team(settings: object, device: torch.device, *, processes: int, guidance: bool) -> Team:
     """Start all of `processes` but this one, each on a further GPU.
 
-    The GPUs are those that this one sees; on the CPU all use it. They load meanwhile: `settings` are `CheckpointSettings`, which this module only passes on. Their weights on the host are in the `share`.
+    The GPUs are those that this one sees; on the CPU all use it. They load meanwhile: `settings` are `CheckpointSettings`, which this module only passes on.
 
     Raises:
         ModelError: there are fewer GPUs.
@@ -179,7 +171,7 @@ def start_team(
     gpus = [""] * processes
     if device.type == "cuda":
         gpus = choose_gpus(os.environ.get(VISIBLE, ""), torch.cuda.device_count(), processes)
-    return Team([start_process(settings, gpu, share) for gpu in gpus[1:]], guidance=guidance)
+    return Team([start_process(settings, gpu) for gpu in gpus[1:]], guidance=guidance)
 
 
 def choose_gpus(visible: str, count: int, wanted: int) -> list[str]:

@@ -169,15 +169,10 @@ def list_gpus() -> list[str]:
 
 
 def _prepare_workers(count: int, each: int) -> Board:
-    """Make the board, and share the host's memory and CPUs out before the first worker takes any.
-
-    The weights on the host are in a file that all processes of all workers share.
-    """
+    """Make the board, and share the host's memory and CPUs out before the first worker takes any."""
     descriptor = Board.open_file(count)
     os.environ[_BOARD] = f"{descriptor},{count}"
     os.environ.setdefault("HOST_MEMORY_GIB", f"{measure_host() / count / GIB:.3f}")
-    if share := HostShare.create(count * each):
-        os.set_inheritable(share.descriptor, True)
-        os.environ |= share.environment
+    HostShare.create(count * each)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, measure_cpus() // count)))
     return Board(descriptor, count)

@@ -17,7 +17,7 @@ from support.models.tiny import build_engine, build_tiny, build_tiny_pipeline
 from retouch.editing.ports import AppliedAdapter, EditParams, run_edit
 from retouch.engine import rank_child
 from retouch.engine.engine import QwenEngine
-from retouch.engine.memory.shared_memory import sharing
+from retouch.engine.memory.shared_memory import HostShare, sharing
 from retouch.engine.rank_process import RankProcess, start_process
 from retouch.engine.team import Team, choose_gpus
 from retouch.errors import ModelError, ModelLost, OutOfMemory
@@ -215,9 +215,10 @@ def test_a_failed_start_of_shared_tokens_spoils_no_later_edit() -> None:
 
 
 def test_a_process_has_the_gpu_and_the_memory_that_it_is_given() -> None:
-    with sharing(2) as share:
+    with sharing(2):
+        share = HostShare.find()
         assert share
-        process = start_process(None, "7", share)
+        process = start_process(None, "7")
         assert process.process
         theirs = Path(f"/proc/{process.process.pid}")
         environment = (theirs / "environ").read_bytes().split(b"\0")

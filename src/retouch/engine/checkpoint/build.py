@@ -39,7 +39,6 @@ from retouch.engine.memory.encode import encode_as
 from retouch.engine.memory.flat_params import MODULATION, flatten_pipeline
 from retouch.engine.memory.plan import RESIDENT, EditShape, FreeMemory, Plan, Sizes, require_host
 from retouch.engine.memory.quantization import Quantization, choose_quantization, list_choices
-from retouch.engine.memory.shared_memory import HostShare
 from retouch.engine.memory.weights import Weights
 from retouch.engine.packing.encoding import Encoding
 
@@ -56,7 +55,6 @@ def load_weights(  # noqa: PLR0913 - what is loaded, and for what
     device: torch.device,
     shape: EditShape,
     memory: FreeMemory,
-    share: HostShare | None = None,
     packed: PackedParts = MappingProxyType({}),
     quantization: str = "none",
     adapters: LoadedAdapters | None = None,
@@ -64,8 +62,8 @@ def load_weights(  # noqa: PLR0913 - what is loaded, and for what
 ) -> Weights:
     """Load a checkpoint's weights, for modules of `configs`, to where the plan for `memory` and edits of `shape` puts them.
 
-    With a `share` those on the host are there once for all its processes, which wait for the one
-    that reads them. The weights of parts in `packed` come from their own files. Weights are packed while they are
+    Where `memory` has a share, those on the host are in it, read by one of its processes while the
+    others wait. The weights of parts in `packed` come from their own files. Weights are packed while they are
     read, as `quantization` says: auto, none, or an encoding's name. Fixed `adapters` are merged into
     them before, unless that loses too much of one: the plan has room for the terms of the others.
 
@@ -91,11 +89,11 @@ def load_weights(  # noqa: PLR0913 - what is loaded, and for what
     )
     encode, plan = make_plan(memory)
     shared = None
-    if share and plan.slots:
+    if memory.share and plan.slots:
         params = flatten_pipeline(**modules, encode=encode)
-        shared = open_shared(share, params, stored, adapters, dtype=dtype)
+        shared = open_shared(memory.share, params, stored, adapters, dtype=dtype)
         if not shared:  # a file was replaced since another process read it, or its GPU is another
-            encode, plan = make_plan(replace(memory, processes=1))
+            encode, plan = make_plan(replace(memory, share=None))
     weights = Weights(
         **modules, plan=plan, device=device, encode=encode, mapped=mapped, shared=shared
     )
@@ -119,11 +117,10 @@ def _read(
     weights.allocate()
     progress("weights")
     try:
-        read = partial(read_weights, stored, scale=scale, progress=progress)
+        read = partial(read_weights, stored, device=weights.device, scale=scale, progress=progress)
         read(merge_into(weights.destinations(), adapters))
         with weights.filling_shared() as destinations:
-            if destinations:
-                read(merge_into(destinations, adapters))
+            read(merge_into(destinations, adapters))
         weights.pin()
     except BaseException:
         weights.close()

@@ -24,7 +24,7 @@ from retouch.engine.compilation import compile_block, decide, describe_code
 from retouch.engine.lean_imports import lean_imports
 from retouch.engine.memory.plan import GIB, EditShape, FreeMemory
 from retouch.engine.memory.probe import find_device, measure_cpus, measure_free, measure_host
-from retouch.engine.memory.shared_memory import HostShare, sharing
+from retouch.engine.memory.shared_memory import sharing
 from retouch.engine.phase_clock import PhaseClock
 from retouch.engine.preset import PresetFile, read_preset
 from retouch.errors import ModelError
@@ -69,10 +69,10 @@ def load(
 
             clock.end("torch_s")
             torch.set_num_threads(min(torch.get_num_threads(), measure_cpus()))
-            with ExitStack() as undo, sharing(settings.processes) as share:
+            with ExitStack() as undo, sharing(settings.processes):
                 if settings.processes > 1:
-                    settings = settings.share_host(measure_free(share=share).host_bytes / GIB)
-                engine = _load_engine(folder, files, settings, share, clock, progress, undo)
+                    settings = settings.share_host(measure_free().host_bytes / GIB)
+                engine = _load_engine(folder, files, settings, clock, progress, undo)
                 undo.pop_all()
                 return engine
     except Exception as error:  # the loaders raise many kinds; the log needs one line
@@ -85,7 +85,6 @@ class _Setup(NamedTuple):
     device: Any
     dtype: Any
     memory: FreeMemory
-    share: HostShare | None
     preset: PresetFile
     shape: EditShape
     attention: "Attention"
@@ -95,12 +94,11 @@ def _load_engine(
     folder: Path,
     files: Mapping[str, Path],
     settings: CheckpointSettings,
-    share: HostShare | None,
     clock: PhaseClock,
     progress: Callable[[str], None],
     undo: ExitStack,
 ) -> "QwenEngine":
-    setup = _set_up(folder, settings, share, clock)
+    setup = _set_up(folder, settings, clock)
     team = _start_team(settings, setup, undo)
     from retouch.engine.checkpoint import build
     from retouch.engine.engine import QwenEngine
@@ -160,25 +158,17 @@ def _start_team(settings: CheckpointSettings, setup: _Setup, undo: ExitStack) ->
         compile=False if settings.splits_tokens else settings.compile,
     )
     guidance = "guidance" in settings.parallel
-    team = start_team(
-        alike,
-        setup.device,
-        processes=settings.processes,
-        guidance=guidance,
-        share=setup.share,
-    )
+    team = start_team(alike, setup.device, processes=settings.processes, guidance=guidance)
     undo.callback(team.close)
     return team
 
 
-def _set_up(
-    folder: Path, settings: CheckpointSettings, share: HostShare | None, clock: PhaseClock
-) -> _Setup:
+def _set_up(folder: Path, settings: CheckpointSettings, clock: PhaseClock) -> _Setup:
     """Measure the memory, choose the attention kernel, and import the libraries."""
     import torch
 
     device = find_device()
-    memory = measure_free(settings.gpu_memory_gib, settings.host_memory_gib, share)
+    memory = measure_free(settings.gpu_memory_gib, settings.host_memory_gib)
     preset = read_preset(folder)
     shape = EditShape(
         area_px=max(preset.area_px, settings.max_result_px),
@@ -194,7 +184,7 @@ def _set_up(
 
         _silence_progress_bars()
     clock.end("libraries_s")
-    return _Setup(device, dtype, memory, share, preset, shape, chosen)
+    return _Setup(device, dtype, memory, preset, shape, chosen)
 
 
 def _load_weights(
@@ -205,8 +195,16 @@ def _load_weights(
     progress: Callable[[str], None],
 ) -> "tuple[LoadedAdapters, Weights]":
     from retouch.engine.checkpoint import build
+    from retouch.engine.checkpoint.adapters import load_all
+    from retouch.engine.precision import residual_scale
 
-    adapters = _load_adapters(folder, parts, settings, setup)
+    adapters = load_all(
+        settings,
+        setup.preset,
+        parts.configs["transformer"],
+        read_json(folder / INDEX_FILE)["_class_name"],
+        weight_factor=lambda layer: residual_scale(f"transformer.{layer}.weight", setup.dtype),
+    )
     weights = build.load_weights(
         folder,
         parts.configs,
@@ -214,7 +212,6 @@ def _load_weights(
         device=setup.device,
         shape=replace(setup.shape, images=parts.template.max_images),
         memory=setup.memory,
-        share=setup.share,
         packed=parts.packed,
         quantization=settings.quantization,
         adapters=adapters,
@@ -230,21 +227,6 @@ def _load_weights(
         host_gib=round(weights.plan.host_bytes / GIB, 1),
     )
     return adapters, weights
-
-
-def _load_adapters(
-    folder: Path, parts: "Parts", settings: CheckpointSettings, setup: _Setup
-) -> "LoadedAdapters":
-    from retouch.engine.checkpoint.adapters import load_all
-    from retouch.engine.precision import residual_scale
-
-    return load_all(
-        settings,
-        setup.preset,
-        parts.configs["transformer"],
-        read_json(folder / INDEX_FILE)["_class_name"],
-        weight_factor=lambda layer: residual_scale(f"transformer.{layer}.weight", setup.dtype),
-    )
 
 
 def _choose_code(

@@ -58,12 +58,14 @@ def read_weights(
     stored: Mapping[str, TensorEntry],
     wanted: Mapping[str, Destination],
     *,
+    device: torch.device | None = None,
     scale: Callable[[str], float] = lambda _: 1.0,
     progress: Callable[[str], None] = lambda _: None,
 ) -> None:
     """Fill the `wanted` from `stored`, each times `scale(path)`, a power of two.
 
-    Weights are converted to the tensor's dtype, or packed: on the GPU if there is one. Stored weights
+    Weights are converted to the tensor's dtype, or packed: on the `device`, else on the GPU if any of
+    them lives there. Stored weights
     that are not wanted are skipped.
 
     Raises:
@@ -74,7 +76,7 @@ def read_weights(
     for path in sorted(wanted, key=lambda path: (stored[path].path, stored[path].offset)):
         jobs.put((stored[path], wanted[path], scale(path)))  # in file order
     meter = _ProgressMeter(sum(stored[path].size_bytes for path in wanted), progress)
-    devices = {into.device for into in wanted.values()}
+    devices = {device} if device else {into.device for into in wanted.values()}
     count = min(MAX_THREADS, max(MIN_THREADS, measure_cpus()), jobs.qsize())
     packing = PackingTurns(devices)
     readers = [_Reader(devices, meter, packing) for _ in range(count)]

@@ -7,7 +7,6 @@ import torch
 from retouch.engine.adapters.loaded import LoadedAdapters
 from retouch.engine.checkpoint.entries import TensorEntry
 from retouch.engine.memory.flat_params import ModelParams
-from retouch.engine.memory.param_view import ParamView
 from retouch.engine.memory.shared_memory import HostShare, SharedMemory
 
 
@@ -28,12 +27,7 @@ def open_shared(
     source = [
         str(dtype),
         [(path, stat.st_size, stat.st_mtime_ns) for path, stat in sorted(files.items())],
-        [_describe(view) for unit in params for view in unit.views],
+        [(unit.name, unit.layout) for unit in params],
         [(one.adapter.sha256, one.scale) for one in adapters.fixed if one.name in adapters.merged],
     ]
     return share.open(repr(source), [unit.size_bytes for unit in params])
-
-
-def _describe(view: ParamView) -> tuple[object, ...]:
-    encoding = view.encoding and (type(view.encoding), view.encoding.name)
-    return view.path, view.offset, view.shape, view.dtype, encoding

@@ -6,6 +6,7 @@ Pure arithmetic on bytes, so it also answers for a GPU that is not there.
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from retouch.engine.memory.shared_memory import HostShare
 from retouch.errors import ModelError
 
 GIB = 1 << 30
@@ -32,13 +33,13 @@ BUS_GIB_PER_S = 20.0
 class FreeMemory:
     """Free bytes of the GPU and of the host.
 
-    Those of the host are this process's share: the weights there count in equal parts on so many
-    `processes`, which have them once together.
+    Those of the host are for one process: the weights that it has in a `share` count in equal parts
+    for all of its processes.
     """
 
     gpu_bytes: int
     host_bytes: int
-    processes: int = 1
+    share: HostShare | None = None
 
 
 @dataclass(frozen=True)
@@ -180,7 +181,8 @@ def _make_plan(sizes: Sizes, shape: EditShape, memory: FreeMemory) -> Plan:
             break
     else:
         shortfalls.append(_shortfall("GPU", need=plan.peak_bytes, free=memory.gpu_bytes))
-    need = plan.host_bytes // memory.processes + HOST_RESERVE_BYTES
+    processes = memory.share.processes if memory.share else 1
+    need = plan.host_bytes // processes + HOST_RESERVE_BYTES
     if need > memory.host_bytes:
         shortfalls.append(_shortfall("host", need=need, free=memory.host_bytes))
     if shortfalls:

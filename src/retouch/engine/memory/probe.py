@@ -50,12 +50,10 @@ def require_driver() -> None:
     raise ModelError(f"the GPU cannot be used: torch {torch.__version__} {needs}")
 
 
-def measure_free(
-    gpu_memory_gib: float = 0.0, host_memory_gib: float = 0.0, share: HostShare | None = None
-) -> FreeMemory:
+def measure_free(gpu_memory_gib: float = 0.0, host_memory_gib: float = 0.0) -> FreeMemory:
     """Measure free memory: of GPU and host at most so much, unless it is 0.
 
-    What the processes of a `share` have in it counts as free: this one will have the same.
+    What other processes share with this one counts as free: it will have the same.
 
     Of the GPU also at most what `torch.cuda.set_per_process_memory_fraction` allows the process.
     """
@@ -69,10 +67,11 @@ def measure_free(
         gpu_bytes = min(free_bytes, allowed_bytes - cuda.memory_reserved(device))
         if gpu_memory_gib:
             gpu_bytes = min(gpu_bytes, int(gpu_memory_gib * GIB))
+    share = HostShare.find()
     host_bytes = measure_host() + (share.used_bytes if share else 0)
     if host_memory_gib:
         host_bytes = min(host_bytes, int(host_memory_gib * GIB))
-    return FreeMemory(gpu_bytes, host_bytes, share.processes if share else 1)
+    return FreeMemory(gpu_bytes, host_bytes, share)
 
 
 def measure_host(root: Path = Path("/")) -> int:

@@ -9,7 +9,7 @@ import mmap
 import os
 import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import accumulate
@@ -22,8 +22,6 @@ _NAME = "retouch-weights"
 _ALIGNMENT = 2 << 20
 """Bytes of a huge page. What lies between units is never written and takes no memory."""
 _KEY_BYTES = 32
-_BLOCK_BYTES = 512
-"""The unit of `st_blocks`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,14 +33,19 @@ class HostShare:
 
     @classmethod
     def create(cls, processes: int) -> Self | None:
-        """Make the file, which takes no memory yet; None where the system has no such files."""
+        """Make the file, without memory yet, for processes that this one starts from now on to find.
+
+        None where the system has no such files.
+        """
         with suppress(AttributeError, OSError):
-            return cls(os.memfd_create(_NAME), processes)
+            share = cls(os.memfd_create(_NAME, 0), processes)
+            os.environ[_VARIABLE] = f"{share.descriptor},{processes}"
+            return share
         return None
 
     @classmethod
     def find(cls) -> Self | None:
-        """Return the file that this process inherited, if any."""
+        """Return the file that this process inherited or made, if any."""
         with suppress(KeyError, ValueError, OSError):
             share = cls(*map(int, os.environ[_VARIABLE].split(",")))
             # Another program in between may have closed it and reused its number.
@@ -51,14 +54,9 @@ class HostShare:
         return None
 
     @property
-    def environment(self) -> dict[str, str]:
-        """The variable by which a process that inherits the descriptor finds the file."""
-        return {_VARIABLE: f"{self.descriptor},{self.processes}"}
-
-    @property
     def used_bytes(self) -> int:
         """Memory that the file takes by now."""
-        return os.fstat(self.descriptor).st_blocks * _BLOCK_BYTES
+        return os.fstat(self.descriptor).st_blocks * 512  # of any file system
 
     def open(self, source: str, sizes: Sequence[int]) -> "SharedMemory | None":
         """Map memory for units of so many bytes, or return None if the file has other ones.
@@ -96,24 +94,16 @@ class SharedMemory:
         self._memory = mmap.mmap(descriptor, self._offsets[-1])
         self._memory.madvise(mmap.MADV_HUGEPAGE)
         self._memory.madvise(mmap.MADV_DONTFORK)  # a fork would have no use for it
+        self.filled = memoryview(self._memory)[_KEY_BYTES:][: len(sizes)]
+        """1 for each unit that has its bytes, which no process changes from then on."""
 
     def unit(self, at: int) -> memoryview:
         """Return the bytes of a unit."""
         return memoryview(self._memory)[self._offsets[at] :][: self._sizes[at]]
 
-    def is_filled(self, at: int) -> bool:
-        """Whether a unit has its bytes; ask with the lock."""
-        return bool(self._memory[_KEY_BYTES + at])
-
-    def mark_filled(self, at: int) -> None:
-        """Say that a unit has its bytes, which no process changes from now on."""
-        self._memory[_KEY_BYTES + at] = 1
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> AbstractContextManager[None]:
         """Wait until no other process has the lock, and have it."""
-        with _locked(self._descriptor):
-            yield
+        return _locked(self._descriptor)
 
 
 def _offsets(sizes: Sequence[int]) -> list[int]:
@@ -136,12 +126,13 @@ def _locked(descriptor: int) -> Iterator[None]:
 
 
 @contextmanager
-def sharing(processes: int) -> Iterator[HostShare | None]:
-    """Yield the file that this process inherited, or one that it shares while so many load."""
-    share = HostShare.find()
-    made = HostShare.create(processes) if not share and processes > 1 else None
+def sharing(processes: int) -> Iterator[None]:
+    """Have so many processes share a file if there is none yet: those that this one starts meanwhile."""
+    found = HostShare.find()
+    made = HostShare.create(processes) if not found and processes > 1 else None
     try:
-        yield share or made
+        yield
     finally:
         if made:
+            del os.environ[_VARIABLE]
             os.close(made.descriptor)

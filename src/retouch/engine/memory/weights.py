@@ -133,12 +133,11 @@ class Weights:
             yield {}
             return
         with self._shared.locked():
-            units = [
-                unit for unit, at in self._shared_units.items() if not self._shared.is_filled(at)
-            ]
-            yield _list_destinations(units)
-            for unit in units:
-                self._shared.mark_filled(self._shared_units[unit])
+            filled = self._shared.filled
+            empty = {unit: at for unit, at in self._shared_units.items() if not filled[at]}
+            yield _list_destinations(empty)
+            for at in empty.values():
+                filled[at] = 1
 
     def pin(self) -> None:
         """Pin what streams in every edit, so that the GPU copies it without the CPU.

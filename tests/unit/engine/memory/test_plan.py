@@ -20,7 +20,7 @@ from retouch.engine.memory.plan import (
 )
 from retouch.engine.memory.probe import measure_cpus, measure_free, measure_host
 from retouch.engine.memory.report import explain
-from retouch.engine.memory.shared_memory import sharing
+from retouch.engine.memory.shared_memory import HostShare, sharing
 from retouch.errors import ModelError
 
 SHAPE = EditShape()
@@ -99,10 +99,10 @@ def test_too_little_host_memory_is_refused_with_the_shortfall() -> None:
 def test_weights_that_processes_share_count_in_equal_parts() -> None:
     plan = plan_for(16)
     each_bytes = plan.host_bytes // 2 + HOST_RESERVE_BYTES
-    memory = FreeMemory(16 * GIB, each_bytes, processes=2)
+    memory = FreeMemory(16 * GIB, each_bytes, HostShare(-1, processes=2))
     assert make_plan(FULL, SHAPE, memory) == plan
     with pytest.raises(ModelError, match=r"short of host memory"):
-        make_plan(FULL, SHAPE, replace(memory, processes=1))
+        make_plan(FULL, SHAPE, replace(memory, share=None))
 
 
 def test_both_memories_may_be_short() -> None:
@@ -206,14 +206,15 @@ def test_what_other_processes_share_with_this_one_counts_as_free(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(probe, "measure_host", lambda: 8 * GIB)
-    with sharing(4) as share:
+    with sharing(4):
+        share = HostShare.find()
         assert share
         memory = share.open("model", [4 << 20])
         assert memory
         memory.unit(0)[:] = bytes(4 << 20)
-        measured = measure_free(share=share)
+        measured = measure_free()
     assert measured.host_bytes >= 8 * GIB + (4 << 20)
-    assert measured.processes == 4
+    assert measured.share == share
 
 
 def test_free_host_memory_is_what_the_system_has(tmp_path: Path) -> None:

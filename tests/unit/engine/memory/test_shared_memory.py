@@ -27,7 +27,8 @@ def say(text):
 
 @pytest.fixture
 def share() -> Iterator[HostShare]:
-    with sharing(2) as made:
+    with sharing(2):
+        made = HostShare.find()
         assert made
         yield made
 
@@ -37,7 +38,7 @@ def beside(share: HostShare, program: str) -> Iterator[subprocess.Popen[str]]:
     """Run `program` after `OPEN` in a process that inherits the share, until it says something."""
     process = subprocess.Popen(  # noqa: S603 - our own interpreter and program
         [sys.executable, "-c", OPEN + program],
-        env={**os.environ, **share.environment, "PYTHONPATH": os.pathsep.join(sys.path)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         pass_fds=[share.descriptor],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -74,14 +75,14 @@ def test_a_process_waits_for_the_one_that_fills(share: HostShare) -> None:
 with memory.locked():
     say("ready")
     memory.unit(1)[:] = b"abc"
-    memory.mark_filled(1)
+    memory.filled[1] = 1
 say("done")
 """
     memory = open_memory(share)
 
     def look() -> tuple[bool, bytes]:
         with memory.locked():
-            return memory.is_filled(1), bytes(memory.unit(1))
+            return bool(memory.filled[1]), bytes(memory.unit(1))
 
     with beside(share, program) as process, ThreadPoolExecutor(1) as pool:
         found = pool.submit(look)
@@ -94,7 +95,7 @@ say("done")
 def test_what_a_killed_process_was_filling_is_not_filled(share: HostShare) -> None:
     program = """
 with memory.locked():
-    memory.mark_filled(0)
+    memory.filled[0] = 1
     memory.unit(1)[:2] = b"ab"
     say("ready")
 """
@@ -103,7 +104,7 @@ with memory.locked():
         process.wait()
         memory = open_memory(share)
         with memory.locked():
-            assert [memory.is_filled(at) for at in (0, 1)] == [True, False]
+            assert memory.filled.tolist() == [1, 0]
 
 
 def test_other_weights_get_no_part_of_the_memory(share: HostShare) -> None:
@@ -115,8 +116,8 @@ def test_other_weights_get_no_part_of_the_memory(share: HostShare) -> None:
 
 
 def test_one_process_alone_shares_nothing() -> None:
-    with sharing(1) as share:
-        assert share is None
+    with sharing(1):
+        assert HostShare.find() is None
 
 
 def test_a_system_without_such_files_shares_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,11 +134,17 @@ def test_a_variable_that_names_no_such_file_is_ignored(
         assert HostShare.find() is None
 
 
-def test_a_file_that_is_inherited_is_used_whatever_else_loads(
-    monkeypatch: pytest.MonkeyPatch, share: HostShare
-) -> None:
-    for name, value in share.environment.items():
-        monkeypatch.setenv(name, value)
-    with sharing(4) as found:
-        assert found == share
+def test_a_file_that_is_inherited_is_used_whatever_else_loads(share: HostShare) -> None:
+    with sharing(4):
+        assert HostShare.find() == share
     assert HostShare.find() == share  # still open
+
+
+def test_a_load_leaves_no_file_to_the_next() -> None:
+    with sharing(2):
+        made = HostShare.find()
+        assert made
+        memory = open_memory(made)
+    assert HostShare.find() is None
+    assert "RETOUCH_WEIGHTS" not in os.environ
+    memory.unit(1)[:] = b"abc"  # what uses it keeps it
