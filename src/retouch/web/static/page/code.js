@@ -55,11 +55,28 @@ export function writePython(request, url, needsKey) {
   return [...lines, `answer = httpx.post(\n    "${url}",\n    json=${indent(body, 4)},${headers}\n    timeout=600,\n)`, "answer.raise_for_status()", 'print(answer.json()["result"]["presigned_url"])'].join("\n");
 }
 
+/** Write code that begins a job and polls it: Node's fetch gives up on an answer that takes over 300 s. */
 export function writeJavaScript(request, url, needsKey) {
   const body = layOut(request, name => `await dataUrl(${JSON.stringify(name)})`);
   const lines = hasFile(request) ? ['import { readFile } from "node:fs/promises";', "", 'const dataUrl = async path => "data:;base64," + (await readFile(path)).toString("base64");', ""] : [];
-  const key = needsKey ? ", Authorization: `Bearer ${process.env.RETOUCH_KEY}`" : "";
-  return [...lines, `const answer = await fetch("${url}", {`, '  method: "POST",', `  headers: { "Content-Type": "application/json"${key} },`, `  body: JSON.stringify(${indent(body, 2)}),`, "});", "const { result, error } = await answer.json();", "if (error) throw new Error(error.message);", "console.log(result.presigned_url);"].join("\n");
+  const key = needsKey ? "{ Authorization: `Bearer ${process.env.RETOUCH_KEY}` }" : "{}";
+  return [
+    ...lines,
+    `const service = "${new URL(url).origin}";`,
+    `const key = ${key};`,
+    "let job = await (await fetch(`${service}/edit`, {",
+    '  method: "POST",',
+    '  headers: { "Content-Type": "application/json", Prefer: "respond-async", ...key },',
+    `  body: JSON.stringify(${indent(body, 2)}),`,
+    "})).json();",
+    "while (job.answer === null) {",
+    "  await new Promise(wake => setTimeout(wake, 1000));",
+    "  job = await (await fetch(`${service}/jobs/${job.id}`, { headers: key })).json();",
+    "}",
+    "const { result, error } = job.answer ?? job;",
+    "if (error) throw new Error(error.message);",
+    "console.log(result.presigned_url);",
+  ].join("\n");
 }
 
 const indent = (text, by) => text.replaceAll("\n", `\n${" ".repeat(by)}`);
