@@ -18,8 +18,9 @@ from retouch import __version__, logs, wiring
 from retouch.engine.checkpoint.find import FULL_MODEL, find_cache
 from retouch.engine.checkpoint.local_disk import is_local
 from retouch.engine.memory.estimate import CARDS
+from retouch.engine.memory.probe import find_device
 from retouch.engine.memory.report import describe_plan
-from retouch.errors import EditError, InvalidRequest
+from retouch.errors import EditError, InvalidRequest, ModelError
 from retouch.lifecycle import prepare_process
 from retouch.lora_files import describe_adapter
 from retouch.schema import MAX_STEPS, SCHEDULERS, EditRequest, EditResult, Progress, invalid_request
@@ -97,10 +98,13 @@ def _build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="retouch", description="Edit images by instruction.")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
-    _add_edit(commands.add_parser("edit", help="edit one to three images without a server"))
-    plan = commands.add_parser("plan", help="print where the full model's weights would be kept")
+    text = "edit one to three images without a server, with the model that MODEL_ID names"
+    _add_edit(commands.add_parser("edit", help=text, description=text))
+    text = "print where the full model's weights would be kept, on this machine or another"
+    plan = commands.add_parser("plan", help=text, description=text)
     plan.add_argument("--gpu-gib", type=_gib, help="GiB of GPU memory (default: what is free)")
-    plan.add_argument("--card", choices=list(CARDS), help="a card that is not here")
+    text = "plan for this card, and estimate the seconds of an edit"
+    plan.add_argument("--card", choices=list(CARDS), help=text)
     plan.add_argument("--host-gib", type=_gib, help="GiB of host memory (default: what is free)")
     plan.add_argument(
         "--disk",
@@ -246,6 +250,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run_plan(options: argparse.Namespace, settings: Settings) -> None:
+    if options.gpu_gib is None and not options.card and find_device().type == "cpu":
+        raise ModelError(
+            "torch finds no GPU here: give --card, or --gpu-gib, to plan for another machine"
+        )
     lines = describe_plan(
         gpu_gib=options.gpu_gib,
         host_gib=options.host_gib,

@@ -95,11 +95,12 @@ def test_what_a_machine_lacks_for_the_full_model_is_said_in_one_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert main(["plan", "--host-gib=8", "--disk=network"]) == 1
+    assert main(["plan"]) == 1
+    assert "no GPU here: give --card, or --gpu-gib" in capsys.readouterr().err
+    assert main(["plan", "--gpu-gib=1", "--host-gib=8", "--disk=network"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "short of GPU memory by" in line
     assert "short of host memory by" in line
-    assert main(["plan", "--gpu-gib", "1"]) == 1
 
 
 @pytest.mark.parametrize("amount", ["nan", "inf", "-5", "much", "1e308"])
