@@ -1,7 +1,12 @@
 """Edits over two real processes, with the tiny model."""
 
+import hashlib
+import json
 import os
+import re
 import signal
+import subprocess
+import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -9,12 +14,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.models.reference_edits import IMAGE, WORK
+from support.models.streaming_loads import StreamingLoads, pixels
 from support.models.tiny_folder import tiny_folder
 
 from retouch.editing.ports import run_edit
 from retouch.engine.checkpoint.find import CheckpointSettings
 from retouch.engine.checkpoint.load import load
 from retouch.engine.engine import QwenEngine
+from retouch.engine.memory.shared_memory import HostShare, sharing
 from retouch.errors import ModelError, ModelLost
 
 pytestmark = pytest.mark.e2e
@@ -30,6 +37,36 @@ def find_pixels(engine: QwenEngine) -> np.ndarray:
 def pair() -> QwenEngine:
     """An engine of two processes."""
     return load(replace(ALONE, parallel="guidance"))
+
+
+def test_processes_that_stream_have_the_weights_on_the_host_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """This one and another, with plans as on a small GPU: on a CPU no plan streams."""
+    command = [sys.executable, "-m", "support.models.streaming_loads", str(tiny_folder())]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    with sharing(2):
+        share = HostShare.find()
+        assert share
+        here = pixels(StreamingLoads(monkeypatch).load(share))
+        with subprocess.Popen(  # noqa: S603 - our own interpreter and program
+            command, pass_fds=[share.descriptor], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ) as process:
+            assert process.stdout
+            count, digest = json.loads(process.stdout.readline())
+            parts = [measure_part(pid) for pid in (os.getpid(), process.pid)]
+        used_bytes = share.used_bytes
+    assert count == 0
+    assert digest == hashlib.sha256(here).hexdigest()
+    assert min(parts) > 0
+    assert sum(parts) <= used_bytes
+
+
+def measure_part(pid: int) -> int:
+    """Return a process's part of the bytes that it shares."""
+    smaps = Path(f"/proc/{pid}/smaps").read_text()
+    found = re.findall(r"memfd:retouch-weights.*\n(?:\w+:.*\n)*?Pss: +(\d+) kB", smaps)
+    return sum(int(kib) << 10 for kib in found)
 
 
 def find_second() -> int:

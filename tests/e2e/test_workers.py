@@ -63,6 +63,16 @@ def test_edits_run_side_by_side_and_are_counted_together(pair: Service) -> None:
         assert f'process_resident_memory_bytes{{worker="{worker}"}}' in text
 
 
+def test_workers_inherit_the_memory_for_their_weights(pair: Service) -> None:
+    workers = find_workers(pair)
+    assert len(workers) == 2
+    for pid in workers:
+        environment = Path(f"/proc/{pid}/environ").read_text()
+        named = re.search(r"RETOUCH_WEIGHTS=(\d+),2", environment)
+        assert named
+        assert "retouch-weights" in str(Path(f"/proc/{pid}/fd/{named[1]}").readlink())
+
+
 def test_a_result_is_reused_whichever_worker_is_asked(pair: Service) -> None:
     keys = set()
 

@@ -1,22 +1,16 @@
 """Two loads of the tiny model that stream from the same memory, as two processes do."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
-from typing import Any
 
 import pytest
 import torch
 from support.models.reference_edits import IMAGE, WORK
-from support.models.streamed import CPU, plan_streaming
-from support.models.tiny import build_engine, build_tiny, build_tiny_pipeline
-from support.models.tiny_folder import tiny_folder
+from support.models.streaming_loads import StreamingLoads, pixels
+from support.models.tiny import build_tiny
 
 from retouch.editing.ports import run_edit
-from retouch.engine.checkpoint import build
 from retouch.engine.memory import weights as weights_module
-from retouch.engine.memory.encode import encode_as
-from retouch.engine.memory.plan import EditShape, FreeMemory, Plan
-from retouch.engine.memory.quantization import Quantization
 from retouch.engine.memory.shared_memory import HostShare, sharing
 from retouch.engine.memory.weights import Weights
 from retouch.errors import ModelError
@@ -30,53 +24,9 @@ def share() -> Iterator[HostShare]:
         yield made
 
 
-class Host:
-    """Loads whose plans stream, on a CPU; notes what each plan was made for and what it read."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.planned: list[HostShare | None] = []
-        self.read: list[set[str]] = []
-        self._read_weights = build.read_weights
-        self.fails_at = 0
-        monkeypatch.setattr(build, "plan_memory", self._plan)
-        monkeypatch.setattr(build, "read_weights", self._read)
-
-    def _plan(
-        self, modules: dict[str, Any], quantization: str, *_: Any, memory: FreeMemory, **__: Any
-    ) -> tuple[Quantization, Plan]:
-        self.planned.append(memory.share)
-        choice = Quantization(quantization, quantization)
-        return choice, plan_streaming(modules, encode_as(choice))
-
-    def _read(self, stored: Any, wanted: Mapping[str, Any], **options: Any) -> None:
-        self.read.append(set(wanted))
-        if len(self.read) == self.fails_at:
-            wanted = dict(list(wanted.items())[::2])
-        self._read_weights(stored, wanted, **options)
-        if len(self.read) == self.fails_at:
-            raise ModelError("damaged")
-
-    def load(
-        self, share: HostShare | None, *, dtype: torch.dtype = torch.float32, packed: str = "none"
-    ) -> Weights:
-        return build.load_weights(
-            tiny_folder(),
-            build.read_configs(tiny_folder()),
-            dtype=dtype,
-            device=CPU,
-            shape=EditShape(),
-            memory=FreeMemory(gpu_bytes=0, host_bytes=1 << 40, share=share),
-            quantization=packed,
-        )
-
-
 @pytest.fixture
-def host(monkeypatch: pytest.MonkeyPatch) -> Host:
-    return Host(monkeypatch)
-
-
-def pixels(weights: Weights) -> bytes:
-    return run_edit(build_engine(build_tiny_pipeline(), weights), [IMAGE], WORK)[0].tobytes()
+def host(monkeypatch: pytest.MonkeyPatch) -> StreamingLoads:
+    return StreamingLoads(monkeypatch)
 
 
 def bytes_of(weights: Weights) -> dict[str, bytes]:
@@ -86,7 +36,9 @@ def bytes_of(weights: Weights) -> dict[str, bytes]:
     }
 
 
-def test_the_second_process_reads_only_what_stays_on_its_gpu(host: Host, share: HostShare) -> None:
+def test_the_second_process_reads_only_what_stays_on_its_gpu(
+    host: StreamingLoads, share: HostShare
+) -> None:
     first, second = host.load(share), host.load(share)
     own, shared, own_again, shared_again = host.read
     assert own == own_again
@@ -98,7 +50,7 @@ def test_the_second_process_reads_only_what_stays_on_its_gpu(host: Host, share: 
     assert pixels(first) == pixels(second) == run_edit(build_tiny(), [IMAGE], WORK)[0].tobytes()
 
 
-def test_packed_weights_are_shared_too(host: Host, share: HostShare) -> None:
+def test_packed_weights_are_shared_too(host: StreamingLoads, share: HostShare) -> None:
     alone = pixels(host.load(None, packed="int8"))
     first = host.load(share, packed="int8")
     host.read.clear()
@@ -107,7 +59,9 @@ def test_packed_weights_are_shared_too(host: Host, share: HostShare) -> None:
     assert pixels(first) == pixels(second) == alone
 
 
-def test_weights_that_were_read_in_part_are_read_again(host: Host, share: HostShare) -> None:
+def test_weights_that_were_read_in_part_are_read_again(
+    host: StreamingLoads, share: HostShare
+) -> None:
     host.fails_at = 2
     with pytest.raises(ModelError):
         host.load(share)
@@ -115,7 +69,9 @@ def test_weights_that_were_read_in_part_are_read_again(host: Host, share: HostSh
     assert host.read[3] == host.read[1]
 
 
-def test_other_weights_are_of_one_process_and_planned_so(host: Host, share: HostShare) -> None:
+def test_other_weights_are_of_one_process_and_planned_so(
+    host: StreamingLoads, share: HostShare
+) -> None:
     first = host.load(share, dtype=torch.float16)
     before = bytes_of(first)
     used_bytes = share.used_bytes
@@ -127,7 +83,7 @@ def test_other_weights_are_of_one_process_and_planned_so(host: Host, share: Host
 
 
 def test_a_process_that_casts_leaves_the_others_their_bytes(
-    host: Host, share: HostShare, monkeypatch: pytest.MonkeyPatch
+    host: StreamingLoads, share: HostShare, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     load = partial(host.load, dtype=torch.float16)
     first, second, alone = load(share), load(share), load(None)
@@ -148,7 +104,7 @@ def test_a_process_that_casts_leaves_the_others_their_bytes(
 
 
 def test_a_cast_without_room_for_a_copy_changes_nothing(
-    host: Host, share: HostShare, monkeypatch: pytest.MonkeyPatch
+    host: StreamingLoads, share: HostShare, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weights = host.load(share, dtype=torch.float16)
     before = bytes_of(weights)
