@@ -3,9 +3,31 @@
 Import it before anything that imports them. Nothing changes where they are imported already.
 """
 
+import sys
+from collections.abc import Callable
+from typing import Any
+
 from retouch.engine.lean_imports import lean_imports
 
 with lean_imports(attention="auto"):
-    import retouch.engine.checkpoint.build
-    import retouch.engine.engine  # noqa: F401
-    import support.models.tiny  # noqa: F401
+    from accelerate.utils import other  # type: ignore[import-untyped]
+    from diffusers.pipelines import pipeline_loading_utils, pipeline_utils
+
+    from retouch.engine import engine  # noqa: F401
+    from retouch.engine.checkpoint import build  # noqa: F401
+    from support.models import tiny  # noqa: F401
+
+
+def _sparing_the_compiler(is_compiled: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    """Return the question of whether a module is compiled, without an import of the compiler for it."""
+    return lambda module: "torch._dynamo" in sys.modules and is_compiled(module)
+
+
+# A stock pipeline asks it of its parts when it is built and when it is saved.
+for place, question in (
+    (other, "is_compiled_module"),
+    (other, "has_compiled_regions"),
+    (pipeline_loading_utils, "is_compiled_module"),
+    (pipeline_utils, "is_compiled_module"),
+):
+    setattr(place, question, _sparing_the_compiler(getattr(place, question)))
