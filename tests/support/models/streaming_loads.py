@@ -8,6 +8,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ class StreamingLoads:
         self.read: list[set[str]] = []
         self._read_weights = build.read_weights
         self.fails_at = 0
+        self.streamed: dict[str, frozenset[int]] = {}
+        """What plans say, where not everything streams."""
         monkeypatch.setattr(build, "plan_memory", self._plan)
         monkeypatch.setattr(build, "read_weights", self._read)
 
@@ -44,7 +47,7 @@ class StreamingLoads:
     ) -> tuple[Quantization, Plan]:
         self.planned.append(memory.share)
         choice = Quantization(quantization, quantization)
-        return choice, plan_streaming(modules, encode_as(choice))
+        return choice, replace(plan_streaming(modules, encode_as(choice)), **self.streamed)  # type: ignore[arg-type]
 
     def _read(self, stored: Any, wanted: Mapping[str, Any], **options: Any) -> None:
         self.read.append(set(wanted))

@@ -50,6 +50,18 @@ def test_the_second_process_reads_only_what_stays_on_its_gpu(
     assert pixels(first) == pixels(second) == run_edit(build_tiny(), [IMAGE], WORK)[0].tobytes()
 
 
+def test_a_process_that_streams_more_reads_only_the_rest(
+    host: StreamingLoads, share: HostShare
+) -> None:
+    host.streamed = {"streamed_blocks": frozenset({1})}
+    host.load(share)
+    host.streamed = {}
+    second = host.load(share)
+    (_, rest) = host.read[2:]
+    assert {path.removeprefix("transformer.transformer_blocks.")[0] for path in rest} == {"0"}
+    assert pixels(second) == pixels(host.load(None))
+
+
 def test_packed_weights_are_shared_too(host: StreamingLoads, share: HostShare) -> None:
     alone = pixels(host.load(None, packed="int8"))
     first = host.load(share, packed="int8")
