@@ -18,9 +18,8 @@ from retouch import __version__, logs, wiring
 from retouch.engine.checkpoint.find import FULL_MODEL, find_cache
 from retouch.engine.checkpoint.local_disk import is_local
 from retouch.engine.memory.estimate import CARDS
-from retouch.engine.memory.probe import find_device
 from retouch.engine.memory.report import describe_plan
-from retouch.errors import EditError, InvalidRequest, ModelError
+from retouch.errors import EditError, InvalidRequest
 from retouch.lifecycle import prepare_process
 from retouch.lora_files import describe_adapter
 from retouch.schema import MAX_STEPS, SCHEDULERS, EditRequest, EditResult, Progress, invalid_request
@@ -134,7 +133,7 @@ def _add_edit(edit: argparse.ArgumentParser) -> None:
         "--mask-padding",
         type=int,
         metavar="PIXELS",
-        help="edit only the mask's box with so much around",
+        help="edit only the mask's box with this much around it, in full detail",
     )
     edit.add_argument("--strength", type=float, help="0 to 1; lower stays nearer to the photo")
     edit.add_argument(
@@ -145,6 +144,7 @@ def _add_edit(edit: argparse.ArgumentParser) -> None:
     edit.add_argument("--steps", type=int, dest="num_inference_steps", help=f"1 to {MAX_STEPS}")
     edit.add_argument("--guidance", type=float, dest="guidance_scale", help="1 (off) to 20")
     edit.add_argument("--scheduler", choices=SCHEDULERS)
+    edit.add_argument("--profile", help="one of PROFILES (default: the first)")
     edit.add_argument("--quality", type=int, dest="output_quality", help="1 to 100, not for png")
     edit.add_argument("--width", type=int, help="pixels, a multiple of 16, with --height")
     edit.add_argument("--height", type=int, help="pixels, a multiple of 16, with --width")
@@ -241,7 +241,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run = {"edit": _run_edit, "plan": _run_plan, "adapter": _run_adapter}[options.command]
         run(options, settings)
     except (EditError, OSError) as error:
-        print(f"retouch: {error}", file=sys.stderr)
+        text = str(error)
+        if isinstance(error, OSError) and error.filename:
+            text = f"{error.filename}: {error.strerror}"
+        print(f"retouch: {text}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("retouch: interrupted", file=sys.stderr)
@@ -250,10 +253,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run_plan(options: argparse.Namespace, settings: Settings) -> None:
-    if options.gpu_gib is None and not options.card and find_device().type == "cpu":
-        raise ModelError(
-            "torch finds no GPU here: give --card, or --gpu-gib, to plan for another machine"
-        )
     lines = describe_plan(
         gpu_gib=options.gpu_gib,
         host_gib=options.host_gib,

@@ -184,6 +184,6 @@ def choose_gpus(visible: str, count: int, wanted: int) -> list[str]:
     (['0', '1'], ['4', 'GPU-7'])
     """
     if count < wanted:
-        raise ModelError(f"PARALLEL needs {wanted} GPUs, and there are {count}")
+        raise ModelError(f"PARALLEL needs {wanted} GPUs; found {count}")
     names = visible.split(",") if visible else map(str, range(count))
     return [name.strip() for name in names][:wanted]

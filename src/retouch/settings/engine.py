@@ -17,7 +17,7 @@ class EngineSettings(EnvironmentSettings):
         0,
         ge=0,
         le=2048 * 2048,
-        description="make room for results of so many pixels; 0: as planned",
+        description="make room for results of up to this many pixels; 0: as planned",
     )
     quantization: Literal["auto", "none", "int8", "fp8", "nf4"] = Field(
         "auto", description="how weights are stored; auto: in 16 bits where they fit, else packed"

@@ -52,7 +52,7 @@ class Settings(RemoteEngineSettings, GpuSettings, AdapterSettings, EngineSetting
         description="bucket region; unset: from the endpoint if it names one, else us-west-000",
     )
     s3_public_endpoint: str = Field(
-        "", description="endpoint in links, if callers reach the store by another than S3_ENDPOINT"
+        "", description="endpoint in links, if callers reach the store by another endpoint"
     )
     s3_object_prefix: KeyPrefix = Field("qwen-image-edit/", description="prefix of all object keys")
     presign_expiry: int = Field(86400, ge=1, le=604800, description="seconds a link lives")

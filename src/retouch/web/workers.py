@@ -152,7 +152,9 @@ def count_workers(gpus: int | Literal["all"], found: int, *, each: int = 1) -> i
     if 0 < found < gpus:
         raise InvalidSettings(f"wrong settings: GPUS: is {gpus}, but there are {found} GPUs")
     if gpus > 1 and gpus % each:
-        raise InvalidSettings(f"wrong settings: GPUS: is {gpus}, but PARALLEL takes {each} each")
+        raise InvalidSettings(
+            f"wrong settings: GPUS: is {gpus}, but PARALLEL takes {each} for each edit: set a multiple of {each}"
+        )
     return max(1, gpus // each)
 
 

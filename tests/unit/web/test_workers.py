@@ -95,7 +95,7 @@ def test_workers_with_two_gpus_each_take_them_in_pairs(monkeypatch: pytest.Monke
 
 def test_a_gpu_that_would_be_left_over_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
-    with pytest.raises(InvalidSettings, match="GPUS: is 3, but PARALLEL takes 2 each"):
+    with pytest.raises(InvalidSettings, match="GPUS: is 3, but PARALLEL takes 2 for each edit"):
         join_workers(3, each=2)
 
 

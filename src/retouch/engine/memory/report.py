@@ -15,7 +15,7 @@ from retouch.engine.memory.plan import (
     Sizes,
     make_plan,
 )
-from retouch.engine.memory.probe import measure_free, measure_host
+from retouch.engine.memory.probe import find_device, measure_free, measure_host, require_driver
 from retouch.engine.memory.quantization import (
     PLAIN,
     Quantization,
@@ -41,10 +41,16 @@ def describe_plan(
     local disk.
 
     Raises:
-        ModelError: it would not fit.
+        ModelError: it would not fit, or this machine has no GPU and none is named.
     """
     if gpu_gib is None and card:
         gpu_gib = CARDS[card].free_gib
+    if gpu_gib is None:
+        require_driver()
+        if find_device().type == "cpu":
+            raise ModelError(
+                "torch finds no GPU here: for another machine give --card or --gpu-gib"
+            )
     gpu_bytes = measure_free(gpu_memory_gib).gpu_bytes if gpu_gib is None else int(gpu_gib * GIB)
     host_bytes = measure_host() if host_gib is None else int(host_gib * GIB)
     shape, memory = EditShape(), FreeMemory(gpu_bytes, host_bytes)

@@ -52,7 +52,7 @@ export function writePython(request, url, needsKey) {
     lines.push("", "def data_url(path):", '    return "data:;base64," + base64.b64encode(Path(path).read_bytes()).decode()', "", "");
   }
   const headers = needsKey ? '\n    headers={"Authorization": f"Bearer {os.environ[\'RETOUCH_KEY\']}"},' : "";
-  return [...lines, `answer = httpx.post(\n    "${url}",\n    json=${indent(body, 4)},${headers}\n    timeout=600,\n)`, "answer.raise_for_status()", 'print(answer.json()["result"]["presigned_url"])'].join("\n");
+  return [...lines, `answer = httpx.post(\n    "${url}",\n    json=${indent(body, 4)},${headers}\n    timeout=600,\n)`, 'answer = answer.json()', 'if "error" in answer:', '    raise SystemExit(answer["error"]["message"])', 'print(answer["result"]["presigned_url"])'].join("\n");
 }
 
 /** Write code that begins a job and polls it: Node's fetch gives up on an answer that takes over 300 s. */
