@@ -4,6 +4,11 @@ import gc
 import logging
 import sys
 
+import cpuinfo  # type: ignore[import-untyped]
+
+# The Runpod SDK asks it once, when it is imported; the answer is a second Python's, after a second of CPU time.
+cpuinfo.get_cpu_info = lambda: {"brand_raw": "a processor"}
+
 
 def pytest_collection_finish() -> None:
     """Compute in one thread, and spare each test what grows with all that is imported.

@@ -1,4 +1,5 @@
 import functools
+from bisect import bisect_left
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -122,7 +123,7 @@ def test_a_tight_card_gives_up_the_third_slot_before_it_is_refused() -> None:
 @functools.cache
 def find_least_gib() -> float:
     """Return the least GPU memory that a plan fits into."""
-    return next(gib / 20 for gib in range(200) if fits(gib / 20))
+    return bisect_left(range(200), True, key=lambda twentieth: fits(twentieth / 20)) / 20
 
 
 def fits(gpu_gib: float) -> bool:
