@@ -403,15 +403,22 @@ def report(rows: dict[str, dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("rows", nargs="*", metavar="ROW")
-    parser.add_argument("--budget-s", type=float, default=600.0)
+    parser.add_argument("--budget-s", type=float, default=600.0, help="rows over it are skipped")
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16"])
     parser.add_argument("--edits", type=int, default=50, help="of the row leak")
-    parser.add_argument("--attention", default="native")
-    parser.add_argument("--folder", type=Path, default=Path("/dev/shm/retouch-full-size"))  # noqa: S108
+    parser.add_argument("--attention", default="native", help="auto: the fastest, as a service")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=Path("/dev/shm/retouch-full-size"),  # noqa: S108
+        help="where the rows load write weights; removed at the end",
+    )
     parser.add_argument("--eager-checks", action="store_true", help="check without the compiler")
-    parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--tiny", action="store_true", help="a toy model on the CPU")
     options = parser.parse_args()
     if options.tiny:
         torch.set_num_threads(1)
