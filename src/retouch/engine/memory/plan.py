@@ -163,13 +163,14 @@ def make_plan(sizes: Sizes, shape: EditShape, memory: FreeMemory) -> Plan:
 
 
 def require_host(sizes: Sizes, memory: FreeMemory) -> None:
-    """Require host memory for all weights: without a GPU all of them stay there.
+    """Require host memory for all weights and their expansion: without a GPU they stay there.
 
     Raises:
         ModelError: it does not fit; the message says how much is needed and how much is free.
     """
-    if sizes.total > memory.host_bytes:
-        short = _shortfall("host", need=sizes.total, free=memory.host_bytes)
+    need = sizes.total + sizes.expansion
+    if need > memory.host_bytes:
+        short = _shortfall("host", need=need, free=memory.host_bytes)
         raise ModelError(f"not enough memory without a GPU: {short}")
 
 

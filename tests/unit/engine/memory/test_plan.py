@@ -18,6 +18,7 @@ from retouch.engine.memory.plan import (
     Sizes,
     evenly_spaced,
     make_plan,
+    require_host,
 )
 from retouch.engine.memory.probe import measure_cpus, measure_free, measure_host
 from retouch.engine.memory.report import explain
@@ -298,3 +299,10 @@ def test_mapped_modulation_takes_no_host_memory() -> None:
         plan = make_plan(mapped, SHAPE, FreeMemory(gpu_gib * GIB, 64 * GIB))
         assert plan.host_bytes == plan_for(gpu_gib).host_bytes - sum(FULL.modulation)
         assert plan.peak_bytes == plan_for(gpu_gib).peak_bytes
+
+
+def test_without_a_gpu_the_host_has_all_weights_and_the_buffer_that_expands_them() -> None:
+    packed = replace(FULL, expansion=GIB)
+    require_host(packed, FreeMemory(0, FULL.total + GIB))
+    with pytest.raises(ModelError, match=r"short of host memory by 1\.0 GiB"):
+        require_host(packed, FreeMemory(0, FULL.total))
