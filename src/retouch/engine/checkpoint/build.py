@@ -33,7 +33,7 @@ from retouch.engine.checkpoint.packed_file import (
     require_used,
 )
 from retouch.engine.checkpoint.safetensors_reader import read_weights
-from retouch.engine.checkpoint.shared import open_shared
+from retouch.engine.checkpoint.shared import place
 from retouch.engine.fp8 import can_multiply_fp8
 from retouch.engine.memory.encode import encode_as
 from retouch.engine.memory.flat_params import MODULATION, flatten_pipeline
@@ -87,15 +87,8 @@ def load_weights(  # noqa: PLR0913 - what is loaded, and for what
         ),
         choose=lambda code: choose_merged(adapters, stored, Storage(code, dtype, scale), device),
     )
-    encode, plan = make_plan(memory)
-    shared = None
-    if memory.share and plan.slots:
-        params = flatten_pipeline(**modules, encode=encode)
-        shared = open_shared(memory.share, params, stored, adapters, dtype=dtype)
-        if not shared:  # a file was replaced since another process read it, or its GPU is another
-            encode, plan = make_plan(replace(memory, share=None))
-    weights = Weights(
-        **modules, plan=plan, device=device, encode=encode, mapped=mapped, shared=shared
+    weights = place(
+        modules, make_plan, memory, stored, adapters, dtype=dtype, device=device, mapped=mapped
     )
     require_used(packed, {view.path for params in weights.params for view in params.views})
     _read(stored, weights, adapters, scale=scale, progress=progress)
