@@ -2,13 +2,18 @@
 
 import os
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
-from support.servers.ceph_rgw import PACKAGES, Rgw, missing_binaries
+
+if TYPE_CHECKING:
+    from support.servers.ceph_rgw import Rgw
 
 
 @pytest.fixture(scope="session")
-def rgw(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rgw]:
+def rgw(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Rgw]":
+    from support.servers.ceph_rgw import PACKAGES, Rgw, missing_binaries
+
     if missing := missing_binaries():
         if os.environ.get("RETOUCH_SKIP_RGW") == "1":
             pytest.skip(f"RETOUCH_SKIP_RGW=1 and {', '.join(missing)} missing")
