@@ -35,8 +35,7 @@ class Weights:
     says which weights of blocks and layers are kept packed: they are expanded when they come.
     `mapped` has the bytes of the modulation's weights in their files, by path, or nothing: what is
     there is not copied to host memory. The others on the host live in `shared` memory, if there is
-    any, which has a unit for each of the `params`. `close` unpins the host's memory, as garbage collection does;
-    the weights must not be used afterwards.
+    any, which has a unit for each of the `params`.
     """
 
     def __init__(
@@ -65,8 +64,8 @@ class Weights:
         self._streamed_blocks: list[FlatParams] = []
         self._streamed_layers: list[FlatParams] = []
         self._pinned: list[FlatParams] = []
-        self.close = weakref.finalize(self, _unpin, self._pinned)
-        self.close.atexit = False
+        self._unpin = weakref.finalize(self, _unpin, self._pinned)
+        self._unpin.atexit = False
         self._ring: PrefetchRing | None = None
         self._expansion: ExpansionBuffer | None = None
 
@@ -243,6 +242,10 @@ class Weights:
             return map_host(params.size_bytes)
         self._shared_units[params] = at
         return torch.frombuffer(self._shared.unit(at), dtype=torch.uint8)
+
+    def close(self) -> None:
+        """Unpin the host's memory, as garbage collection does. The weights must not be used afterwards."""
+        self._unpin()
 
     def _acquire(self, order: Sequence[FlatParams], at: int) -> None:
         if self._ring is None:
