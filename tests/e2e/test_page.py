@@ -177,16 +177,21 @@ def edit_all_day(page: Page) -> None:
     expect(page.locator("#status")).to_contain_text("step")
 
 
+def open_and_edit_all_day(page: Page, service: Service) -> None:
+    """Open the page, and begin such an edit of the sample."""
+    visit(page, service)
+    page.get_by_text("Use the sample").click()
+    page.get_by_label("Instruction").fill("make it warmer")
+    page.get_by_text("Options").click()
+    page.get_by_label("Shape", exact=True).select_option("exact")
+    edit_all_day(page)
+
+
 def test_a_running_edit_survives_a_reload_and_can_still_be_stopped(
     page: Page, local: Service
 ) -> None:
     with page.expect_request(lambda request: request.method == "PUT") as sent:
-        visit(page, local)
-        page.get_by_text("Use the sample").click()
-        page.get_by_label("Instruction").fill("make it warmer")
-        page.get_by_text("Options").click()
-        page.get_by_label("Shape", exact=True).select_option("exact")
-        edit_all_day(page)
+        open_and_edit_all_day(page, local)
     job = sent.value.url
     page.reload()
     expect(page.locator("#status")).to_contain_text("step")
@@ -501,12 +506,7 @@ def test_it_is_accessible_once_an_edit_is_picked_up_and_once_it_is_lost(
 
     width_px = 320
     page.set_viewport_size({"width": width_px, "height": 800})
-    visit(page, local)
-    page.get_by_text("Use the sample").click()
-    page.get_by_label("Instruction").fill("make it warmer")
-    page.get_by_text("Options").click()
-    page.get_by_label("Shape", exact=True).select_option("exact")
-    edit_all_day(page)
+    open_and_edit_all_day(page, local)
 
     page.reload()
     expect(page.locator("#status")).to_contain_text("step")

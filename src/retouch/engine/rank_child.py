@@ -96,7 +96,7 @@ class Rank:
             for size, group in groups.items():
                 self._shares[size] = Share(message.rank % size, size, group)
         elif isinstance(message, Begin):
-            # What the last edit's tensors took stays with the allocator: mapping it again takes 0.1 s.
+            # What the last edit's tensors took stays with the allocator: the next needs it again.
             self._velocities, self._size = None, message.size
             self._velocities = self._branches.start(message.inputs, self._shares[message.size])
         elif self._velocities:

@@ -21,7 +21,7 @@ _JOIN_S = 60
 _NCCL = {"NCCL_SOCKET_IFNAME": "lo", "TORCH_NCCL_ASYNC_ERROR_HANDLING": "0"}
 """NCCL listens to this host only, and torch does not end the process with a peer: the team says what died."""
 _WORD = torch.int64
-"""What is exchanged is moved as: four half-precision channels at once take a third of the time."""
+"""What is exchanged is copied as: four half-precision channels at once."""
 _c10d: Any = distributed  # most of its names are not exported explicitly
 Group = Any
 """A backend of torch.distributed: NCCL between GPUs, Gloo on the CPU."""

@@ -246,6 +246,7 @@ class Weights:
     def close(self) -> None:
         """Unpin the host's memory, as garbage collection does. The weights must not be used afterwards."""
         self._unpin()
+        self._ring = None
 
     def _acquire(self, order: Sequence[FlatParams], at: int) -> None:
         if self._ring is None:

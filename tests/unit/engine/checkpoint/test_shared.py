@@ -1,6 +1,5 @@
 """Two loads of the tiny model that stream from the same memory, as two processes do."""
 
-from collections.abc import Iterator
 from functools import partial
 
 import pytest
@@ -11,17 +10,9 @@ from support.models.tiny import build_tiny
 
 from retouch.editing.ports import run_edit
 from retouch.engine.memory import weights as weights_module
-from retouch.engine.memory.shared_memory import HostShare, sharing
+from retouch.engine.memory.shared_memory import HostShare
 from retouch.engine.memory.weights import Weights
 from retouch.errors import ModelError
-
-
-@pytest.fixture
-def share() -> Iterator[HostShare]:
-    with sharing(2):
-        made = HostShare.find()
-        assert made
-        yield made
 
 
 @pytest.fixture

@@ -25,14 +25,6 @@ def say(text):
 """
 
 
-@pytest.fixture
-def share() -> Iterator[HostShare]:
-    with sharing(2):
-        made = HostShare.find()
-        assert made
-        yield made
-
-
 @contextmanager
 def beside(share: HostShare, program: str) -> Iterator[subprocess.Popen[str]]:
     """Run `program` after `OPEN` in a process that inherits the share, until it says something."""
