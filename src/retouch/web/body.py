@@ -1,6 +1,7 @@
 """Reads a request body within limits of bytes, time and memory, and parses it once: JSON or a form."""
 
 import asyncio
+import codecs
 import re
 import weakref
 from collections.abc import AsyncIterator
@@ -44,6 +45,8 @@ class _Json:
         self._body += piece
 
     def close(self) -> bytearray:
+        if self._body[:3] == codecs.BOM_UTF8:  # Windows' tools put it in front (RFC 8259, 8.1)
+            del self._body[:3]
         return self._body
 
     def release(self) -> None:

@@ -4,6 +4,7 @@ Starlette's parser writes a file over 1 MiB to the temporary directory.
 """
 
 import hashlib
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -23,6 +24,10 @@ _MAX_PARTS = 64
 _MAX_TYPE_CHARACTERS = 1024
 _NO_FORM = "the body must be one multipart/form-data form"
 _SCHEMA = EditRequest.model_json_schema()["properties"]
+_TEXT_KINDS = (b"text/", b"application/json")  # OpenAPI 3 sends lists as JSON
+_NUMBER = re.compile(r"[+-]?(\d{1,15}\.?\d{0,15}|\.\d{1,15})")
+_TRUTHS = {"true": True, "on": True, "false": False, "off": False}
+_INDEX = re.compile(r"\[\d*\]$")  # image[] and image[0] of JavaScript and PHP
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,10 +120,13 @@ class FormParser:
         self._name = self._value = b""
 
     def _end_headers(self) -> None:
-        disposition = parse_options_header(self._headers.get(b"content-disposition"))[1]
+        header = self._headers.get(b"content-disposition", b"")
+        disposition = parse_options_header(header)[1]
         self._field = disposition.get(b"name", b"").decode("utf-8", "replace")
         kind = self._headers.get(b"content-type", b"text/plain").lower()
-        self._is_file = b"filename" in disposition or not kind.startswith(b"text/")
+        # RFC 7578 forbids filename*, which older clients send where the name is not ASCII.
+        has_name = b"filename" in disposition or b"filename*=" in header
+        self._is_file = has_name or not kind.startswith(_TEXT_KINDS)
         # A browser sends a file that nobody chose as an empty one without a name.
         self._is_absent = disposition.get(b"filename") == b""
 
@@ -158,7 +166,7 @@ def parse_edit_form(form: Form) -> EditRequest:
     faults, fields = {}, read_texts(form.texts)
     sent: dict[str, list[Upload]] = {"image": [], "mask": []}
     for full_name, upload in form.files:
-        name = full_name.removesuffix("[]")
+        name = _INDEX.sub("", full_name)
         if name not in sent:
             faults[name[:64]] = "takes no file: send it as image"
         elif not upload.body:
@@ -188,23 +196,23 @@ def parse_edit_form(form: Form) -> EditRequest:
 def read_texts(texts: Iterable[tuple[str, str]]) -> dict[str, object]:
     """Return the texts of a form as the types of the request's fields; wrong ones stay texts.
 
-    A blank text for a number is as none.
+    A blank text is as none, except for the prompt. Numbers and truth values may be spelled as in shells,
+    Python and HTML.
 
     Raises:
         InvalidRequest: a field is given twice.
 
-    >>> read_texts([("prompt", "4"), ("seed", "4"), ("width", ""), ("height", "x")])
-    {'prompt': '4', 'seed': 4, 'height': 'x'}
+    >>> read_texts([("prompt", "4"), ("seed", "4"), ("width", ""), ("height", "x"), ("strength", ".5")])
+    {'prompt': '4', 'seed': 4, 'height': 'x', 'strength': 0.5}
     """
     fields: dict[str, object] = {}
     for name, text in texts:
         kinds = _find_types(name)
         if name in fields:
             raise InvalidRequest.for_fields({name[:64]: "is given twice"})
-        if "string" in kinds:
-            fields[name] = text
-        elif text.strip():
-            fields[name] = _parse(text)
+        if name in _SCHEMA and name != "prompt" and not text.strip():
+            continue
+        fields[name] = text if "string" in kinds else _parse(text)
     return fields
 
 
@@ -218,4 +226,5 @@ def _parse(text: str) -> object:
     try:
         return from_json(text, allow_inf_nan=False)
     except ValueError:
-        return text
+        plain = text.strip().lower()
+        return float(plain) if _NUMBER.fullmatch(plain) else _TRUTHS.get(plain, text)

@@ -16,18 +16,11 @@ from retouch.web.form import Form, read_texts
 _FILE_FIELD = re.compile(r"(image|images|mask|markup)(?:\[\d*\])?(?:\[image_url\])?")
 _MEDIUM_STEPS = 8
 _NESTED = re.compile(r"(\w+)\[\]\[(\w+)\]")
-_OUR_NAMES = EditRequest.model_fields.keys() - {
-    *(
-        "image_url",
-        "image_urls",
-        "mask_url",
-        "num_images",
-        "response_format",
-        "webhook",
-        "webhook_progress",
-    ),
-    "webhook_progress",
-}
+_OUR_NAMES = (
+    EditRequest.model_fields.keys()
+    - {"image_url", "image_urls", "mask_url", "num_images"}
+    - {"response_format", "webhook", "webhook_progress"}
+)
 """Fields of `POST /edit` that may be sent too; the rest follow from OpenAI's."""
 _THEIR_NAMES = {
     "image_url": "image",
@@ -40,7 +33,7 @@ _THEIR_NAMES = {
 }
 
 
-_OF_IMAGES = re.compile(r"\b(image_urls?|mask_url)\b")
+_OF_IMAGES = re.compile(r'(?<!")\b(image_urls?|mask_url)\b')
 
 
 @dataclass(slots=True)
@@ -194,5 +187,6 @@ def _rename(error: InvalidRequest) -> InvalidRequest:
     named: dict[str, str] = {}
     for name, fault in error.details["fields"].items():
         ours, bracket, rest = name.partition("[")
-        named.setdefault(_THEIR_NAMES.get(ours, ours) + bracket + rest, fault)
+        text = fault.removesuffix(", unless image_urls is given")
+        named.setdefault(_THEIR_NAMES.get(ours, ours) + bracket + rest, text)
     return InvalidRequest.for_fields(named)

@@ -70,6 +70,11 @@ async def test_a_body_up_to_the_limit_is_read_whole(pieces: tuple[bytes, ...]) -
     assert (await build_reader().read(asking(sending(*pieces)))).prompt == "a"
 
 
+async def test_a_byte_order_mark_before_the_json_is_dropped() -> None:
+    request = await build_reader().read(asking(sending(b"\xef", b"\xbb\xbf" + BODY)))
+    assert request.prompt == "a"
+
+
 async def test_a_message_without_a_body_is_an_empty_one() -> None:
     async def receive() -> Message:
         return {"type": "http.request"}

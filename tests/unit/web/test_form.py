@@ -59,11 +59,21 @@ def test_a_content_type_that_takes_long_to_parse_is_refused_unread(junk: str) ->
         parse(f"multipart/form-data{junk};boundary=b", part("A: b"))
 
 
-@pytest.mark.parametrize("name", ["image", "image[]"])
+@pytest.mark.parametrize("name", ["image", "image[]", "image[0]"])
 @pytest.mark.parametrize("kind", ["image/png", "application/octet-stream", "text/plain"])
 def test_a_file_is_the_source_whatever_type_it_is_declared_as(name: str, kind: str) -> None:
     request = ask((name, ("upload", PNG, kind)), PROMPT)
     assert request.sources == {"image_url": Upload.of(PNG)}
+
+
+def test_a_name_in_the_extended_notation_marks_a_file() -> None:
+    head = "Content-Disposition: form-data; name=\"image\"; filename*=utf-8''%C3%A9.png"
+    assert parse(KIND, part(head)).files == [("image", Upload.of(b"x"))]
+
+
+def test_json_without_a_file_name_is_a_text() -> None:
+    head = 'Content-Disposition: form-data; name="loras"\r\nContent-Type: application/json'
+    assert parse(KIND, part(head, "[]")).texts == [("loras", "[]")]
 
 
 def test_several_files_are_the_sources_in_their_order() -> None:
@@ -89,6 +99,31 @@ def test_texts_become_the_types_of_their_fields() -> None:
         "prompt": "7",
         "image_url": URL,
     }
+
+
+@pytest.mark.parametrize(
+    ("field", "text", "value"),
+    [
+        ("strength", ".5", 0.5),
+        ("guidance_scale", "3.", 3.0),
+        ("seed", "+5", 5),
+        ("seed", " 007 ", 7),
+        ("webhook_progress", "True", True),
+        ("webhook_progress", "off", False),
+    ],
+)
+def test_numbers_and_truth_values_may_be_spelled_as_elsewhere(
+    field: str, text: str, value: object
+) -> None:
+    webhook = ("webhook", (None, "https://example.com/"))
+    request = ask(PROMPT, ("image", PNG), webhook, (field, (None, text)))
+    assert getattr(request, field) == value
+
+
+def test_every_other_field_may_be_left_blank() -> None:
+    names = EditRequest.model_fields.keys() - {"prompt"}
+    request = ask(PROMPT, ("image", PNG), *((name, (None, " ")) for name in sorted(names)))
+    assert request == ask(PROMPT, ("image", PNG))
 
 
 @pytest.mark.parametrize(

@@ -324,6 +324,19 @@ async def test_json_that_is_no_request_is_refused(body: bytes) -> None:
     assert response.json()["error"]["code"] in {"malformed_body", "invalid_request"}
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"images": []}, "image: Field required"),
+        ({"image": {"url": URL}}, 'image: send {"image_url": "https://… or data:…"}'),
+    ],
+)
+async def test_advice_on_images_can_be_followed(given: dict[str, Any], message: str) -> None:
+    async with client() as http:
+        response = await http.post("/v1/images/edits", json={"prompt": "x", **given})
+    assert response.json()["error"]["message"] == message
+
+
 async def test_a_caller_that_leaves_cancels_the_edit() -> None:
     house, pause = House(), Pause()
     house.engine.at_step = lambda step: pause.hold() if step == 1 else None
