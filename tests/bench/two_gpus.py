@@ -147,7 +147,7 @@ def build_alone(options: argparse.Namespace) -> CheckpointSettings:
         model_id=str(options.folder),
         dtype=options.dtype,
         gpu_memory_gib=options.gpu_memory_gib,
-        compile=False,
+        compile=options.compile,
     )
 
 
@@ -224,6 +224,9 @@ def main() -> None:
         "--gpu-memory-gib", type=float, default=0.0, help="16 streams; default: all"
     )
     parser.add_argument("--steps", type=int, nargs="*", default=[4, 30])
+    parser.add_argument(
+        "--compile", action="store_true", help="the edits over several GPUs and one"
+    )
     parser.add_argument("--edits", type=int, default=12, help="a worker; default: 12")
     parser.add_argument("--kill-after-s", type=float, default=3.0)
     parser.add_argument("--side", type=int, default=1024, help="of the results in pixels")

@@ -1,6 +1,7 @@
 """How often torch compiles a block: a compilation takes seconds, and on a GPU a minute."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,12 @@ import pytest
 import torch
 from support.models.adapters import draw, load, name_adapter
 from support.models.forward_pass import Case
+from support.models.shared_pass import SharedPass, join_all
 from support.models.tiny import build_tiny_pipeline
 
 from retouch.editing.adapters import resolve_adapters
 from retouch.engine import transformer
+from retouch.engine.compilation import compile_block
 from retouch.schema import Lora
 
 pytestmark = pytest.mark.e2e
@@ -73,4 +76,23 @@ def test_blocks_compile_once_for_a_rank_and_not_again_for_other_adapters_of_it(
     for scales in ({"one": 2.0}, {"wide": -1.0}, {}):
         run(compiled, scales)
     assert len(graphs) == 3
+    torch._dynamo.reset()  # noqa: SLF001 - as above
+
+
+def test_shares_of_the_tokens_compile_once_for_all_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs: list[Any] = []
+
+    def backend(graph: Any, _inputs: object) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()  # noqa: SLF001 - documented for tests
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend, fullgraph=True))
+    run_block = compile_block(transformer.run_block)
+    case, groups = SharedPass(zero_cond_t=True, grids=((4, 3), (2, 4))), join_all(2)
+    for count in (8, 12, 6):
+        texts = [torch.randn(1, count, 32)]
+        (parts,), (whole,) = case.join(texts, groups, run_block), case.predict(texts)
+        torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=0, atol=1e-5)
+    assert len(graphs) == 4, "what is before attention and what is after it; and of the last block"
     torch._dynamo.reset()  # noqa: SLF001 - as above

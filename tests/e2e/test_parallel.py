@@ -123,8 +123,3 @@ def test_a_fault_of_the_first_process_ends_the_second_which_waits_for_it() -> No
     engine.weights.transformer.transformer_blocks[1].img_norm1.eps = None
     with pytest.raises(ModelLost):
         find_pixels(engine)
-
-
-def test_shared_tokens_are_not_compiled() -> None:
-    with pytest.raises(ModelError, match="COMPILE=auto"):
-        load(replace(ALONE, parallel="ulysses", compile=True))

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -162,20 +163,30 @@ def _fill(code: BlockCode) -> None:
 
 
 def compile_block(run_block: "BlockCall") -> "BlockCall":
-    """Compile the one function that runs every block.
+    """Compile the one function that runs every block; for shares of the tokens, what is around its attention.
 
     The number of text tokens differs with each prompt, so it is dynamic from the first call; that of
     image tokens from the second size on, so that a worker with one size runs code made for it.
     """
     import torch
 
+    from retouch.engine.transformer import finish_block, project_heads
+
     # Beyond the limit, by default 8, calls run uncompiled: the last block and the ranks of adapters
     # have code of their own, each for the first size and for any.
     torch._dynamo.config.recompile_limit = _MAX_VARIANTS  # noqa: SLF001 - the documented switch
     compiled: Any = torch.compile(run_block)
+    project: Any = torch.compile(project_heads)
+    finish: Any = torch.compile(finish_block)
     mark: Any = torch._dynamo.maybe_mark_dynamic  # noqa: SLF001 - documented for this use
 
-    def run(block: Any, image: Any, text: Any, *rest: Any) -> Any:
+    def finish_marked(block: Any, image: Any, text: Any, attended: Any, *rest: Any) -> Any:
+        mark(attended, 1)  # (1, t + i, h, c)
+        return finish(block, image, text, attended, *rest)
+
+    in_halves = partial(run_block, project=project, finish=finish_marked)
+
+    def run(block: Any, image: Any, text: Any, *rest: Any, exchange: Any = None) -> Any:
         _modulation, angles, *_ = rest
         image, text = (
             # Copy a view, as only the first block gets: it would be compiled for that alone.
@@ -184,6 +195,8 @@ def compile_block(run_block: "BlockCall") -> "BlockCall":
         )
         mark(text, 1)  # (1, t, dim)
         mark(angles, 0)  # (t + i, 1, c/2, 2)
+        if exchange:  # it is no part of a graph
+            return in_halves(block, image, text, *rest, exchange=exchange)
         return compiled(block, image, text, *rest)
 
     return run

@@ -10,7 +10,6 @@ h = heads, c = channels of a head, dim = h c.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from math import prod
 from typing import Any
 
@@ -27,6 +26,8 @@ from retouch.engine.ulysses import WHOLE, Exchange, Share
 
 BlockCall = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 """`run_block`, or its compiled form."""
+Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""Query, key and value of all tokens, each (1, t + i, h, c)."""
 _NO_BLOCK_TERMS: Mapping[str, Term] = {}
 
 
@@ -128,16 +129,14 @@ class Transformer:
         tokens = torch.cat([latents.to(conditioning.condition.dtype), conditioning.condition], 1)
         image = linear(module.img_in, tokens, terms.others.get("img_in"))  # (1, i, dim)
         streams = [(image, branch.text) for branch in conditioning.branches]
-        calls = [
-            partial(self._run_block, exchange=branch.exchange)
-            if branch.exchange
-            else self._run_block
+        shared = [
+            {"exchange": branch.exchange} if branch.exchange else {}
             for branch in conditioning.branches
         ]
         last = len(module.transformer_blocks) - 1
         for index, block in enumerate(self._weights.blocks()):
             for at, branch in enumerate(conditioning.branches):
-                streams[at] = calls[at](
+                streams[at] = self._run_block(
                     block,
                     *streams[at],
                     (modulation.image[step, index], modulation.text[step, index]),
@@ -145,6 +144,7 @@ class Transformer:
                     conditioning.is_condition,
                     latents.shape[1] if index == last else None,
                     terms.of_block(index),
+                    **shared[at],
                 )
         scale, shift = modulation.last[step]
         norm = module.norm_out.norm
@@ -153,6 +153,80 @@ class Transformer:
             linear(module.proj_out, _modulate(image, norm, shift, scale), term).float()
             for image, _ in streams
         ]
+
+
+def project_heads(
+    block: Any,
+    image: torch.Tensor,
+    text: torch.Tensor,
+    modulation: tuple[torch.Tensor, torch.Tensor],
+    angles: torch.Tensor,
+    is_condition: torch.Tensor | None,
+    num_output_tokens: int | None,
+    terms: Mapping[str, Term],
+) -> Heads:
+    """Return what a block's joint attention is over: text and image tokens, in upstream's order.
+
+    With `num_output_tokens` only that many image tokens are queries.
+    """
+    attn = block.attn
+    before = [select_modulation(part, is_condition) for part in modulation[0][:2]]
+    image = _modulate(image, block.img_norm1, *before)
+    text = _modulate(text, block.txt_norm1, *modulation[1][:2])
+    count, channels = text.shape[1], attn.inner_dim // attn.heads
+    queries, keys, values = zip(
+        _gather(attn, text, ("add_q_proj", "add_k_proj", "add_v_proj"), terms),
+        _gather(attn, image, ("to_q", "to_k", "to_v"), terms),
+        strict=True,
+    )
+    shape = 1, -1, attn.heads, channels  # (1, token, dim) -> (1, token, h, c)
+    key = qk_norm(linear_joined(*keys).view(shape), attn.norm_added_k, attn.norm_k, count)
+    if num_output_tokens is None:
+        query, query_angles = linear_joined(*queries), angles
+    else:
+        query = linear(attn.to_q, image[:, :num_output_tokens], terms.get("attn.to_q"))
+        query_angles, count = angles[count:][:num_output_tokens], 0
+    query = qk_norm(query.view(shape), attn.norm_added_q, attn.norm_q, count)
+    return (
+        apply_rotary(query, query_angles).to(image.dtype),
+        apply_rotary(key, angles).to(image.dtype),
+        linear_joined(*values).view(shape),
+    )
+
+
+def finish_block(
+    block: Any,
+    image: torch.Tensor,
+    text: torch.Tensor,
+    attended: torch.Tensor,
+    modulation: tuple[torch.Tensor, torch.Tensor],
+    is_condition: torch.Tensor | None,
+    num_output_tokens: int | None,
+    terms: Mapping[str, Term],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return a block's streams from those it got and what was `attended`, (1, t + i, h, c)."""
+    joint = attended.flatten(2)  # -> (1, t + i, dim)
+    count = 0 if num_output_tokens is not None else text.shape[1]  # of queries that are text
+    if is_condition is not None:
+        is_condition = is_condition[:num_output_tokens]
+    gate, *shift_and_scale, last_gate = (
+        select_modulation(part, is_condition) for part in modulation[0][2:]
+    )
+    out = linear(block.attn.to_out[0], joint[:, count:], terms.get("attn.to_out.0"))
+    image = torch.addcmul(image[:, :num_output_tokens], gate, out)
+    out = feed_forward(
+        block.img_mlp, _modulate(image, block.img_norm2, *shift_and_scale), terms, "img_mlp"
+    )
+    image = torch.addcmul(image, last_gate, out)
+    if num_output_tokens is None:
+        text_parts = modulation[1].unbind()  # 6 x (1, dim)
+        out = linear(block.attn.to_add_out, joint[:, :count], terms.get("attn.to_add_out"))
+        text = torch.addcmul(text, text_parts[2], out)
+        out = feed_forward(
+            block.txt_mlp, _modulate(text, block.txt_norm2, *text_parts[3:5]), terms, "txt_mlp"
+        )
+        text = torch.addcmul(text, text_parts[5], out)
+    return image, text
 
 
 def run_block(  # noqa: PLR0913, PLR0917 - compiled as one function of tensors
@@ -166,45 +240,22 @@ def run_block(  # noqa: PLR0913, PLR0917 - compiled as one function of tensors
     terms: Mapping[str, Term] = _NO_BLOCK_TERMS,
     attend: Attend = attend_native,
     exchange: Exchange | None = None,
+    *,
+    project: Callable[..., Heads] = project_heads,
+    finish: BlockCall = finish_block,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Run one block over both streams, (1, i, dim) and (1, t, dim).
 
     `modulation` is (6, row, dim) for the image and for the text. In the last block only the first
     `num_output_tokens` of the image tokens are used: it returns those, and the text unchanged. `terms`
     are those of adapters by the layer's name. With `exchange` the tokens are a share of all. A function
-    of tensors, so that it compiles once for all blocks. Float16 is not clipped as upstream does: an
-    overflow must show in the latents instead of giving a wrong image.
+    of tensors, so that it compiles once for all blocks: whole, or as `project` and `finish`. Float16 is
+    not clipped as upstream does: an overflow must show in the latents instead of giving a wrong image.
     """
-    image_parts, text_parts = (parts.unbind() for parts in modulation)  # each 6 x (row, dim)
-    before = [select_modulation(part, is_condition) for part in image_parts[:2]]
-    if exchange:
-        attend = partial(exchange.attend, attend)
-    image_out, text_out = _attend(
-        block.attn,
-        _modulate(image, block.img_norm1, *before),
-        _modulate(text, block.txt_norm1, *text_parts[:2]),
-        angles,
-        num_output_tokens,
-        terms,
-        attend,
-    )
-    if is_condition is not None:
-        is_condition = is_condition[:num_output_tokens]
-    gate, *shift_and_scale, last_gate = (
-        select_modulation(part, is_condition) for part in image_parts[2:]
-    )
-    image = torch.addcmul(image[:, :num_output_tokens], gate, image_out)
-    image_out = feed_forward(
-        block.img_mlp, _modulate(image, block.img_norm2, *shift_and_scale), terms, "img_mlp"
-    )
-    image = torch.addcmul(image, last_gate, image_out)
-    if num_output_tokens is None:
-        text = torch.addcmul(text, text_parts[2], text_out)
-        text_out = feed_forward(
-            block.txt_mlp, _modulate(text, block.txt_norm2, *text_parts[3:5]), terms, "txt_mlp"
-        )
-        text = torch.addcmul(text, text_parts[5], text_out)
-    return image, text
+    rest = is_condition, num_output_tokens, terms
+    heads = project(block, image, text, modulation, angles, *rest)
+    attended = exchange.attend(attend, *heads) if exchange else attend(*heads)
+    return finish(block, image, text, attended, modulation, *rest)
 
 
 def feed_forward(
@@ -226,44 +277,6 @@ def _modulate(
     """Normalise the channels, then scale and shift them; `scale` has its 1 added already."""
     normed = functional.layer_norm(stream, stream.shape[-1:], eps=norm.eps)
     return torch.addcmul(shift, normed, scale)
-
-
-def _attend(
-    attn: Any,
-    image: torch.Tensor,
-    text: torch.Tensor,
-    angles: torch.Tensor,
-    num_output_tokens: int | None,
-    terms: Mapping[str, Term],
-    attend: Attend,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Joint attention over text and image tokens, in upstream's order: (1, i, dim), (1, t, dim).
-
-    With `num_output_tokens` only that many image tokens are queries, and the text's output is empty.
-    """
-    count, channels = text.shape[1], attn.inner_dim // attn.heads
-    queries, keys, values = zip(
-        _gather(attn, text, ("add_q_proj", "add_k_proj", "add_v_proj"), terms),
-        _gather(attn, image, ("to_q", "to_k", "to_v"), terms),
-        strict=True,
-    )
-    shape = 1, -1, attn.heads, channels  # (1, token, dim) -> (1, token, h, c)
-    key = qk_norm(linear_joined(*keys).view(shape), attn.norm_added_k, attn.norm_k, count)
-    if num_output_tokens is None:
-        query, query_angles = linear_joined(*queries), angles
-    else:
-        query = linear(attn.to_q, image[:, :num_output_tokens], terms.get("attn.to_q"))
-        query_angles, count = angles[count:][:num_output_tokens], 0
-    query = qk_norm(query.view(shape), attn.norm_added_q, attn.norm_q, count)
-    joint = attend(
-        apply_rotary(query, query_angles).to(image.dtype),
-        apply_rotary(key, angles).to(image.dtype),
-        linear_joined(*values).view(shape),
-    ).flatten(2)  # (1, t + i, h, c) -> (1, t + i, dim)
-    return (
-        linear(attn.to_out[0], joint[:, count:], terms.get("attn.to_out.0")),
-        linear(attn.to_add_out, joint[:, :count], terms.get("attn.to_add_out")),
-    )
 
 
 def _gather(

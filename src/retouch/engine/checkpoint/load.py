@@ -119,7 +119,7 @@ def _load_engine(
         term_layers=tuple(adapters.block_layers),
     )
     if settings.splits_tokens:
-        code = None
+        code = None  # what is compiled is not cached for the next start by `keep_code`
     run_block, compiled = _choose_code(settings, setup, code)
     if team:
         team.wait_until_loaded()
@@ -147,15 +147,13 @@ def _load_engine(
 def _start_team(settings: CheckpointSettings, setup: _Setup, undo: ExitStack) -> "Team | None":
     if settings.processes == 1:
         return None
-    if settings.splits_tokens and settings.compile is True:
-        raise ModelError("PARALLEL=ulysses runs uncompiled: set COMPILE=auto")
     from retouch.engine.team import start_team
 
     alike = replace(
         settings,
         parallel="none",
         attention_backend=setup.attention.name,
-        compile=False if settings.splits_tokens else settings.compile,
+        compile=settings.compile is True if settings.splits_tokens else settings.compile,
     )
     guidance = "guidance" in settings.parallel
     team = start_team(alike, setup.device, processes=settings.processes, guidance=guidance)
