@@ -67,7 +67,9 @@ def build_tensors(
     return tensors
 
 
-def write(path: Path, tensors: Mapping[str, torch.Tensor]) -> Path:
+def write(
+    path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str] | None = None
+) -> Path:
     """Write a safetensors file and return its path."""
-    save_file({name: tensor.clone() for name, tensor in tensors.items()}, path)
+    save_file({name: tensor.clone() for name, tensor in tensors.items()}, path, metadata)
     return path

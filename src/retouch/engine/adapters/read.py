@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from retouch.engine.adapters.header_alphas import HeaderAlphas, read_header_alphas
 from retouch.engine.adapters.keys import (
     AdapterKey,
     AdapterRefused,
@@ -22,6 +23,7 @@ from retouch.engine.header_limit import MAX_HEADER_BYTES, has_long_header
 
 MAX_RANK = 256
 _DTYPES = frozenset({"F64", "F32", "F16", "BF16"})
+_ALPHA_DTYPES = _DTYPES | {"I64", "I32", "I16", "U8"}
 Shape = tuple[int, int]
 """Of a linear layer's weight: (out features, in features)."""
 
@@ -31,7 +33,7 @@ class LowRank:
     """The update of one layer's weight: `factor * up @ down`, in the file's own dtype.
 
     `down` is (rank, in), `up` (out, rank); see Hu et al. 2021, https://arxiv.org/abs/2106.09685,
-    section 4.1. A file without alpha has alpha = rank.
+    section 4.1. A file without alpha, in its keys or its header, has alpha = rank.
     """
 
     down: torch.Tensor
@@ -89,7 +91,10 @@ def read_adapter(path: Path, shapes: Mapping[str, Shape]) -> Adapter:
             parts = _group(keys)
             for module, names in parts.items():
                 _check_layer(file, module, names, shapes[module])
-            layers = {module: _read_layer(file, names) for module, names in parts.items()}
+            alphas = read_header_alphas(file.metadata())
+            layers = {
+                module: _read_layer(file, names, module, alphas) for module, names in parts.items()
+            }
         with path.open("rb") as opened:
             digest = hashlib.file_digest(opened, "sha256").hexdigest()
     except FileNotFoundError:
@@ -126,7 +131,7 @@ def _check_layer(file: Any, module: str, names: Mapping[Part, str], shape: Shape
     found: dict[Part, list[int]] = {}
     for part, key in names.items():
         entry = file.get_slice(key)
-        if entry.get_dtype() not in _DTYPES:
+        if entry.get_dtype() not in (_ALPHA_DTYPES if part == "alpha" else _DTYPES):
             raise AdapterRefused(f"{entry.get_dtype()} is no type of LoRA weights (key {key})")
         found[part] = entry.get_shape()
     out_features, in_features = shape
@@ -143,11 +148,11 @@ def _check_layer(file: Any, module: str, names: Mapping[Part, str], shape: Shape
         raise AdapterRefused(f"alpha must be one number (key {names['alpha']})")
 
 
-def _read_layer(file: Any, names: Mapping[Part, str]) -> LowRank:
+def _read_layer(file: Any, names: Mapping[Part, str], module: str, alphas: HeaderAlphas) -> LowRank:
     tensors = {part: file.get_tensor(key) for part, key in names.items()}
     for part, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise AdapterRefused(f"non-finite values (NaN or infinity) in {names[part]}")
     down, up = tensors["down"].clone(), tensors["up"].clone()  # not the file's mapped pages
-    alpha = float(tensors["alpha"]) if "alpha" in tensors else float(len(down))
+    alpha = float(tensors["alpha"]) if "alpha" in tensors else alphas.of(module, len(down))
     return LowRank(down, up, alpha)

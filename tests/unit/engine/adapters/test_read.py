@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,73 @@ def test_every_key_style_gives_the_same_updates(
         layer = adapter.layers[name]
         assert torch.allclose(layer.factor * layer.up @ layer.down, factor * up @ down)
         assert (layer.rank, layer.alpha) == (4, alpha or 4.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.int64, torch.int32])
+def test_alpha_may_be_of_any_number_type(dtype: torch.dtype, tmp_path: Path) -> None:
+    tensors = build_tensors(PAIRS, "kohya", alpha=2.0)
+    tensors |= {key: one.to(dtype) for key, one in tensors.items() if key.endswith("alpha")}
+    adapter = read_adapter(write(tmp_path / "a.safetensors", tensors), SHAPES)
+    assert {layer.factor for layer in adapter.layers.values()} == {0.5}
+
+
+def as_diffusers(**config: object) -> dict[str, str]:
+    named = {f"transformer.{name}": value for name, value in config.items()}
+    return {"format": "pt", "lora_adapter_metadata": json.dumps(named)}
+
+
+@pytest.mark.parametrize(
+    ("metadata", "factor"),
+    [
+        (as_diffusers(r=4, lora_alpha=16), 4.0),
+        (as_diffusers(r=4, lora_alpha=16, use_rslora=True), 8.0),
+        (as_diffusers(lora_alpha=None), 1.0),
+        ({"lora_alpha": "2"}, 0.5),
+        ({"network_alpha": "2.0", "r": "4"}, 0.5),
+        ({"ss_network_alpha": "2"}, 1.0),
+        ({}, 1.0),
+    ],
+)
+def test_alpha_may_stand_in_the_header(
+    metadata: dict[str, str], factor: float, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "a.safetensors", build_tensors(PAIRS, "diffusers"), metadata)
+    adapter = read_adapter(path, SHAPES)
+    assert {layer.factor for layer in adapter.layers.values()} == {factor}
+
+
+def test_a_layer_may_have_an_alpha_of_its_own_in_the_header(tmp_path: Path) -> None:
+    metadata = as_diffusers(lora_alpha=4, alpha_pattern={"attn.to_q": 8, "proj_out": 2})
+    path = write(tmp_path / "a.safetensors", build_tensors(PAIRS, "diffusers"), metadata)
+    factors = {name: layer.factor for name, layer in read_adapter(path, SHAPES).layers.items()}
+    others = dict.fromkeys(SHAPES, 1.0)
+    assert factors == others | {"transformer_blocks.0.attn.to_q": 2.0, "proj_out": 0.5}
+
+
+def test_an_alpha_among_the_keys_outranks_the_header(tmp_path: Path) -> None:
+    tensors = build_tensors(PAIRS, "kohya", alpha=2.0)
+    path = write(tmp_path / "a.safetensors", tensors, {"lora_alpha": "16"})
+    assert {layer.factor for layer in read_adapter(path, SHAPES).layers.values()} == {0.5}
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"lora_alpha": "None"},
+        {"lora_adapter_metadata": "["},
+        {"lora_adapter_metadata": "[" * 9000},
+        {"lora_adapter_metadata": "[1]"},
+        as_diffusers(lora_alpha=float("nan")),
+        as_diffusers(lora_alpha=[1]),
+        as_diffusers(alpha_pattern={"(a*)*b": 1}),
+    ],
+)
+def test_an_alpha_in_the_header_that_cannot_be_read_is_refused(
+    metadata: dict[str, str], tmp_path: Path
+) -> None:
+    path = write(tmp_path / "a.safetensors", build_tensors(PAIRS, "diffusers"), metadata)
+    with pytest.raises(AdapterRefused, match="metadata"):
+        read_adapter(path, SHAPES)
 
 
 def test_ranks_may_differ_from_layer_to_layer(tmp_path: Path) -> None:

@@ -1,0 +1,75 @@
+"""The alpha that a LoRA file gives in its header, for layers without a key for it.
+
+diffusers and SimpleTuner keep peft's configuration there (diffusers' `loaders/lora_base.py`), others
+the number by itself. Loaded without it, such a file is too strong or too weak.
+"""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from retouch.engine.adapters.keys import AdapterRefused
+
+_CONFIG = "lora_adapter_metadata"
+_NAMES = ("lora_alpha", "network_alpha", "alpha")
+_MODULE = re.compile(r"[\w.]+")
+
+
+@dataclass(frozen=True, slots=True)
+class HeaderAlphas:
+    """`default` is None where the header gives none; `by_module` has the ends of modules' names."""
+
+    default: float | None
+    by_module: Mapping[str, float]
+    is_rank_stabilized: bool
+
+    def of(self, module: str, rank: int) -> float:
+        """Return the alpha of a layer: its rank where the header gives none.
+
+        By peft's `use_rslora` the update is scaled by alpha / sqrt(rank), not alpha / rank
+        (https://arxiv.org/abs/2312.03732).
+        """
+        parts = module.split(".")
+        ends = (".".join(parts[at:]) for at in range(len(parts)))
+        alpha = next((self.by_module[end] for end in ends if end in self.by_module), self.default)
+        if alpha is None:
+            return float(rank)
+        return alpha * math.sqrt(rank) if self.is_rank_stabilized else alpha
+
+
+def read_header_alphas(metadata: Mapping[str, str] | None) -> HeaderAlphas:
+    """Return what the metadata of a safetensors file says.
+
+    Raises:
+        AdapterRefused: it is damaged, or names layers by a pattern.
+
+    >>> given = read_header_alphas({"lora_adapter_metadata": '{"transformer.lora_alpha": 4}'})
+    >>> given.of("img_in", 16), read_header_alphas(None).of("img_in", 16)
+    (4.0, 16.0)
+    """
+    given: dict[str, object] = {**(metadata or {})}
+    try:
+        given |= json.loads(str(given.pop(_CONFIG, "{}")))
+        config = {name.removeprefix("transformer."): value for name, value in given.items()}
+        alpha = next((config[name] for name in _NAMES if config.get(name) is not None), None)
+        by_module = {name: _read(one) for name, one in _read_patterns(config).items()}
+        default = None if alpha is None else _read(alpha)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise AdapterRefused("the alpha in the file's metadata cannot be read") from error
+    return HeaderAlphas(default, by_module, config.get("use_rslora") is True)
+
+
+def _read_patterns(config: Mapping[str, object]) -> dict[str, object]:
+    patterns = config.get("alpha_pattern") or {}
+    if not isinstance(patterns, dict) or not all(map(_MODULE.fullmatch, patterns)):
+        raise ValueError("not names of layers")
+    return patterns
+
+
+def _read(alpha: object) -> float:
+    number = float(alpha) if isinstance(alpha, str | int | float) else math.nan
+    if not math.isfinite(number):
+        raise ValueError("not a finite number")
+    return number
