@@ -54,16 +54,19 @@ with lean_imports(attention="auto"):
     import transformers
     few = len(transformers.__all__)
     from transformers import BloomConfig
+    import torch._dynamo.utils  # as a package that uses the compiler does
+import torch
+assert torch.compile(lambda x: x + 1, backend="eager")(torch.ones(1)) == 2
 assert few < len(transformers.__all__) / 4
 assert transformers.models.albert and not hasattr(transformers, "Missing")
 assert len(transformers.__all__) > 5000
 """
 
 
-def test_after_a_lean_import_any_model_is_found_and_a_broken_package_is_not_imported(
+def test_after_a_lean_import_all_models_and_the_compiler_work_and_broken_packages_were_not_imported(
     tmp_path: Path,
 ) -> None:
-    for name in ("peft", "torchao", "bitsandbytes"):
+    for name in ("peft", "torchao", "torchvision", "bitsandbytes"):
         (tmp_path / f"{name}.py").write_text("raise ImportError('it wants another transformers')")
         (tmp_path / f"{name}-9.9.9.dist-info").mkdir()
         (tmp_path / f"{name}-9.9.9.dist-info/METADATA").write_text(

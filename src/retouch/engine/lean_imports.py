@@ -26,7 +26,10 @@ _OPTIONAL = (
     "optimum",
     "peft",
     "sdnq",
+    "sklearn",
     "torchao",
+    "torchaudio",
+    "torchvision",
     "xformers",
 )
 """Packages that the libraries use where they find them. xformers alone can be asked for."""
@@ -68,6 +71,11 @@ def lean_imports(*, attention: str) -> Iterator[None]:
     finally:
         for name, module in placed.items():
             if sys.modules.get(name) is module:
+                del sys.modules[name]
+        if (
+            _COMPILER not in sys.modules
+        ):  # what was imported of it knows the stand-in as its package
+            for name in [name for name in sys.modules if name.startswith(f"{_COMPILER}.")]:
                 del sys.modules[name]
 
 
