@@ -26,9 +26,8 @@ def resolve_adapters(
     by_name = {adapter.name: adapter for adapter in loaded}
     if unknown := [lora.key for lora in loras if lora.key not in by_name]:
         known = ", ".join(by_name) or "none"
-        raise InvalidRequest.for_fields(
-            {"loras": f"{unknown[0]} is not loaded; loaded are: {known}"}
-        )
+        fault = f"{unknown[0]} is not loaded; LORAS loads: {known}"
+        raise InvalidRequest.for_fields({"loras": fault})
     scales = {adapter.name: adapter.scale for adapter in loaded if adapter.always}
     for lora in loras:
         scales[lora.key] = by_name[lora.key].scale if lora.scale is None else lora.scale

@@ -76,6 +76,6 @@ def require_same_shape(size_px: tuple[int, int], mask_px: tuple[int, int]) -> No
     wide, tall = width_px * mask_height_px, height_px * mask_width_px
     if abs(wide - tall) > _MAX_STRETCH * max(wide, tall):
         raise MaskSizeMismatch(
-            f"the mask is {mask_width_px} x {mask_height_px} pixels and the image {width_px} x "
-            f"{height_px}: they must have one shape"
+            f"the mask is {mask_width_px} x {mask_height_px} pixels, the image {width_px} x "
+            f"{height_px}: send a mask of the image's size"
         )

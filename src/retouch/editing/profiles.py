@@ -24,7 +24,7 @@ def choose_profile(name: str | None, info: EngineInfo) -> ProfileInfo:
         if name in (None, profile.name):
             return profile
     names = ", ".join(profile.name for profile in offered)
-    raise InvalidRequest.for_fields({"profile": f"{name} is not offered; offered are: {names}"})
+    raise InvalidRequest.for_fields({"profile": f"{name} is not offered; PROFILES offers: {names}"})
 
 
 def fix_request(request: EditRequest, profile: ProfileInfo) -> tuple[EditRequest, list[str]]:

@@ -23,6 +23,7 @@ MAX_FRAME_BYTES = 65536
 _MAX_PARTS = 64
 _MAX_TYPE_CHARACTERS = 1024
 _NO_FORM = "the body must be one multipart/form-data form"
+_NO_FILE = "must be a file, as in -F image=@photo.jpg; for a URL there are image_url and mask_url"
 _SCHEMA = EditRequest.model_json_schema()["properties"]
 _TEXT_KINDS = (b"text/", b"application/json")  # OpenAPI 3 sends lists as JSON
 _NUMBER = re.compile(r"[+-]?(\d{1,15}\.?\d{0,15}|\.\d{1,15})")
@@ -163,8 +164,9 @@ def parse_edit_form(form: Form) -> EditRequest:
     Raises:
         InvalidRequest: fields are wrong; each is named.
     """
-    faults, fields = {}, read_texts(form.texts)
+    fields = read_texts(form.texts)
     sent: dict[str, list[Upload]] = {"image": [], "mask": []}
+    faults = dict.fromkeys(sorted(sent.keys() & fields.keys()), _NO_FILE)
     for full_name, upload in form.files:
         name = _INDEX.sub("", full_name)
         if name not in sent:
@@ -173,9 +175,8 @@ def parse_edit_form(form: Form) -> EditRequest:
             faults[name] = "the file is empty"
         else:
             sent[name].append(upload)
-    replaced = {"image_url", "image_urls"} if sent["image"] else set()
-    replaced |= {"mask_url"} if sent["mask"] else set()
-    faults |= dict.fromkeys(sorted(replaced & fields.keys()), "leave it out beside a file")
+    replaced = sorted(name for name in fields if sent.get(name.partition("_url")[0]))
+    faults |= dict.fromkeys(replaced, "leave it out beside a file")
     if len(sent["mask"]) > 1:
         faults["mask"] = "must be one file"
     if faults:

@@ -5,12 +5,15 @@
 
 import asyncio
 import resource
+import sys
 import uuid
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import h11
 from bentoml._internal.configuration.containers import BentoMLContainer
 from bentoml._internal.server.http import traffic
+from circus.sockets import CircusSocket  # type: ignore[import-untyped]
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 from uvicorn.config import HTTP_PROTOCOLS
@@ -149,8 +152,17 @@ class Connection(H11Protocol, asyncio.BufferedProtocol):
             self._check_timer = self.loop.call_later(self.check_every_s, self._check)
 
 
+def _listen(sock: Any, listen: Callable[[Any], None] = CircusSocket.bind_and_listen) -> None:
+    try:
+        listen(sock)
+    except OSError as error:
+        sys.exit(f"cannot listen on {sock.location}: {error.strerror}; choose another with --port")
+
+
 def install(standby: Channel) -> None:
     """Make BentoML's server use `Connection` with `standby`, and no timer a request.
+
+    Where the port is taken, `bentoml serve` ends with one line instead of a trace.
 
     BentoML hands no choice of protocol on to uvicorn. Its TimeoutMiddleware keeps 4 KiB a request until
     the limit is over, however soon the answer went out, and cannot be switched off.
@@ -158,6 +170,7 @@ def install(standby: Channel) -> None:
     Connection.standby = standby
     HTTP_PROTOCOLS["auto"] = f"{__name__}:{Connection.__name__}"
     vars(traffic)["TimeoutMiddleware"] = lambda app, timeout: app  # noqa: ARG005
+    CircusSocket.bind_and_listen = _listen
 
 
 def share_tracer() -> None:

@@ -85,16 +85,11 @@ def watch_processes(workers: Workers, standby: Standby | None = None) -> None:
         if topic == "spawn" and standby:
             standby.start()
         if topic == "reap":
-            workers.forget(message["process_pid"], watcher.env)
+            pid, status = message["process_pid"], message["exit_code"]
+            workers.forget(pid, watcher.env)
             watcher.respawn = watcher.respawn or workers.several
-        if topic == "reap" and not watcher.is_stopping():
-            event(
-                _log,
-                "process.died",
-                level=logging.ERROR,
-                pid=message["process_pid"],
-                exit_status=message["exit_code"],
-            )
+            if not watcher.is_stopping():
+                event(_log, "process.died", level=logging.ERROR, pid=pid, exit_status=status)
         notify_event(watcher, topic, message)
 
     Watcher.notify_event = notify

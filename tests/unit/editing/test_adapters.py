@@ -32,9 +32,9 @@ def test_a_scale_of_zero_leaves_an_adapter_out() -> None:
 
 
 def test_an_unknown_name_is_refused_with_the_list() -> None:
-    with pytest.raises(InvalidRequest, match="cold is not loaded; loaded are: warm, grain, wide"):
+    with pytest.raises(InvalidRequest, match="cold is not loaded; LORAS loads: warm, grain, wide"):
         scales(Lora(name="cold"))
-    with pytest.raises(InvalidRequest, match="loaded are: none"):
+    with pytest.raises(InvalidRequest, match="LORAS loads: none"):
         resolve_adapters([Lora(name="cold")], ())
 
 

@@ -104,7 +104,7 @@ async def test_the_engine_gets_the_adapters_that_were_chosen_and_meta_names_them
 async def test_an_unknown_adapter_is_refused_before_anything_is_downloaded() -> None:
     house = House()
     error = await refused(house, InvalidRequest, loras=[{"name": "warm"}])
-    assert error.details["fields"] == {"loras": "warm is not loaded; loaded are: none"}
+    assert error.details["fields"] == {"loras": "warm is not loaded; LORAS loads: none"}
     assert not house.origin.asked
 
 

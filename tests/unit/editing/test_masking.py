@@ -82,7 +82,7 @@ async def test_a_full_mask_is_as_none() -> None:
     ("mask", "kind", "text"),
     [
         (mask_of((0, 0, 0, 0)), MaskEmpty, "white"),
-        (mask_of(size=(160, 122)), MaskSizeMismatch, "160 x 122 pixels and the image 160 x 120"),
+        (mask_of(size=(160, 122)), MaskSizeMismatch, "160 x 122 pixels, the image 160 x 120"),
         ("data:,text", UnsupportedImage, "mask_url: "),
     ],
 )

@@ -63,9 +63,11 @@ async def test_the_checkpoints_own_profile_leaves_a_request_as_it_is() -> None:
 
 async def test_an_unknown_profile_is_refused_with_the_list() -> None:
     error = await refused(build_house(FULL, FAST), InvalidRequest, profile="slow")
-    assert error.details["fields"] == {"profile": "slow is not offered; offered are: full, fast"}
+    assert error.details["fields"] == {
+        "profile": "slow is not offered; PROFILES offers: full, fast"
+    }
     error = await refused(build_house(), InvalidRequest, profile="fast")
-    assert error.details["fields"] == {"profile": "fast is not offered; offered are: full"}
+    assert error.details["fields"] == {"profile": "fast is not offered; PROFILES offers: full"}
 
 
 def test_a_profile_counts_against_the_ranks_of_an_edit() -> None:

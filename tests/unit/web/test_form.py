@@ -142,11 +142,11 @@ def test_every_other_field_may_be_left_blank() -> None:
         ),
         ([PROMPT, ("photo", PNG)], {"photo": "takes no file: send it as image"}),
         (
-            [PROMPT, ("image", (None, URL))],
-            {
-                "image": "is not a field: send image_url",
-                "image_url": "Field required, unless image_urls is given",
-            },
+            [PROMPT, ("image", (None, "photo.jpg")), ("mask", (None, URL))],
+            dict.fromkeys(
+                ("image", "mask"),
+                "must be a file, as in -F image=@photo.jpg; for a URL there are image_url and mask_url",
+            ),
         ),
         (
             [PROMPT, ("image", PNG), ("image_url", (None, URL))],

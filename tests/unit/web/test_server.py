@@ -2,14 +2,16 @@
 
 import asyncio
 import logging
+import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 import pytest
 import uvicorn
 from _bentoml_impl.worker.service import main as bentoml_worker
 from bentoml._internal.server.http import traffic
+from circus.sockets import CircusSocket  # type: ignore[import-untyped]
 from starlette.responses import Response
 from starlette.types import Message
 from uvicorn.config import HTTP_PROTOCOLS
@@ -25,7 +27,9 @@ GET = b"GET / HTTP/1.1\r\nHost: a\r\n"
 @pytest.fixture
 def unpatched() -> Iterator[None]:
     before = HTTP_PROTOCOLS["auto"], traffic.TimeoutMiddleware
+    listen = CircusSocket.bind_and_listen
     yield
+    CircusSocket.bind_and_listen = listen
     HTTP_PROTOCOLS["auto"], vars(traffic)["TimeoutMiddleware"] = before
 
 
@@ -76,6 +80,18 @@ def test_once_installed_a_server_uses_our_connections() -> None:
     config = uvicorn.Config(Response("ok"), log_config=None)
     config.load()
     assert config.http_protocol_class is server.Connection
+
+
+@pytest.mark.usefixtures("unpatched")
+def test_circus_raises_where_a_port_is_taken_and_ours_ends_with_one_line() -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as taken:
+        port = taken.getsockname()[1]
+        with closing(CircusSocket(host="127.0.0.1", port=port)) as late:
+            with pytest.raises(OSError, match="Address already in use"):
+                late.bind_and_listen()
+            server.install(Channel())
+            with pytest.raises(SystemExit, match=f"cannot listen on 127.0.0.1:{port}: .*--port"):
+                late.bind_and_listen()
 
 
 @pytest.mark.usefixtures("unpatched")

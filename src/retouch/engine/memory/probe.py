@@ -46,7 +46,9 @@ def require_driver() -> None:
 
     if torch.cuda.is_available() or not DRIVER.exists():
         return
-    needs = f"needs a driver for CUDA {torch.version.cuda}" if torch.version.cuda else "has no CUDA"
+    needs = "is built without CUDA: install requirements.txt with pip in a new environment"
+    if torch.version.cuda:
+        needs = f"needs a driver for CUDA {torch.version.cuda}"
     raise ModelError(f"the GPU cannot be used: torch {torch.__version__} {needs}")
 
 

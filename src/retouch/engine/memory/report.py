@@ -48,9 +48,7 @@ def describe_plan(
     if gpu_gib is None:
         require_driver()
         if find_device().type == "cpu":
-            raise ModelError(
-                "torch finds no GPU here: for another machine give --card or --gpu-gib"
-            )
+            raise ModelError("torch finds no GPU here: plan for another by --card or --gpu-gib")
     gpu_bytes = measure_free(gpu_memory_gib).gpu_bytes if gpu_gib is None else int(gpu_gib * GIB)
     host_bytes = measure_host() if host_gib is None else int(host_gib * GIB)
     shape, memory = EditShape(), FreeMemory(gpu_bytes, host_bytes)
