@@ -1,4 +1,4 @@
-"""The object store of all tests that need one: on 127.0.0.1, for the session."""
+"""What tests of several folders need: the object store, on 127.0.0.1, and memory that processes share."""
 
 import os
 from collections.abc import Iterator
@@ -8,6 +8,8 @@ import pytest
 
 if TYPE_CHECKING:
     from support.servers.ceph_rgw import Rgw
+
+    from retouch.engine.memory.shared_memory import HostShare
 
 
 @pytest.fixture(scope="session")
@@ -24,3 +26,13 @@ def rgw(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Rgw]":
         )
     with Rgw(tmp_path_factory.mktemp("rgw")) as gateway:
         yield gateway
+
+
+@pytest.fixture
+def share() -> "Iterator[HostShare]":
+    from retouch.engine.memory.shared_memory import HostShare, sharing
+
+    with sharing(2):
+        made = HostShare.find()
+        assert made
+        yield made

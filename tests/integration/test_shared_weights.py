@@ -14,6 +14,8 @@ from retouch.engine.memory.shared_memory import HostShare
 from retouch.engine.memory.weights import Weights
 from retouch.errors import ModelError
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture
 def host(monkeypatch: pytest.MonkeyPatch) -> StreamingLoads:

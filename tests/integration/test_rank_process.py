@@ -19,8 +19,10 @@ from retouch.engine import rank_child
 from retouch.engine.engine import QwenEngine
 from retouch.engine.memory.shared_memory import HostShare, sharing
 from retouch.engine.rank_process import RankProcess, start_process
-from retouch.engine.team import Team, choose_gpus
+from retouch.engine.team import Team
 from retouch.errors import ModelError, ModelLost, OutOfMemory
+
+pytestmark = pytest.mark.integration
 
 WORK = replace(reference_edits.WORK, steps=2, width_px=64, height_px=48)
 GUIDED = replace(WORK, guidance_scale=4.0)
@@ -153,12 +155,6 @@ def test_a_process_that_has_ended_loses_the_model() -> None:
         team.close()
         with pytest.raises(ModelLost, match="another GPU has ended"):
             pixels(engine)
-
-
-def test_each_process_has_one_of_the_gpus_that_are_visible() -> None:
-    assert choose_gpus("3,1,0", 3, 2) == ["3", "1"]
-    with pytest.raises(ModelError, match="needs 2 GPUs; found 1"):
-        choose_gpus("3", 1, 2)
 
 
 def test_an_adapter_that_a_request_brought_keeps_the_edit_here() -> None:

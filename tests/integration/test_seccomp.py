@@ -4,6 +4,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.integration
+
 SCRIPT = """
 import os, subprocess, sys, threading
 sys.path[:] = [sys.argv[1], *sys.path]
