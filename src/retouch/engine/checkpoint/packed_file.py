@@ -17,6 +17,8 @@ from retouch.engine.checkpoint.gguf_header import MAGIC, read_gguf
 from retouch.errors import ModelError
 
 ARCHITECTURE = "qwen_image"
+_UNNAMED = {"", "pig"}
+"""What stable-diffusion.cpp and another converter leave as the architecture: the keys tell it."""
 ZERO_CONDITION = "__index_timestep_zero__"
 """A tensor without use of its own, by which ComfyUI's files mark the model 2511 (its `zero_cond_t`)."""
 _PREFIXES = ("model.diffusion_model.", "diffusion_model.")
@@ -41,7 +43,7 @@ def read_transformer(path: Path) -> TransformerFile:
         ModelError: names the first key that is not understood, or the file if it is damaged.
     """
     entries, metadata, architecture = _read_file(path)
-    if architecture not in {None, ARCHITECTURE}:
+    if architecture not in {None, ARCHITECTURE, *_UNNAMED}:
         raise ModelError(f"{path.name} holds the architecture {architecture}, not {ARCHITECTURE}")
     prefix = next((one for one in _PREFIXES if any(name.startswith(one) for name in entries)), "")
     others = _OTHER_PARTS if prefix == _PREFIXES[0] else ()
@@ -105,7 +107,7 @@ def _read_file(path: Path) -> tuple[dict[str, TensorEntry], dict[str, str], str 
         raise ModelError(f"{path.name} cannot be read") from error
     if is_gguf:
         entries, metadata = read_gguf(path)
-        return _by_name(entries), {}, str(metadata.get("general.architecture"))
+        return _by_name(entries), {}, str(metadata.get("general.architecture", ""))
     require_complete_weights(path)
     found, texts = read_safetensors(path)
     return _by_name(found), texts, None

@@ -135,6 +135,17 @@ def test_the_marker_of_2511_is_seen_in_gguf(tmp_path: Path) -> None:
     assert not packed_file.read_transformer(tmp_path / "b.gguf").is_2511
 
 
+@pytest.mark.parametrize("key", [b"general.architecture", b"general.architecturE"])
+def test_a_gguf_file_of_a_converter_that_names_no_architecture_is_read(
+    key: bytes, tmp_path: Path
+) -> None:
+    path = tmp_path / "w.gguf"
+    save_gguf(WEIGHTS, path, Q.Q8_0, architecture="pig")
+    path.write_bytes(path.read_bytes().replace(b"general.architecture", key))
+
+    assert load(path).keys() == WEIGHTS.keys()
+
+
 def test_arrays_in_a_gguf_files_metadata_are_passed_over(tmp_path: Path) -> None:
     arrays = {"a.words": ["one", "two"], "a.numbers": [1, 2, 3], "a.flag": True, "a.real": 0.5}
     rounded = save_gguf(WEIGHTS, tmp_path / "w.gguf", Q.Q8_0, **arrays)
