@@ -1,5 +1,6 @@
 """Refuse the kinds of TIFF that Pillow 13.0.0 decodes to wrong pixels without an error."""
 
+from PIL.ExifTags import Base
 from PIL.ImageFile import ImageFile
 from PIL.TiffImagePlugin import (
     BITSPERSAMPLE,
@@ -7,12 +8,13 @@ from PIL.TiffImagePlugin import (
     PHOTOMETRIC_INTERPRETATION,
     PLANAR_CONFIGURATION,
     SAMPLEFORMAT,
+    SUBIFD,
     TiffImageFile,
 )
 
 from retouch.errors import UnsupportedImage
 
-_UNSIGNED, _WHITE_IS_ZERO, _SEPARATE = 1, 0, 2
+_UNSIGNED, _WHITE_IS_ZERO, _SEPARATE, _REDUCED = 1, 0, 2, 1
 
 
 def require_readable_tiff(source: ImageFile) -> None:
@@ -28,6 +30,9 @@ def require_readable_tiff(source: ImageFile) -> None:
     is_gray_16 = mode.startswith("I;16")
     through_libtiff = bool(source.tile) and source.tile[0].codec_name == "libtiff"
     wrong = {
+        # DNG, NEF and ARW: what Pillow reads is a thumbnail.
+        "a camera's raw picture": Base.DNGVersion in tags
+        or (tags.get(Base.NewSubfileType) == _REDUCED and SUBIFD in tags),
         "signed or floating-point samples": set(tags.get(SAMPLEFORMAT, ())) - {_UNSIGNED},
         f"gray samples of {bits[0]} bits": mode == "I" or (is_gray_16 and bits != (16,)),
         "16-bit gray where zero is white": is_gray_16

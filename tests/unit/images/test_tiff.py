@@ -1,10 +1,39 @@
 import struct
+from io import BytesIO
 
 import pytest
+from PIL import Image
+from PIL.ExifTags import Base
+from PIL.TiffImagePlugin import SUBIFD, ImageFileDirectory_v2
 from support.images import samples
 from support.images.samples import colour_of, near
 
 from retouch.errors import UnsupportedImage
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {Base.NewSubfileType: 1, SUBIFD: 8},  # NEF and ARW
+        {Base.NewSubfileType: 0, Base.DNGVersion: b"\1\4\0\0"},
+    ],
+)
+def test_the_thumbnail_of_a_raw_picture_is_not_taken_for_it(tags: dict[int, int | bytes]) -> None:
+    directory = ImageFileDirectory_v2()
+    for tag, value in tags.items():
+        directory[tag] = value
+    file = BytesIO()
+    Image.new("RGB", (16, 12)).save(file, "TIFF", tiffinfo=directory)
+    with pytest.raises(UnsupportedImage, match="a camera's raw picture"):
+        colour_of(file.getvalue())
+
+
+def test_a_tiff_with_reduced_copies_of_itself_is_read() -> None:
+    directory = ImageFileDirectory_v2()
+    directory[SUBIFD] = 8
+    file = BytesIO()
+    Image.new("RGB", (16, 12), (1, 2, 3)).save(file, "TIFF", tiffinfo=directory)
+    assert colour_of(file.getvalue()) == (1, 2, 3)
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
