@@ -85,7 +85,7 @@ def _parse(text: str, *, errors: str) -> SourceUrl:
     scheme, authority, path, query = parts[1].lower(), parts[2], parts[3], parts[4] or ""
     host, port = _parse_authority(authority, default_port=_DEFAULT_PORTS[scheme])
     try:
-        target = quote((path or "/") + query, safe=_PRINTABLE, errors=errors)
+        target = quote(_remove_dots(path) + query, safe=_PRINTABLE, errors=errors)
     except UnicodeEncodeError:
         raise ValueError("must not hold lone surrogates") from None
     suffix = "" if port == _DEFAULT_PORTS[scheme] else f":{port}"
@@ -137,6 +137,21 @@ def _tidy(text: str) -> str:
     if _FORBIDDEN.search(text):
         raise ValueError("must not hold control characters or backslashes")
     return text
+
+
+def _remove_dots(path: str) -> str:
+    """Resolve the segments `.` and `..` (RFC 3986, 5.2.4): not every server does, such as S3.
+
+    >>> _remove_dots("/a/./b/../c/.."), _remove_dots("/../a.b/"), _remove_dots("")
+    ('/a/', '/a.b/', '/')
+    """
+    kept: list[str] = []
+    for segment in path.split("/")[1:]:
+        if segment == "..":
+            kept[-1:] = []
+        elif segment != ".":
+            kept.append(segment)
+    return "/" + "/".join([*kept, ""] if path.endswith(("/.", "/..")) else kept)
 
 
 def _bracketed(host: str) -> str:

@@ -54,13 +54,14 @@ def require_prompt(text: str) -> str:
 def _require_source(text: str, info: ValidationInfo) -> str:
     if text in (info.context or {}):  # an upload
         return text
+    text = text.lstrip()
     if text[:5].lower() == "data:":
         if "," not in text[:256]:
             raise ValueError("must be data:[<type>][;base64],<data>")
         return text
     if text.startswith(_BASE64_STARTS):
         raise ValueError("must be a URL: base64 is sent as data:image/jpeg;base64,<data>")
-    if not text.lstrip()[:8].lower().startswith(("http://", "https://")):
+    if not text[:8].lower().startswith(("http://", "https://")):
         raise ValueError("must be an http, https or data: URL; a file is sent in a form")
     parse_url(text)
     return text

@@ -25,7 +25,7 @@ from retouch.web.form import MAX_FRAME_BYTES, Form, FormParser, parse_edit_form
 _JSON, _FORM = "application/json", "multipart/form-data"
 _WHOLE_BODIES = 4
 _MAX_TEXTS = 8  # those that may be images, and the prompts
-_IMAGE = re.compile(rb'"data:', re.IGNORECASE)
+_IMAGE = re.compile(rb'" *data:', re.IGNORECASE)
 _UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _POSITION = re.compile(r" at line \d+ column \d+$")  # alone: the rest may quote the body
 _NOT_AN_OBJECT = ("json_invalid", "model_type", "model_attributes_type")

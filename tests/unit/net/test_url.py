@@ -71,9 +71,11 @@ def test_an_internet_address_is_public(address: str) -> None:
         ("http://under_score.example/", "http://under_score.example/"),
         ("http://[2606:4700:0:0::1]:443/", "http://[2606:4700::1]:443/"),
         (
-            "http://example.com/%7e/../a;b?q=%20+'\"<|>",
-            "http://example.com/%7e/../a;b?q=%20+'\"<|>",
+            "http://example.com/%7e/a..;b?q=%20+'\"/../<|>",
+            "http://example.com/%7e/a..;b?q=%20+'\"/../<|>",
         ),
+        ("http://example.com/a/../b/./c/..", "http://example.com/b/"),
+        ("http://example.com/../../a//.", "http://example.com/a//"),
     ],
 )
 def test_a_url_has_one_canonical_form(text: str, canonical: str) -> None:

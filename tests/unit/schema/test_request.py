@@ -323,6 +323,11 @@ def test_a_source_of_another_scheme_is_told_all_that_are_taken() -> None:
     )
 
 
+def test_blanks_before_a_data_url_are_dropped_as_before_any_other() -> None:
+    text = " \n data:image/png;base64,AAAA"
+    assert EditRequest(image_url=text, prompt="x").image_url == text.strip()
+
+
 def test_an_unknown_name_is_cut_and_escaped() -> None:
     (name,) = faults(**{"ü" + "x" * 500: 1})
     assert name == "\\xfc" + "x" * 63

@@ -252,7 +252,7 @@ def test_an_empty_object_lacks_both_fields() -> None:
 
 def test_an_image_in_the_body_may_be_large() -> None:
     url = "DATA:image/png;base64," + "A" * 200_000
-    request = parse_request(json.dumps(dict(EXAMPLE) | {"image_url": url}).encode())
+    request = parse_request(json.dumps(dict(EXAMPLE) | {"image_url": f"  {url}"}).encode())
     assert request.image_url == url
 
 
