@@ -266,9 +266,9 @@ def test_an_invalid_endpoint_is_refused_by_name(environment: Environment, endpoi
         ("S3_OBJECT_PREFIX", ["Upper/", "a b/", "../", "a/../b/", "a//b", ".a/", "ä/"]),
         (
             "ALLOWED_SOURCE_HOSTS",
-            ["host", "host:port", "http://h:80", "u@h:80", "h:80,bad", "h:70000", ","],
+            ["host", "host:port", "http://h:80", "u@h:80", "h:80,bad", "h:70000", ",", "*.h:80"],
         ),
-        ("API_KEYS", ["clé-of-some-caller", ",", " ", "k" * 15, f"{KEY},short"]),
+        ("API_KEYS", ["clé-of-some-caller", ",", " ", "k" * 15, f"{KEY},short", f'["{KEY}"]']),
         ("S3_BUCKET", ["a b", "bad!", "../x"]),
         ("LOCAL_STORE_DIR", [__file__]),
         (
@@ -492,6 +492,10 @@ def test_a_file_of_weights_needs_the_checkpoint_around_it(
         ("a=/b.safetensors", LoraSetting("a", "/b.safetensors")),
         ("!a=o/r/d/f.safetensors@-0.5", LoraSetting("a", "o/r/d/f.safetensors", "", -0.5, True)),
         (f"a=b#{'AB' * 32}@2", LoraSetting("a", "b", "ab" * 32, 2.0)),
+        (
+            "a=https://huggingface.co/o/r/blob/main/f",
+            LoraSetting("a", "https://huggingface.co/o/r/resolve/main/f"),
+        ),
         ("a=https://h/x%2Cy@z/f#" + "0" * 64, LoraSetting("a", "https://h/x,y@z/f", "0" * 64)),
     ],
 )

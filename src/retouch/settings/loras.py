@@ -9,6 +9,7 @@ from pydantic import BeforeValidator
 _NAME = re.compile(r"[a-z0-9_-]{1,64}")
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 _MAX_SCALE = 4.0
+_HUB_PAGE = re.compile(r"(https://(?:huggingface|hf)\.co/[^/]+/[^/]+)/blob/")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,7 @@ def parse_lora(text: str) -> LoraSetting:
     if mark and not _SHA256.fullmatch(digest):
         raise ValueError(f"{name}: after # stand the 64 hex digits of the file's SHA-256")
     source = (stem if mark else source).replace("%2C", ",")
+    source = _HUB_PAGE.sub(r"\1/resolve/", source)  # the page about a file, as a browser shows it
     if not source or source.startswith("http://"):
         raise ValueError(f"{name}: must name a file, a hub's owner/repository/file or an https URL")
     return LoraSetting(name, source, digest.lower() if mark else "", scale, text.startswith("!"))

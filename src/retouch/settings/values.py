@@ -11,7 +11,7 @@ from pydantic_settings import NoDecode
 from retouch.settings.environment import strip_quotes
 
 _PREFIX = re.compile(r"^([0-9a-z_-][0-9a-z._-]*/)*$")
-_HOST_PORT = re.compile(r"^([^\s/@:]+|\[[0-9a-fA-F:.]+\]):\d{1,5}$")
+_HOST_PORT = re.compile(r"^([^\s/@:*]+|\[[0-9a-fA-F:.]+\]):\d{1,5}$")
 _BUCKET = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
 _MAX_PORT = 65535
 _MIN_KEY_CHARACTERS = 16
@@ -22,6 +22,8 @@ T = TypeVar("T")
 def _split(value: object) -> object:
     if not isinstance(value, str):
         return value
+    if value.lstrip().startswith('["'):
+        raise ValueError("must be entries by comma, not JSON")
     items = tuple(item for part in value.split(",") if (item := strip_quotes(part.strip())))
     if not items:
         raise ValueError("has no entries")

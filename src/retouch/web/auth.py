@@ -66,7 +66,8 @@ class HostCheck:
     """
 
     def __init__(self, allowed: Iterable[str], keys: ApiKeyAuth) -> None:
-        self._allowed = {"localhost", *(host.lower() for host in allowed if host)}
+        named = (one if "//" in one else f"//{one}" for one in allowed if one)
+        self._allowed = {"localhost", *(_hostname(one) or one[2:].lower() for one in named)}
         self._keys = keys
 
     def require(self, scope: Scope) -> None:

@@ -84,7 +84,9 @@ def arrive(check: HostCheck, *, at: str = LOCAL, **headers: str) -> None:
     check.require({"type": "http", "server": (at, 3000), "headers": raw})
 
 
-OPEN = HostCheck(["Shop.example", ""], ApiKeyAuth(()))
+OPEN = HostCheck(
+    ["Shop.example", "", "https://Page.example:8443/", "port.example:443", "bad["], ApiKeyAuth(())
+)
 
 
 @pytest.mark.parametrize(
@@ -103,6 +105,8 @@ OPEN = HostCheck(["Shop.example", ""], ApiKeyAuth(()))
         {"host": "localhost:3000", "origin": "http://127.0.0.1:8080"},
         {"host": "192.168.1.5:3000", "origin": "http://192.168.1.5:3000"},
         {"host": "127.0.0.1:3000", "origin": "https://shop.example"},
+        {"host": "page.example"},
+        {"host": "port.example:3000"},
     ],
 )
 def test_this_machine_and_allowed_hosts_may_call_a_loopback_address(
