@@ -1,9 +1,10 @@
-"""Files sent by the clients that people have: curl's lines of the README, and openai-python."""
+"""Files sent by the clients that people have: curl's lines of the README, openai-python, LiteLLM."""
 
 import asyncio
 import base64
 import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
@@ -19,6 +20,7 @@ from support.servers.origin import until
 
 pytestmark = pytest.mark.e2e
 README = (ROOT / "README.md").read_text()
+DOCS = (ROOT / "DOCS.md").read_text()
 MIB = 1 << 20
 
 
@@ -62,6 +64,45 @@ def test_curl_sends_the_first_request_of_the_readme(local: Service) -> None:
     assert found
     assert '"status":"success"' in run_line(found[0], local, ROOT)
     assert '"image_url"' in run_line(found[0].replace("image_url", "url"), local, ROOT)
+
+
+def run_program(text: str, *arguments: str, folder: Path) -> None:
+    """Run Python in a process of its own: what a client's import warns of or contacts stays there."""
+    done = subprocess.run(  # noqa: S603 - our own interpreter and text
+        [sys.executable, "-W", "ignore", "-c", text, *arguments],
+        cwd=folder,
+        env={"HOME": str(folder), "LITELLM_LOCAL_MODEL_COST_MAP": "True"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_program_of_the_docs_for_openai_python_edits(local: Service, photo: Path) -> None:
+    programs = r"^```python\n(import base64\n\nfrom openai.*?)^```"
+    [program] = re.findall(programs, DOCS, re.MULTILINE | re.DOTALL)
+    run_program(program.replace("http://127.0.0.1:3000", local.url), folder=photo.parent)
+    assert photo.with_name("out.png").read_bytes()[1:4] == b"PNG"
+
+
+_WITH_LITELLM = """
+import sys, base64, litellm
+ask = dict(model="openai/gpt-image-1", api_base=sys.argv[1], api_key="any", max_retries=0)
+answer = litellm.image_edit(image=[open("photo.jpg", "rb")], prompt="make it warmer", seed=7, **ask)
+assert base64.b64decode(answer.data[0].b64_json)[:4] == b"\\x89PNG"
+try:
+    litellm.image_edit(image=[open("photo.jpg", "rb")], prompt="", **ask)
+except litellm.exceptions.BadRequestError as error:
+    assert error.status_code == 400, error
+else:
+    raise AssertionError("a blank prompt is taken")
+"""
+
+
+def test_litellm_edits_and_is_refused(local: Service, photo: Path) -> None:
+    run_program(_WITH_LITELLM, f"{local.url}/v1", folder=photo.parent)
 
 
 def test_openai_python_sends_a_file_and_streams(client: openai.OpenAI, photo: Path) -> None:
