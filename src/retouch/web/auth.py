@@ -43,7 +43,7 @@ class ApiKeyAuth:
         name = self.identify(headers)
         if self._digests and name is None:
             raise Unauthorized(
-                "an API key is needed: Authorization: Bearer <key>, or X-API-Key: <key>"
+                "a valid API key is needed: Authorization: Bearer <key>, or X-API-Key: <key>"
             )
         return name
 
