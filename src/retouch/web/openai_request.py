@@ -168,7 +168,7 @@ def _read_json(body: bytes | bytearray) -> _Given:
     given = _Given()
     for name in ("image", "images", "mask", "markup"):
         for one in _as_list(fields.pop(name, None)):
-            url = one.get("image_url") if isinstance(one, dict) else one
+            url = one.get("image_url", one.get("url")) if isinstance(one, dict) else one
             if not isinstance(url, str):
                 raise InvalidRequest.for_fields({name: 'send {"image_url": "https://… or data:…"}'})
             given.add_image(name, url)

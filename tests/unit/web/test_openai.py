@@ -328,7 +328,7 @@ async def test_json_that_is_no_request_is_refused(body: bytes) -> None:
     ("given", "message"),
     [
         ({"images": []}, "image: Field required"),
-        ({"image": {"url": URL}}, 'image: send {"image_url": "https://… or data:…"}'),
+        ({"image": {"file_id": "file-1"}}, 'image: send {"image_url": "https://… or data:…"}'),
     ],
 )
 async def test_advice_on_images_can_be_followed(given: dict[str, Any], message: str) -> None:
@@ -360,6 +360,66 @@ async def test_a_form_may_name_its_image_as_any_client_does() -> None:
             )
         assert response.status_code == 200, response.text
         assert json.loads(response.text)["data"][0]["b64_json"]
+
+
+def clear_left_half() -> bytes:
+    mask = Image.new("LA", (64, 48), (0, 255))
+    mask.paste((0, 0), (0, 0, 32, 48))
+    buffer = BytesIO()
+    mask.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("files", "fields", "answered"),
+    [
+        (
+            ["image[]"],
+            {
+                "n": "1",
+                "size": "1024x1024",
+                "background": "auto",
+                "input_fidelity": "low",
+                "output_compression": "100",  # with no format: a PNG has no use for it
+                "quality": "auto",
+            },
+            "b64_json",
+        ),
+        (["image"], {"n": "1", "size": "256x256", "response_format": "url"}, "url"),
+        (
+            ["image", "mask"],
+            {"quality": "xhigh", "background": "opaque", "moderation": "low", "seed": "0"},
+            "b64_json",
+        ),
+        ([], {"n": 1, "size": "1024x1024", "images": [{"image_url": DATA_URL}]}, "b64_json"),
+        (
+            [],
+            {
+                "n": 1,
+                "response_format": "url",
+                "aspect_ratio": "16:9",
+                "resolution": "1k",
+                "image": {"url": DATA_URL, "type": "image_url"},
+            },
+            "url",
+        ),
+    ],
+    ids=["n8n", "n8n with dall-e-2", "ComfyUI", "OpenClaw", "the AI SDK's xAI provider"],
+)
+async def test_programs_send_fields_of_their_own(
+    files: list[str], fields: dict[str, Any], answered: str
+) -> None:
+    house = House()
+    asked = {"model": "gpt-image-1", "prompt": "warmer", **fields}
+    pictures = {name: ("a.png", clear_left_half() if name == "mask" else PNG) for name in files}
+    async with client(host=open_host(settings(max_image_bytes=4096), house)) as http:
+        response = await http.post(
+            "/v1/images/edits",
+            **({"files": pictures, "data": asked} if files else {"json": asked}),
+        )
+    assert response.status_code == 200, response.text
+    assert response.json()["data"][0][answered]
+    assert (house.engine.masks[0] is not None) == ("mask" in files)
 
 
 async def test_the_quality_chooses_among_the_loaded_profiles() -> None:
