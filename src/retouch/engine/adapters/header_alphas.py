@@ -1,7 +1,7 @@
 """The alpha that a LoRA file gives in its header, for layers without a key for it.
 
 diffusers and SimpleTuner keep peft's configuration there (diffusers' `loaders/lora_base.py`), others
-the number by itself. Loaded without it, such a file is too strong or too weak.
+the number by itself; peft writes a file beside its own. Loaded without it, a file is too strong or weak.
 """
 
 import json
@@ -9,8 +9,10 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from retouch.engine.adapters.keys import AdapterRefused
+from retouch.engine.adapters.source import PEFT_CONFIG, PEFT_FILE
 
 _CONFIG = "lora_adapter_metadata"
 _NAMES = ("lora_alpha", "network_alpha", "alpha")
@@ -39,17 +41,20 @@ class HeaderAlphas:
         return alpha * math.sqrt(rank) if self.is_rank_stabilized else alpha
 
 
-def read_header_alphas(metadata: Mapping[str, str] | None) -> HeaderAlphas:
-    """Return what the metadata of a safetensors file says.
+def read_header_alphas(metadata: Mapping[str, str] | None, path: Path) -> HeaderAlphas:
+    """Return what the metadata of a safetensors file at `path`, or peft's file beside it, says.
 
     Raises:
         AdapterRefused: it is damaged, or names layers by a pattern.
+        OSError: peft's file cannot be read.
 
-    >>> given = read_header_alphas({"lora_adapter_metadata": '{"transformer.lora_alpha": 4}'})
-    >>> given.of("img_in", 16), read_header_alphas(None).of("img_in", 16)
+    >>> given = read_header_alphas({"lora_adapter_metadata": '{"transformer.lora_alpha": 4}'}, Path())
+    >>> given.of("img_in", 16), read_header_alphas(None, Path()).of("img_in", 16)
     (4.0, 16.0)
     """
     given: dict[str, object] = {**(metadata or {})}
+    if path.name == PEFT_FILE and (beside := path.with_name(PEFT_CONFIG)).is_file():
+        given[_CONFIG] = beside.read_text(errors="replace")
     try:
         given |= json.loads(str(given.pop(_CONFIG, "{}")))
         config = {name.removeprefix("transformer."): value for name, value in given.items()}

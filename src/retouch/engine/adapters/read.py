@@ -91,7 +91,7 @@ def read_adapter(path: Path, shapes: Mapping[str, Shape]) -> Adapter:
             parts = _group(keys)
             for module, names in parts.items():
                 _check_layer(file, module, names, shapes[module])
-            alphas = read_header_alphas(file.metadata())
+            alphas = read_header_alphas(file.metadata(), path)
             layers = {
                 module: _read_layer(file, names, module, alphas) for module, names in parts.items()
             }

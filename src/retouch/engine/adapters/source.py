@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+"""The names that peft gives an adapter and the file beside it with its alpha."""
 URL_FILES = 4
 """A file of a request may take this part of the memory for them, so that those of one edit fit."""
 

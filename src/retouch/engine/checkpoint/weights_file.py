@@ -4,9 +4,11 @@ import hashlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
+from pathlib import Path, PurePosixPath
 from typing import Self
 
+from retouch.engine.adapters.source import PEFT_CONFIG, PEFT_FILE
 from retouch.engine.checkpoint import hub
 from retouch.engine.checkpoint.find import CheckpointSettings, find_cache
 from retouch.errors import ModelError
@@ -67,15 +69,18 @@ def find_weights_file(
             raise ModelError(f"{setting}: a file has no revisions: pin it with @sha256:")
     elif found := _HUB_FILE.fullmatch(reference.name):
         repository, name = found.groups()
-        path = hub.download_file(
+        download = partial(
+            hub.download_file,
             repository,
-            name,
             setting=setting,
             revision=reference.revision,
             cache=cache or find_cache(repository),
             token=token,
             progress=progress,
         )
+        path = download(name)
+        if PurePosixPath(name).name == PEFT_FILE:
+            download(str(PurePosixPath(name).with_name(PEFT_CONFIG)))
     else:
         raise ModelError(f"{setting}: there is no file {reference.name}")
     if reference.sha256:

@@ -79,6 +79,14 @@ def test_a_layer_may_have_an_alpha_of_its_own_in_the_header(tmp_path: Path) -> N
     assert factors == others | {"transformer_blocks.0.attn.to_q": 2.0, "proj_out": 0.5}
 
 
+@pytest.mark.parametrize(("name", "factor"), [("adapter_model", 2.0), ("other", 1.0)])
+def test_peft_has_alpha_in_a_file_beside_its_own(name: str, factor: float, tmp_path: Path) -> None:
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "alpha_pattern": {}}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    path = write(tmp_path / f"{name}.safetensors", build_tensors(PAIRS, "peft"))
+    assert {layer.factor for layer in read_adapter(path, SHAPES).layers.values()} == {factor}
+
+
 def test_an_alpha_among_the_keys_outranks_the_header(tmp_path: Path) -> None:
     tensors = build_tensors(PAIRS, "kohya", alpha=2.0)
     path = write(tmp_path / "a.safetensors", tensors, {"lora_alpha": "16"})

@@ -74,6 +74,9 @@ def test_a_hub_name_is_taken_from_the_hub(path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(hub, "download_file", download_file)
     assert load_with(adapters=(AdapterSource("warm", "o/r/d/f.safetensors"),)).info
     assert asked == [("o/r", "d/f.safetensors")]
+    asked.clear()
+    load_with(adapters=(AdapterSource("warm", "o/r/d/adapter_model.safetensors"),))
+    assert asked == [("o/r", f"d/adapter_{rest}") for rest in ("model.safetensors", "config.json")]
 
 
 def test_a_checkpoint_is_loaded_with_its_adapters_and_profiles(path: Path) -> None:
