@@ -10,6 +10,7 @@ from retouch.schema.request import EditRequest
 
 _MAX_FIELDS = 32
 _MAX_NAME_CHARACTERS = 64
+_OF_LORAS = "is not a field: name, or url and sha256, and scale are"
 # Names that other services and tools give to the same thing.
 _MEANT: Mapping[str, str] = {
     name: meant
@@ -41,10 +42,10 @@ def invalid_request(error: ValidationError) -> InvalidRequest:
             break
         name = str(fault["loc"][0]) if fault["loc"] else "request"
         if len(fault["loc"]) > 1 and isinstance(at := fault["loc"][1], int):
-            name += f"[{at}]"
+            name += "".join([f"[{at}]", *(f".{inner}" for inner in fault["loc"][2:])])
         text = fault["msg"].removeprefix("Value error, ")
         if fault["type"] == "extra_forbidden":
-            text = advise(name)
+            text = advise(name) if len(fault["loc"]) == 1 else _OF_LORAS
             name = name[:_MAX_NAME_CHARACTERS].encode("ascii", "backslashreplace").decode()
         fields.setdefault(name, text)
     return InvalidRequest.for_fields(fields)

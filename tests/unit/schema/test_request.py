@@ -328,6 +328,21 @@ def test_blanks_before_a_data_url_are_dropped_as_before_any_other() -> None:
     assert EditRequest(image_url=text, prompt="x").image_url == text.strip()
 
 
+@pytest.mark.parametrize(
+    ("lora", "name", "text"),
+    [
+        ({"name": "a", "weight": 1}, "loras[0].weight", "and scale are"),
+        ({"name": "a", "scale": 5}, "loras[0].scale", "less than or equal to 4"),
+        ({"name": "A"}, "loras[0].name", "pattern"),
+        ({"url": "https://a/", "sha256": "0"}, "loras[0].sha256", "pattern"),
+        ({}, "loras[0]", "must have either a name, or a url and its sha256"),
+        ("a", "loras[0]", "object"),
+    ],
+)
+def test_a_fault_of_an_adapter_names_its_field(lora: object, name: str, text: str) -> None:
+    assert text in faults(loras=[lora])[name]
+
+
 def test_an_unknown_name_is_cut_and_escaped() -> None:
     (name,) = faults(**{"ü" + "x" * 500: 1})
     assert name == "\\xfc" + "x" * 63
