@@ -216,7 +216,7 @@ def test_a_hub_id_without_a_network_fails_with_one_line(
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     settings = CheckpointSettings(model_id="org/name", cache_dir=str(tmp_path))
-    with pytest.raises(ModelError, match="the checkpoint org/name cannot be used: ") as caught:
+    with pytest.raises(ModelError, match="cannot load org/name: ") as caught:
         load.load(settings)
     assert "not cached completely, and the download failed (" in caught.value.message
     assert "\n" not in caught.value.message

@@ -19,7 +19,7 @@ _ADVICE = {
     "InvalidAccessKeyId": "check S3_ACCESS_KEY",
     "SignatureDoesNotMatch": "check S3_SECRET_KEY and S3_REGION",
     "RequestTimeTooSkewed": "check the clock of this machine",
-    "NoSuchBucket": "check S3_BUCKET",
+    "NoSuchBucket": "there is no such bucket; check S3_BUCKET",
     "InvalidBucketName": "check S3_BUCKET",
     "AuthorizationHeaderMalformed": "check S3_REGION",
     "PermanentRedirect": "check S3_REGION and S3_ENDPOINT",

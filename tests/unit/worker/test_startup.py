@@ -215,7 +215,7 @@ def test_weights_are_loaded_and_warm_before_the_first_job(
 
 def test_weights_that_cannot_be_used_are_named(environment: pytest.MonkeyPatch) -> None:
     def fail(_: Settings) -> None:
-        raise ModelError("the checkpoint org/name cannot be used: vae is missing")
+        raise ModelError("cannot load org/name: vae is missing")
 
     environment.setattr(wiring, "build_engine", fail)
     assert "vae is missing" in refusal(start().weights)

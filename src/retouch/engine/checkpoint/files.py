@@ -117,7 +117,7 @@ def require_complete_weights(path: Path) -> None:
         with safe_open(path, framework="np"):
             pass
     except (SafetensorError, OSError) as error:
-        raise ModelError(f"{_name(path)} is damaged or truncated") from error
+        raise ModelError(f"{_name(path)} is damaged or truncated, or not safetensors") from error
 
 
 def _require_content(path: Path) -> None:
@@ -135,7 +135,7 @@ def _require_content(path: Path) -> None:
 
 
 def _name(path: PurePath) -> str:
-    return path.name if path.name == INDEX_FILE else f"{path.parent.name}/{path.name}"
+    return path.name if path.name == INDEX_FILE else "/".join(path.parts[-2:])
 
 
 def read_json(path: Path) -> dict[str, Any]:

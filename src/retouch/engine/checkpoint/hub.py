@@ -178,7 +178,10 @@ def explaining(setting: str, revision: str) -> Iterator[None]:
     except ModelError:
         raise
     except HFValidationError:
-        raise ModelError("there is no such directory, and it is not a valid hub id") from None
+        fault = (
+            "there is no such directory, and it is not a hub id; for one file set TRANSFORMER_FILE"
+        )
+        raise ModelError(fault) from None
     except HfHubHTTPError as error:
         raise ModelError(explain(error, revision, setting)) from error
     except Exception as error:  # its HTTP client's errors, offline mode, a full disk

@@ -76,7 +76,7 @@ def load(
                 undo.pop_all()
                 return engine
     except Exception as error:  # the loaders raise many kinds; the log needs one line
-        raise ModelError(f"the checkpoint {model_id} cannot be used: {reason_of(error)}") from error
+        raise ModelError(f"cannot load {model_id}: {reason_of(error)}") from error
 
 
 class _Setup(NamedTuple):
