@@ -156,7 +156,7 @@ def _listen(sock: Any, listen: Callable[[Any], None] = CircusSocket.bind_and_lis
     try:
         listen(sock)
     except OSError as error:
-        sys.exit(f"cannot listen on {sock.location}: {error.strerror}; choose another with --port")
+        sys.exit(f"cannot listen on {sock.location}: {error.strerror}; change --host or --port")
 
 
 def install(standby: Channel) -> None:

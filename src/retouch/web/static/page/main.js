@@ -31,7 +31,7 @@ async function load() {
 }
 
 function lock() {
-  at("model").textContent = "an API key is needed";
+  at("model").textContent = readKey() ? "this API key is not valid" : "an API key is needed";
   at("locked").hidden = false;
 }
 
@@ -221,6 +221,13 @@ function start() {
   startCode(() => asCode(readForm()));
   at("key").value = readKey();
   at("key").onchange = () => { keepKey(at("key").value.trim()); afterClick(load); };
+  at("key").onkeydown = event => {
+    if (event.key !== "Enter") return;
+    event.preventDefault(); // the key is tried, and no edit begins
+    clearErrors();
+    say("");
+    at("key").blur();
+  };
   at("form").oninput = update;
   at("form").onsubmit = event => { event.preventDefault(); run(); };
   document.addEventListener("keydown", event => {
