@@ -110,9 +110,8 @@ def _build_parser() -> argparse.ArgumentParser:
         choices=["local", "network"],
         help="where the checkpoint is (default: what the hub's cache is on)",
     )
-    adapter = commands.add_parser(
-        "adapter", help="say what a LoRA file is, and which model it fits"
-    )
+    text = "say what a LoRA file is, and which model it fits"
+    adapter = commands.add_parser("adapter", help=text, description=text)
     adapter.add_argument("file", type=Path, metavar="FILE", help="a safetensors file")
     _add_train_demo(commands.add_parser("train-demo", help="train the demo model from scratch"))
     return parser
