@@ -16,7 +16,10 @@ from support.servers.bentoml_service import ROOT, SAMPLE, SAMPLE_URL, Service
 pytestmark = pytest.mark.e2e
 DOCS = (ROOT / "DOCS.md").read_text()
 BIN = Path(sys.executable).parent  # has node, npm and npx
-QUIET = ("--ignore-scripts", "--no-audit", "--no-fund", "--prefer-offline", "--loglevel=error")
+INSTALL = (
+    *("npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"),
+    *("--prefer-offline", "--fetch-retry-mintimeout=1000", "--fetch-retry-maxtimeout=5000"),
+)
 UNREACHABLE = re.compile(r"npm error code (ENOTFOUND|EAI_AGAIN|ECONN\w+|ETIMEDOUT|ERR_SOCKET\w+)")
 
 
@@ -27,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(Path(__file__).parent / "node", folder)
     (folder / "photo.jpg").write_bytes(SAMPLE)
     done = subprocess.run(  # noqa: S603 - our own tool and options
-        [BIN / "npm", "ci", *QUIET, "--fetch-retries=1"],
+        INSTALL,
         cwd=folder,
         env={**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}"},
         capture_output=True,
@@ -66,10 +69,8 @@ def test_a_generated_typescript_client_edits_and_is_refused(folder: Path, local:
     found = re.search(r"`(npx openapi-typescript .* -o schema\.d\.ts)`", DOCS)
     assert found
     run(folder, found[1].replace("http://…", local.url))
-    run(
-        folder,
-        "npx tsc --noEmit --strict --target es2022 --module nodenext --skipLibCheck typed.mts",
-    )
+    options = "--noEmit --strict --target es2022 --module nodenext --skipLibCheck"
+    run(folder, f"node_modules/.bin/tsc {options} typed.mts")
     run(folder, f"node typed.mts {local.url} '{SAMPLE_URL}'")
 
 

@@ -89,20 +89,29 @@ def test_the_program_of_the_docs_for_openai_python_edits(local: Service, photo: 
 
 _WITH_LITELLM = """
 import sys, base64, litellm
-ask = dict(model="openai/gpt-image-1", api_base=sys.argv[1], api_key="any", max_retries=0)
-answer = litellm.image_edit(image=[open("photo.jpg", "rb")], prompt="make it warmer", seed=7, **ask)
+url, key = sys.argv[1:]
+def edit(prompt, key=key):
+    return litellm.image_edit(
+        image=[open("photo.jpg", "rb"), open("photo.jpg", "rb")],
+        prompt=prompt, model="openai/gpt-image-1", api_base=url, api_key=key, max_retries=0, seed=7,
+    )
+answer = edit("as in the second")
 assert base64.b64decode(answer.data[0].b64_json)[:4] == b"\\x89PNG"
-try:
-    litellm.image_edit(image=[open("photo.jpg", "rb")], prompt="", **ask)
-except litellm.exceptions.BadRequestError as error:
-    assert error.status_code == 400, error
-else:
-    raise AssertionError("a blank prompt is taken")
+for refused, error in (
+    (lambda: edit(""), litellm.exceptions.BadRequestError),
+    (lambda: edit("no", key="wrong"), litellm.exceptions.AuthenticationError),
+):
+    try:
+        refused()
+    except error:
+        continue
+    raise AssertionError(error)
 """
 
 
-def test_litellm_edits_and_is_refused(local: Service, photo: Path) -> None:
-    run_program(_WITH_LITELLM, f"{local.url}/v1", folder=photo.parent)
+def test_litellm_sends_several_images_and_is_refused(strict: Service, photo: Path) -> None:
+    key = strict.client.headers["X-API-Key"]
+    run_program(_WITH_LITELLM, f"{strict.url}/v1", key, folder=photo.parent)
 
 
 def test_openai_python_sends_a_file_and_streams(client: openai.OpenAI, photo: Path) -> None:
