@@ -407,8 +407,23 @@ def test_the_prefix_is_normalised(environment: Environment, given: str, kept: st
 
 def test_the_log_level_is_taken_in_any_case(environment: Environment) -> None:
     assert environment.load(LOG_LEVEL="debug").log_level == "DEBUG"
+    assert environment.load(LOG_LEVEL="warn").log_level == "WARNING"  # as Python's logging does
     with pytest.raises(ValidationError):
         Settings(log_level=10)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("DTYPE", "bfloat16"),
+        ("QUANTIZATION", "nf4"),
+        ("PARALLEL", "ulysses"),
+        ("GPUS", "all"),
+        ("LINK_DISPOSITION", "attachment"),
+    ],
+)
+def test_a_choice_is_taken_in_any_case(environment: Environment, name: str, value: str) -> None:
+    assert getattr(environment.load(**{name: value.title()}), name.lower()) == value
 
 
 def test_the_public_url_loses_its_last_slash(environment: Environment) -> None:

@@ -29,7 +29,7 @@ def read_cache_headers(header: Callable[[bytes], str]) -> tuple[int | None, bool
         expires_s = parse_date(header(b"expires"))
         date_s = parse_date(header(b"date")) or time.time()
         max_age_s = max(0, int(expires_s - date_s) - _read_seconds(age)) if expires_s else 0
-    return max_age_s, storable
+    return max_age_s, storable and header(b"vary").strip() != "*"  # section 4.1
 
 
 def heuristic_lifetime_s(header: Callable[[bytes], str]) -> int | None:

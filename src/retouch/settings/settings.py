@@ -28,6 +28,7 @@ from retouch.settings.values import (
 
 _S3_REQUIRED = ("s3_endpoint", "s3_access_key", "s3_secret_key", "s3_bucket")
 _UNSET = SecretStr("")
+_CHOICES = ("dtype", "quantization", "parallel", "gpus", "model_family", "link_disposition")
 
 
 class Settings(RemoteEngineSettings, GpuSettings, AdapterSettings, EngineSettings):
@@ -166,7 +167,13 @@ class Settings(RemoteEngineSettings, GpuSettings, AdapterSettings, EngineSetting
     @field_validator("log_level", mode="before")
     @classmethod
     def _upper(cls, value: object) -> object:
-        return value.upper() if isinstance(value, str) else value
+        level = str(value).upper()
+        return {"WARN": "WARNING", "FATAL": "CRITICAL"}.get(level, level)
+
+    @field_validator(*_CHOICES, mode="before")
+    @classmethod
+    def _lower(cls, value: object) -> object:
+        return value.lower() if isinstance(value, str) else value
 
     # Validators of fields, because a model validator runs only if all fields are valid.
     @field_validator("s3_endpoint", "s3_public_endpoint")

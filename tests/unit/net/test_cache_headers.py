@@ -57,6 +57,8 @@ ONE = "Thu, 26 Nov 2026 13:00:00 GMT"
         ({"expires": "-1", "date": NOON}, (0, True)),
         ({"expires": ONE, "date": NOON, "cache-control": "private"}, (3600, False)),
         ({"expires": ONE, "date": NOON, "cache-control": "max-age=9"}, (9, True)),
+        ({"cache-control": "max-age=9", "vary": "Accept, Cookie"}, (9, True)),
+        ({"cache-control": "max-age=9", "vary": "*"}, (9, False)),
     ],
 )
 def test_expires_and_pragma_hold_where_cache_control_says_nothing(
