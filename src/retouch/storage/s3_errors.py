@@ -51,9 +51,7 @@ def translate(fault: Exception, operation: str) -> StorageError:
         text = "the object store is down, slow or overloaded, or S3_ENDPOINT is wrong"
         return StoreUnavailable(text, **context)
     if isinstance(fault, SSLError) and _is_not_tls(fault):
-        advice = (
-            "it does not answer by HTTPS; set S3_SECURE=false, or the HTTPS port in S3_ENDPOINT"
-        )
+        advice = "it does not use HTTPS; set S3_SECURE=false, or the HTTPS port in S3_ENDPOINT"
     elif isinstance(fault, SSLError):
         advice = "its certificate is not valid; check S3_ENDPOINT"
     else:

@@ -17,6 +17,8 @@ from retouch.engine.checkpoint.files import (
     reason_of,
     require_complete,
 )
+from retouch.engine.memory.plan import GIB
+from retouch.engine.memory.probe import find_device, measure_host
 from retouch.engine.preset import PRESET_FILE
 from retouch.errors import ModelError
 
@@ -77,8 +79,8 @@ def download(
     """Download `model_id` with the weights of `weighted` into a hub cache; return the snapshot.
 
     Raises:
-        ModelError: the hub refuses or cannot be reached, or the disk has too little room; the message
-            says what to do.
+        ModelError: the hub refuses or cannot be reached, or disk or memory have too little room; the
+            message says what to do.
     """
     from huggingface_hub import HfApi, snapshot_download
 
@@ -88,7 +90,9 @@ def download(
         tree = api.list_repo_tree(model_id, recursive=True, revision=commit)
         sizes = {item.path: getattr(item, "size", None) or 0 for item in tree}
         needed = choose_files(sizes, weighted)
-        gib = sum(sizes[name] for name in needed) / (1 << 30)
+        size_bytes = sum(sizes[name] for name in needed)
+        require_memory(size_bytes)
+        gib = size_bytes / GIB
         progress(f"downloading {model_id}, {gib:.1f} GiB, to {cache}; to avoid it, set MODEL_ID")
         missing = _find_missing(needed, model_id, cache, commit)
         require_disk(model_id, cache, sum(sizes[name] for name in missing))
@@ -111,18 +115,28 @@ def _find_missing(names: list[str], model_id: str, cache: Path, commit: str | No
     return [name for name in names if not find(name)]
 
 
+def require_memory(size_bytes: int) -> None:
+    """Without a GPU, require host memory for weights of this size, before an hour of downloading.
+
+    Raises:
+        ModelError: there is too little.
+    """
+    if (free_bytes := measure_host()) < size_bytes and find_device().type == "cpu":
+        raise ModelError(
+            f"torch finds no GPU, and the weights' {size_bytes / 1e9:.1f} GB do not fit the host's free "
+            f"memory of {free_bytes / 1e9:.1f} GB; MODEL_ID=src/retouch/demo/checkpoint is small"
+        )
+
+
 def require_disk(model_id: str, cache: Path, missing_bytes: int) -> None:
     """Require room in a hub cache for the files that are missing, before an hour of downloading.
 
     Raises:
         ModelError: there is too little.
     """
-    begun = (
-        path
-        for repository in find_repositories(model_id, cache)
-        for path in (repository / "blobs").glob("*.incomplete")
-    )
-    missing_bytes -= sum(512 * path.stat().st_blocks for path in begun)  # it may be sparse
+    for repository in find_repositories(model_id, cache):
+        begun = (repository / "blobs").glob("*.incomplete")
+        missing_bytes -= sum(512 * path.stat().st_blocks for path in begun)  # it may be sparse
     nearest = next(folder for folder in (cache, *cache.parents) if folder.is_dir())
     free_bytes = shutil.disk_usage(nearest).free
     if missing_bytes > free_bytes:
@@ -178,10 +192,7 @@ def explaining(setting: str, revision: str) -> Iterator[None]:
     except ModelError:
         raise
     except HFValidationError:
-        fault = (
-            "there is no such directory, and it is not a hub id; for one file set TRANSFORMER_FILE"
-        )
-        raise ModelError(fault) from None
+        raise ModelError("no such directory or hub id; for one file set TRANSFORMER_FILE") from None
     except HfHubHTTPError as error:
         raise ModelError(explain(error, revision, setting)) from error
     except Exception as error:  # its HTTP client's errors, offline mode, a full disk

@@ -135,6 +135,18 @@ def test_a_file_of_the_hub_is_named_by_its_own_setting() -> None:
     assert advice == "the hub has no revision v1 of it: check TRANSFORMER_FILE"
 
 
+def test_a_model_larger_than_memory_is_not_downloaded_for_a_cpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(hub, "measure_host", lambda: 16_000_000_000)
+    monkeypatch.setattr(hub, "find_device", lambda: SimpleNamespace(type="cuda"))
+    hub.require_memory(57_700_000_000)  # it streams
+    monkeypatch.setattr(hub, "find_device", lambda: SimpleNamespace(type="cpu"))
+    hub.require_memory(16_000_000_000)
+    with pytest.raises(ModelError, match=r"57\.7 GB do not fit .* memory of 16\.0 GB; MODEL_ID="):
+        hub.require_memory(57_700_000_000)
+
+
 def test_a_disk_too_small_for_what_is_missing_ends_the_start_before_the_download(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
