@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 from openapi_spec_validator import OpenAPIV31SpecValidator
-from support.servers.bentoml_service import SAMPLE_URL, Service
+from support.servers.bentoml_service import ROOT, SAMPLE_URL, Service
 
 pytestmark = pytest.mark.e2e
 
@@ -55,16 +56,12 @@ def generated(local: Service, tmp_path_factory: pytest.TempPathFactory) -> Itera
     sys.path.remove(str(project))
 
 
-def call(url: str, *, token: str = "", **fields: Any) -> Any:
-    """Send an edit as the README does."""
+def call(url: str, **fields: Any) -> Any:
+    """Send an edit."""
     package = importlib.import_module("retouch_client")
     models = importlib.import_module("retouch_client.models")
     edit = importlib.import_module("retouch_client.api.default.edit")
-    with (
-        package.AuthenticatedClient(url, token=token, timeout=60)
-        if token
-        else package.Client(url, timeout=60)
-    ) as client:
+    with package.Client(url, timeout=60) as client:
         return edit.sync_detailed(client=client, body=models.EditRequest(**fields))
 
 
@@ -99,10 +96,31 @@ def test_a_generated_client_parses_failure_into_its_models(
     assert answer.parsed.error.details.code == code
 
 
+def test_the_program_of_the_docs_edits_with_a_key(strict: Service, generated: Path) -> None:
+    docs = (ROOT / "DOCS.md").read_text()
+    [program] = re.findall(
+        r"^```python\n(from retouch_client .*?)^```", docs, re.MULTILINE | re.DOTALL
+    )
+    ours = {
+        "http://127.0.0.1:3000": strict.url,
+        "KEY": strict.client.headers["X-API-Key"],
+        "https://example.com/image.jpg": SAMPLE_URL,
+    }
+    for theirs, value in ours.items():
+        program = program.replace(theirs, value)
+    done = subprocess.run(  # noqa: S603 - our own interpreter and text
+        [sys.executable, "-c", f"{program}print(type(answer).__name__)"],
+        env={"PYTHONPATH": str(generated)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.stdout == "EditResult\n", done.stderr
+
+
 @pytest.mark.usefixtures("generated")
-def test_a_generated_client_with_a_key_is_accepted(strict: Service) -> None:
-    key = strict.client.headers["X-API-Key"]
-    assert type(call(strict.url, token=key, **FIELDS).parsed).__name__ == "EditResult"
+def test_a_generated_client_without_a_key_is_refused(strict: Service) -> None:
     assert call(strict.url, **FIELDS).parsed.error.details.code == "unauthorized"
 
 

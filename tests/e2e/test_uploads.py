@@ -26,9 +26,14 @@ MIB = 1 << 20
 
 @pytest.fixture(scope="module")
 def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("photos") / "photo.jpg"
-    path.write_bytes(SAMPLE)
-    return path
+    """A photo beside what else README's and DOCS' lines name."""
+    folder = tmp_path_factory.mktemp("photos")
+    for name in ("photo.jpg", "person.jpg", "dress.jpg"):
+        (folder / name).write_bytes(SAMPLE)
+    mask = Image.new("L", Image.open(BytesIO(SAMPLE)).size)
+    mask.paste(255, (0, 0, 200, 200))
+    mask.save(folder / "mask.png")
+    return folder / "photo.jpg"
 
 
 @pytest.fixture(scope="module")
@@ -50,13 +55,20 @@ def run_line(line: str, service: Service, folder: Path) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("path", ["/edit", "/v1/images/edits"])
-def test_curl_sends_a_file(local: Service, photo: Path, path: str) -> None:
-    line = f"curl http://127.0.0.1:3000{path} -F image=@photo.jpg -F 'prompt=make it warmer'"
-    assert path != "/edit" or line in README
-    told = run_line(line, local, photo.parent)
-    assert '"status":"success"' in told or '"b64_json"' in told
-    assert '"invalid_request"' in run_line(line.replace("make it warmer", ""), local, photo.parent)
+LINES = dict.fromkeys(
+    re.findall(r"curl [^`\n]*127\.0\.0\.1:3000/[^`\n]* -F [^`\n]*", README + DOCS)
+)
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_every_line_that_sends_a_file_by_curl_edits_or_is_refused(
+    strict: Service, photo: Path, line: str
+) -> None:
+    line += f" -H 'X-API-Key: {strict.client.headers['X-API-Key']}'"
+    told = run_line(line, strict, photo.parent)
+    assert any(sign in told for sign in ('"status":"success"', '"b64_json"', '"state":')), told
+    blank = re.sub("prompt=[^']*", "prompt=", line)
+    assert '"invalid_request"' in run_line(blank, strict, photo.parent)
 
 
 def test_curl_sends_the_first_request_of_the_readme(local: Service) -> None:
