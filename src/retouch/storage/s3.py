@@ -79,7 +79,7 @@ class S3Store:
     """A bucket. Thread-safe; `max_connections` calls run at once, further ones wait."""
 
     def __init__(self, settings: S3Settings, *, ca_certs: str | None = None) -> None:
-        """Send no request. `ca_certs` is a PEM file to trust in place of certifi's.
+        """Send no request. `ca_certs` is a PEM file to trust in place of the usual ones.
 
         Raises:
             StoreDenied: the endpoint or the region is malformed.

@@ -53,7 +53,7 @@ def translate(fault: Exception, operation: str) -> StorageError:
     if isinstance(fault, SSLError) and _is_not_tls(fault):
         advice = "it does not use HTTPS; set S3_SECURE=false, or the HTTPS port in S3_ENDPOINT"
     elif isinstance(fault, SSLError):
-        advice = "its certificate is not valid; check S3_ENDPOINT"
+        advice = "its certificate is not valid; check S3_ENDPOINT, or name its authority's file in SSL_CERT_FILE"
     else:
         advice = _ADVICE.get(code, _ADVICE_ELSE)
     return StoreDenied(f"the object store cannot be used as configured: {advice}", **context)

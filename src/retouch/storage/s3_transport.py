@@ -1,6 +1,7 @@
 """The connection pool below minio: time limits for each request, and no retries of its own."""
 
 import io
+import ssl
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,13 +56,10 @@ class Connections(PoolManager):
         read_timeout_s: float,
         ca_certs: str | None,
     ) -> None:
-        super().__init__(
-            maxsize=max_connections,
-            block=True,
-            retries=False,
-            cert_reqs="CERT_REQUIRED",
-            ca_certs=ca_certs or certifi.where(),
-        )
+        trust = ssl.create_default_context(cafile=ca_certs)  # else the system's, or SSL_CERT_FILE's
+        if not ca_certs:
+            trust.load_verify_locations(certifi.where())
+        super().__init__(maxsize=max_connections, block=True, retries=False, ssl_context=trust)
         self._timeouts_s = (connect_timeout_s, read_timeout_s)
 
     def urlopen(  # type: ignore[override] # urllib3 overrides it the same way

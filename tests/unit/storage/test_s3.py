@@ -1,9 +1,11 @@
 import ssl
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+import trustme
 from minio.error import InvalidResponseError, MinioException, S3Error
 from tenacity import Future, RetryCallState, Retrying
 from urllib3 import HTTPResponse
@@ -12,7 +14,7 @@ from urllib3.exceptions import LocationParseError, ProtocolError, SSLError
 from retouch.errors import StorageError, StoreDenied, StoreUnavailable
 from retouch.storage.s3 import S3Settings, S3Store, wait_s
 from retouch.storage.s3_errors import is_transient, translate
-from retouch.storage.s3_transport import TransientStatus
+from retouch.storage.s3_transport import Connections, TransientStatus
 
 SETTINGS = S3Settings(
     endpoint="s3.us-west-004.backblazeb2.com",
@@ -21,6 +23,20 @@ SETTINGS = S3Settings(
     bucket="pictures",
     region="us-west-004",
 )
+
+
+def test_a_private_authority_is_trusted_beside_the_public_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority = trustme.CA(organization_name="In the house")
+    authority.cert_pem.write_to_path(str(tmp_path / "house.pem"))
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "house.pem"))
+    connections = Connections(
+        max_connections=1, connect_timeout_s=1, read_timeout_s=1, ca_certs=None
+    )
+    trusted = connections.connection_pool_kw["ssl_context"].get_ca_certs()
+    assert len(trusted) > 50
+    assert "In the house" in str(trusted)
 
 
 def status(number: int, retry_after: str = "") -> TransientStatus:
