@@ -13,7 +13,7 @@ from retouch.schema import EditRequest, ImageOptions, Quality, Upload, invalid_r
 from retouch.web.body import Body, require_small_frame
 from retouch.web.form import Form, read_texts
 
-_FILE_FIELD = re.compile(r"(image|images|mask|markup)(?:\[\d*\])?(?:\[image_url\])?")
+_FILE_FIELD = re.compile(r"(image|images|url|mask|markup)(?:\[\d*\])?(?:\[image_url\])?")
 _MEDIUM_STEPS = 8
 _NESTED = re.compile(r"(\w+)\[\]\[(\w+)\]")
 _OUR_NAMES = (
@@ -45,8 +45,8 @@ class _Given:
     fields: dict[str, object] = field(default_factory=dict)
 
     def add_image(self, name: str, url: str) -> None:
-        """Add an image under `image` (also called `images`), `mask` or `markup`."""
-        self.urls.setdefault("image" if name == "images" else name, []).append(url)
+        """Add an image under `image`, `mask` or `markup`; vLLM-Omni and SGLang call it `url` too."""
+        self.urls.setdefault("image" if name in {"images", "url"} else name, []).append(url)
 
 
 def parse_images_edit(

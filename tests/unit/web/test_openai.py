@@ -349,6 +349,15 @@ async def test_a_caller_that_leaves_cancels_the_edit() -> None:
     assert house.store.results == []
 
 
+async def test_a_form_may_name_a_url_as_vllm_omni_and_sglang_do() -> None:
+    house = House()
+    async with client(host=open_host(settings(max_image_bytes=4096), house)) as http:
+        fields = {"prompt": (None, "warmer"), "url": (None, URL)}
+        response = await http.post("/v1/images/edits", files=fields)
+    assert response.status_code == 200, response.text
+    assert len(house.engine.edits) == 1
+
+
 async def test_a_form_may_name_its_image_as_any_client_does() -> None:
     for name in ("image", "image[]", "image[0]", "images[]"):
         house = House()
