@@ -1,5 +1,6 @@
 """Settings of tests."""
 
+from functools import lru_cache
 from typing import Any
 
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
@@ -25,6 +26,15 @@ class _GivenSettings(Settings):
 def build_settings(**values: Any) -> Settings:
     """Build settings of these values alone.
 
-    Neither the environment nor a file is searched for each field, which takes longer than most tests.
+    Neither the environment nor a file is searched for each field, which takes longer than most tests;
+    nor are frozen settings built again of the same values.
     """
+    try:
+        return _build_once(**values)
+    except TypeError:  # a list or a dictionary
+        return _GivenSettings(**values)
+
+
+@lru_cache(maxsize=None, typed=True)
+def _build_once(**values: Any) -> Settings:
     return _GivenSettings(**values)

@@ -5,6 +5,7 @@ import torch
 from retouch.engine import transformer
 from retouch.engine.memory.weights import Weights
 from retouch.engine.modulation import ModulationCache, ModulationTable
+from support.models.no_compiler import no_compiler
 from support.models.tiny import build_tiny_pipeline
 
 GRIDS = ((4, 3), (2, 5))
@@ -49,7 +50,7 @@ class Case:
 
     def stock(self) -> torch.Tensor:
         dtype = self.transformer.dtype
-        with torch.no_grad():
+        with torch.no_grad(), no_compiler():
             velocity: torch.Tensor = self.transformer(
                 hidden_states=torch.cat([self.sample, self.condition], dim=1).to(dtype),
                 encoder_hidden_states=self.text.to(dtype),

@@ -12,6 +12,7 @@ from retouch.engine.lean_imports import lean_imports
 with lean_imports(attention="auto"):
     from accelerate.utils import other  # type: ignore[import-untyped]
     from diffusers.pipelines import pipeline_loading_utils, pipeline_utils
+    from torch.testing import _comparison
 
     from retouch.engine import engine  # noqa: F401
     from retouch.engine.checkpoint import build  # noqa: F401
@@ -31,3 +32,6 @@ for place, question in (
     (pipeline_utils, "is_compiled_module"),
 ):
     setattr(place, question, _sparing_the_compiler(getattr(place, question)))
+
+# Tests compare no distributed tensors, whose import, to see that none is one, brings sympy and 500 modules more.
+vars(_comparison)["_HAS_DTENSOR"] = False

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +38,30 @@ from retouch.engine.packing.encoding import Packer, Plain
 from retouch.engine.precision import residual_scale
 from retouch.schema import Lora
 
-BASE = build_tiny_pipeline()
-STORED = entries.read_headers(tiny_folder())
 WORK = replace(SMALL, steps=1, width_px=64, height_px=48)
-PREPARED = build_engine(BASE).prepare([IMAGE.resize((48, 32))], WORK)
-with torch.no_grad():  # the same for all engines here: only their transformers differ
-    TEXTS = build_engine(BASE).encode_prompts(PREPARED.inputs)
-    IMAGES = build_engine(BASE).encode_images(PREPARED.inputs)
+
+
+@cache
+def base() -> Any:
+    return build_tiny_pipeline()
+
+
+@cache
+def stored() -> dict[str, entries.TensorEntry]:
+    return entries.read_headers(tiny_folder())
+
+
+@cache
+def inputs() -> tuple[Any, Any, Any]:
+    """What the transformer edits: the same for all engines here, since only their transformers differ."""
+    engine = build_engine(base())
+    prepared = engine.prepare([IMAGE.resize((48, 32))], WORK)
+    with torch.no_grad():
+        return (
+            prepared,
+            engine.encode_prompts(prepared.inputs),
+            engine.encode_images(prepared.inputs),
+        )
 
 
 def fix(folder: Path, pairs: Mapping[str, Pair], *, scale: float = 0.7) -> LoadedAdapters:
@@ -63,22 +81,28 @@ def read(adapters: LoadedAdapters, *, streamed: bool = False, packed: str = "non
     plan = plan_streaming(modules, encode) if streamed else RESIDENT
     weights = Weights(**modules, plan=plan, device=CPU, encode=encode)
     weights.allocate()
-    read_weights(STORED, merge_into(weights.destinations(), adapters))
-    return build_engine(BASE, weights, adapters=adapters)
+    read_weights(stored(), merge_into(weights.destinations(), adapters))
+    return build_engine(base(), weights, adapters=adapters)
 
 
 def denoise(engine: QwenEngine, **scales: float) -> torch.Tensor:
     loras = [Lora(name=name, scale=scale) for name, scale in scales.items()]
     work = replace(WORK, loras=resolve_adapters(loras, engine.info.adapters))
+    prepared, texts, images = inputs()
     with torch.no_grad():
-        return engine.denoise(replace(PREPARED, params=work), TEXTS, IMAGES)
+        return engine.denoise(replace(prepared, params=work), texts, images)
 
 
-PLAIN = denoise(build_engine(build_tiny_pipeline()))
+@pytest.fixture(scope="module")
+def plain() -> torch.Tensor:
+    """The result without an adapter."""
+    return denoise(build_engine(build_tiny_pipeline()))
 
 
 @pytest.mark.parametrize("only", ["", "attn", "_mod", "out"])
-def test_merged_and_unmerged_weights_agree_resident_and_streamed(only: str, tmp_path: Path) -> None:
+def test_merged_and_unmerged_weights_agree_resident_and_streamed(
+    only: str, tmp_path: Path, plain: torch.Tensor
+) -> None:
     adapters = fix(tmp_path, draw(only=only))
 
     found = {streamed: denoise(read(adapters, streamed=streamed)) for streamed in (False, True)}
@@ -87,10 +111,12 @@ def test_merged_and_unmerged_weights_agree_resident_and_streamed(only: str, tmp_
     unmerged = denoise(read(adapters))
     assert torch.equal(found[True], found[False])
     assert largest_difference(found[False], unmerged) < 1e-5
-    assert largest_difference(PLAIN, unmerged) > 1e-3
+    assert largest_difference(plain, unmerged) > 1e-3
 
 
-def test_a_request_may_give_a_merged_adapter_another_scale_or_none_of_it(tmp_path: Path) -> None:
+def test_a_request_may_give_a_merged_adapter_another_scale_or_none_of_it(
+    tmp_path: Path, plain: torch.Tensor
+) -> None:
     adapters = fix(tmp_path, draw())
     merged = read(adapters)
     adapters = fix(tmp_path, draw())
@@ -98,13 +124,13 @@ def test_a_request_may_give_a_merged_adapter_another_scale_or_none_of_it(tmp_pat
     unmerged = build_engine(build_tiny_pipeline(), adapters=adapters)
     for scale in (0.0, -1.0, 2.0):
         assert largest_difference(denoise(merged, a=scale), denoise(unmerged, a=scale)) < 1e-5
-    assert torch.equal(denoise(unmerged, a=0.0), PLAIN)
-    assert largest_difference(denoise(merged, a=0.0), PLAIN) < 1e-5
+    assert torch.equal(denoise(unmerged, a=0.0), plain)
+    assert largest_difference(denoise(merged, a=0.0), plain) < 1e-5
 
 
 @pytest.mark.parametrize(("packed", "error"), [("int8", 0.005), ("nf4", 0.05)])
 def test_merged_before_packing_and_unmerged_over_packed_weights_agree(
-    packed: str, error: float, tmp_path: Path
+    packed: str, error: float, tmp_path: Path, plain: torch.Tensor
 ) -> None:
     """Each is as near to the exact update as packing lets it be."""
     adapters = fix(tmp_path, draw(), scale=2.0)
@@ -114,7 +140,7 @@ def test_merged_before_packing_and_unmerged_over_packed_weights_agree(
     exact = denoise(read(adapters))
     assert largest_difference(merged, exact) < error
     assert largest_difference(unmerged, exact) < error
-    assert largest_difference(PLAIN, exact) > 4 * error
+    assert largest_difference(plain, exact) > 4 * error
 
 
 def test_merged_adapters_make_no_terms_and_the_plan_no_room_for_them(tmp_path: Path) -> None:
@@ -157,7 +183,7 @@ def test_nothing_is_merged_into_the_packed_weights_of_a_gguf_file(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    state: packed_files.Weights = dict(BASE.transformer.state_dict())
+    state: packed_files.Weights = dict(base().transformer.state_dict())
     save_gguf(state, tmp_path / "w.gguf", lambda _: Kind.Q8_0)
     parts = build.read_parts(tiny_folder(), {"transformer": tmp_path / "w.gguf"}, family="edit")
     filed = build.list_filed(parts.packed, lambda _: 1.0)
@@ -180,7 +206,7 @@ def test_the_loss_is_measured_on_a_sample_of_many_layers(
     monkeypatch.setattr(merging, "measure_losses", count)
     monkeypatch.setattr(merging, "SAMPLE", 5)
     storage = Storage(keep_plain, torch.float32, lambda _: 1.0)
-    assert choose(fix(tmp_path, draw()), STORED, storage)
+    assert choose(fix(tmp_path, draw()), stored(), storage)
     assert 1 < asked[0] <= 5
 
 
@@ -195,7 +221,7 @@ def round_stored(folder: Path, dtype: torch.dtype) -> dict[str, entries.TensorEn
     """Write the tiny transformer in a 16-bit type, as published weights are."""
     from safetensors.torch import save_file
 
-    state = {name: weight.to(dtype) for name, weight in BASE.transformer.state_dict().items()}
+    state = {name: weight.to(dtype) for name, weight in base().transformer.state_dict().items()}
     save_file(state, folder / "rounded.safetensors")
     found, _ = entries.read_safetensors(folder / "rounded.safetensors")
     return {f"transformer.{entry.name}": entry for entry in found}
