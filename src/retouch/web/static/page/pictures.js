@@ -108,7 +108,10 @@ function drawPicture({ name, preview }, index) {
     at("pick").focus();
   };
   const image = make("img", { src: preview, alt: `Chosen picture ${index + 1}`, title: name });
-  image.onerror = () => { image.alt = "No preview; the service may still read it"; };
+  image.onerror = () => {
+    image.alt = "No preview; the service may still read it";
+    image.className = "lost";
+  };
   return make("li", {}, image, make("p", {}, name), makeButton("✕", remove, { "aria-label": `Remove ${name}` }));
 }
 
