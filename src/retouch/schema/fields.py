@@ -62,7 +62,9 @@ def _require_source(text: str, info: ValidationInfo) -> str:
     if text.startswith(_BASE64_STARTS):
         raise ValueError("must be a URL: base64 is sent as data:image/jpeg;base64,<data>")
     if not text[:8].lower().startswith(("http://", "https://")):
-        raise ValueError("must be an http, https or data: URL; a file is sent in a form")
+        raise ValueError(
+            "must be an http, https or data: URL; curl sends a file by -F image=@photo.jpg"
+        )
     parse_url(text)
     return text
 

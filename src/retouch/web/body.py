@@ -202,7 +202,6 @@ def parse_request(body: bytes | bytearray) -> EditRequest:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         if not first["loc"] and first["type"] in _NOT_AN_OBJECT:
             where = _POSITION.search(first["msg"])
-            raise MalformedBody(
-                f"the body must be one JSON object in UTF-8{where[0] if where else ''}"
-            ) from None
+            fault = f": the fault is{where[0]}" if where else ""
+            raise MalformedBody(f"the body must be one JSON object in UTF-8{fault}") from None
         raise invalid_request(error) from None

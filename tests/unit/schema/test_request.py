@@ -319,7 +319,7 @@ def test_bare_base64_is_told_how_to_be_sent(body: bytes) -> None:
 
 def test_a_source_of_another_scheme_is_told_all_that_are_taken() -> None:
     assert faults(image_url="ftp://a/")["image_url"] == (
-        "must be an http, https or data: URL; a file is sent in a form"
+        "must be an http, https or data: URL; curl sends a file by -F image=@photo.jpg"
     )
 
 

@@ -217,7 +217,7 @@ def test_another_encoding_is_named_whatever_the_size(coding: str, size_character
 
 
 def test_the_error_of_malformed_json_has_the_position_and_no_quote() -> None:
-    with pytest.raises(MalformedBody, match=r"in UTF-8 at line 1 column 2$"):
+    with pytest.raises(MalformedBody, match=r"in UTF-8: the fault is at line 1 column 2$"):
         parse_request(b"{'image_url': 's3cr3t'}")
 
 
