@@ -412,6 +412,11 @@ def test_the_log_level_is_taken_in_any_case(environment: Environment) -> None:
         Settings(log_level=10)
 
 
+@pytest.mark.parametrize("text", ["a/b", "a/b/", "https://huggingface.co/a/b"])
+def test_a_model_is_taken_by_the_address_of_its_page(environment: Environment, text: str) -> None:
+    assert environment.load(MODEL_ID=text).model_id == "a/b"
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [

@@ -164,6 +164,11 @@ class Settings(RemoteEngineSettings, GpuSettings, AdapterSettings, EngineSetting
     def _strip(cls, value: object) -> object:
         return value.strip() if isinstance(value, str) else value
 
+    @field_validator("model_id")
+    @classmethod
+    def _to_hub_id(cls, value: str) -> str:
+        return value.removeprefix("https://huggingface.co/").rstrip("/") or value
+
     @field_validator("log_level", mode="before")
     @classmethod
     def _upper(cls, value: object) -> object:
