@@ -22,6 +22,10 @@ from retouch.engine.adapters.keys import (
 from retouch.engine.header_limit import MAX_HEADER_BYTES, has_long_header
 
 MAX_RANK = 256
+_OTHERS = {
+    b"version https://git-lfs": "it is a Git LFS pointer, which `git lfs pull` replaces by the file",
+    b"<": "it is a web page",
+}
 _DTYPES = frozenset({"F64", "F32", "F16", "BF16"})
 _ALPHA_DTYPES = _DTYPES | {"I64", "I32", "I16", "U8"}
 Shape = tuple[int, int]
@@ -83,7 +87,10 @@ def read_adapter(path: Path, shapes: Mapping[str, Shape]) -> Adapter:
     Raises:
         AdapterRefused: the file is not safetensors, or cannot be applied in full.
     """
+    head = b""
     try:
+        with path.open("rb") as opened:
+            head = opened.read(32).lstrip()
         if has_long_header(path):
             raise AdapterRefused(f"the header is over {MAX_HEADER_BYTES} bytes")
         with safe_open(path, framework="pt") as file:
@@ -100,8 +107,9 @@ def read_adapter(path: Path, shapes: Mapping[str, Shape]) -> Adapter:
     except FileNotFoundError:
         raise AdapterRefused(f"there is no file {path}") from None
     except (SafetensorError, OSError) as error:
+        reason = next((text for start, text in _OTHERS.items() if head.startswith(start)), error)
         raise AdapterRefused(
-            f"not a readable safetensors file (pickles are never opened): {error}"
+            f"not a readable safetensors file (pickles are never opened): {reason}"
         ) from error
     return Adapter(layers, describe_style(keys.values()), digest)
 

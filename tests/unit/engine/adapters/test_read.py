@@ -242,6 +242,22 @@ def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
         read_adapter(path, SHAPES)
 
 
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:", "a Git LFS pointer"),
+        (b"\n<!doctype html>", "a web page"),
+    ],
+)
+def test_what_stands_in_the_place_of_a_file_is_named(
+    body: bytes, kind: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(body)
+    with pytest.raises(AdapterRefused, match=kind):
+        read_adapter(path, SHAPES)
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(AdapterRefused, match=r"there is no file .*/b\.safetensors"):
         read_adapter(tmp_path / "b.safetensors", SHAPES)
