@@ -96,7 +96,7 @@ def test_what_a_machine_lacks_for_the_full_model_is_said_in_one_line(
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert main(["plan"]) == 1
-    assert "no GPU here: for another machine give --card" in capsys.readouterr().err
+    assert "no GPU here: plan for another by --card" in capsys.readouterr().err
     assert main(["plan", "--gpu-gib=1", "--host-gib=8", "--disk=network"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "short of GPU memory by" in line
