@@ -80,7 +80,7 @@ class JobEndpoint:
             EditError: as `Jobs.accept`.
         """
         asked = await self._edits.bodies.read(request)
-        job = await self.jobs.accept(asked, request.path_params["id"], _caller(request))
+        job = await self.jobs.accept(asked, _job_id(request), _caller(request))
         del asked  # as in `post`
         return self._stream(job, request) if _wants_events(request) else _answer(job, request)
 
@@ -90,7 +90,7 @@ class JobEndpoint:
         Raises:
             EditError: as `Jobs.get`.
         """
-        job = await self.jobs.get(request.path_params["id"], _caller(request).owner)
+        job = await self.jobs.get(_job_id(request), _caller(request).owner)
         if _wants_events(request):
             return self._stream(job, request)
         return _answer(job, request, status=200)
@@ -101,7 +101,7 @@ class JobEndpoint:
         Raises:
             EditError: as `Jobs.cancel`.
         """
-        job = await self.jobs.cancel(request.path_params["id"], _caller(request).owner)
+        job = await self.jobs.cancel(_job_id(request), _caller(request).owner)
         return _answer(job, request)
 
     async def _run(
@@ -151,6 +151,11 @@ async def _keep_alive(events: AsyncGenerator[str]) -> AsyncIterator[str]:
         finally:
             coming.cancel()
             await asyncio.wait([coming])
+
+
+def _job_id(request: Request) -> str:
+    """Return the id in the path: one in capitals, as macOS makes UUIDs, is the same (RFC 9562, 4)."""
+    return str(request.path_params["id"]).lower()
 
 
 def _caller(request: Request) -> Caller:

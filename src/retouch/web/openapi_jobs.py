@@ -40,7 +40,7 @@ def jobs_paths(request_body: dict[str, Any]) -> dict[str, Any]:
                     "name": "id",
                     "in": "path",
                     "required": True,
-                    "description": "1 to 128 of a-z, 0-9, - and _.",
+                    "description": "1 to 128 of a-z, 0-9, - and _; A-Z are as a-z.",
                     "schema": {"type": "string"},
                 }
             ],

@@ -60,8 +60,17 @@ async def test_a_put_begins_a_job_once() -> None:
         again = await http.put("/jobs/mine", json=BODY)
         assert (again.status_code, again.json()["state"]) == (200, "completed")
         require_error(await http.put("/jobs/mine", json={**BODY, "seed": 1}), JobConflict)
-        require_error(await http.put("/jobs/Not-Mine", json=BODY), InvalidRequest)
+        require_error(await http.put("/jobs/not.mine", json=BODY), InvalidRequest)
     assert len(house.engine.edits) == 1
+
+
+async def test_an_id_in_capitals_is_the_same_job() -> None:
+    async with client() as http:
+        begun = await http.put("/jobs/8F14E45F-CEEA", json=BODY)
+        assert begun.headers["location"] == "/jobs/8f14e45f-ceea"
+        for name in ("8F14E45F-CEEA", "8f14e45f-ceea"):
+            assert (await http.get(f"/jobs/{name}")).json()["id"] == "8f14e45f-ceea"
+        await http.delete("/jobs/8F14E45F-CEEA")
 
 
 def with_url(field: str, url: str) -> dict[str, Any]:
