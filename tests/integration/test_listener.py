@@ -13,7 +13,7 @@ from support.fakes import House, until
 from support.web import build_board, open_host, settings
 
 from retouch.lifecycle import ModelHost
-from retouch.web.listener import Listener
+from retouch.web.listener import EDIT, Listener
 from retouch.web.metrics import Metrics
 from retouch.web.workers import NOT_READY, Board
 
@@ -30,14 +30,19 @@ class FailingMetrics(Metrics):
 
 @asynccontextmanager
 async def serve(
-    shared: socket.socket, board: Board, index: int, host: ModelHost, metrics: Metrics | None = None
+    shared: socket.socket,
+    board: Board,
+    index: int,
+    host: ModelHost,
+    metrics: Metrics | None = None,
+    new_s: float = 0.0,
 ) -> AsyncIterator[Listener]:
     app = PlainTextResponse(NAMES[index], headers={"Connection": "close"})
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off"))
-    listener = Listener(server, board, index, host, metrics or Metrics(host))
+    listener = Listener(server, board, index, host, metrics or Metrics(host), new_s=new_s)
     serving = asyncio.create_task(server.serve(sockets=[shared.dup()]))
     running = asyncio.create_task(listener.run())
-    await until(lambda: server.started)
+    await until(lambda: server.started and not server.servers)  # the listener has the socket
     yield listener
     server.should_exit = True
     await asyncio.gather(serving, running)
@@ -106,3 +111,27 @@ async def test_a_worker_that_is_busier_than_another_leaves_it_the_next_connectio
                 writer.close()
                 await writer.wait_closed()
             await until(lambda: board.loads == [0, 0])
+
+
+async def test_a_burst_is_shared_out_evenly_though_one_becomes_an_edit_before_the_others() -> None:
+    board = build_board()
+    hosts = [open_host(settings(), House()) for _ in range(2)]
+    all_day = asyncio.create_task(asyncio.sleep(3600))
+    with socket.create_server(("127.0.0.1", 0)) as shared:
+        port = shared.getsockname()[1]
+        async with (
+            serve(shared, board, 0, hosts[0], new_s=3600),
+            serve(shared, board, 1, hosts[1], new_s=3600),
+        ):
+            await until(lambda: len(board.pids) == 2)
+            writers = [(await asyncio.open_connection("127.0.0.1", port))[1]]
+            await until(lambda: sum(board.loads) == EDIT + 1)
+            hosts[board.loads.index(EDIT + 1)].edits.add(all_day)
+            others = [await asyncio.open_connection("127.0.0.1", port) for _ in range(5)]
+            writers += [writer for _, writer in others]
+            await until(lambda: board.loads == [3 * EDIT + 3] * 2)
+            for writer in writers:
+                writer.close()
+                await writer.wait_closed()
+            await until(lambda: sorted(board.loads) == [0, EDIT])
+            all_day.cancel()

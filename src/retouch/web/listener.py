@@ -9,6 +9,7 @@ import asyncio
 import logging
 import os
 import socket
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -23,21 +24,37 @@ _log = logging.getLogger(__name__)
 _CHECK_EVERY_S = 0.02
 _OBSERVE_EVERY = 10
 """Checks between two updates of the gauges, which another worker may report."""
-
-
-_EDIT = 1 << 16
+EDIT = 1 << 16
 """Connections that weigh as much as an edit: more than there are, as one may ask for nothing much."""
+_NEW_S = 1.0
+"""So long a connection counts as an edit, which it may become once its request and source are there."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Accepted:
+    """A connection's protocol, once it is made, and when it was accepted, by the loop's clock."""
+
+    made: list[asyncio.Protocol]
+    at_s: float
 
 
 class Listener:
     """Accepts a server's connections while no other worker on the `board` is less busy.
 
     This worker is the one at `index`. How busy it is its edits say, also those of jobs. Connections,
-    which last for one request, say it until it is known what they ask for.
+    which last for one request, say it until it is known what they ask for: for their first `new_s` as
+    much as an edit, or a burst would go to the worker whose first one is an edit last.
     """
 
     def __init__(
-        self, server: uvicorn.Server, board: Board, index: int, host: ModelHost, metrics: Metrics
+        self,
+        server: uvicorn.Server,
+        board: Board,
+        index: int,
+        host: ModelHost,
+        metrics: Metrics,
+        *,
+        new_s: float = _NEW_S,
     ) -> None:
         self._server = server
         self._board = board
@@ -45,7 +62,9 @@ class Listener:
         self._host = host
         self._metrics = metrics
         self._socket: socket.socket | None = None
-        self._connecting: dict[asyncio.Task[Any], list[asyncio.Protocol]] = {}
+        self._new_s = new_s
+        self._accepted: dict[asyncio.Task[Any], _Accepted] = {}
+        self._edits: dict[asyncio.Task[Any], float] = {}
 
     async def run(self) -> None:
         """Pause and resume as the board says, until the server stops.
@@ -83,10 +102,21 @@ class Listener:
 
     def report(self) -> None:
         """Say on the board what there is to do."""
-        is_ready = self._host.state in (State.READY, State.BUSY)
+        new_since_s = asyncio.get_running_loop().time() - self._new_s
         connections: set[Any] = self._server.server_state.connections
-        coming = sum(connections.isdisjoint(made) for made in self._connecting.values())
-        busy = len(self._host.edits) * _EDIT + len(connections) + coming
+        self._accepted = {
+            task: one
+            for task, one in self._accepted.items()
+            if not task.done() or (one.at_s > new_since_s and not connections.isdisjoint(one.made))
+        }
+        coming = sum(connections.isdisjoint(one.made) for one in self._accepted.values())
+        new = sum(one.at_s > new_since_s for one in self._accepted.values())
+        now_s = new_since_s + self._new_s
+        self._edits = {task: self._edits.get(task, now_s) for task in self._host.edits}
+        known = sum(at_s > new_since_s for at_s in self._edits.values())
+        edits = len(self._edits) + max(0, new - known)
+        is_ready = self._host.state in (State.READY, State.BUSY)
+        busy = edits * EDIT + len(connections) + coming
         self._board.report(self._index, busy if is_ready else NOT_READY)
 
     def _take_socket(self) -> None:
@@ -120,16 +150,11 @@ class Listener:
             partial(self._connect, made), accepted, ssl=self._server.config.ssl
         )
         task = asyncio.ensure_future(connecting)
-        self._connecting[task] = made
-        task.add_done_callback(self._forget)
+        self._accepted[task] = _Accepted(made, asyncio.get_running_loop().time())
+        task.add_done_callback(_ignore)
         self.report()
         if not self._board.may_listen(self._index):
             self._pause()
-
-    def _forget(self, task: asyncio.Task[Any]) -> None:
-        del self._connecting[task]
-        if not task.cancelled():
-            task.exception()  # of a TLS handshake: the caller's fault, and its connection is closed
 
     def _connect(self, made: list[asyncio.Protocol]) -> asyncio.Protocol:
         """Return the protocol of a new connection, as uvicorn's `Server.startup` makes it, and add it to `made`."""
@@ -141,3 +166,9 @@ class Listener:
         )
         made.append(connection)
         return connection
+
+
+def _ignore(connecting: asyncio.Task[Any]) -> None:
+    """Ignore that a TLS handshake failed: the caller's fault, and its connection is closed."""
+    if not connecting.cancelled():
+        connecting.exception()
