@@ -50,6 +50,7 @@ PRESET = preset.PresetFile(
     area_px=512 * 512,
     condition_area_px=512 * 512,
     condition_as_result=True,
+    plain_prompts=True,
     guided=False,
     notes=(_NOTE,),
     examples=(

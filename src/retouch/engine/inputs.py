@@ -1,5 +1,6 @@
 """The host's part of an edit: resize, preprocess and tokenize."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from retouch.engine.text_encoder import TextEncoder, TextInputs
 from retouch.engine.vae import SingleFrameVae, pack
 from retouch.images.mask import resize_mask
 
+_SYMBOLS = re.compile(r"[^\w\s.,;:!?'&%-]|_")
 MIN_SIDE_PX = 32
 """Conditioning sizes are multiples of it; the side of a very narrow image would round to zero."""
 CONDITION_AREA_PX = 1024 * 1024
@@ -67,6 +69,8 @@ def prepare_inputs(
     """
     resizer = VaeImageProcessor(vae_scale_factor=vae.token_px)
     prompts = [params.prompt, *([params.negative_prompt] if params.guidance_scale > 1 else [])]
+    if preset.plain_prompts:
+        prompts = [simplify(prompt) for prompt in prompts]
     area_px = min(CONDITION_AREA_PX, preset.condition_area_px)
     vision_area_px = min(text_encoder.template.vision_area_px, area_px)
     seen, pixels, sizes = [], [], [(params.width_px, params.height_px)]
@@ -92,6 +96,15 @@ def prepare_inputs(
         source,
         mask=None if mask is None else mask_tokens(mask, grids[0], vae.channels),
     )
+
+
+def simplify(text: str) -> str:
+    """Return a prompt in small letters, without symbols and repeated blanks.
+
+    >>> simplify("  Make it\u00a0 WARMER! \U0001f525"), simplify("B&W"), simplify("\U0001f525")
+    ('make it warmer!', 'b&w', '')
+    """
+    return " ".join(_SYMBOLS.sub(" ", text.lower()).split())
 
 
 def mask_tokens(mask: Image, grid: Grid, channels: int) -> torch.Tensor:

@@ -21,8 +21,9 @@ class PresetFile(BaseModel):
     """`retouch_preset.json`: generation defaults where they differ from the full model's.
 
     With `condition_as_result` the condition image has the size of the result instead of
-    `condition_area_px`, for weights that compare the two pixel by pixel. `examples` are instructions
-    that the weights follow well.
+    `condition_area_px`, for weights that compare the two pixel by pixel. With `plain_prompts` prompts
+    are read in small letters, without symbols, for weights that have seen no others. `examples` are
+    instructions that the weights follow well.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -33,6 +34,7 @@ class PresetFile(BaseModel):
     area_px: int = Field(default=1024 * 1024, ge=64 * 64)
     condition_area_px: int = Field(default=1024 * 1024, ge=64 * 64)
     condition_as_result: bool = False
+    plain_prompts: bool = False
     guided: bool = True
     notes: tuple[str, ...] = ()
     examples: tuple[str, ...] = _EXAMPLES
