@@ -10,13 +10,13 @@ from types import ModuleType
 def no_compiler() -> Iterator[None]:
     """Run what asks torch's compiler only to leave it alone, without seconds for an import of it.
 
-    Operations on tensors without data do, and the stock transformer.
+    Operations on tensors without data do, optimizers, and the stock transformer.
     """
     name = "torch._dynamo"
     hidden = name not in sys.modules
     if hidden:
         sys.modules[name] = ModuleType(name)
-        vars(sys.modules[name])["disable"] = lambda call, *_, **__: call
+        vars(sys.modules[name]).update(disable=lambda call, *_, **__: call, graph_break=bool)
     yield
     if hidden:
         del sys.modules[name]

@@ -1,6 +1,7 @@
 import importlib.metadata
 import importlib.util
 import sys
+from pathlib import Path
 
 import pytest
 import torch.distributed
@@ -56,7 +57,15 @@ def test_torch_is_distributed_again_even_after_a_fault() -> None:
     assert torch.distributed.is_available() == available
 
 
-def test_the_map_of_distributions_is_built_after_the_block_only() -> None:
-    with lean_imports(attention="auto"):
+def test_the_map_of_distributions_is_built_after_the_block_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed = tmp_path / "pictures-1.0.dist-info"
+    installed.mkdir()
+    (installed / "METADATA").write_text("Name: pictures")
+    (installed / "top_level.txt").write_text("pictures")
+    with lean_imports(attention="auto"), monkeypatch.context() as patches:
+        patches.setattr(sys, "path", [str(tmp_path)])
         assert importlib.metadata.packages_distributions() == {}
-    assert importlib.metadata.packages_distributions()
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    assert importlib.metadata.packages_distributions() == {"pictures": ["pictures"]}

@@ -47,6 +47,11 @@ def base() -> Any:
 
 
 @cache
+def configs() -> Any:
+    return build.read_configs(tiny_folder())
+
+
+@cache
 def stored() -> dict[str, entries.TensorEntry]:
     return entries.read_headers(tiny_folder())
 
@@ -74,9 +79,7 @@ def fix(folder: Path, pairs: Mapping[str, Pair], *, scale: float = 0.7) -> Loade
 
 def read(adapters: LoadedAdapters, *, streamed: bool = False, packed: str = "none") -> QwenEngine:
     """Read the tiny model, with the adapters that are `merged`."""
-    modules = build.build_modules(
-        build.read_configs(tiny_folder()), dict.fromkeys(WEIGHTED, torch.float32)
-    )
+    modules = build.build_modules(configs(), dict.fromkeys(WEIGHTED, torch.float32))
     encode = encode_as(Quantization(packed))
     plan = plan_streaming(modules, encode) if streamed else RESIDENT
     weights = Weights(**modules, plan=plan, device=CPU, encode=encode)
