@@ -137,6 +137,9 @@ def test_a_wrong_line_in_the_dotenv_file_is_named_too(environment: Environment) 
         ("0123456789abcdef0123456789abcdef.r2.cloudflarestorage.com", "", "auto"),
         ("pictures.nyc3.digitaloceanspaces.com", "", "nyc3"),
         ("s3.fr-par.scw.cloud", "", "fr-par"),
+        ("https://pictures.s3.gra.io.cloud.ovh.net", "", "gra"),
+        ("s3.eu-central-1.wasabisys.com", "", "eu-central-1"),
+        ("s3.wasabisys.com", "", "us-east-1"),
     ],
 )
 def test_the_region_is_the_setting_or_the_endpoint_s(

@@ -10,8 +10,8 @@ _HOST = re.compile(r"[a-z0-9._-]+|\[[0-9a-f:.]+\]")
 # Hosts that name their region, with or without the bucket in front of them.
 _PROVIDER = re.compile(
     r"(?:(?P<bucket>[a-z0-9._-]+)\.)?(?P<host>"
-    r"s3\.(?P<plain>[a-z0-9-]+)\.(?:backblazeb2\.com|wasabisys\.com|scw\.cloud)"
-    r"|s3(?:\.dualstack)?(?:[.-](?P<aws>[a-z]{2}-[a-z0-9-]+))?\.amazonaws\.com(?:\.cn)?"
+    r"s3\.(?P<plain>[a-z0-9-]+)\.(?:backblazeb2\.com|wasabisys\.com|scw\.cloud|io\.cloud\.ovh\.net)"
+    r"|s3(?:\.dualstack)?(?:[.-](?P<aws>[a-z]{2}-[a-z0-9-]+))?\.amazonaws\.com(?:\.cn)?|s3\.wasabisys\.com"
     r"|(?P<spaces>[a-z]{3}\d)\.digitaloceanspaces\.com"
     r"|(?P<r2>[0-9a-f]{32}(?:\.(?:eu|fedramp))?)\.r2\.cloudflarestorage\.com)"
 )
