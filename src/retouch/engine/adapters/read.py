@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import re
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from retouch.engine.adapters.keys import (
 from retouch.engine.header_limit import MAX_HEADER_BYTES, has_long_header
 
 MAX_RANK = 256
+_SHARD = re.compile(r"-\d{5}-of-(\d{5})\.safetensors\Z")
 _OTHERS = {
     b"version https://git-lfs": "it is a Git LFS pointer, which `git lfs pull` replaces by the file",
     b"<": "it is a web page",
@@ -87,6 +89,8 @@ def read_adapter(path: Path, shapes: Mapping[str, Shape]) -> Adapter:
     Raises:
         AdapterRefused: the file is not safetensors, or cannot be applied in full.
     """
+    if (shard := _SHARD.search(path.name)) and int(shard[1]) > 1:
+        raise AdapterRefused(f"one of {int(shard[1])} shards of an adapter: join them in one file")
     head = b""
     try:
         with path.open("rb") as opened:

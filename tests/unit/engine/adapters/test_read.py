@@ -258,6 +258,15 @@ def test_what_stands_in_the_place_of_a_file_is_named(
         read_adapter(path, SHAPES)
 
 
+def test_one_shard_of_an_adapter_is_refused(tmp_path: Path) -> None:
+    tensors = build_tensors(PAIRS, "peft")
+    whole = write(tmp_path / "adapter_model-00001-of-00001.safetensors", tensors)
+    assert read_adapter(whole, SHAPES)
+    part = write(tmp_path / "adapter_model-00001-of-00002.safetensors", tensors)
+    with pytest.raises(AdapterRefused, match="one of 2 shards"):
+        read_adapter(part, SHAPES)
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(AdapterRefused, match=r"there is no file .*/b\.safetensors"):
         read_adapter(tmp_path / "b.safetensors", SHAPES)
