@@ -452,6 +452,8 @@ def test_the_api_is_drawn_whole(page: Page, local: Service) -> None:
     # Contrast takes axe half a minute in so long a page, and is that of four colours.
     rules = {"rules": {"color-contrast": {"enabled": False}}}
     assert Axe().run(page, options=rules).response["violations"] == []
+    page.get_by_role("link", name="EditRequest").first.click()
+    expect(page.locator("#EditRequest")).to_be_in_viewport()
 
 
 def require_accessible(page: Page, width_px: int) -> None:

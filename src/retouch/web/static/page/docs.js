@@ -27,6 +27,13 @@ function typeOf(schema) {
     .filter(([name]) => schema[name] !== undefined).map(([name, sign]) => sign + schema[name]);
   return [schema.type, ...limits].join(", ");
 }
+/** Append `text`, the name of each schema as a link to its section. */
+function writeType(text, parent) {
+  for (const piece of text.split(/(\w+)/)) {
+    if (Object.hasOwn(spec.components.schemas, piece)) make("a", piece, parent).href = "#" + piece;
+    else parent.append(piece);
+  }
+}
 function drawSchema(name, schema) {
   const section = make("section", undefined, content);
   section.id = name;
@@ -36,7 +43,7 @@ function drawSchema(name, schema) {
   for (const [field, of] of Object.entries(schema.properties || {})) {
     const row = make("tr", undefined, table);
     make("code", field + ((schema.required || []).includes(field) ? " *" : ""), make("td", undefined, row));
-    make("td", typeOf(of) + (of.default !== undefined ? `; default ${JSON.stringify(of.default)}` : ""), row);
+    writeType(typeOf(of) + (of.default !== undefined ? `; default ${JSON.stringify(of.default)}` : ""), make("td", undefined, row));
     make("td", of.description || "", row, "soft");
   }
 }
@@ -46,7 +53,7 @@ function drawOperation(path, method, operation) {
   make("b", method, title); make("code", path, title);
   make("p", operation.summary + (operation.description ? ". " + operation.description : ""), section);
   const body = operation.requestBody && operation.requestBody.content["application/json"].schema;
-  if (body) make("p", "Body: " + typeOf(body), section);
+  if (body) writeType("Body: " + typeOf(body), make("p", undefined, section));
   const keys = operation.security && !operation.security.length ? "none needed" : "if the service requires one: Authorization: Bearer <key> or X-API-Key: <key>";
   make("p", "API key: " + keys, section);
   const table = make("table", undefined, section);
@@ -59,7 +66,7 @@ function drawOperation(path, method, operation) {
   for (const [status, given] of Object.entries(operation.responses)) {
     const response = look(given), row = make("tr", undefined, table);
     make("td", status, row);
-    make("td", Object.entries(response.content || {}).map(([kind, of]) => `${kind}: ${typeOf(of.schema)}`).join("; "), row);
+    writeType(Object.entries(response.content || {}).map(([kind, of]) => `${kind}: ${typeOf(of.schema)}`).join("; "), make("td", undefined, row));
     make("td", response.description, row, "soft");
   }
 }
