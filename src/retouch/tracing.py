@@ -115,7 +115,7 @@ def headers() -> dict[str, str]:
 
 @contextmanager
 def continued(traceparent: object) -> Iterator[None]:
-    """Continue a caller's trace inside; what is no `traceparent` is ignored."""
+    """Continue a caller's trace inside; anything but a `traceparent` is ignored."""
     if not isinstance(traceparent, str):
         yield
         return

@@ -195,7 +195,7 @@ def compile_block(run_block: "BlockCall") -> "BlockCall":
         )
         mark(text, 1)  # (1, t, dim)
         mark(angles, 0)  # (t + i, 1, c/2, 2)
-        if exchange:  # it is no part of a graph
+        if exchange:  # cannot be traced
             return in_halves(block, image, text, *rest, exchange=exchange)
         return compiled(block, image, text, *rest)
 

@@ -18,5 +18,5 @@ class Upload:
 
     @property
     def reference(self) -> str:
-        """What stands in a request for the file. No caller can write it: it is no URL."""
+        """What stands in a request for the file. No caller can write it, as it is not a URL."""
         return f"upload:{self.sha256}"

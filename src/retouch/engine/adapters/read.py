@@ -144,7 +144,9 @@ def _check_layer(file: Any, module: str, names: Mapping[Part, str], shape: Shape
     for part, key in names.items():
         entry = file.get_slice(key)
         if entry.get_dtype() not in (_ALPHA_DTYPES if part == "alpha" else _DTYPES):
-            raise AdapterRefused(f"{entry.get_dtype()} is no type of LoRA weights (key {key})")
+            raise AdapterRefused(
+                f"the type {entry.get_dtype()} is not supported for LoRA weights (key {key})"
+            )
         found[part] = entry.get_shape()
     out_features, in_features = shape
     rank = found["down"][0] if found["down"] else 0

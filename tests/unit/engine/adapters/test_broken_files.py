@@ -128,7 +128,7 @@ BROKEN: dict[str, tuple[Callable[[], bytes], str]] = {
     ),
     "weights in int8": (
         lambda: replaced(DOWN, torch.ones(4, 32, dtype=torch.int8)),
-        "no type of LoRA weights",
+        "is not supported for LoRA weights",
     ),
     "a key of many lines": (lambda: replaced("a\n" * 999, torch.ones(1)), "not a LoRA key"),
     "DoRA": (lambda: replaced(f"transformer.{NAME}.dora_scale", torch.ones(32)), "DoRA"),

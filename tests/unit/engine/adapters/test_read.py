@@ -213,7 +213,7 @@ def test_an_alpha_of_several_numbers_is_refused(tmp_path: Path) -> None:
 def test_integer_weights_are_refused(tmp_path: Path) -> None:
     tensors = build_tensors(PAIRS, "diffusers")
     tensors["transformer.img_in.lora_A.weight"] = torch.ones(4, 6, dtype=torch.int8)
-    assert "I8 is no type of LoRA weights" in refuse(tmp_path, tensors)
+    assert "the type I8 is not supported for LoRA weights" in refuse(tmp_path, tensors)
 
 
 def test_an_empty_file_is_refused(tmp_path: Path) -> None:
