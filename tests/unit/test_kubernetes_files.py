@@ -17,7 +17,7 @@ FOLDER = ROOT / ".deploy" / "kubernetes"
 MANIFESTS: dict[str, dict[str, Any]] = {
     each["kind"]: each
     for path in sorted(FOLDER.glob("*.yaml"))
-    for each in yaml.safe_load_all(path.read_text(encoding="utf-8"))
+    for each in yaml.load_all(path.read_text(encoding="utf-8"), yaml.CSafeLoader)
 }
 POD = MANIFESTS["Deployment"]["spec"]["template"]["spec"]
 [CONTAINER] = POD["containers"]

@@ -88,6 +88,12 @@ def read(adapters: LoadedAdapters, *, streamed: bool = False, packed: str = "non
     return build_engine(base(), weights, adapters=adapters)
 
 
+def leave_unmerged(adapters: LoadedAdapters) -> QwenEngine:
+    """Build the tiny model with the adapters beside its weights."""
+    adapters.merged = frozenset()
+    return build_engine(build_tiny_pipeline(), adapters=adapters)
+
+
 def denoise(engine: QwenEngine, **scales: float) -> torch.Tensor:
     loras = [Lora(name=name, scale=scale) for name, scale in scales.items()]
     work = replace(WORK, loras=resolve_adapters(loras, engine.info.adapters))
@@ -110,8 +116,7 @@ def test_merged_and_unmerged_weights_agree_resident_and_streamed(
 
     found = {streamed: denoise(read(adapters, streamed=streamed)) for streamed in (False, True)}
 
-    adapters.merged = frozenset()
-    unmerged = denoise(read(adapters))
+    unmerged = denoise(leave_unmerged(adapters))
     assert torch.equal(found[True], found[False])
     assert largest_difference(found[False], unmerged) < 1e-5
     assert largest_difference(plain, unmerged) > 1e-3
@@ -122,9 +127,7 @@ def test_a_request_may_give_a_merged_adapter_another_scale_or_none_of_it(
 ) -> None:
     adapters = fix(tmp_path, draw())
     merged = read(adapters)
-    adapters = fix(tmp_path, draw())
-    adapters.merged = frozenset()
-    unmerged = build_engine(build_tiny_pipeline(), adapters=adapters)
+    unmerged = leave_unmerged(fix(tmp_path, draw()))
     for scale in (0.0, -1.0, 2.0):
         assert largest_difference(denoise(merged, a=scale), denoise(unmerged, a=scale)) < 1e-5
     assert torch.equal(denoise(unmerged, a=0.0), plain)
@@ -140,7 +143,7 @@ def test_merged_before_packing_and_unmerged_over_packed_weights_agree(
     merged = denoise(read(adapters, packed=packed))
     adapters.merged = frozenset()
     unmerged = denoise(read(adapters, packed=packed))
-    exact = denoise(read(adapters))
+    exact = denoise(leave_unmerged(adapters))
     assert largest_difference(merged, exact) < error
     assert largest_difference(unmerged, exact) < error
     assert largest_difference(plain, exact) > 4 * error
