@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from retouch.engine.memory.plan import GIB
 from retouch.logs import event
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 Setting = bool | Literal["auto"]
 
-FILL_GPU_BYTES = 4 << 30
+FILL_GPU_BYTES = 4 * GIB
 """GPU memory that filling the cache may take, and that must be free for it."""
 _FILL_TIMEOUT_S = 1800.0
 _MAX_VARIANTS = 64
@@ -127,7 +128,10 @@ def keep_code(code: BlockCode, *, compiled: bool) -> threading.Thread | None:
     if compiled:
         code.mark_cached()
         return None
-    if code.is_cached or measure_free_gpu() < FILL_GPU_BYTES:
+    if code.is_cached:
+        return None
+    if (free_bytes := measure_free_gpu()) < FILL_GPU_BYTES:
+        event(_log, "compile.skipped", free_gib=round(free_bytes / GIB, 1))
         return None
     thread = threading.Thread(target=_fill, args=(code,), name="compile", daemon=True)
     thread.start()

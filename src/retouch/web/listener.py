@@ -9,7 +9,6 @@ import asyncio
 import logging
 import os
 import socket
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -28,14 +27,6 @@ EDIT = 1 << 16
 """Connections that weigh as much as an edit: more than there are, as one may ask for nothing much."""
 _NEW_S = 1.0
 """So long a connection counts as an edit, which it may become once its request and source are there."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Accepted:
-    """A connection's protocol, once it is made, and when it was accepted, by the loop's clock."""
-
-    made: list[asyncio.Protocol]
-    at_s: float
 
 
 class Listener:
@@ -63,7 +54,8 @@ class Listener:
         self._metrics = metrics
         self._socket: socket.socket | None = None
         self._new_s = new_s
-        self._accepted: dict[asyncio.Task[Any], _Accepted] = {}
+        # When they came, by the loop's clock; of a connection also its protocol, once that is made.
+        self._accepted: dict[asyncio.Task[Any], tuple[list[asyncio.Protocol], float]] = {}
         self._edits: dict[asyncio.Task[Any], float] = {}
 
     async def run(self) -> None:
@@ -102,16 +94,16 @@ class Listener:
 
     def report(self) -> None:
         """Say on the board what there is to do."""
-        new_since_s = asyncio.get_running_loop().time() - self._new_s
+        now_s = asyncio.get_running_loop().time()
+        new_since_s = now_s - self._new_s
         connections: set[Any] = self._server.server_state.connections
         self._accepted = {
-            task: one
-            for task, one in self._accepted.items()
-            if not task.done() or (one.at_s > new_since_s and not connections.isdisjoint(one.made))
+            task: (made, at_s)
+            for task, (made, at_s) in self._accepted.items()
+            if not task.done() or (at_s > new_since_s and not connections.isdisjoint(made))
         }
-        coming = sum(connections.isdisjoint(one.made) for one in self._accepted.values())
-        new = sum(one.at_s > new_since_s for one in self._accepted.values())
-        now_s = new_since_s + self._new_s
+        coming = sum(connections.isdisjoint(made) for made, _ in self._accepted.values())
+        new = sum(at_s > new_since_s for _, at_s in self._accepted.values())
         self._edits = {task: self._edits.get(task, now_s) for task in self._host.edits}
         known = sum(at_s > new_since_s for at_s in self._edits.values())
         edits = len(self._edits) + max(0, new - known)
@@ -150,7 +142,7 @@ class Listener:
             partial(self._connect, made), accepted, ssl=self._server.config.ssl
         )
         task = asyncio.ensure_future(connecting)
-        self._accepted[task] = _Accepted(made, asyncio.get_running_loop().time())
+        self._accepted[task] = made, asyncio.get_running_loop().time()
         task.add_done_callback(_ignore)
         self.report()
         if not self._board.may_listen(self._index):

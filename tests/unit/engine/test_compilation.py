@@ -89,13 +89,16 @@ def test_after_a_compiled_start_the_code_is_cached(code: BlockCode) -> None:
     assert code.is_cached
 
 
-def test_nothing_is_compiled_again_or_without_room(code: BlockCode, child: Path) -> None:
+def test_nothing_is_compiled_again(code: BlockCode, child: Path) -> None:
     code.mark_cached()
     assert keep_code(code, compiled=False) is None
 
 
-def test_nothing_is_compiled_without_room_on_the_gpu(code: BlockCode) -> None:
+def test_nothing_is_compiled_without_room_on_the_gpu(
+    code: BlockCode, events: pytest.LogCaptureFixture
+) -> None:
     assert keep_code(code, compiled=False) is None
+    assert events.messages == ["compile.skipped"]
 
 
 def test_a_child_gets_the_code_and_makes_it(
