@@ -82,7 +82,9 @@ def find_weights_file(
         if PurePosixPath(name).name == PEFT_FILE:
             download(str(PurePosixPath(name).with_name(PEFT_CONFIG)))
     else:
-        raise ModelError(f"{setting}: there is no file {reference.name}")
+        raise ModelError(
+            f"{setting}: there is no file {reference.name}; one on the hub is owner/repository/file"
+        )
     if reference.sha256:
         progress(f"checking the SHA-256 of {path.name}")
         if (actual := _hash(path)) != reference.sha256:
