@@ -3,6 +3,7 @@
 Importing this module imports no torch.
 """
 
+from codecs import BOM_UTF8
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
@@ -100,7 +101,8 @@ def read_profiles(path: str) -> dict[str, ProfileFile]:
     if not path:
         return {}
     try:
-        profiles = _Profiles.validate_json(Path(path).expanduser().read_bytes())
+        body = Path(path).expanduser().read_bytes().removeprefix(BOM_UTF8)  # Notepad writes one
+        profiles = _Profiles.validate_json(body)
     except OSError as error:
         raise ModelError(f"PROFILES_FILE cannot be read: {error.strerror}") from error
     except ValidationError as error:

@@ -124,6 +124,12 @@ def test_a_profile_without_a_file_is_the_checkpoint_itself(path: Path) -> None:
     assert (fast.steps, fast.guidance_scale, fast.adapter) == (2, 2.0, None)
 
 
+def test_a_file_of_profiles_may_begin_with_a_byte_order_mark(path: Path) -> None:
+    file = Path(describe(path))
+    file.write_text(file.read_text(), encoding="utf-8-sig")
+    assert load_with(profiles=("fast",), profiles_file=str(file)).profiles
+
+
 @pytest.mark.parametrize(
     ("changes", "fault"),
     [
