@@ -20,7 +20,6 @@ from retouch.net.limits import FetchLimits
 from retouch.net.url import SourceUrl, parse_url
 
 _CONNECT_TIMEOUT_S = 5.0
-_VERSION = "/v1"
 
 
 class NotConnected(EngineUnavailable):
@@ -50,13 +49,17 @@ class Server:
 
     @classmethod
     def parse(cls, url: str, *, key: str = "") -> Self:
-        """Return the server at `url`, which may end in `/v1`.
+        """Return the server at `url`, which may end in `/v1` or its route of edits.
 
         Raises:
             ModelError: it is not a URL.
+
+        >>> Server.parse("http://vllm:8091/v1/images/edits").url.canonical
+        'http://vllm:8091/'
         """
+        base = url.rstrip("/").removesuffix("/images/edits").removesuffix("/v1")
         try:
-            return cls(parse_url(url.rstrip("/").removesuffix(_VERSION)), key)
+            return cls(parse_url(base), key)
         except ValueError as error:
             raise ModelError(f"ENGINE_URL: {error}") from error
 
