@@ -104,7 +104,9 @@ def test_rows_are_read_right_in_chunks_of_any_size(
     path = packed.save(tmp_path / "w.safetensors")
     monkeypatch.setattr(safetensors_reader, "CHUNK_BYTES", chunk_bytes)
 
-    assert all(torch.equal(load(path)[name], packed.rounded[name].float()) for name in WEIGHTS)
+    found = load(path)
+
+    assert all(torch.equal(found[name], packed.rounded[name].float()) for name in WEIGHTS)
 
 
 def test_the_factor_of_a_packed_weight_is_applied(tmp_path: Path) -> None:
