@@ -9,6 +9,7 @@ import httpx
 import pytest
 import uvicorn
 from starlette.responses import PlainTextResponse
+from starlette.types import Receive, Scope, Send
 from support.fakes import House, until
 from support.web import build_board, open_host, settings
 
@@ -30,19 +31,20 @@ class FailingMetrics(Metrics):
 
 @asynccontextmanager
 async def serve(
-    shared: socket.socket,
-    board: Board,
-    index: int,
-    host: ModelHost,
-    metrics: Metrics | None = None,
-    new_s: float = 0.0,
+    shared: socket.socket, board: Board, index: int, host: ModelHost, metrics: Metrics | None = None
 ) -> AsyncIterator[Listener]:
-    app = PlainTextResponse(NAMES[index], headers={"Connection": "close"})
+    answer = PlainTextResponse(NAMES[index], headers={"Connection": "close"})
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        while scope["method"] == "POST" and (await receive())["type"] != "http.disconnect":
+            pass
+        await answer(scope, receive, send)
+
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off"))
-    listener = Listener(server, board, index, host, metrics or Metrics(host), new_s=new_s)
+    listener = Listener(server, board, index, host, metrics or Metrics(host))
     serving = asyncio.create_task(server.serve(sockets=[shared.dup()]))
     running = asyncio.create_task(listener.run())
-    await until(lambda: server.started and not server.servers)  # the listener has the socket
+    await until(lambda: server.started)
     yield listener
     server.should_exit = True
     await asyncio.gather(serving, running)
@@ -113,23 +115,26 @@ async def test_a_worker_that_is_busier_than_another_leaves_it_the_next_connectio
             await until(lambda: board.loads == [0, 0])
 
 
-async def test_a_burst_is_shared_out_evenly_though_one_becomes_an_edit_before_the_others() -> None:
+async def test_a_request_whose_source_is_on_the_way_counts_as_an_edit() -> None:
     board = build_board()
     hosts = [open_host(settings(), House()) for _ in range(2)]
     all_day = asyncio.create_task(asyncio.sleep(3600))
+    writers: list[asyncio.StreamWriter] = []
+
+    async def post(port: int) -> None:
+        writers.append((await asyncio.open_connection("127.0.0.1", port))[1])
+        writers[-1].write(b"POST / HTTP/1.1\r\nHost: here\r\nContent-Length: 9\r\n\r\n")
+        await until(lambda: sum(board.loads) == len(writers) * (EDIT + 1))
+
     with socket.create_server(("127.0.0.1", 0)) as shared:
         port = shared.getsockname()[1]
-        async with (
-            serve(shared, board, 0, hosts[0], new_s=3600),
-            serve(shared, board, 1, hosts[1], new_s=3600),
-        ):
+        async with serve(shared, board, 0, hosts[0]), serve(shared, board, 1, hosts[1]):
             await until(lambda: len(board.pids) == 2)
-            writers = [(await asyncio.open_connection("127.0.0.1", port))[1]]
-            await until(lambda: sum(board.loads) == EDIT + 1)
-            hosts[board.loads.index(EDIT + 1)].edits.add(all_day)
-            others = [await asyncio.open_connection("127.0.0.1", port) for _ in range(5)]
-            writers += [writer for _, writer in others]
-            await until(lambda: board.loads == [3 * EDIT + 3] * 2)
+            await post(port)
+            hosts[board.loads.index(EDIT + 1)].edits.add(all_day)  # its source is there
+            for _ in range(5):
+                await post(port)
+            assert board.loads == [3 * EDIT + 3] * 2
             for writer in writers:
                 writer.close()
                 await writer.wait_closed()

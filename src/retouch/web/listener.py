@@ -25,27 +25,19 @@ _OBSERVE_EVERY = 10
 """Checks between two updates of the gauges, which another worker may report."""
 EDIT = 1 << 16
 """Connections that weigh as much as an edit: more than there are, as one may ask for nothing much."""
-_NEW_S = 1.0
-"""So long a connection counts as an edit, which it may become once its request and source are there."""
+_ASKS_FOR_EDIT = {"POST", "PUT"}
 
 
 class Listener:
     """Accepts a server's connections while no other worker on the `board` is less busy.
 
-    This worker is the one at `index`. How busy it is its edits say, also those of jobs. Connections,
-    which last for one request, say it until it is known what they ask for: for their first `new_s` as
-    much as an edit, or a burst would go to the worker whose first one is an edit last.
+    This worker is the one at `index`. How busy it is its edits say, also those of jobs, and requests
+    whose sources are still on the way: else a burst would go to the worker whose first one is there
+    last. Connections, which last for one request, say it until it is known what they ask for.
     """
 
     def __init__(
-        self,
-        server: uvicorn.Server,
-        board: Board,
-        index: int,
-        host: ModelHost,
-        metrics: Metrics,
-        *,
-        new_s: float = _NEW_S,
+        self, server: uvicorn.Server, board: Board, index: int, host: ModelHost, metrics: Metrics
     ) -> None:
         self._server = server
         self._board = board
@@ -53,10 +45,7 @@ class Listener:
         self._host = host
         self._metrics = metrics
         self._socket: socket.socket | None = None
-        self._new_s = new_s
-        # When they came, by the loop's clock; of a connection also its protocol, once that is made.
-        self._accepted: dict[asyncio.Task[Any], tuple[list[asyncio.Protocol], float]] = {}
-        self._edits: dict[asyncio.Task[Any], float] = {}
+        self._connecting: dict[asyncio.Task[Any], list[asyncio.Protocol]] = {}
 
     async def run(self) -> None:
         """Pause and resume as the board says, until the server stops.
@@ -94,21 +83,12 @@ class Listener:
 
     def report(self) -> None:
         """Say on the board what there is to do."""
-        now_s = asyncio.get_running_loop().time()
-        new_since_s = now_s - self._new_s
-        connections: set[Any] = self._server.server_state.connections
-        self._accepted = {
-            task: (made, at_s)
-            for task, (made, at_s) in self._accepted.items()
-            if not task.done() or (at_s > new_since_s and not connections.isdisjoint(made))
-        }
-        coming = sum(connections.isdisjoint(made) for made, _ in self._accepted.values())
-        new = sum(at_s > new_since_s for _, at_s in self._accepted.values())
-        self._edits = {task: self._edits.get(task, now_s) for task in self._host.edits}
-        known = sum(at_s > new_since_s for at_s in self._edits.values())
-        edits = len(self._edits) + max(0, new - known)
         is_ready = self._host.state in (State.READY, State.BUSY)
-        busy = edits * EDIT + len(connections) + coming
+        connections: set[Any] = self._server.server_state.connections
+        coming = sum(connections.isdisjoint(made) for made in self._connecting.values())
+        asked = sum((one.scope or {}).get("method") in _ASKS_FOR_EDIT for one in connections)
+        # A request that waits for its edit is among both.
+        busy = max(len(self._host.edits), asked) * EDIT + len(connections) + coming
         self._board.report(self._index, busy if is_ready else NOT_READY)
 
     def _take_socket(self) -> None:
@@ -142,11 +122,16 @@ class Listener:
             partial(self._connect, made), accepted, ssl=self._server.config.ssl
         )
         task = asyncio.ensure_future(connecting)
-        self._accepted[task] = made, asyncio.get_running_loop().time()
-        task.add_done_callback(_ignore)
+        self._connecting[task] = made
+        task.add_done_callback(self._forget)
         self.report()
         if not self._board.may_listen(self._index):
             self._pause()
+
+    def _forget(self, task: asyncio.Task[Any]) -> None:
+        del self._connecting[task]
+        if not task.cancelled():
+            task.exception()  # of a TLS handshake: the caller's fault, and its connection is closed
 
     def _connect(self, made: list[asyncio.Protocol]) -> asyncio.Protocol:
         """Return the protocol of a new connection, as uvicorn's `Server.startup` makes it, and add it to `made`."""
@@ -158,9 +143,3 @@ class Listener:
         )
         made.append(connection)
         return connection
-
-
-def _ignore(connecting: asyncio.Task[Any]) -> None:
-    """Ignore that a TLS handshake failed: the caller's fault, and its connection is closed."""
-    if not connecting.cancelled():
-        connecting.exception()
