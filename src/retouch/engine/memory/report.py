@@ -1,6 +1,7 @@
 """Describe a memory plan in words."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 from retouch.engine.memory.estimate import CARDS, Card, estimate_edit_s
@@ -8,6 +9,7 @@ from retouch.engine.memory.plan import (
     BUS_GIB_PER_S,
     GIB,
     HOST_RESERVE_BYTES,
+    MAX_IMAGES,
     RESERVE_BYTES,
     EditShape,
     FreeMemory,
@@ -33,12 +35,13 @@ def describe_plan(
     quantization: str = "auto",
     gpu_memory_gib: float = 0.0,
     modulation_mapped: bool = False,
+    max_result_px: int = 0,
 ) -> list[str]:
     """Describe the full model's plan, and what every QUANTIZATION would need.
 
     For this machine, a `card` of `CARDS`, or so much GPU or host memory. `gpu_memory_gib` limits what
     is measured of this machine's GPU, unless it is 0. With `modulation_mapped` the checkpoint is on a
-    local disk.
+    local disk. Results may have `max_result_px`, if that is more than the checkpoint's own area.
 
     Raises:
         ModelError: it would not fit, or this machine has no GPU and none is named.
@@ -52,10 +55,12 @@ def describe_plan(
     gpu_bytes = measure_free(gpu_memory_gib).gpu_bytes if gpu_gib is None else int(gpu_gib * GIB)
     host_bytes = measure_host() if host_gib is None else int(host_gib * GIB)
     shape, memory = EditShape(), FreeMemory(gpu_bytes, host_bytes)
+    shape = replace(shape, area_px=max(shape.area_px, max_result_px))
     sizes = partial(full_sizes, modulation_mapped=modulation_mapped)
     choice, plan = choose_quantization(quantization, sizes, shape, memory)
     return [
         *explain(plan, sizes(choice), shape),
+        explain_images(sizes(choice), shape, memory),
         f"QUANTIZATION={quantization} stores blocks and layers as: {choice.name}",
         *list_alternatives(sizes, shape, memory, CARDS.get(card)),
     ]
@@ -81,10 +86,12 @@ def list_alternatives(
             f"{(plan.host_bytes + HOST_RESERVE_BYTES) / GIB:.1f} of the host, {plan.name}"
         )
         if card:
-            long_s = estimate_edit_s(plan, sizes, shape, card, steps=30, guided=True)
-            short_s = estimate_edit_s(plan, sizes, shape, card, steps=4, guided=False)
-            line += f"; estimated, not measured: {long_s:.0f} s for 30 steps with guidance, "
-            line += f"{short_s:.0f} s for 4 without"
+            estimate_s = partial(estimate_edit_s, plan, sizes, shape, card)
+            line += (
+                f"; estimated, not measured: {estimate_s(steps=30, guided=True):.0f} s for 30 steps "
+                f"with guidance, without it {estimate_s(steps=8, guided=False):.0f} s for 8 "
+                f"and {estimate_s(steps=4, guided=False):.0f} s for 4"
+            )
         lines.append(line)
     return lines
 
@@ -104,12 +111,18 @@ def explain(plan: Plan, sizes: Sizes, shape: EditShape) -> list[str]:
             f"{HOST_RESERVE_BYTES / GIB:.1f} in reserve"
         ),
     ]
-    if (most := sum(area_px >= shape.area_px for area_px in plan.max_areas_px)) > 1:
-        megapixels = shape.area_px / (1 << 20)
-        lines.append(
-            f"2509 and 2511: up to {most} images of 1 MP, for a result of {megapixels:.3g} MP"
-        )
     return [*lines, *_list_copies(plan, sizes, shape)]
+
+
+def explain_images(sizes: Sizes, shape: EditShape, memory: FreeMemory) -> str:
+    """Return a line on the plan for the models that take several images."""
+    plan = make_plan(sizes, replace(shape, images=MAX_IMAGES), memory)
+    images = sum(area_px >= shape.area_px for area_px in plan.max_areas_px)
+    return (
+        f"2509 and 2511, for up to {images} image{'s' if images > 1 else ''}: {plan.name}, "
+        f"{plan.peak_bytes / GIB:.1f} GiB of the GPU, "
+        f"{(plan.host_bytes + HOST_RESERVE_BYTES) / GIB:.1f} of the host"
+    )
 
 
 def _list_copies(plan: Plan, sizes: Sizes, shape: EditShape) -> list[str]:

@@ -21,7 +21,7 @@ from retouch.engine.memory.plan import (
     require_host,
 )
 from retouch.engine.memory.probe import measure_cpus, measure_free, measure_host
-from retouch.engine.memory.report import explain
+from retouch.engine.memory.report import explain, explain_images
 from retouch.engine.memory.shared_memory import HostShare, sharing
 from retouch.errors import ModelError
 
@@ -279,7 +279,7 @@ def test_room_is_made_for_three_images(gpu_gib: int) -> None:
     assert len(plan.max_areas_px) == 3
     assert min(plan.max_areas_px) >= 1024 * 1024
     assert plan.peak_bytes <= gpu_gib * GIB
-    assert "up to 3 images of 1 MP" in "\n".join(explain(plan, FULL, SHAPE))
+    assert explain_images(FULL, SHAPE, memory).startswith("2509 and 2511, for up to 3 images: ")
 
 
 def test_a_tight_card_takes_fewer_images_before_it_is_refused() -> None:

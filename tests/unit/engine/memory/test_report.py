@@ -38,6 +38,13 @@ def test_a_local_disk_spares_the_host_the_modulation() -> None:
     assert "they are read from their files on a local disk" in local
 
 
+def test_room_for_large_results_is_planned() -> None:
+    usual, large = (
+        describe_plan(gpu_gib=16, host_gib=64, max_result_px=px)[0] for px in (0, 2048 * 2048)
+    )
+    assert (usual, large) == ("plan: 33 of 60 blocks streamed", "plan: 36 of 60 blocks streamed")
+
+
 def test_what_is_set_is_what_is_planned() -> None:
     with pytest.raises(ModelError, match="short of host memory"):
         describe_plan(gpu_gib=16, host_gib=30, quantization="none")
