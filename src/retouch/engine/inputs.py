@@ -67,10 +67,10 @@ def prepare_inputs(
 
     The text encoder and the autoencoder see each image in sizes of their own.
     """
-    resizer = VaeImageProcessor(vae_scale_factor=vae.token_px)
+    token_px = vae.token_px
+    resizer = VaeImageProcessor(vae_scale_factor=token_px)
     prompts = [params.prompt, *([params.negative_prompt] if params.guidance_scale > 1 else [])]
-    if preset.plain_prompts:
-        prompts = [simplify(prompt) for prompt in prompts]
+    prompts = [simplify(prompt) if preset.plain_prompts else prompt for prompt in prompts]
     area_px = min(CONDITION_AREA_PX, preset.condition_area_px)
     vision_area_px = min(text_encoder.template.vision_area_px, area_px)
     seen, pixels, sizes = [], [], [(params.width_px, params.height_px)]
@@ -83,9 +83,7 @@ def prepare_inputs(
             width_px, height_px = params.width_px, params.height_px
         sizes.append((width_px, height_px))
         pixels.append(resizer.preprocess(image, height_px, width_px))
-    grids = tuple(
-        (height_px // vae.token_px, width_px // vae.token_px) for width_px, height_px in sizes
-    )
+    grids = tuple((height_px // token_px, width_px // token_px) for width_px, height_px in sizes)
     source = None
     if mask is not None or params.skipped_steps:
         source = resizer.preprocess(images[0], params.height_px, params.width_px)

@@ -72,9 +72,8 @@ def lean_imports(*, attention: str) -> Iterator[None]:
         for name, module in placed.items():
             if sys.modules.get(name) is module:
                 del sys.modules[name]
-        if (
-            _COMPILER not in sys.modules
-        ):  # what was imported of it knows the stand-in as its package
+        # What was imported of the compiler meanwhile knows the stand-in as its package.
+        if _COMPILER not in sys.modules:
             for name in [name for name in sys.modules if name.startswith(f"{_COMPILER}.")]:
                 del sys.modules[name]
 

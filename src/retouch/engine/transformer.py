@@ -170,8 +170,8 @@ def project_heads(
     With `num_output_tokens` only that many image tokens are queries.
     """
     attn = block.attn
-    before = [select_modulation(part, is_condition) for part in modulation[0][:2]]
-    image = _modulate(image, block.img_norm1, *before)
+    shift_and_scale = [select_modulation(part, is_condition) for part in modulation[0][:2]]
+    image = _modulate(image, block.img_norm1, *shift_and_scale)
     text = _modulate(text, block.txt_norm1, *modulation[1][:2])
     count, channels = text.shape[1], attn.inner_dim // attn.heads
     queries, keys, values = zip(

@@ -139,6 +139,7 @@ def find(
             token=settings.hf_token,
             progress=progress,
             weighted=settings.weighted,
+            packed=settings.quantization not in {"auto", "none"},
         )
         require_complete(snapshot, settings.weighted)
     return snapshot

@@ -82,14 +82,17 @@ def find_weights_file(
         if PurePosixPath(name).name == PEFT_FILE:
             download(str(PurePosixPath(name).with_name(PEFT_CONFIG)))
     else:
-        raise ModelError(
-            f"{setting}: there is no file {reference.name}; one on the hub is owner/repository/file"
-        )
+        fault = f"there is no file {reference.name}; one on the hub is owner/repository/file"
+        raise ModelError(f"{setting}: {fault}")
     if reference.sha256:
-        progress(f"checking the SHA-256 of {path.name}")
-        if (actual := _hash(path)) != reference.sha256:
-            raise ModelError(f"{setting}: {path.name} has the SHA-256 {actual}, not the pinned one")
+        _require_sha256(path, reference.sha256, setting, progress)
     return path
+
+
+def _require_sha256(path: Path, pinned: str, setting: str, progress: Callable[[str], None]) -> None:
+    progress(f"checking the SHA-256 of {path.name}")
+    if (actual := _hash(path)) != pinned:
+        raise ModelError(f"{setting}: {path.name} has the SHA-256 {actual}, not the pinned one")
 
 
 def _hash(path: Path) -> str:

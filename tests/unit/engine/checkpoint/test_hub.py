@@ -147,6 +147,22 @@ def test_a_model_larger_than_memory_is_not_downloaded_for_a_cpu(
         hub.require_memory(57_700_000_000)
 
 
+@pytest.mark.parametrize(("quantization", "packed"), [("auto", False), ("nf4", True)])
+def test_weights_that_are_packed_may_be_larger_than_memory(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, quantization: str, packed: bool
+) -> None:
+    asked = {}
+
+    def download(_model_id: str, **options: object) -> Path:
+        asked.update(options)
+        return make_folder(tmp_path / "downloaded")
+
+    monkeypatch.setattr(hub, "download", download)
+    settings = find.CheckpointSettings(cache_dir=str(tmp_path), quantization=quantization)
+    find.find("org/name", settings)
+    assert asked["packed"] is packed
+
+
 def test_a_disk_too_small_for_what_is_missing_ends_the_start_before_the_download(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
