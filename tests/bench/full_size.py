@@ -241,8 +241,11 @@ def row_widen(rig: Rig) -> dict[str, Any]:
     return found
 
 
-def row_lora(rig: Rig) -> dict[str, Any]:
-    """Two random adapters of Lightning's shape, not merged, beside the same edits without; switching."""
+def row_lora(rig: Rig, quantization: str) -> dict[str, Any]:
+    """Two random adapters of Lightning's shape, not merged, beside the same edits without; switching.
+
+    `lora:fp8` has the weights packed so.
+    """
     rig.drop()
     config = build_tiny_pipeline().transformer.config if rig.tiny else FULL_CONFIG
     shapes = layer_shapes(config)
@@ -261,7 +264,7 @@ def row_lora(rig: Rig) -> dict[str, Any]:
         return NamedAdapter(name, Adapter(layers, "random", name))
 
     rig.adapters = LoadedAdapters([draw("one"), draw("other")], shapes)
-    engine = rig.take("resident")
+    engine = rig.take("resident", quantization=quantization)
     rig.adapters = None
 
     def ask(steps: int, name: str) -> Any:
@@ -361,7 +364,7 @@ def run_row(rig: Rig, row: str) -> dict[str, Any]:
     if kind == "stock":
         return row_stock(rig)
     if kind in ("lora", "widen"):
-        return (row_lora if kind == "lora" else row_widen)(rig)
+        return row_lora(rig, cap or "none") if kind == "lora" else row_widen(rig)
     if kind == "load":
         return row_load(rig, cap)
     checks = {

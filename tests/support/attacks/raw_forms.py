@@ -127,7 +127,7 @@ def hostile_jobs() -> Iterator[Call]:
     ids = [
         *(
             b".. ../.. %2e%2e %2e%2e%2f%2e%2e %00 a%00 a%0a .. ..%5c..%5c alive webhooks alive/a/1 "
-            b"webhooks/a/due a/accepted a/ended A %C3%A9 %ff -a _a a.b a;b a%20b ~ * %25 a/ /a "
+            b"webhooks/a/due a/accepted a/ended A+A %C3%A9 %ff -a _a a.b a;b a%20b ~ * %25 a/ /a "
         ).split(),
         *(b"a" * 129, b"a" * 60_000),
     ]
