@@ -66,7 +66,8 @@ def narrow(document: dict[str, Any]) -> dict[str, Any]:
     for side in ("width", "height"):
         fields[side] = {"enum": [64, 80, None]}
     document["security"].remove({})  # this service requires a key
-    return document
+    text = re.sub(r"https://example\.com/\w+\.(jpg|png)", picture_url(), json.dumps(document))
+    return dict(json.loads(text))
 
 
 def attack_contract(asked: argparse.Namespace) -> list[Row]:
@@ -91,7 +92,7 @@ def attack_contract(asked: argparse.Namespace) -> list[Row]:
         found = re.search(r"(\d+) generated", run.stdout)
         cases = int(found[1]) if found else 0
         if run.returncode:
-            say_progress(run.stdout[-6000:] + run.stderr[-2000:])
+            say_progress(run.stdout + run.stderr[-2000:])
         traces = [line for line in service.output.splitlines() if '"exception"' in line]
     told = f"exit status {run.returncode}, {len(traces)} traces in the log"
     held = run.returncode == 0 and not traces and cases >= asked.cases

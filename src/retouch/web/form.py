@@ -198,7 +198,7 @@ def read_texts(texts: Iterable[tuple[str, str]]) -> dict[str, object]:
     """Return the texts of a form as the types of the request's fields; wrong ones stay texts.
 
     A blank text is as none, except for the prompt. Numbers and truth values may be spelled as in shells,
-    Python and HTML.
+    Python and HTML. A list is one JSON text, or a text for each item, as OpenAPI 3.1 encodes it.
 
     Raises:
         InvalidRequest: a field is given twice.
@@ -207,14 +207,19 @@ def read_texts(texts: Iterable[tuple[str, str]]) -> dict[str, object]:
     {'prompt': '4', 'seed': 4, 'height': 'x', 'strength': 0.5}
     """
     fields: dict[str, object] = {}
+    lists: dict[str, list[object]] = {}
     for name, text in texts:
         kinds = _find_types(name)
         if name in fields:
             raise InvalidRequest.for_fields({name[:64]: "is given twice"})
         if name in _SCHEMA and name != "prompt" and not text.strip():
             continue
-        fields[name] = text if "string" in kinds else _parse(text)
-    return fields
+        value = text if "string" in kinds else _parse(text)
+        if "array" in kinds:
+            lists.setdefault(name, []).extend(value if isinstance(value, list) else [value])
+        else:
+            fields[name] = value
+    return fields | lists
 
 
 def _find_types(name: str) -> set[str]:

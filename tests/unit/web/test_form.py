@@ -236,3 +236,15 @@ def test_a_form_is_let_go_of_without_waiting_for_the_garbage_collector() -> None
 
 def test_read_texts_keeps_what_it_does_not_know() -> None:
     assert read_texts([("colour", "1")]) == {"colour": "1"}
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ['["https://a.example/1", "https://a.example/2"]'],
+        ["https://a.example/1", "https://a.example/2"],
+    ],
+)
+def test_a_list_is_one_json_text_or_a_text_for_each_item(texts: list[str]) -> None:
+    expected = {"image_urls": ["https://a.example/1", "https://a.example/2"]}
+    assert read_texts([("image_urls", text) for text in texts]) == expected
