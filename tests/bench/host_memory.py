@@ -12,6 +12,7 @@ import argparse
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from support.models.full_rig import measure_host_taken
@@ -22,24 +23,22 @@ PLANS = ("int8:16", "int8:14.9", "int8:24", "nf4:10", "none:16")
 def measure(plan: str, folder: Path, dtype: str) -> None:
     """Load, edit, and print what that took."""
     before_bytes = measure_host_taken()
-    from two_gpus import build_params, read_photo
+    from two_gpus import build_alone, build_params, read_photo
 
     from retouch.editing.ports import run_edit
-    from retouch.engine.checkpoint.find import CheckpointSettings
     from retouch.engine.checkpoint.load import load
     from retouch.engine.memory.plan import GIB
 
     quantization, _, cap_gib = plan.partition(":")
-    options = argparse.Namespace(steps=[2], side=1024)
-    engine = load(
-        CheckpointSettings(
-            model_id=str(folder),
-            dtype=dtype,
-            quantization=quantization,  # type: ignore[arg-type] # the loader checks it
-            gpu_memory_gib=float(cap_gib),
-            compile=False,
-        )
+    options = argparse.Namespace(
+        folder=folder,
+        dtype=dtype,
+        gpu_memory_gib=float(cap_gib),
+        compile=False,
+        steps=[2],
+        side=1024,
     )
+    engine = load(replace(build_alone(options), quantization=quantization))
     run_edit(engine, [read_photo()], build_params(options, scale=4.0))
     taken_gib = round((measure_host_taken() - before_bytes) / GIB, 1)
     sys.stdout.write(

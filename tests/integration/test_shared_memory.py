@@ -10,13 +10,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from support.models.host_share import SIZES, open_memory
 
-from retouch.engine.memory.shared_memory import HostShare, SharedMemory
+from retouch.engine.memory.shared_memory import HostShare
 
 pytestmark = pytest.mark.integration
 
-SIZE = 4 << 20
-SIZES = [SIZE, 3]
+SIZE = SIZES[0]
+
 OPEN = """
 import sys
 from retouch.engine.memory.shared_memory import HostShare
@@ -43,12 +44,6 @@ def beside(share: HostShare, program: str) -> Iterator[subprocess.Popen[str]]:
         assert process.stdout.readline() == "ready\n"
         yield process
         process.kill()
-
-
-def open_memory(share: HostShare) -> SharedMemory:
-    memory = share.open("model", SIZES)
-    assert memory
-    return memory
 
 
 def test_processes_have_the_same_bytes_and_each_counts_its_part_of_them(share: HostShare) -> None:

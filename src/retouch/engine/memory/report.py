@@ -81,10 +81,7 @@ def list_alternatives(
         except ModelError as error:
             lines.append(f"{name}: {error.message}")
             continue
-        line = (
-            f"{name}: {plan.peak_bytes / GIB:.1f} GiB of the GPU, "
-            f"{(plan.host_bytes + HOST_RESERVE_BYTES) / GIB:.1f} of the host, {plan.name}"
-        )
+        line = f"{name}: {_list_memory(plan)}, {plan.name}"
         if card:
             estimate_s = partial(estimate_edit_s, plan, sizes, shape, card)
             line += (
@@ -118,11 +115,13 @@ def explain_images(sizes: Sizes, shape: EditShape, memory: FreeMemory) -> str:
     """Return a line on the plan for the models that take several images."""
     plan = make_plan(sizes, replace(shape, images=MAX_IMAGES), memory)
     images = sum(area_px >= shape.area_px for area_px in plan.max_areas_px)
-    return (
-        f"2509 and 2511, for up to {images} image{'s' if images > 1 else ''}: {plan.name}, "
-        f"{plan.peak_bytes / GIB:.1f} GiB of the GPU, "
-        f"{(plan.host_bytes + HOST_RESERVE_BYTES) / GIB:.1f} of the host"
-    )
+    text = f"2509 and 2511, for up to {images} image{'s' if images > 1 else ''}"
+    return f"{text}: {plan.name}, {_list_memory(plan)}"
+
+
+def _list_memory(plan: Plan) -> str:
+    host_gib = (plan.host_bytes + HOST_RESERVE_BYTES) / GIB
+    return f"{plan.peak_bytes / GIB:.1f} GiB of the GPU, {host_gib:.1f} of the host"
 
 
 def _list_copies(plan: Plan, sizes: Sizes, shape: EditShape) -> list[str]:

@@ -4,16 +4,9 @@ import os
 from pathlib import Path
 
 import pytest
+from support.models.host_share import SIZES, open_memory
 
-from retouch.engine.memory.shared_memory import HostShare, SharedMemory, sharing
-
-SIZES = [4 << 20, 3]
-
-
-def open_memory(share: HostShare) -> SharedMemory:
-    memory = share.open("model", SIZES)
-    assert memory
-    return memory
+from retouch.engine.memory.shared_memory import HostShare, sharing
 
 
 def test_other_weights_get_no_part_of_the_memory(share: HostShare) -> None:
