@@ -25,6 +25,7 @@ from retouch.editing.steps import EditorSettings, Steps
 from retouch.errors import EditError, SourceStatusError, StorageError
 from retouch.images import decode
 from retouch.images.kind import Kind
+from retouch.net.cache_headers import FOREVER_S
 from retouch.net.download import Download
 from retouch.net.download_limiter import DownloadLimiter, Place
 from retouch.net.url import SourceUrl
@@ -86,6 +87,7 @@ class Page:
     max_age_s: int | None = None
     storable: bool = True
     heuristic_s: int | None = None
+    max_stale_s: int = FOREVER_S
 
 
 @dataclass
@@ -132,6 +134,7 @@ class FakeOrigin:
             max_age_s=page.max_age_s,
             storable=page.storable,
             heuristic_s=page.heuristic_s,
+            max_stale_s=page.max_stale_s,
         )
 
 

@@ -10,26 +10,43 @@ from datetime import UTC
 from email.utils import parsedate_to_datetime
 
 _DIRECTIVE = re.compile(r'([a-z0-9_-]+)(?:\s*=\s*(?:"([^"]*)"|([^\s,]*)))?')
-_FOREVER_S = 2**31  # RFC 9111, section 1.2.2
+FOREVER_S = 2**31  # RFC 9111, section 1.2.2
 _HEURISTIC_SHARE = 10
+_NEVER_STALE = {"no-cache", "must-revalidate", "proxy-revalidate", "s-maxage"}
 
 
 def read_cache_headers(header: Callable[[bytes], str]) -> tuple[int | None, bool]:
     """Return for how many more seconds a response is fresh, and whether it may be stored at all.
 
     `header` gives a header's value by its name in lower case, empty if it is missing. The seconds
-    are None where the origin does not say.
+    are None where the origin does not say. A lifetime that cannot be read counts as stale (RFC 9111,
+    section 4.2.1).
     """
-    age = header(b"age")
-    cache_control = header(b"cache-control")
-    if not cache_control and "no-cache" in header(b"pragma").lower():
-        return 0, True
-    max_age_s, storable = parse_cache_control(cache_control, age=age)
-    if max_age_s is None and header(b"expires"):
+    directives = _read_directives(header)
+    age_s = _read_seconds(header(b"age"))
+    lifetime = directives.get("s-maxage", directives.get("max-age"))
+    max_age_s = None
+    if "no-cache" in directives:
+        max_age_s = 0
+    elif lifetime is not None:
+        max_age_s = max(0, _read_seconds(lifetime) - age_s)
+    elif header(b"expires"):
         expires_s = parse_date(header(b"expires"))
         date_s = parse_date(header(b"date")) or time.time()
-        max_age_s = max(0, int(expires_s - date_s) - _read_seconds(age)) if expires_s else 0
+        max_age_s = max(0, int(expires_s - date_s) - age_s) if expires_s else 0
+    storable = directives.keys().isdisjoint({"no-store", "private"})
     return max_age_s, storable and header(b"vary").strip() != "*"  # section 4.1
+
+
+def read_max_stale_s(header: Callable[[bytes], str]) -> int:
+    """Return for how long a stale response may be used while its origin fails, in seconds.
+
+    0 where a directive forbids it (section 4.2.4), else `stale-if-error` (RFC 5861), else `FOREVER_S`.
+    """
+    directives = _read_directives(header)
+    if not directives.keys().isdisjoint(_NEVER_STALE):
+        return 0
+    return _read_seconds(directives.get("stale-if-error", str(FOREVER_S)))
 
 
 def heuristic_lifetime_s(header: Callable[[bytes], str]) -> int | None:
@@ -37,28 +54,6 @@ def heuristic_lifetime_s(header: Callable[[bytes], str]) -> int | None:
     modified_s = parse_date(header(b"last-modified"))
     date_s = parse_date(header(b"date")) or time.time()
     return None if modified_s is None else max(0, int(date_s - modified_s)) // _HEURISTIC_SHARE
-
-
-def parse_cache_control(value: str, *, age: str = "") -> tuple[int | None, bool]:
-    """Return how long a shared cache may keep a response, in seconds, and whether it may at all.
-
-    A lifetime that cannot be read counts as stale (RFC 9111, section 4.2.1).
-
-    >>> parse_cache_control("public, max-age=600", age="60")
-    (540, True)
-    >>> parse_cache_control("private")
-    (None, False)
-    """
-    directives: dict[str, str] = {}
-    for name, quoted, plain in _DIRECTIVE.findall(value.lower()):
-        directives.setdefault(name, quoted or plain)
-    storable = directives.keys().isdisjoint({"no-store", "private"})
-    if "no-cache" in directives:
-        return 0, storable
-    lifetime = directives.get("s-maxage", directives.get("max-age"))
-    if lifetime is None:
-        return None, storable
-    return max(0, _read_seconds(lifetime) - _read_seconds(age)), storable
 
 
 def parse_date(text: str) -> float | None:
@@ -74,7 +69,16 @@ def parse_date(text: str) -> float | None:
         return None
 
 
+def _read_directives(header: Callable[[bytes], str]) -> dict[str, str]:
+    """Return the directives of Cache-Control, the first of each name; without it those of Pragma."""
+    directives: dict[str, str] = {}
+    value = header(b"cache-control") or header(b"pragma")
+    for name, quoted, plain in _DIRECTIVE.findall(value.lower()):
+        directives.setdefault(name, quoted or plain)
+    return directives
+
+
 def _read_seconds(text: str) -> int:
     if not (text.isascii() and text.isdigit()):
         return 0
-    return min(int(text[:20]), _FOREVER_S)
+    return min(int(text[:20]), FOREVER_S)

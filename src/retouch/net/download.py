@@ -30,7 +30,7 @@ from retouch.errors import (
     SourceTooLarge,
 )
 from retouch.logs import event
-from retouch.net.cache_headers import heuristic_lifetime_s, read_cache_headers
+from retouch.net import cache_headers
 from retouch.net.connect import Connector, Resolve, map_errors, resolve_host
 from retouch.net.download_limiter import ConnectionLimiter, Place
 from retouch.net.http1 import Exchange, Headers
@@ -65,7 +65,8 @@ class Download:
 
     `etag` and `last_modified` are printable ASCII. `max_age_s` is how much longer the origin calls
     the body fresh, None where it does not say; `heuristic_s` is a guess for that case, from the
-    date of its last change; `storable` whether a shared cache may keep it.
+    date of its last change; `storable` whether a shared cache may keep it; `max_stale_s` for how long
+    it may use it past its lifetime while the origin fails.
     """
 
     body: bytes | None = field(repr=False)
@@ -74,6 +75,7 @@ class Download:
     max_age_s: int | None
     storable: bool
     heuristic_s: int | None = None
+    max_stale_s: int = cache_headers.FOREVER_S
 
 
 class _Chain:
@@ -202,14 +204,15 @@ class Downloader:
         elif not (response.status_code == HTTPStatus.NOT_MODIFIED and chain.conditions):
             raise _status_error(response.status_code, host)
         header = partial(_header, response)
-        max_age_s, storable = read_cache_headers(header)
+        max_age_s, storable = cache_headers.read_cache_headers(header)
         return Download(
             body=body,
             etag=_plain(header(b"etag")),
             last_modified=_plain(header(b"last-modified")),
             max_age_s=max_age_s,
             storable=storable,
-            heuristic_s=heuristic_lifetime_s(header),
+            heuristic_s=cache_headers.heuristic_lifetime_s(header),
+            max_stale_s=cache_headers.read_max_stale_s(header),
         )
 
     def _redirect(self, url: SourceUrl, response: h11.Response) -> SourceUrl:

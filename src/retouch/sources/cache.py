@@ -56,9 +56,10 @@ class SourceCache:
         self._writes = ThreadPoolExecutor(4, thread_name_prefix="source-write")
         self._writing: dict[str, Source] = {}
         self._outage: tuple[float, StorageError] | None = None
-        # When an origin said "not modified", and for how long the copy is fresh from then on.
-        # Rewriting the object would add a version in a versioned bucket.
-        self._confirmed: TTLCache[str, tuple[float, int]] = TTLCache(
+        # By source and time of its download: when the origin said "not modified", for how long the
+        # copy is fresh from then on, and for how long it may be stale. Rewriting the object would add
+        # a version in a versioned bucket.
+        self._confirmed: TTLCache[tuple[str, float], tuple[float, int, int]] = TTLCache(
             _REMEMBERED, MAX_FRESH_S, timer=clock
         )
 
@@ -103,17 +104,17 @@ class SourceCache:
                 self._outage = self._clock() + _OUTAGE_S, copy.copy(error)
             raise
 
-    def stale_for_s(self, source_id: str, cached: CachedSource) -> float:
-        """Return for how long the copy has been stale, in seconds; below 0 while it is fresh."""
-        stored_s = stale_for_s(cached.fetched_at_s, self._now(), cached.fresh_s)
-        if source_id not in self._confirmed:
-            return stored_s
-        confirmed_at_s, fresh_s = self._confirmed[source_id]
-        return min(stored_s, stale_for_s(confirmed_at_s, self._clock(), fresh_s))
+    def stale_for_s(self, source_id: str, cached: CachedSource) -> tuple[float, int]:
+        """Return for how long the copy has been stale, below 0 while it is fresh, and may be (s)."""
+        if confirmed := self._confirmed.get((source_id, cached.fetched_at_s)):
+            confirmed_at_s, fresh_s, max_stale_s = confirmed
+            return stale_for_s(confirmed_at_s, self._clock(), fresh_s), max_stale_s
+        return stale_for_s(cached.fetched_at_s, self._now(), cached.fresh_s), cached.max_stale_s
 
-    def confirm(self, source_id: str, *, fresh_s: int) -> None:
-        """Note that the origin has just confirmed the copy."""
-        self._confirmed[source_id] = self._clock(), fresh_s
+    def confirm(self, source_id: str, cached: CachedSource) -> None:
+        """Note that the origin has just confirmed the copy, with the lifetimes that it now has."""
+        confirmed = self._clock(), cached.fresh_s, cached.max_stale_s
+        self._confirmed[source_id, cached.fetched_at_s] = confirmed
 
     def keep(self, source_id: str, found: CachedSource, source: Source) -> None:
         """Start the write. A failure is logged and costs the edit nothing."""

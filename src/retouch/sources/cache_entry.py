@@ -5,6 +5,7 @@ import logging
 from dataclasses import dataclass
 
 from retouch.logs import event
+from retouch.net.cache_headers import FOREVER_S
 from retouch.storage.port import StoredObject
 
 _log = logging.getLogger(__name__)
@@ -15,7 +16,8 @@ _MIN_FRESH_S, MAX_FRESH_S = 60, 7 * 86400
 class CachedSource:
     """The bytes of a source as the origin sent them, and how long they are fresh.
 
-    `sha256` is the hash of `body` in hex, `fetched_at_s` Unix time. `cached`: read from the store;
+    `sha256` is the hash of `body` in hex, `fetched_at_s` Unix time, `max_stale_s` for how long the
+    origin lets it be used past `fresh_s` while it fails. `cached`: read from the store;
     `stale`: no longer fresh, but the origin could not be asked; `storable`: new, and may be stored.
     """
 
@@ -23,6 +25,7 @@ class CachedSource:
     sha256: str
     fetched_at_s: float = 0.0
     fresh_s: int = 0
+    max_stale_s: int = FOREVER_S
     etag: str | None = None
     last_modified: str | None = None
     cached: bool = False
@@ -68,6 +71,7 @@ def to_object_metadata(source: CachedSource) -> dict[str, str]:
         "sha256": source.sha256,
         "fetched-at": str(int(source.fetched_at_s)),
         "fresh-seconds": str(source.fresh_s),
+        "max-stale-seconds": str(source.max_stale_s) if source.max_stale_s < FOREVER_S else None,
         "etag": source.etag,
         "last-modified": source.last_modified,
     }
@@ -80,6 +84,7 @@ def read_stored(stored: StoredObject) -> CachedSource | None:
     sha256 = sha256_hex(stored.body)
     try:
         fetched_at_s, fresh_s = float(int(metadata["fetched-at"])), int(metadata["fresh-seconds"])
+        max_stale_s = int(metadata.get("max-stale-seconds", FOREVER_S))  # older copies lack it
         intact = metadata["sha256"] == sha256
     except (KeyError, ValueError, OverflowError, TypeError):
         intact = False
@@ -91,6 +96,7 @@ def read_stored(stored: StoredObject) -> CachedSource | None:
         sha256=sha256,
         fetched_at_s=fetched_at_s,
         fresh_s=fresh_s,
+        max_stale_s=max_stale_s,
         etag=metadata.get("etag"),
         last_modified=metadata.get("last-modified"),
         cached=True,

@@ -233,11 +233,12 @@ class SourceLoader:
         may_be_stale = False
         if cached is not None:
             load.place.hold(len(cached.body))
-            stale_s = self._cache.stale_for_s(load.source_id, cached)
+            stale_s, max_stale_s = self._cache.stale_for_s(load.source_id, cached)
             if load.cache == "default" and stale_s < 0:
                 event(_log, "cache.hit", bytes=len(cached.body))
                 return cached
-            may_be_stale = load.cache == "default" and stale_s <= self._settings.max_stale_s
+            max_stale_s = min(max_stale_s, self._settings.max_stale_s)
+            may_be_stale = load.cache == "default" and stale_s < max_stale_s
             if may_be_stale and load.source_id in self._failures:  # do not wait for it again
                 return replace(cached, stale=True)
         try:
@@ -274,7 +275,9 @@ class SourceLoader:
                 raise SourceProtocolError("the origin confirms a version that nobody has")
             if download.max_age_s is None and (cached.fresh_s or download.heuristic_s is None):
                 fresh_s = min(fresh_s, cached.fresh_s)
-            self._cache.confirm(load.source_id, fresh_s=fresh_s)
+            max_stale_s = min(cached.max_stale_s, download.max_stale_s)
+            confirmed = replace(cached, fresh_s=fresh_s, max_stale_s=max_stale_s)
+            self._cache.confirm(load.source_id, confirmed)
             event(_log, "cache.confirmed", bytes=len(cached.body))
             return cached
         event(_log, "source.fetched", host=load.url.host, bytes=len(download.body))
@@ -284,6 +287,7 @@ class SourceLoader:
             sha256=await run_in(self._compute, partial(sha256_hex, body)),
             fetched_at_s=self._now(),
             fresh_s=fresh_s,
+            max_stale_s=download.max_stale_s,
             etag=download.etag,
             last_modified=download.last_modified,
             storable=download.storable and load.cache != "no-store" and load.is_worth_keeping,

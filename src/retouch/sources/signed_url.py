@@ -8,26 +8,11 @@ from urllib.parse import parse_qsl
 
 from retouch.net.url import SourceUrl
 
-# Names of query parameters in lower case: the signatures of S3, GCS and Alibaba, Azure, CloudFront,
-# Tencent, Akamai and Google's CDN, Discord, Facebook, Alibaba's and Tencent's CDN.
-_SIGNATURES = frozenset(
-    [
-        "x-amz-signature",
-        "x-goog-signature",
-        "x-oss-signature",
-        "sig",
-        "signature",
-        "q-signature",
-        "hdnts",
-        "hdnea",
-        "__token__",
-        "__hdnea__",
-        "hmac",
-        "hm",
-        "oh",
-        "auth_key",
-        "wssecret",
-    ]
+# Names of query parameters: the signatures of S3, GCS and Alibaba, Azure, CloudFront, Tencent, Akamai
+# and Google's CDN, Discord, Facebook, Alibaba's and Tencent's CDN.
+_SIGNATURE = re.compile(
+    r"(x-(amz|goog|oss)|q)-signature|sig|signature|hdnts|hdnea|__token__|__hdnea__"
+    r"|hmac|hm|oh|auth_key|wssecret"
 )
 # Signatures only beside an expiry: alone they are an id, or a token that lasts.
 _TOKENS = frozenset(["token", "md5", "hash", "st"])
@@ -43,7 +28,8 @@ def valid_for_s(url: SourceUrl, now_s: float) -> float | None:
     pairs = parse_qsl(url.target.partition("?")[2], errors="replace")
     query = {name.lower(): value for name, value in reversed(pairs)}
     expiry_s = _expiry_s(query)
-    if query.keys() & _SIGNATURES or (expiry_s is not None and query.keys() & _TOKENS):
+    has_expiring_token = expiry_s is not None and query.keys() & _TOKENS
+    if has_expiring_token or any(map(_SIGNATURE.fullmatch, query)):
         return max(0.0, (expiry_s or 0.0) - now_s)
     return None
 

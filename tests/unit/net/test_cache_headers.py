@@ -1,10 +1,11 @@
 import pytest
 
 from retouch.net.cache_headers import (
+    FOREVER_S,
     heuristic_lifetime_s,
-    parse_cache_control,
     parse_date,
     read_cache_headers,
+    read_max_stale_s,
 )
 
 
@@ -37,7 +38,32 @@ from retouch.net.cache_headers import (
 def test_cache_control_is_read_as_by_a_shared_cache(
     value: str, age: str, expected: tuple[int | None, bool]
 ) -> None:
-    assert parse_cache_control(value, age=age) == expected
+    headers = {"cache-control": value, "age": age}
+    assert read_cache_headers(lambda name: headers.get(name.decode(), "")) == expected
+
+
+@pytest.mark.parametrize(
+    ("headers", "expected"),
+    [
+        ({}, FOREVER_S),
+        ({"cache-control": "public, max-age=60"}, FOREVER_S),
+        ({"cache-control": "max-age=60, Must-Revalidate"}, 0),
+        ({"cache-control": "max-age=60, proxy-revalidate"}, 0),
+        ({"cache-control": "no-cache"}, 0),
+        ({"cache-control": 'no-cache="set-cookie"'}, 0),
+        ({"cache-control": "max-age=60, s-maxage=30"}, 0),
+        ({"cache-control": "x-must-revalidate, max-age=60"}, FOREVER_S),
+        ({"cache-control": "max-age=60, stale-if-error=90"}, 90),
+        ({"cache-control": "max-age=60, stale-if-error=soon"}, 0),
+        ({"cache-control": "must-revalidate, stale-if-error=90"}, 0),
+        ({"pragma": "no-cache"}, 0),
+        ({"pragma": "no-cache", "cache-control": "max-age=60"}, FOREVER_S),
+    ],
+)
+def test_a_stale_response_may_be_used_as_long_as_its_origin_says(
+    headers: dict[str, str], expected: int
+) -> None:
+    assert read_max_stale_s(lambda name: headers.get(name.decode(), "")) == expected
 
 
 NOON = "Thu, 26 Nov 2026 12:00:00 GMT"

@@ -44,6 +44,7 @@ async def test_body_and_headers_come_back() -> None:
             200,
             "Content-Length: 5",
             'ETag: "x"',
+            "Cache-Control: stale-if-error=7",
             "Last-Modified: Sat, 01 Aug 2026 00:00:00 GMT",
             "Date: Sun, 02 Aug 2026 00:00:00 GMT",
             "Cache-Control: public",
@@ -55,7 +56,13 @@ async def test_body_and_headers_come_back() -> None:
         b"cde",
     )
     assert fetched == Download(
-        b"abcde", '"x"', "Sat, 01 Aug 2026 00:00:00 GMT", 50, storable=True, heuristic_s=8640
+        body=b"abcde",
+        etag='"x"',
+        last_modified="Sat, 01 Aug 2026 00:00:00 GMT",
+        max_age_s=50,
+        storable=True,
+        heuristic_s=8640,
+        max_stale_s=7,
     )
 
 

@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import pytest
 
+from retouch.net.cache_headers import FOREVER_S
 from retouch.sources.cache_entry import (
     CachedSource,
     lifetime_s,
@@ -18,6 +19,7 @@ ORIGINAL = CachedSource(
     sha256=hashlib.sha256(BODY).hexdigest(),
     fetched_at_s=1000.9,
     fresh_s=60,
+    max_stale_s=90,
     etag='"v1"',
     last_modified="Sat, 01 Aug 2026 00:00:00 GMT",
 )
@@ -73,10 +75,19 @@ def test_metadata_leaves_out_unknown_validators() -> None:
         "sha256": hashlib.sha256(BODY).hexdigest(),
         "fetched-at": "1000",
         "fresh-seconds": "60",
+        "max-stale-seconds": "90",
     }
     read = read_stored(StoredObject(BODY, metadata))
     assert read is not None
     assert (read.etag, read.last_modified) == (None, None)
+
+
+def test_a_copy_of_an_earlier_version_may_be_stale_as_long_as_the_settings_allow() -> None:
+    metadata = to_object_metadata(ORIGINAL)
+    del metadata["max-stale-seconds"]
+    read = read_stored(StoredObject(BODY, metadata))
+    assert read is not None
+    assert read.max_stale_s == FOREVER_S
 
 
 @pytest.mark.parametrize("lost", ["sha256", "fetched-at", "fresh-seconds"])
@@ -91,6 +102,7 @@ def test_an_object_without_its_metadata_is_damaged(lost: str) -> None:
         {"fetched-at": "soon"},
         {"fetched-at": "9" * 400},
         {"fresh-seconds": "1.5"},
+        {"max-stale-seconds": "long"},
         {"sha256": "0" * 64},
     ],
 )

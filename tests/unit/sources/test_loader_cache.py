@@ -104,10 +104,64 @@ async def test_a_stale_copy_answers_for_its_time_only() -> None:
     world = World(max_stale_s=1000)
     await world.fill()
     world.origin.fault = SourceTimedOut("late")
-    world.clock.now_s += 3600 + 1000
+    world.clock.now_s += 3600 + 999
     assert (await world.load()).stale
     world.clock.now_s += 11
     await world.refused(SourceTimedOut)
+
+
+@pytest.mark.parametrize(
+    ("max_stale_s", "stale_s", "is_used"),
+    [(0, 0, False), (500, 499, True), (500, 500, False), (5000, 1000, False)],
+)
+async def test_a_copy_is_used_past_its_lifetime_no_longer_than_its_origin_allows(
+    max_stale_s: int, stale_s: int, *, is_used: bool
+) -> None:
+    world = World(Page(max_stale_s=max_stale_s), max_stale_s=1000)
+    await world.fill()
+    world.restart()
+    world.origin.fault = SourceTimedOut("late")
+    world.clock.now_s += 3600 + stale_s
+    if is_used:
+        assert (await world.load()).stale
+    else:
+        await world.refused(SourceTimedOut)
+
+
+async def test_not_modified_may_forbid_that_the_copy_is_used_past_its_lifetime() -> None:
+    world = World(Page(etag=ETAG))
+    await world.fill()
+    world.origin.pages[URL] = Page(etag=ETAG, max_stale_s=0)
+    world.clock.now_s += 3600
+    assert (await world.load()).cached
+    world.origin.fault = SourceTimedOut("late")
+    assert (await world.load()).cached
+    world.clock.now_s += 3600
+    await world.refused(SourceTimedOut)
+
+
+async def test_a_new_lifetime_holds_for_a_copy_that_was_still_fresh() -> None:
+    world = World(Page(etag=ETAG))
+    await world.fill()
+    world.origin.pages[URL] = Page(etag=ETAG, max_age_s=0)
+    await world.load(cache="revalidate")  # confirmed, and stale at once
+    world.origin.pages[URL] = Page(RED, etag='"v2"', max_age_s=5)
+    source = await world.load()
+    assert (source.cached, source.image.getpixel((0, 0))) == (False, (255, 0, 0))
+
+
+async def test_a_confirmation_does_not_hold_for_the_copy_that_replaces_it() -> None:
+    world = World(Page(etag=ETAG))
+    await world.fill()
+    await world.load(cache="revalidate")  # confirmed for an hour
+    world.clock.now_s += 1
+    world.origin.pages[URL] = Page(RED, etag='"v2"', max_age_s=5)
+    await world.load(cache="revalidate")
+    await until(lambda: not world.sources.pending_writes)
+    world.clock.now_s += 5
+    await world.load()
+    assert world.origin.asked[-1] == Asked(URL, '"v2"')
+    assert len(world.origin.asked) == 4
 
 
 def signed(expires_in_s: int, *, signature: str = "ab") -> str:
