@@ -104,7 +104,7 @@ class Jobs:
             if known:
                 if not live and self._lookup.is_expired(known):
                     raise JobNotFound
-                if not known.is_same(digest=hashed, owner=caller.owner):
+                if (known.digest, known.owner) != (hashed, caller.owner):
                     raise JobConflict
                 return live.view() if live else await self.get(job_id, caller.owner)
             accepted = Accepted.of(

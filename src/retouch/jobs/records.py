@@ -47,10 +47,6 @@ class Accepted:
         """Return the acceptance of a request; `more` are the fields that it does not say."""
         return cls(webhook=request.webhook or "", webhook_progress=request.webhook_progress, **more)
 
-    def is_same(self, *, digest: str, owner: str) -> bool:
-        """Whether a request is the one that was accepted, from the same caller."""
-        return (self.digest, self.owner) == (digest, owner)
-
 
 @dataclass(frozen=True, slots=True)
 class Ended:

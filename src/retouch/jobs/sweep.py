@@ -3,8 +3,8 @@
 import asyncio
 import logging
 import random
+from collections import defaultdict
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
 
 from retouch.errors import NotReady, StorageError, StoreDenied
 from retouch.jobs.heartbeat import Heartbeat
@@ -13,15 +13,7 @@ from retouch.logs import event
 
 _log = logging.getLogger(__name__)
 _EVERY_S = 60.0
-
-
-@dataclass(slots=True)
-class _Due:
-    """What the names of objects say of one job's webhook: who claims it, and whether it is done."""
-
-    claims: list[str] = field(default_factory=list)
-    is_due: bool = False
-    is_done: bool = False
+_CLAIM = "claim."
 
 
 def read_names(names: list[str]) -> dict[str, list[str]]:
@@ -30,15 +22,15 @@ def read_names(names: list[str]) -> dict[str, list[str]]:
     >>> read_names(["a/due", "b/claim.p1", "b/due", "c/delivered", "c/due"])
     {'a': [], 'b': ['p1']}
     """
-    jobs: dict[str, _Due] = {}
+    jobs: dict[str, list[str]] = defaultdict(list)
     for name in names:
         job_id, _, mark = name.rpartition("/")
-        due = jobs.setdefault(job_id, _Due())
-        if mark.startswith("claim."):
-            due.claims.append(mark.removeprefix("claim."))
-        due.is_due |= mark == "due"
-        due.is_done |= mark == "delivered"
-    return {job_id: due.claims for job_id, due in jobs.items() if due.is_due and not due.is_done}
+        jobs[job_id].append(mark)
+    return {
+        job_id: [mark.removeprefix(_CLAIM) for mark in marks if mark.startswith(_CLAIM)]
+        for job_id, marks in jobs.items()
+        if "due" in marks and "delivered" not in marks
+    }
 
 
 class Sweeper:

@@ -190,7 +190,7 @@ class Webhooks:
             if number and await self._is_delivered(accepted.id):
                 return
             status = await self._try(accepted, message_id(accepted), body)
-            if _is_final(status):
+            if _is_ok(status) or status == HTTPStatus.GONE:  # the receiver wants no more
                 break
         is_ok = _is_ok(status)
         event(
@@ -253,8 +253,3 @@ def _pack(kind: str, moment: str, data: Mapping[str, object]) -> bytes:
 
 def _is_ok(status: int) -> bool:
     return HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES
-
-
-def _is_final(status: int) -> bool:
-    """Whether no further try is made; 410 says that the receiver wants none."""
-    return _is_ok(status) or status == HTTPStatus.GONE
