@@ -72,6 +72,11 @@ class Caller:
         return Request(scope, receive)
 
 
+async def answer_edit(edits: EditEndpoint, request: Request) -> Response:
+    response = edits.respond(await edits.bodies.read(request), request)
+    return await response
+
+
 class Endpoint:
     """`POST /edit` over an editor of fakes."""
 
@@ -85,7 +90,7 @@ class Endpoint:
         self, caller: Caller | None = None, request: EditRequest = REQUEST
     ) -> Response:
         body = request.model_dump_json(exclude_unset=True).encode()
-        return await self.edits.answer((caller or Caller()).ask(body))
+        return await answer_edit(self.edits, (caller or Caller()).ask(body))
 
     @property
     def counts(self) -> str:

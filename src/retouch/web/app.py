@@ -10,7 +10,6 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
@@ -78,9 +77,7 @@ class App:
         self._metrics = metrics
         settings = host.settings
         keys = ApiKeyAuth(settings.api_keys)
-        urls = [settings.public_url, *origins()]
-        names = ["*" if url == "*" else urlsplit(url).hostname or "" for url in urls]
-        hosts = HostCheck([*settings.allowed_hosts, *names], keys)
+        hosts = HostCheck([*settings.allowed_hosts, settings.public_url, *origins()], keys)
         routes = self._build_routes(keys, jobs, openai.ImagesEndpoint(host, edits))
         self._router = ExceptionMiddleware(
             hosts.protect(Router(routes, redirect_slashes=False)),

@@ -81,7 +81,7 @@ class HostCheck:
         headers = Headers(scope=scope)
         host = _hostname("//" + headers.get("host", "localhost"))
         origin = _hostname(headers["origin"]) if "origin" in headers else host
-        is_known = self._is_own(host) or _is_address(host)
+        is_known = self._is_own(host) or _parse_address(host) is not None
         if is_known and (origin == host or self._is_own(origin)):
             return
         if self._keys.identify(headers) is None:
@@ -107,10 +107,6 @@ def _hostname(url: str) -> str:
         return urlsplit(url).hostname or ""
     except ValueError:
         return ""
-
-
-def _is_address(host: str) -> bool:
-    return _parse_address(host) is not None
 
 
 def _is_loopback(host: str) -> bool:

@@ -71,20 +71,11 @@ class EditEndpoint:
         self.running: set[asyncio.Task[EditResult]] = set()
         """Edits, cancelled ones until they have ended too: the loop itself keeps no task alive."""
 
-    async def answer(self, request: Request) -> Response:
-        """Edit and answer; the edit is cancelled if the caller disconnects.
+    async def respond(self, asked: EditRequest, request: Request) -> Response:
+        """Edit and answer; the edit is cancelled if the caller disconnects. `asked` is what `request` asks for.
 
         Raises:
             EditError: any. Once a stream has begun it is the last event instead.
-        """
-        run = self.respond(await self.bodies.read(request), request)
-        return await run
-
-    async def respond(self, asked: EditRequest, request: Request) -> Response:
-        """Edit as `answer` does, where the body of `request` is read already.
-
-        Raises:
-            EditError: as `answer`.
         """
         caller = Caller.of(request)
         news: asyncio.Queue[str | None] = asyncio.Queue()

@@ -46,11 +46,8 @@ class _Answers:
     image_tokens: int
     file_format: str
 
-    def build(self, edit: EditResult) -> ImagesAnswer:
-        """Return the answer to an edit."""
-        return self._build(edit.all)
-
-    def _build(self, results: Sequence[Result]) -> ImagesAnswer:
+    def build(self, results: Sequence[Result]) -> ImagesAnswer:
+        """Return the answer that has these results."""
         result = results[0]
         is_file = self.options.response_format == "b64_json"
         return ImagesAnswer(
@@ -59,7 +56,7 @@ class _Answers:
                 ImageData(b64_json=one.b64_json) if is_file else ImageData(url=one.presigned_url)
                 for one in results
             ],
-            output_format=_name_format(result),
+            output_format=result.content_type.removeprefix("image/"),
             size=f"{result.meta.width}x{result.meta.height}",
             usage=self._count(results),
         )
@@ -69,7 +66,7 @@ class _Answers:
         return "".join(self._format_completed(result) for result in edit.all)
 
     def _format_completed(self, result: Result) -> str:
-        answer = self._build([result]).model_dump(mode="json")
+        answer = self.build([result]).model_dump(mode="json")
         event: dict[str, Any] = {
             "type": "image_edit.completed",
             **answer.pop("data")[0],
@@ -135,7 +132,7 @@ class ImagesEndpoint:
         run = self._edits.run(edit, caller, previews=Previews(count, show) if count else None)
         del edit  # the edit lets go of the image in it once it is decoded
         if not options.stream:
-            answer = answers.build(await run)
+            answer = answers.build((await run).all)
             return JSONResponse(answer.model_dump(mode="json"))
         return await sse.stream(
             self._edits.spawn(run),
@@ -188,7 +185,3 @@ def _name_type(error: EditError) -> str:
         return "rate_limit_error"
     is_callers = error.status < 500 and not isinstance(error, NotReady)  # noqa: PLR2004 - HTTP's
     return "invalid_request_error" if is_callers else "server_error"
-
-
-def _name_format(result: Result) -> str:
-    return result.content_type.removeprefix("image/")

@@ -31,7 +31,7 @@ def build_page(name: str) -> Response:
 
 def page_routes() -> list[Route]:
     """Return the routes of the pages and of what they load; none needs a key."""
-    static = _StaticAssets()
+    static = _StaticAssets(directory=STATIC)
     return [
         Route("/", build_page("page.html"), methods=["GET"]),
         Route("/docs", build_page("docs.html"), methods=["GET"]),
@@ -44,9 +44,6 @@ def page_routes() -> list[Route]:
 
 class _StaticAssets(StaticFiles):
     """Serves `static/`. Browsers ask each time, so that a new version never meets old modules."""
-
-    def __init__(self) -> None:
-        super().__init__(directory=STATIC)
 
     def file_response(
         self,

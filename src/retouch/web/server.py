@@ -131,9 +131,8 @@ class Connection(H11Protocol, asyncio.BufferedProtocol):
             self.transport.abort()
 
     def _should_upgrade(self) -> bool:
-        return (
-            False  # nothing speaks WebSocket; RFC 9110, section 7.8, lets a server ignore the wish
-        )
+        # Nothing speaks WebSocket; RFC 9110, section 7.8, lets a server ignore the wish.
+        return False
 
     def _is_answering(self) -> bool:
         # None before the first request, whatever its type says.

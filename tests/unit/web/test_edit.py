@@ -14,6 +14,7 @@ from support.web import (
     BODY,
     Caller,
     Endpoint,
+    answer_edit,
     client,
     open_host,
     require_error,
@@ -91,7 +92,7 @@ async def test_while_the_model_loads_a_stream_is_refused_by_its_status_too(accep
     host = open_host(build_settings(), None)
     loading = EditEndpoint(host, Metrics(host))
     with pytest.raises(NotReady):
-        await loading.answer(Caller(accept=accept).ask(json.dumps(BODY).encode()))
+        await answer_edit(loading, Caller(accept=accept).ask(json.dumps(BODY).encode()))
 
 
 @pytest.mark.parametrize(
