@@ -70,9 +70,8 @@ def redact(text: str, secrets: Iterable[str] = ()) -> str:
     >>> redact("key K0123", ["K0123"])
     'key [redacted]'
     """
-    for secret in sorted(
-        secrets, key=len, reverse=True
-    ):  # longest first: one may be a prefix of another
+    # The longest first: one may be a prefix of another.
+    for secret in sorted(secrets, key=len, reverse=True):
         text = text.replace(secret, REDACTED)
     text = _DATA_URL.sub(f"data:{REDACTED}", text)
     text = _QUERY.sub(f"?{REDACTED}", text)

@@ -45,9 +45,8 @@ class EulerAncestral(FlowMatchEulerDiscreteScheduler):
         self._step_index += 1
         noisy = sample.float()
         data = noisy - sigma * model_output.float()
-        if (
-            self.step_index == len(self.sigmas) - 1
-        ):  # not by sigma: a GPU tensor would be waited for
+        # Not by sigma: a GPU tensor would be waited for.
+        if self.step_index == len(self.sigmas) - 1:
             return (data.to(model_output.dtype),)
         sigma_down = sigma_next * (1 + (sigma_next / sigma - 1) * self.eta)
         ratio = sigma_down / sigma
