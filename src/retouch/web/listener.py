@@ -9,6 +9,8 @@ import asyncio
 import logging
 import os
 import socket
+import time
+from collections import deque
 from functools import partial
 from typing import Any
 
@@ -23,9 +25,17 @@ _log = logging.getLogger(__name__)
 _CHECK_EVERY_S = 0.02
 _OBSERVE_EVERY = 10
 """Checks between two updates of the gauges, which another worker may report."""
-EDIT = 1 << 16
-"""Connections that weigh as much as an edit: more than there are, as one may ask for nothing much."""
+_MANY = 1 << 16
+"""More edits or connections than there are."""
 _ASKS_FOR_EDIT = {"POST", "PUT"}
+
+
+def weigh(edits: int, unknown: int, connections: int) -> int:
+    """Return how busy a worker is with so many edits, and connections that may ask for one.
+
+    An edit that is there weighs more than one that may come, and that more than all other connections.
+    """
+    return ((edits + unknown) * _MANY + edits) * _MANY + connections
 
 
 class Listener:
@@ -33,19 +43,29 @@ class Listener:
 
     This worker is the one at `index`. How busy it is its edits say, also those of jobs, and requests
     whose sources are still on the way: else a burst would go to the worker whose first one is there
-    last. Connections, which last for one request, say it until it is known what they ask for.
+    last. A connection, which lasts for one request, counts as an edit until it is known what it asks
+    for, or nothing has come for `fresh_s`.
     """
 
     def __init__(
-        self, server: uvicorn.Server, board: Board, index: int, host: ModelHost, metrics: Metrics
+        self,
+        server: uvicorn.Server,
+        board: Board,
+        index: int,
+        host: ModelHost,
+        metrics: Metrics,
+        *,
+        fresh_s: float = 1.0,
     ) -> None:
         self._server = server
         self._board = board
         self._index = index
         self._host = host
         self._metrics = metrics
+        self._fresh_s = fresh_s
         self._socket: socket.socket | None = None
         self._connecting: dict[asyncio.Task[Any], list[asyncio.Protocol]] = {}
+        self._accepted_s: deque[float] = deque()  # when, of the latest ones
 
     async def run(self) -> None:
         """Pause and resume as the board says, until the server stops.
@@ -86,9 +106,13 @@ class Listener:
         is_ready = self._host.state in (State.READY, State.BUSY)
         connections: set[Any] = self._server.server_state.connections
         coming = sum(connections.isdisjoint(made) for made in self._connecting.values())
-        asked = sum((one.scope or {}).get("method") in _ASKS_FOR_EDIT for one in connections)
+        methods = [(one.scope or {}).get("method") for one in connections]
         # A request that waits for its edit is among both.
-        busy = max(len(self._host.edits), asked) * EDIT + len(connections) + coming
+        edits = max(len(self._host.edits), sum(method in _ASKS_FOR_EDIT for method in methods))
+        while self._accepted_s and self._accepted_s[0] < time.monotonic() - self._fresh_s:
+            self._accepted_s.popleft()
+        unknown = min(methods.count(None) + coming, len(self._accepted_s))
+        busy = weigh(edits, unknown, len(connections) + coming)
         self._board.report(self._index, busy if is_ready else NOT_READY)
 
     def _take_socket(self) -> None:
@@ -117,6 +141,7 @@ class Listener:
         except OSError:  # the caller has gone, or no descriptor is left
             self._pause()
             return
+        self._accepted_s.append(time.monotonic())
         made: list[asyncio.Protocol] = []
         connecting = asyncio.get_running_loop().connect_accepted_socket(
             partial(self._connect, made), accepted, ssl=self._server.config.ssl

@@ -19,7 +19,7 @@ from retouch.engine.memory.probe import VISIBLE, measure_cpus, measure_host
 from retouch.engine.memory.shared_memory import HostShare
 from retouch.settings import InvalidSettings
 
-NOT_READY = 1 << 40
+NOT_READY = 1 << 60
 """The load of a worker that cannot edit: above any number of edits and connections."""
 _STALE_S = 2.0
 """A worker that has not reported for so long hangs: it would accept no connection that is left to it."""
