@@ -4,8 +4,11 @@ Terms of several adapters are stacked along the rank, and all blocks have the sa
 that they run the same compiled code.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
+from itertools import groupby
 
 import torch
 
@@ -38,6 +41,8 @@ class Terms:
 
 NO_TERMS = Terms()
 _NONE: dict[str, Term] = {}
+_COPIED_BYTES = 1 << 25
+"""Terms are made of so many bytes of float32 at once: of more at once fewer copies, but more memory."""
 
 
 def pad_rank(rank: int) -> int:
@@ -101,17 +106,24 @@ def build_terms(
     named = {name for adapter, _ in updates for name in adapter}
     rank = pad_rank(sum(largest_rank(adapter.values()) for adapter, _ in updates))
     inside = frozenset(layers) if block_layers(named) else frozenset()
-    blocks: dict[str, dict[str, Term]] = {}
+    paths: dict[str, list[str]] = defaultdict(list)
     others: dict[str, Term] = {}
     for name, shape in shapes.items():
         _, _, path = name.removeprefix(BLOCK).partition(".")
         if name.startswith(BLOCK) and path in inside:
-            block = blocks.setdefault(name.removesuffix(path), {})
-            block[path] = _stack(updates, name, shape, rank, weight_factor(name), like)
+            paths[path].append(name)
         elif name in named:
             own = sum(adapter[name].rank for adapter, _ in updates if name in adapter)
-            others[name] = _stack(updates, name, shape, own, weight_factor(name), like)
-    return Terms(key, list(blocks.values()), others)
+            (others[name],) = _stack(updates, [name], shape, own, weight_factor, like)
+    blocks: list[dict[str, Term]] = [{} for _ in next(iter(paths.values()), [])]
+    for path, names in paths.items():
+        shape = shapes[names[0]]
+        count = max(1, _COPIED_BYTES // (4 * rank * sum(shape)))
+        for at in range(0, len(names), count):
+            terms = _stack(updates, names[at : at + count], shape, rank, weight_factor, like)
+            for block, term in zip(blocks[at:], terms, strict=False):
+                block[path] = term
+    return Terms(key, blocks, others)
 
 
 def largest_rank(layers: Iterable[LowRank]) -> int:
@@ -120,29 +132,60 @@ def largest_rank(layers: Iterable[LowRank]) -> int:
 
 
 def _stack(
-    updates: Updates, name: str, shape: Shape, rank: int, factor: float, like: torch.Tensor
-) -> Term:
-    """Stack the updates of one layer along the rank: (rank, in) and (out, rank)."""
-    down, up = like.new_zeros(rank, shape[1]), like.new_zeros(shape[0], rank)
-    at = 0
+    updates: Updates,
+    names: Sequence[str],
+    shape: Shape,
+    rank: int,
+    weight_factor: Callable[[str], float],
+    like: torch.Tensor,
+) -> list[Term]:
+    """Stack the updates of each of the layers along the rank: (rank, in) and (out, rank)."""
+    # (layer, rank, in) and (layer, out, rank)
+    down = like.new_zeros(len(names), rank, shape[1])
+    up = like.new_zeros(len(names), shape[0], rank)
+    begin = 0
     for adapter, scale in updates:
-        if layer := adapter.get(name):
-            part = slice(at, at + layer.rank)
-            at += layer.rank
-            down[part], up[:, part] = _scale(layer, scale * layer.factor * factor, like)
-    return down, up
+        ranks = [adapter[name].rank if name in adapter else 0 for name in names]
+        for own, run in groupby(range(len(names)), ranks.__getitem__):
+            if own:
+                equal = list(run)
+                which, end = slice(equal[0], equal[-1] + 1), begin + own
+                changed = [adapter[name] for name in names[which]]
+                totals = [
+                    scale * layer.factor * weight_factor(name)
+                    for layer, name in zip(changed, names[which], strict=True)
+                ]
+                down[which, begin:end], up[which, :, begin:end] = _scale(changed, totals, like)
+        begin += max(ranks)
+    return list(zip(down, up, strict=True))
 
 
-def _scale(layer: LowRank, total: float, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return down and up in float32 with `total` multiplied in.
+def _scale(
+    layers: Sequence[LowRank], totals: Sequence[float], like: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return down (layer, rank, in) and up (layer, out, rank) in float32, each layer's total multiplied in.
 
     For float16 both get values of the same size: 1/512, which some layers' weights were multiplied by,
     would push one factor alone below the format's normal numbers, or the product between over its end.
     """
-    # Moved in the file's own type, which is half the bytes, and without waiting for the device.
-    down, up = (part.to(like.device).float() for part in (layer.down, layer.up))
+    down = _copy([layer.down for layer in layers], like.device)
+    up = _copy([layer.up for layer in layers], like.device)
+    total = _copy([torch.tensor(one) for one in totals], like.device)[:, None, None]
     if like.dtype != torch.float16:
         return down, up * total
-    share = (abs(total) * up.abs().max() / down.abs().max()).sqrt()
+    up_max, down_max = (part.abs().amax((1, 2), keepdim=True) for part in (up, down))
+    share = (total.abs() * up_max / down_max).sqrt()
     share = torch.where(share.isfinite() & (share > 0), share, 1.0)
     return down * share, up * (total / share)
+
+
+def _copy(parts: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:
+    """Stack tensors of one shape on the device, in float32.
+
+    They are copied in the files' own type, which is half the bytes, without waiting for the device.
+    """
+    dtype = reduce(torch.promote_types, (part.dtype for part in parts))
+    shape = len(parts), *parts[0].shape
+    stacked = torch.empty(shape, dtype=dtype, pin_memory=device.type == "cuda")
+    torch.stack(list(parts), out=stacked)
+    return stacked.to(device, non_blocking=True).float()

@@ -22,7 +22,8 @@ from support.models.tiny import PRESET, build_engine, build_tiny_pipeline
 from retouch.editing.adapters import resolve_adapters
 from retouch.editing.ports import EditParams
 from retouch.engine.adapters.loaded import LoadedAdapters
-from retouch.engine.adapters.terms import RANKS, block_layers, count_bytes, pad_rank
+from retouch.engine.adapters.read import LowRank
+from retouch.engine.adapters.terms import RANKS, block_layers, build_terms, count_bytes, pad_rank
 from retouch.engine.engine import QwenEngine
 from retouch.engine.precision import RESIDUAL_SCALE, residual_scale, scale_norms
 from retouch.schema import Lora
@@ -153,6 +154,35 @@ def test_the_bytes_that_the_plan_counts_are_those_of_the_terms(tmp_path: Path) -
         adapters.terms_bytes == bytes_ == count_bytes(SHAPES, block_layers(draw(only="attn")), 24)
     )
     assert load().terms_bytes == 0
+
+
+def test_updates_of_wide_layers_of_any_rank_reach_their_own_block_and_no_other() -> None:
+    """Wide enough that the terms of the blocks are not made all at once."""
+    shape, ranks = (4096, 4096), {0: 1, 2: 1, 3: 5, 5: 300}
+    names = {block: f"transformer_blocks.{block}.attn.to_q" for block in range(6)}
+    layers = {
+        names[block]: LowRank(torch.randn(rank, 4096), torch.randn(4096, rank), alpha=rank * 0.5)
+        for block, rank in ranks.items()
+    }
+    terms = build_terms(
+        [(layers, 2.0), (dict(list(layers.items())[:1]), -1.0)],
+        dict.fromkeys(names.values(), shape),
+        ["attn.to_q"],
+        weight_factor=lambda name: 3.0 if name == names[3] else 1.0,
+        like=torch.ones(1),
+        key=("these",),
+    )
+    total = {0: 0.5, 2: 1.0, 3: 3.0, 5: 1.0}
+    rows = torch.randn(2, 4096)
+    for block, name in names.items():
+        down, up = terms.of_block(block)["attn.to_q"]
+        found = rows @ down.t() @ up.t()
+        assert len(down) == 512
+        if layer := layers.get(name):
+            expected = total[block] * (rows @ layer.down.t() @ layer.up.t())
+            assert largest_difference(found, expected) < 1e-4
+        else:
+            assert not found.any()
 
 
 def test_ranks_are_padded_to_the_next_that_is_compiled() -> None:
