@@ -4,10 +4,12 @@ A caller's `traceparent` is taken over (W3C Trace Context) and given on to the s
 never to the hosts of sources. Spans hold no URL, prompt or text of an error.
 """
 
+import asyncio
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor
 from contextlib import contextmanager, nullcontext
+from contextvars import copy_context
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -66,14 +68,17 @@ def span(name: str, /, **attributes: str | bool | float) -> Iterator[None]:
             raise
 
 
-def traced(name: str, call: Callable[[], T]) -> Callable[[], T]:
-    """Return `call` in a span, or as it is for an empty name."""
+def run_in(threads: Executor, call: Callable[[], T], *, step: str = "") -> asyncio.Future[T]:
+    """Run `call` in one of `threads`, with the caller's context for log and trace.
+
+    With a name it is a `step` of the trace.
+    """
 
     def run() -> T:
-        with span(name) if name else nullcontext():
+        with span(step) if step else nullcontext():
             return call()
 
-    return run
+    return asyncio.get_running_loop().run_in_executor(threads, copy_context().run, run)
 
 
 def add_phases(began_ns: int, phases_ms: Mapping[str, float]) -> None:
@@ -84,11 +89,6 @@ def add_phases(began_ns: int, phases_ms: Mapping[str, float]) -> None:
         ended_ns = began_ns + int(ms * 1e6)
         _tracers[-1].start_span(name, start_time=began_ns).end(ended_ns)
         began_ns = ended_ns
-
-
-def now_ns() -> int:
-    """Return Unix time as spans have it."""
-    return time.time_ns()
 
 
 def link(other: Link | None) -> None:

@@ -58,11 +58,6 @@ class Editor:
         """How many edits are on the model: 0 or 1."""
         return self._admission.running
 
-    @property
-    def retry_after_s(self) -> int:
-        """Seconds until there is likely to be room for another edit."""
-        return self._admission.retry_after_s
-
     async def close(self) -> None:
         """Take no more edits, let those in progress end, and end the threads."""
         await self._admission.close()

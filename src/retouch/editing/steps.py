@@ -20,7 +20,7 @@ from retouch.editing.ports import EditParams, Engine, EngineOutput, PreparedEdit
 from retouch.editing.previews import with_previews
 from retouch.editing.result import EncodedResult, StoredResult, to_object_metadata
 from retouch.editing.source_set import SourceSet, load_all
-from retouch.editing.waiting import run_in, run_model, settle, within
+from retouch.editing.waiting import run_model, settle, within
 from retouch.errors import Cancelled, DeadlineExceeded, ModelLost
 from retouch.images import encode
 from retouch.schema import Meta, Progress, ResponseFormat
@@ -114,7 +114,7 @@ class Steps:
             feather_px=request.mask_feather,
             padding_px=request.mask_padding,
         )
-        return SourceSet(images, mask, await run_in(self._host_threads, plan), adapters)
+        return SourceSet(images, mask, await tracing.run_in(self._host_threads, plan), adapters)
 
     async def prepare(
         self, job: Job, sources: SourceSet, params: EditParams
@@ -137,7 +137,7 @@ class Steps:
             first, mask = sources.masking.crop()
             return self.engine.prepare([first, *images[1:]], params, mask=mask)
 
-        prepared = await run_in(self._host_threads, prepare, span="prepare")
+        prepared = await tracing.run_in(self._host_threads, prepare, step="prepare")
         return prepared, 1000 * (self.clock() - began_s)
 
     async def edit(
@@ -174,7 +174,7 @@ class Steps:
             )
         patience_s = job.deadline_s - self.clock() + self.settings.grace_s
         run = partial(run_model, self.engine, prepared, on_step)
-        running = run_in(self._model_thread, run, span="model")
+        running = tracing.run_in(self._model_thread, run, step="model")
         await self._settle_model(running, timeout_s=patience_s, stop=stop)
         await asyncio.gather(*map(asyncio.wrap_future, previews), return_exceptions=True)
         return running.result()
@@ -212,7 +212,9 @@ class Steps:
         self.left_s(job)
         began_s = self.clock()
         request = job.request
-        body = await run_in(self._host_threads, lambda: self._encode(job, output), span="encode")
+        body = await tracing.run_in(
+            self._host_threads, lambda: self._encode(job, output), step="encode"
+        )
         encode_ms = 1000 * (self.clock() - began_s)
         return EncodedResult(body, encode.CONTENT_TYPES[request.file_format], encode_ms)
 
@@ -238,7 +240,7 @@ class Steps:
             stored = self.link(key, encoded.content_type, store_ms=store_ms)
             return include_file(stored, encoded.body, job.request.response_format)
 
-        return await within(timeout_s, run_in(self._host_threads, put, span="store"))
+        return await within(timeout_s, tracing.run_in(self._host_threads, put, step="store"))
 
     def link(self, key: str, content_type: str, *, store_ms: float = 0.0) -> StoredResult:
         """Sign a link to a stored result.
@@ -263,7 +265,7 @@ class Steps:
         def get() -> StoredObject | None:
             return self.storage.get(key, max_bytes=_MAX_RESULT_BYTES, timeout_s=timeout_s)
 
-        return await within(timeout_s, run_in(self._host_threads, get))
+        return await within(timeout_s, tracing.run_in(self._host_threads, get))
 
     async def put_json(self, key: str, value: Mapping[str, object]) -> None:
         """Store a small JSON object.
@@ -279,7 +281,7 @@ class Steps:
                 key, body, content_type="application/json", metadata={}, timeout_s=timeout_s
             )
 
-        await within(timeout_s, run_in(self._host_threads, put))
+        await within(timeout_s, tracing.run_in(self._host_threads, put))
 
 
 def include_file(stored: StoredResult, body: bytes, form: ResponseFormat) -> StoredResult:

@@ -1,10 +1,9 @@
-"""Run calls in threads, and wait for them within limits."""
+"""Run the model, and wait for calls in threads within limits."""
 
 import asyncio
 import threading
+import time
 from collections.abc import Awaitable, Callable
-from concurrent.futures import Executor
-from contextvars import copy_context
 from typing import TypeVar
 
 from retouch import tracing
@@ -14,17 +13,11 @@ from retouch.errors import StoreUnavailable
 T = TypeVar("T")
 
 
-def run_in(threads: Executor, function: Callable[[], T], *, span: str = "") -> asyncio.Future[T]:
-    """Run `function` in one of `threads`, with the caller's context for the log, as the step `span` of its trace."""
-    loop = asyncio.get_running_loop()
-    return loop.run_in_executor(threads, copy_context().run, tracing.traced(span, function))
-
-
 def run_model(
     engine: Engine, prepared: PreparedEdit, on_step: Callable[[int, int], None]
 ) -> EngineOutput:
     """Edit, and add the phases that the engine measured to the trace."""
-    began_ns = tracing.now_ns()
+    began_ns = time.time_ns()
     output = engine.edit(prepared, on_step=on_step)
     phases_ms = {"condition": output.condition_ms, "denoise": output.denoise_ms}
     tracing.add_phases(began_ns, phases_ms | {"vae_decode": output.vae_decode_ms})

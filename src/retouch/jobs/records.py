@@ -3,17 +3,16 @@
 Backblaze B2 keeps every version of an object and has no conditional PUT, so no object is changed.
 """
 
-import asyncio
 import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextvars import copy_context
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal, TypeVar
 
+from retouch import tracing
 from retouch.errors import EditError, InvalidRequest, StorageError, WorkerLost
 from retouch.schema import EditRequest, EditResult, Job, Progress, error_body
 from retouch.storage.port import Store
@@ -210,9 +209,8 @@ class Records:
         return await self.run(lambda: self._store().link(key, expires_in_s=expires_in_s))
 
     async def run(self, call: Callable[[], T]) -> T:
-        """Run a call of the store in a thread, with the caller's context for the log."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, copy_context().run, call)
+        """Run a call of the store in a thread."""
+        return await tracing.run_in(self._threads, call)
 
     async def _read_as(self, kind: type[R], name: str) -> R | None:
         value = await self.read(name)

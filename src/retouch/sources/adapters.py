@@ -5,12 +5,12 @@ import logging
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
+from retouch import tracing
 from retouch.editing.adapter_ports import AdapterKeeper, HeldAdapter
 from retouch.errors import BadInput, DownloadFailed
 from retouch.logs import event
 from retouch.net.download_limiter import DownloadLimiter
 from retouch.net.url import SourceUrl, parse_url
-from retouch.sources.cache import run_in
 from retouch.sources.ports import Fetch
 from retouch.sources.single_flight import SingleFlight
 
@@ -62,7 +62,7 @@ class AdapterLoader:
                 raise _retell(error) from error
             body = download.body or b""
             event(_log, "adapter.fetched", host=url.host, bytes=len(body))
-            return await run_in(self._thread, partial(self._keeper.add, body, sha256))
+            return await tracing.run_in(self._thread, partial(self._keeper.add, body, sha256))
 
 
 def _retell(error: BadInput | DownloadFailed) -> BadInput | DownloadFailed:

@@ -6,11 +6,10 @@ import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextvars import copy_context
-from typing import TypeVar
 
 from cachetools import TTLCache
 
+from retouch import tracing
 from retouch.editing.ports import Source
 from retouch.errors import EditError, StorageError, StoreDenied, StoreUnavailable
 from retouch.logs import event
@@ -24,7 +23,6 @@ from retouch.sources.cache_entry import (
 from retouch.storage.keys import source_key
 from retouch.storage.port import Store
 
-T = TypeVar("T")
 _log = logging.getLogger(__name__)
 _MAX_PENDING_WRITES = 16
 """Each holds a body and a decoded image."""
@@ -97,7 +95,7 @@ class SourceCache:
             return None if stored is None else read_stored(stored)
 
         try:
-            return await run_in(self._reads, get)
+            return await tracing.run_in(self._reads, get)
         except StorageError as error:
             event(_log, "cache.failed", level=logging.WARNING, code=error.code, **error.context)
             if isinstance(error, StoreUnavailable | StoreDenied):  # and not only this object
@@ -140,10 +138,4 @@ class SourceCache:
             elif error is not None:
                 _log.error("cache.not_kept", exc_info=error)
 
-        asyncio.ensure_future(run_in(self._writes, put)).add_done_callback(finish)
-
-
-async def run_in(threads: ThreadPoolExecutor, call: Callable[[], T]) -> T:
-    """Return what `call` returns in a thread, with the context of the caller."""
-    loop = asyncio.get_running_loop()
-    return await loop.run_in_executor(threads, copy_context().run, call)
+        tracing.run_in(self._writes, put).add_done_callback(finish)

@@ -28,7 +28,7 @@ from retouch.logs import event
 from retouch.net.download_limiter import DownloadLimiter, Place
 from retouch.net.url import SourceUrl, parse_url
 from retouch.schema import CacheMode, Upload
-from retouch.sources.cache import SourceCache, run_in
+from retouch.sources.cache import SourceCache
 from retouch.sources.cache_entry import CachedSource, lifetime_s, sha256_hex
 from retouch.sources.data_url import decode_data_url, is_data_url
 from retouch.sources.ports import Decode, Fetch
@@ -165,8 +165,8 @@ class SourceLoader:
         if isinstance(image, Upload):
             return CachedSource(image.body, image.sha256)
         decode = partial(decode_data_url, image, max_bytes=self._settings.max_bytes)
-        body = await run_in(self._compute, decode)
-        return CachedSource(body, await run_in(self._compute, partial(sha256_hex, body)))
+        body = await tracing.run_in(self._compute, decode)
+        return CachedSource(body, await tracing.run_in(self._compute, partial(sha256_hex, body)))
 
     async def _load_url(
         self, url: SourceUrl, source_id: str, cache: CacheMode, kind: Kind
@@ -281,10 +281,10 @@ class SourceLoader:
             event(_log, "cache.confirmed", bytes=len(cached.body))
             return cached
         event(_log, "source.fetched", host=load.url.host, bytes=len(download.body))
-        body = await run_in(self._compute, partial(trim, download.body))
+        body = await tracing.run_in(self._compute, partial(trim, download.body))
         return CachedSource(
             body=body,
-            sha256=await run_in(self._compute, partial(sha256_hex, body)),
+            sha256=await tracing.run_in(self._compute, partial(sha256_hex, body)),
             fetched_at_s=self._now(),
             fresh_s=fresh_s,
             max_stale_s=download.max_stale_s,
