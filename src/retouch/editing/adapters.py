@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from retouch.editing.adapter_ports import AdapterFetcher, HeldAdapter
 from retouch.editing.ports import MAX_ADAPTER_RANK, AdapterInfo, AppliedAdapter, EngineInfo
-from retouch.editing.source_set import name_field
-from retouch.errors import EditError, InvalidRequest
+from retouch.editing.source_set import naming
+from retouch.errors import InvalidRequest
 from retouch.schema import Lora
 
 
@@ -72,8 +72,6 @@ async def load_adapters(
     held = []
     for number, lora in enumerate(loras):
         if lora.url:
-            try:
+            with naming(f"loras[{number}].url"):
                 held.append(await fetcher.load(lora.url, lora.sha256, timeout_s=timeout_s))
-            except EditError as error:
-                raise name_field(error, f"loras[{number}].url") from error
     return tuple(held)

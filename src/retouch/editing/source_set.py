@@ -3,7 +3,8 @@
 import asyncio
 import copy
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from retouch.editing.adapter_ports import HeldAdapter
@@ -73,10 +74,8 @@ async def load_all(
     """
 
     async def load(field: str, image: str | Upload, kind: Kind) -> Source:
-        try:
+        with naming(field):
             return await sources.load(image, timeout_s=timeout_s, cache=request.cache, kind=kind)
-        except EditError as error:
-            raise name_field(error, field) from error
 
     kinds: dict[Kind, dict[str, str | Upload]] = {"picture": request.sources, "mask": request.mask}
     tasks = [
@@ -107,10 +106,8 @@ def require_destinations(request: EditRequest, *, allowed_hosts: frozenset[str])
     loras = {f"loras[{at}].url": lora.url or "" for at, lora in enumerate(request.loras)}
     for field, image in {**request.sources, **request.mask, **loras}.items():
         if isinstance(image, str) and image and image[:5].lower() != "data:":
-            try:
+            with naming(field):
                 require_destination(parse_url(image), allowed_hosts=allowed_hosts)
-            except EditError as error:
-                raise name_field(error, field) from error
 
 
 async def find_ids(sources: Sources, request: EditRequest) -> list[str]:
@@ -121,10 +118,8 @@ async def find_ids(sources: Sources, request: EditRequest) -> list[str]:
     """
 
     async def find(field: str, image: str | Upload) -> str:
-        try:
+        with naming(field):
             return await sources.source_id(image)
-        except EditError as error:
-            raise name_field(error, field) from error
 
     ids = [await find(field, image) for field, image in request.sources.items()]
     for field, image in request.mask.items():
@@ -139,6 +134,15 @@ def combine_ids(ids: Sequence[str]) -> str:
     ('ab', 64)
     """
     return ids[0] if len(ids) == 1 else hashlib.sha256("\n".join(ids).encode()).hexdigest()
+
+
+@contextmanager
+def naming(field: str) -> Iterator[None]:
+    """Raise the error of a source in the block as one that names its `field`."""
+    try:
+        yield
+    except EditError as error:
+        raise name_field(error, field) from error
 
 
 def name_field(error: EditError, field: str) -> EditError:
