@@ -28,7 +28,7 @@ from retouch.schema import (
 )
 from retouch.storage.local import LINK_QUERY
 from retouch.web.openapi_images import images_paths, images_requests
-from retouch.web.openapi_jobs import ACCEPTED_EDIT, EDIT_HEADERS, jobs_paths
+from retouch.web.openapi_jobs import ACCEPTED_EDIT, EDIT_HEADERS, jobs_paths, parameter
 
 _CLIENT_CLOSED = 499  # nginx's; no RFC has it
 _SECURITY: list[dict[str, list[str]]] = [{"bearer": []}, {"apiKey": []}, {}]
@@ -72,16 +72,6 @@ def _phrase(status: int) -> str:
     return "Client Closed Request" if status == _CLIENT_CLOSED else HTTPStatus(status).phrase
 
 
-def _parameter(name: str, place: str, description: str, *, required: bool) -> dict[str, Any]:
-    return {
-        "name": name,
-        "in": place,
-        "required": required,
-        "description": description,
-        "schema": {"type": "string"},
-    }
-
-
 def _get(name: str, summary: str, responses: dict[str, Any], **more: Any) -> dict[str, Any]:
     """Describe a GET that needs no API key, unless `more` says so."""
     responses = responses | _errors(403)
@@ -103,7 +93,7 @@ def _edit_body() -> dict[str, Any]:
 
 
 def _edit() -> dict[str, Any]:
-    request_id = _parameter(
+    request_id = parameter(
         "X-Request-ID",
         "header",
         "Names the request in logs and in the answer; 1 to 128 of A-Za-z0-9._:- or it is ignored.",
@@ -142,7 +132,7 @@ def _file() -> dict[str, Any]:
         # Without a type, which is the link's own: generators of clients know neither a range nor images.
         {"200": {"description": "The image."}, **_errors(404, 503)},
         parameters=[
-            _parameter(name, place, "As the link has it.", required=True)
+            parameter(name, place, "As the link has it.", required=True)
             for name, place in places.items()
         ],
     )

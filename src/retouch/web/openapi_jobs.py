@@ -1,4 +1,4 @@
-"""OpenAPI of jobs."""
+"""OpenAPI of jobs, and of parameters."""
 
 from typing import Any
 
@@ -13,14 +13,21 @@ ACCEPTED_EDIT = {
     "x-body": {"$ref": "#/components/schemas/Job"},
 }
 _ACCEPTED = {"description": "The job has not ended.", "content": _JOB}
-EDIT_HEADERS: list[dict[str, Any]] = [
-    {
+
+
+def parameter(name: str, place: str, description: str, *, required: bool) -> dict[str, Any]:
+    """Return a parameter of an operation; `place` is where it stands: path, query or header."""
+    return {
         "name": name,
-        "in": "header",
-        "required": False,
+        "in": place,
+        "required": required,
         "description": description,
         "schema": {"type": "string"},
     }
+
+
+EDIT_HEADERS = [
+    parameter(name, "header", description, required=False)
     for name, description in {
         "Prefer": "respond-async: answer 202 with a job at once.",
         "Idempotency-Key": "Makes the edit a job that goes on without its caller; the same request with "
@@ -33,17 +40,10 @@ def jobs_paths(request_body: dict[str, Any]) -> dict[str, Any]:
     """Return the path of a job; `request_body` is that of `POST /edit`."""
     ended = {"description": "The job.", "content": _JOB}
     followed = ended | {"x-event-stream": {"$ref": "#/components/schemas/EditEvent"}}
+    spelled = "1 to 128 of a-z, 0-9, - and _; A-Z are as a-z."
     return {
         "/jobs/{id}": {
-            "parameters": [
-                {
-                    "name": "id",
-                    "in": "path",
-                    "required": True,
-                    "description": "1 to 128 of a-z, 0-9, - and _; A-Z are as a-z.",
-                    "schema": {"type": "string"},
-                }
-            ],
+            "parameters": [parameter("id", "path", spelled, required=True)],
             "put": _describe(
                 "Begin a job under an id of your own",
                 "The same request again returns the job; another one is a conflict. With Accept: "
