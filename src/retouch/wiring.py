@@ -112,7 +112,13 @@ def build_engine(settings: Settings) -> Engine:
             the CPU for want of a newer driver, or the server cannot be used.
     """
     if settings.engine_url:
-        return connect(_remote_settings(settings), progress=_report_loading)
+        server = RemoteSettings(
+            url=settings.engine_url,
+            key=settings.engine_key.get_secret_value(),
+            model=settings.engine_model,
+            limits=decode.Limits(max_pixels=settings.max_image_pixels),
+        )
+        return connect(server, progress=_report_loading)
     if settings.model_id and not Path(settings.model_id).expanduser().is_dir():
         probe.require_driver()
     model_id = settings.model_id or choose_model(
@@ -147,15 +153,6 @@ def _describe_checkpoint(settings: Settings, model_id: str) -> CheckpointSetting
         transformer_file=settings.transformer_file,
         text_encoder_file=settings.text_encoder_file,
         family=settings.model_family,
-    )
-
-
-def _remote_settings(settings: Settings) -> RemoteSettings:
-    return RemoteSettings(
-        url=settings.engine_url,
-        key=settings.engine_key.get_secret_value(),
-        model=settings.engine_model,
-        limits=decode.Limits(max_pixels=settings.max_image_pixels),
     )
 
 

@@ -17,10 +17,10 @@ from retouch.logs import event
 from retouch.remote.answer import read_picture
 from retouch.remote.describe import describe
 from retouch.remote.form import (
+    MASK_FIELDS,
     Form,
     build_fields,
     build_form,
-    build_mask_fields,
     build_own_fields,
     encode_files,
 )
@@ -175,7 +175,7 @@ class RemoteEngine:
         fields = build_fields(params, model=self._settings.model)
         if self._is_retouch:
             fields |= build_own_fields(params, self.info.adapters)
-            fields |= build_mask_fields() if inputs.is_masked else {}
+            fields |= MASK_FIELDS if inputs.is_masked else {}
         return fields
 
     async def _post(self, form: Form) -> Answer:

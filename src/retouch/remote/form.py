@@ -10,7 +10,12 @@ from PIL.Image import Image
 from retouch.editing.ports import AdapterInfo, EditParams
 from retouch.images.encode import encode
 
-_WIDEST_FEATHER_PX = 256
+MASK_FIELDS = {"mask_feather": "256"}
+"""The fields beside a mask for another retouch.
+
+It would put the source back outside the mask, which is done here, feathered as the request says.
+The widest feather leaves most of what the model made around the mask for that.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,15 +61,6 @@ def build_own_fields(params: EditParams, adapters: Sequence[AdapterInfo]) -> dic
         "profile": params.profile,
         **({"loras": json.dumps(loras)} if loras else {}),
     }
-
-
-def build_mask_fields() -> dict[str, str]:
-    """Return the fields beside a mask for another retouch.
-
-    It would put the source back outside the mask, which is done here, feathered as the request
-    says. The widest feather leaves most of what the model made around the mask for that.
-    """
-    return {"mask_feather": str(_WIDEST_FEATHER_PX)}
 
 
 def encode_files(images: Sequence[Image], mask: Image | None = None) -> dict[str, list[bytes]]:
