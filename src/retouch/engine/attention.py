@@ -100,11 +100,11 @@ def _require(name: str, device: torch.device, dtype: torch.dtype) -> Attention:
     """Check one kernel on a small input."""
     if name == "xformers":
         open_cuda_12()
-    known = [AUTO, FA3, *_diffusers_names()]
+    from diffusers.models.attention_dispatch import AttentionBackendName  # imports xformers
+
+    known = sorted([AUTO, FA3, *AttentionBackendName])
     if name not in known:
-        raise ModelError(
-            f"ATTENTION_BACKEND: unknown backend {name}; known: {', '.join(sorted(known))}"
-        )
+        raise ModelError(f"ATTENTION_BACKEND: unknown backend {name}; known: {', '.join(known)}")
     # Float32 runs on the CPU only, where most kernels want half precision.
     half = torch.bfloat16 if dtype == torch.float32 else dtype
     try:
@@ -203,12 +203,6 @@ def _build_fa3() -> Attend:  # pragma: no cover - needs a Hopper GPU
         return attended
 
     return attend_either
-
-
-def _diffusers_names() -> list[str]:
-    from diffusers.models.attention_dispatch import AttentionBackendName  # imports xformers
-
-    return [backend.value for backend in AttentionBackendName]
 
 
 def open_cuda_12() -> None:

@@ -42,16 +42,6 @@ class BranchInputs:
         )
 
 
-class Branches(Protocol):
-    """Computes the velocities of guidance branches."""
-
-    def start(self, inputs: BranchInputs) -> Velocities:
-        """Begin an edit."""
-
-    def cast(self, dtype: torch.dtype) -> None:
-        """Convert the transformer's weights to `dtype` for good."""
-
-
 class LocalBranches:
     """Branches that this process computes, over weights that it has."""
 

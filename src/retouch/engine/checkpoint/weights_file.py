@@ -15,7 +15,6 @@ from retouch.errors import ModelError
 
 _HUB_FILE = re.compile(r"([\w.-]+/[\w.-]+)/(.+\.(?:gguf|safetensors))")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_CHUNK_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,16 +90,10 @@ def find_weights_file(
 
 def _require_sha256(path: Path, pinned: str, setting: str, progress: Callable[[str], None]) -> None:
     progress(f"checking the SHA-256 of {path.name}")
-    if (actual := _hash(path)) != pinned:
-        raise ModelError(f"{setting}: {path.name} has the SHA-256 {actual}, not the pinned one")
-
-
-def _hash(path: Path) -> str:
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+        actual = hashlib.file_digest(file, "sha256").hexdigest()
+    if actual != pinned:
+        raise ModelError(f"{setting}: {path.name} has the SHA-256 {actual}, not the pinned one")
 
 
 def find_files(

@@ -1,6 +1,7 @@
 """Which weights a quantization packs, and to what."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from types import MappingProxyType
 
 from retouch.engine.memory.flat_params import MODULATION, Encode
@@ -28,10 +29,7 @@ def encode_as(
     part that is to stay as its file has it takes its encodings from `filed`, by path. With
     `fp8_products` the transformer's products take its fp8 weights as they are.
     """
-    names = {
-        "transformer": quantization.transformer,
-        "text_encoder": quantization.text_encoder,
-    }
+    names = asdict(quantization)
 
     def encode(path: str, shape: tuple[int, ...]) -> Encoding | None:
         if len(shape) != _MATRIX:
