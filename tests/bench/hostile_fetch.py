@@ -32,6 +32,7 @@ from support.servers.origin import (
 )
 
 from retouch.errors import EditError
+from retouch.net.connect import Connector
 from retouch.net.download import Downloader
 from retouch.net.limits import FetchLimits
 
@@ -211,7 +212,9 @@ async def attack_lookups(asked: argparse.Namespace) -> list[Row]:
     say_progress(f"{asked.lookups} hanging look-ups")
     async with internet({"healthy.example": late}, limits=FetchLimits()) as (inner, _):
         names: Names = inner.names
-        fetcher = Downloader(FetchLimits(), resolve=resolve, network=inner.detour)
+        fetcher = Downloader(
+            FetchLimits(), Connector(FetchLimits(), resolve=resolve, network=inner.detour)
+        )
         net = Internet(fetcher, names, inner.detour)
         alone_s = await median_s(net, asked.healthy)
         hosts = [f"http://hang{n}.example/" for n in range(asked.lookups)]

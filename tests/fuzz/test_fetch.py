@@ -9,6 +9,7 @@ from support.servers.origin import fetch_alone
 
 from retouch.errors import EditError
 from retouch.net.cache_headers import parse_cache_control
+from retouch.net.connect import Connector
 from retouch.net.download import Download, Downloader
 from retouch.net.limits import FetchLimits
 from retouch.net.url import parse_url
@@ -44,7 +45,8 @@ def answers(draw: st.DrawFn) -> list[bytes]:
 async def fetch(answer: list[bytes]) -> Download | EditError:
     network = httpcore.AsyncMockBackend(answer)
     fetcher = Downloader(
-        LIMITS, resolve=lambda *_: ["1.1.1.1"], network=network, ssl_context=NO_TLS
+        LIMITS,
+        Connector(LIMITS, resolve=lambda *_: ["1.1.1.1"], network=network, ssl_context=NO_TLS),
     )
     try:
         return await fetch_alone(fetcher, parse_url("http://a.example/"), timeout_s=5, etag='"e"')

@@ -10,6 +10,7 @@ from support.servers.origin import Origin, answer, by_path, fetch_alone, interne
 from retouch.errors import (
     SourceUnreachable,
 )
+from retouch.net.connect import Connector
 from retouch.net.download import Downloader
 from retouch.net.limits import FetchLimits
 from retouch.net.url import parse_url
@@ -31,7 +32,7 @@ def no_connect() -> Iterator[None]:
 
 @pytest.mark.parametrize("address", INSIDE)
 async def test_a_name_with_a_refused_address_is_not_dialled(address: str) -> None:
-    fetcher = Downloader(LIMITS, resolve=lambda *_: ["93.184.215.14", address])
+    fetcher = Downloader(LIMITS, Connector(LIMITS, resolve=lambda *_: ["93.184.215.14", address]))
     with no_connect(), pytest.raises(SourceUnreachable):
         await fetch_alone(fetcher, parse_url("http://a.example/"), timeout_s=5)
 

@@ -27,7 +27,7 @@ from support.servers.origin import (
 )
 
 from retouch.errors import DownloadsFull, Overloaded, SourceTimedOut
-from retouch.net.connect import Resolver
+from retouch.net.connect import Connector, Resolver
 from retouch.net.download import Downloader
 from retouch.net.download_limiter import DownloadLimiter
 from retouch.net.limits import FetchLimits
@@ -91,7 +91,7 @@ async def test_the_deadline_holds_during_a_tls_handshake_and_the_socket_is_close
 
 async def test_the_deadline_holds_while_a_name_is_looked_up() -> None:
     with hanging_lookups("slow") as resolve:
-        fetcher = Downloader(LIMITS, resolve=resolve)
+        fetcher = Downloader(LIMITS, Connector(LIMITS, resolve=resolve))
         began_s = time.monotonic()
         with pytest.raises(SourceTimedOut):
             await fetch_alone(fetcher, parse_url("http://slow.example/"), timeout_s=0.3)
@@ -238,7 +238,11 @@ async def test_lookups_that_outlive_their_download_delay_no_other() -> None:
     async with Origin(answer(b"abc")) as origin:
         with hanging_lookups("slow", names) as resolve:
             detour = Detour({("93.184.0.1", 80): origin.port})
-            net = Internet(Downloader(LIMITS, resolve=resolve, network=detour), names, detour)
+            net = Internet(
+                Downloader(LIMITS, Connector(LIMITS, resolve=resolve, network=detour)),
+                names,
+                detour,
+            )
             slow = [net.get(f"http://slow{n}.example/", timeout_s=0.3) for n in range(300)]
             ended = await asyncio.gather(*slow, return_exceptions=True)
             assert {type(error) for error in ended} == {SourceTimedOut}
@@ -249,7 +253,7 @@ async def test_no_more_names_are_looked_up_at_once_than_the_limit_says() -> None
     limits = replace(LIMITS, max_lookups=8)
     asked: list[str] = []
     with hanging_lookups("slow", note=asked) as resolve:
-        fetcher = Downloader(limits, resolve=resolve)
+        fetcher = Downloader(limits, Connector(limits, resolve=resolve))
         urls = [parse_url(f"http://slow{n}.example/") for n in range(12)]
         slow = [fetch_alone(fetcher, url, timeout_s=0.3) for url in urls]
         ended = await asyncio.gather(*slow, return_exceptions=True)

@@ -20,6 +20,7 @@ from urllib3 import HTTPResponse, PoolManager
 
 from retouch import tracing
 from retouch.errors import OutOfMemory
+from retouch.net.connect import Connector
 from retouch.net.download import Downloader
 from retouch.net.limits import FetchLimits
 from retouch.net.url import parse_url
@@ -229,7 +230,9 @@ async def test_the_host_of_a_source_gets_no_trace() -> None:
             return Wire([b"HTTP/1.1 200 -\r\nContent-Length: 1\r\n\r\na"])
 
     written: list[bytes] = []
-    fetcher = Downloader(FetchLimits(), resolve=lambda *_: ["1.1.1.1"], network=Network([]))
+    fetcher = Downloader(
+        FetchLimits(), Connector(FetchLimits(), resolve=lambda *_: ["1.1.1.1"], network=Network([]))
+    )
     with tracing.continued(TRACEPARENT):
         await fetch_alone(fetcher, parse_url("http://pictures.example/a"), timeout_s=5)
     sent = b"".join(written).lower()

@@ -8,14 +8,12 @@ import contextlib
 import io
 import logging
 import re
-import ssl
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from functools import partial
 from http import HTTPStatus
 
 import h11
-import httpcore
 
 from retouch.errors import (
     DownloadFailed,
@@ -31,7 +29,7 @@ from retouch.errors import (
 )
 from retouch.logs import event
 from retouch.net import cache_headers
-from retouch.net.connect import Connector, Resolve, map_errors, resolve_host
+from retouch.net.connect import Connector, map_errors
 from retouch.net.download_limiter import ConnectionLimiter, Place
 from retouch.net.http1 import Exchange, Headers
 from retouch.net.limits import FetchLimits
@@ -115,19 +113,10 @@ class _Chain:
 class Downloader:
     """Downloads from public hosts. Belongs to one event loop."""
 
-    def __init__(
-        self,
-        limits: FetchLimits,
-        *,
-        resolve: Resolve = resolve_host,
-        network: httpcore.AsyncNetworkBackend | None = None,
-        ssl_context: ssl.SSLContext | None = None,
-    ) -> None:
+    def __init__(self, limits: FetchLimits, connector: Connector | None = None) -> None:
         self._limits = limits
         self._connections = ConnectionLimiter(per_host=limits.max_per_host)
-        self._connector = Connector(
-            limits, resolve=resolve, network=network, ssl_context=ssl_context
-        )
+        self._connector = connector or Connector(limits)
 
     async def fetch(
         self,

@@ -1,13 +1,10 @@
 """POST to an untrusted URL: checked addresses, one deadline, no redirects, the answer's status only."""
 
 import asyncio
-import ssl
 from collections.abc import Mapping
 
-import httpcore
-
 from retouch.errors import InvalidRequest
-from retouch.net.connect import Connector, Resolve, map_errors, resolve_host
+from retouch.net.connect import Connector, map_errors
 from retouch.net.http1 import Exchange
 from retouch.net.limits import FetchLimits
 from retouch.net.url import SourceUrl, parse_url
@@ -21,18 +18,9 @@ class Poster:
     Belongs to one event loop.
     """
 
-    def __init__(
-        self,
-        limits: FetchLimits,
-        *,
-        resolve: Resolve = resolve_host,
-        network: httpcore.AsyncNetworkBackend | None = None,
-        ssl_context: ssl.SSLContext | None = None,
-    ) -> None:
+    def __init__(self, limits: FetchLimits, connector: Connector | None = None) -> None:
         self._limits = limits
-        self._connector = Connector(
-            limits, resolve=resolve, network=network, ssl_context=ssl_context
-        )
+        self._connector = connector or Connector(limits)
 
     def parse(self, text: str) -> SourceUrl:
         """Return the URL of a webhook. What a name resolves to is checked when it is posted to.

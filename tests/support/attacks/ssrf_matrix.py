@@ -21,6 +21,7 @@ from retouch.editing.adapter_ports import HeldAdapter
 from retouch.editing.ports import AdapterInfo
 from retouch.editing.source_set import load_all
 from retouch.errors import SourceRedirectError, SourceUnreachable
+from retouch.net.connect import Connector
 from retouch.net.download import Downloader
 from retouch.net.download_limiter import DownloadLimiter
 from retouch.net.limits import FetchLimits
@@ -110,7 +111,9 @@ class Runner:
         self._names = Names({})
         self._limits = FetchLimits(max_bytes=1 << 16, connect_timeout_s=2)
         self._passage = Passage(origin_port)
-        self._fetcher = Downloader(self._limits, resolve=self.resolve, network=self._passage)
+        self._fetcher = Downloader(
+            self._limits, Connector(self._limits, resolve=self.resolve, network=self._passage)
+        )
 
     def resolve(self, host: str, port: int) -> Sequence[str]:
         with contextlib.suppress(socket.gaierror):  # libc reads literals; names do not go to DNS
@@ -149,7 +152,9 @@ class LoraRunner(Runner):
 
     def __init__(self, watch: Watch, origin_port: int) -> None:
         super().__init__(watch, origin_port)
-        fetcher = Downloader(self._limits, resolve=self.resolve, network=self._passage)
+        fetcher = Downloader(
+            self._limits, Connector(self._limits, resolve=self.resolve, network=self._passage)
+        )
         self._loader = AdapterLoader(
             fetch=fetcher.fetch, limiter=DownloadLimiter(max_bytes=1 << 16), keeper=self
         )
@@ -171,7 +176,9 @@ class FieldRunner(Runner):
     def __init__(self, watch: Watch, origin_port: int, *, field: str) -> None:
         super().__init__(watch, origin_port)
         self._field = field
-        fetcher = Downloader(self._limits, resolve=self.resolve, network=self._passage)
+        fetcher = Downloader(
+            self._limits, Connector(self._limits, resolve=self.resolve, network=self._passage)
+        )
         self._sources = SourceLoader(
             store=FakeStore(),
             fetch=fetcher.fetch,
@@ -194,7 +201,9 @@ class WebhookRunner(Runner):
 
     def __init__(self, watch: Watch, origin_port: int) -> None:
         super().__init__(watch, origin_port)
-        self._poster = Poster(self._limits, resolve=self.resolve, network=self._passage)
+        self._poster = Poster(
+            self._limits, Connector(self._limits, resolve=self.resolve, network=self._passage)
+        )
 
     async def call(self, url: str) -> bytes:
         status = await self._poster.post(parse_url(url), b"{}", {}, timeout_s=10)

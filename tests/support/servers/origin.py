@@ -14,6 +14,7 @@ from typing import Any, Self
 
 import httpcore
 
+from retouch.net.connect import Connector
 from retouch.net.download import Download, Downloader
 from retouch.net.download_limiter import DownloadLimiter
 from retouch.net.limits import FetchLimits
@@ -239,7 +240,9 @@ async def internet(
             }
         )
         resolver = Names({**answers, **(names or {})})
-        fetcher = Downloader(limits, resolve=resolver, network=detour, ssl_context=client_tls)
+        fetcher = Downloader(
+            limits, Connector(limits, resolve=resolver, network=detour, ssl_context=client_tls)
+        )
         limiter = limiter or DownloadLimiter(max_downloads=1000)
         yield Internet(fetcher, resolver, detour, limiter), origins
 
@@ -257,6 +260,6 @@ async def plain_server(accept: Callable[..., Any], limits: FetchLimits) -> Async
     server = await asyncio.start_server(accept, "127.0.0.1", 0)
     detour = Detour({("93.184.0.1", 443): server.sockets[0].getsockname()[1]})
     names = Names({"a.example": [["93.184.0.1"]]})
-    fetcher = Downloader(limits, resolve=names, network=detour)
+    fetcher = Downloader(limits, Connector(limits, resolve=names, network=detour))
     async with server:
         yield Internet(fetcher, names, detour)

@@ -15,6 +15,7 @@ from retouch.errors import (
     SourceStatusError,
     SourceTooLarge,
 )
+from retouch.net.connect import Connector
 from retouch.net.download import Download, Downloader
 from retouch.net.limits import FetchLimits
 from retouch.net.url import parse_url
@@ -28,7 +29,8 @@ async def fetch(*answer: bytes, etag: str | None = None) -> Download:
     """Fetch from an origin that says `answer`, in these pieces, to whoever connects."""
     network = httpcore.AsyncMockBackend(list(answer))
     fetcher = Downloader(
-        LIMITS, resolve=lambda *_: ["1.1.1.1"], network=network, ssl_context=NO_TLS
+        LIMITS,
+        Connector(LIMITS, resolve=lambda *_: ["1.1.1.1"], network=network, ssl_context=NO_TLS),
     )
     return await fetch_alone(fetcher, URL, timeout_s=5, etag=etag)
 
@@ -146,7 +148,9 @@ async def test_exactly_the_limit_passes_and_one_byte_more_does_not() -> None:
 
 
 async def test_another_port_is_refused_before_a_lookup() -> None:
-    fetcher = Downloader(LIMITS, resolve=lambda *_: pytest.fail("looked up"), ssl_context=NO_TLS)
+    fetcher = Downloader(
+        LIMITS, Connector(LIMITS, resolve=lambda *_: pytest.fail("looked up"), ssl_context=NO_TLS)
+    )
     with pytest.raises(InvalidRequest):
         await fetch_alone(fetcher, parse_url("http://pictures.example:22/"), timeout_s=5)
 
