@@ -26,8 +26,8 @@ from retouch.engine.ulysses import WHOLE, Exchange, Share
 
 BlockCall = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 """`run_block`, or its compiled form."""
-Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-"""Query, key and value of all tokens, each (1, t + i, h, c)."""
+Heads = tuple[torch.Tensor, torch.Tensor, tuple[Operands, Operands]]
+"""Query and key of all tokens, each (1, t + i, h, c), and what their values are made of."""
 _NO_BLOCK_TERMS: Mapping[str, Term] = {}
 
 
@@ -190,7 +190,7 @@ def project_heads(
     return (
         apply_rotary(query, query_angles).to(image.dtype),
         apply_rotary(key, angles).to(image.dtype),
-        linear_joined(*values).view(shape),
+        values,
     )
 
 
@@ -253,8 +253,15 @@ def run_block(  # noqa: PLR0913, PLR0917 - compiled as one function of tensors
     not clipped as upstream does: an overflow must show in the latents instead of giving a wrong image.
     """
     rest = is_condition, num_output_tokens, terms
-    heads = project(block, image, text, modulation, angles, *rest)
-    attended = exchange.attend(attend, *heads) if exchange else attend(*heads)
+    query, key, operands = project(block, image, text, modulation, angles, *rest)
+
+    def make_value() -> torch.Tensor:
+        return linear_joined(*operands).view(key.shape)
+
+    if exchange:
+        attended = exchange.attend(attend, query, key, make_value)
+    else:
+        attended = attend(query, key, make_value())
     return finish(block, image, text, attended, modulation, *rest)
 
 

@@ -6,7 +6,7 @@ of its heads, and another gives each its own tokens back: https://arxiv.org/abs/
 
 import os
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -72,50 +72,59 @@ class Exchange:
     outputs: Sequence[int]
 
     def attend(
-        self, attend: Attend, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+        self,
+        attend: Attend,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        make_value: Callable[[], torch.Tensor],
     ) -> torch.Tensor:
-        """Call `attend` on a share of the heads: an `Attend` of this share's tokens.
+        """Call `attend` on a share of the heads, and return this share's tokens of what it returns.
 
-        The queries are of all tokens, or of the result's.
+        The queries are of all tokens, or of the result's. Queries and keys are on their way while
+        `make_value` is called.
         """
-        if query.shape[1] == key.shape[1]:
-            asked = self.counts
-            query, key, value = self._gather_tokens([query, key, value], asked)
-        else:
-            asked = self.outputs
-            (query,) = self._gather_tokens([query], asked)
-            key, value = self._gather_tokens([key, value], self.counts)
-        return self._gather_heads(attend(query, key, value), asked)
+        asked = self.counts if query.shape[1] == key.shape[1] else self.outputs
+        heads = [
+            self._gather_tokens(query, asked),
+            self._gather_tokens(key, self.counts),
+            self._gather_tokens(make_value(), self.counts),
+        ]
+        return self._gather_heads(attend(*(receive() for receive in heads)), asked)
 
     def _gather_tokens(
-        self, mine: Sequence[torch.Tensor], counts: Sequence[int]
-    ) -> Sequence[torch.Tensor]:
-        """Each (1, own token, h, c) to (1, every token, h / size, c), in the order of the shares.
+        self, mine: torch.Tensor, counts: Sequence[int]
+    ) -> Callable[[], torch.Tensor]:
+        """(1, own token, h, c) to (1, every token, h / size, c), in the order of the shares.
 
-        All in one exchange: its latency counts, not its bytes.
+        The exchange has begun; what is returned waits for it.
         """
-        size, tokens = self.share.size, mine[0].shape[1]
-        # (1, own token, h, c) -> (size, own token, of mine, h / size, c): each process gets one piece
-        parts = [torch.unflatten(one[0].view(_WORD), 1, (size, -1)).transpose(0, 1) for one in mine]
-        sent = torch.stack(parts, 2).flatten(0, 1)
+        size, tokens = self.share.size, mine.shape[1]
+        # (1, own token, h, c) -> (size, own token, h / size, c): each process gets one piece
+        parts = torch.unflatten(mine[0].view(_WORD), 1, (size, -1)).transpose(0, 1)
+        sent = parts.flatten(0, 1)
         every = sent.new_empty(sum(counts), *sent.shape[1:])
-        self._swap(every, sent, counts, [tokens] * size)
-        return every[None].view(mine[0].dtype).unbind(2)
+        exchanged = self._swap(every, sent, counts, [tokens] * size)
+
+        def receive() -> torch.Tensor:
+            exchanged.wait()
+            return every.view(mine.dtype)[None]
+
+        return receive
 
     def _gather_heads(self, mine: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
         """(1, every token, h / size, c) to (1, own token, h, c)."""
         size, tokens = self.share.size, counts[self.share.rank]
         sent = mine[0].contiguous().view(_WORD)
         got = sent.new_empty(size * tokens, *sent.shape[1:])
-        self._swap(got, sent, [tokens] * size, counts)
+        self._swap(got, sent, [tokens] * size, counts).wait()
         # (size x own token, h / size, c) -> (1, own token, h, c)
         heads = got.view(size, tokens, *sent.shape[1:]).transpose(0, 1).flatten(1, 2)
         return heads.view(mine.dtype)[None]
 
     def _swap(
         self, into: torch.Tensor, sent: torch.Tensor, got: Sequence[int], given: Sequence[int]
-    ) -> None:
-        self.share.group.alltoall_base(into, sent, list(got), list(given)).wait()
+    ) -> Any:
+        return self.share.group.alltoall_base(into, sent, list(got), list(given))
 
 
 def open_store() -> tuple[Store, int]:
