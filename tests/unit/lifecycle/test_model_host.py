@@ -1,4 +1,5 @@
 import asyncio
+import gc
 import logging
 import os
 import threading
@@ -236,6 +237,15 @@ def test_loading_in_the_calling_thread_raises_what_went_wrong(wires: Wires) -> N
     host.open_store()
     with pytest.raises(ModelError, match="/x"):
         host.load()
+
+
+def test_what_is_there_once_the_model_is_loaded_is_never_searched_for_garbage(wires: Wires) -> None:
+    wires.pause.release()
+    host = ModelHost(settings())
+    host.open_store()
+    gc.unfreeze()
+    host.load()
+    assert gc.get_freeze_count() > 0
 
 
 # --- edits -------------------------------------------------------------------------------------
