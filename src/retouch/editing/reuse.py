@@ -8,7 +8,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
 from weakref import WeakValueDictionary
@@ -91,13 +91,12 @@ class Flight:
 class ReuseIndex:
     """Finds what an equal request made. Belongs to one event loop.
 
-    `now` gives Unix time. A result is reused for as long as its first link is valid: so a bucket's
+    A result is reused for as long as its first link is valid: so a bucket's
     lifecycle rule must keep results for twice PRESIGN_EXPIRY.
     """
 
-    def __init__(self, steps: Steps, *, now: Callable[[], float] = time.time) -> None:
+    def __init__(self, steps: Steps) -> None:
         self._steps = steps
-        self._now = now
         self._flights: WeakValueDictionary[str, Flight] = WeakValueDictionary()
         self._writes: set[asyncio.Task[None]] = set()
 
@@ -155,7 +154,7 @@ class ReuseIndex:
         try:
             entry = json.loads(index.body)
             keys, content_type = list(map(str, entry["keys"])), str(entry["content_type"])
-            age_s = self._now() - float(entry["made_at"])
+            age_s = time.time() - float(entry["made_at"])
         except (KeyError, TypeError, ValueError):
             return []
         if age_s >= settings.link_expires_in_s:
@@ -183,7 +182,7 @@ class ReuseIndex:
         entry = {
             "keys": [one.key for one in made],
             "content_type": made[0].content_type,
-            "made_at": int(self._now()),
+            "made_at": int(time.time()),
         }
         key = reuse_key(self._steps.settings.prefix, flight.fingerprint)
         try:

@@ -12,11 +12,8 @@ from retouch.settings import decode_webhook_secret
 from retouch.wiring import build_user_agent
 
 
-def build_jobs(host: ModelHost, run: Run, *, scale: float = 1.0) -> Jobs:
-    """Build the jobs over the host's store; they are closed with the host. Sends no request.
-
-    `scale` shortens the time between heartbeats, sweeps and tries, for tests.
-    """
+def build_jobs(host: ModelHost, run: Run) -> Jobs:
+    """Build the jobs over the host's store; they are closed with the host. Sends no request."""
     settings = host.settings
     records = Records(lambda: host.store, prefix=settings.s3_object_prefix)
     limits = FetchLimits(
@@ -30,13 +27,11 @@ def build_jobs(host: ModelHost, run: Run, *, scale: float = 1.0) -> Jobs:
             retention_s=settings.job_retention_seconds,
             link_expires_in_s=settings.presign_expiry,
             max_unfinished=settings.max_queue + 1,
-            poll_s=2.0 * scale,
             allowed_source_hosts=frozenset(settings.allowed_source_hosts),
         ),
         run=run,
         require_ready=lambda: host.editor,
-        webhooks=Webhooks(records, Poster(limits), secret, scale=scale),
-        scale=scale,
+        webhooks=Webhooks(records, Poster(limits), secret),
     )
     host.close_at_end(jobs.close)
     return jobs

@@ -5,7 +5,7 @@ may differ by 15 s.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from retouch.jobs.records import Records
@@ -18,32 +18,19 @@ _LEASE_SLOTS = 3
 
 
 class Heartbeat:
-    """Writes this process's heartbeats and reads those of others.
+    """Writes this process's heartbeats and reads those of others; `every_s` is the length of a slot."""
 
-    `now` gives Unix time, `clock` is monotonic; `every_s` is the length of a slot.
-    """
-
-    def __init__(
-        self,
-        records: Records,
-        process: str,
-        *,
-        every_s: float = 15.0,
-        now: Callable[[], float] = time.time,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, records: Records, process: str, *, every_s: float = 15.0) -> None:
         self._records = records
         self._process = process
         self._every_s = every_s
-        self._now = now
-        self._clock = clock
         self._written_slot = -1
         self._lease_ends_s = float("-inf")
 
     @property
     def left_in_slot_s(self) -> float:
         """Seconds until the next heartbeat is due."""
-        return self._every_s - self._now() % self._every_s
+        return self._every_s - time.time() % self._every_s
 
     @property
     def holds_lease(self) -> bool:
@@ -51,7 +38,7 @@ class Heartbeat:
 
         Without it a job may be reported as lost already, so that nothing else must be written of it.
         """
-        return self._clock() < self._lease_ends_s
+        return time.monotonic() < self._lease_ends_s
 
     async def beat(self, progress: Mapping[str, Progress | None]) -> None:
         """Write the heartbeat of this slot, with the progress of each job, unless it is written.
@@ -59,7 +46,7 @@ class Heartbeat:
         Raises:
             StorageError: it could not be written.
         """
-        slot, began_s = self._slot(), self._clock()
+        slot, began_s = self._slot(), time.monotonic()
         if slot == self._written_slot:
             return
         jobs = {name: one.model_dump() if one else None for name, one in progress.items()}
@@ -81,4 +68,4 @@ class Heartbeat:
         return None
 
     def _slot(self) -> int:
-        return int(self._now() // self._every_s)
+        return int(time.time() // self._every_s)

@@ -31,7 +31,7 @@ class Jobs:
     """The jobs of this process, and a view of all others. Belongs to one event loop.
 
     `require_ready` raises while no edit can run. `scale` shortens the time between heartbeats and
-    between sweeps; `now` gives Unix time.
+    between sweeps.
     """
 
     def __init__(
@@ -43,16 +43,14 @@ class Jobs:
         require_ready: Callable[[], object],
         webhooks: Webhooks,
         scale: float = 1.0,
-        now: Callable[[], float] = time.time,
     ) -> None:
         self._records = records
         self._settings = settings
         self._run = run
         self._require_ready = require_ready
-        self._now = now
         self._process = uuid.uuid4().hex[:16]
-        self._heartbeat = Heartbeat(records, self._process, every_s=15.0 * scale, now=now)
-        self._lookup = Lookup(records, self._heartbeat, settings, now=now)
+        self._heartbeat = Heartbeat(records, self._process, every_s=15.0 * scale)
+        self._lookup = Lookup(records, self._heartbeat, settings)
         self._live: dict[str, Live] = {}
         self._beginning = 0
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -114,7 +112,7 @@ class Jobs:
                 owner=caller.owner,
                 digest=hashed,
                 request_id=caller.request_id,
-                created_at_s=self._now(),
+                created_at_s=time.time(),
             )
             return await self._begin(accepted, request, caller)
 
@@ -256,7 +254,7 @@ class Jobs:
         accepted = live.accepted
         with bind(accepted.request_id):
             await asyncio.wait([live.edit])
-            ended = live.end(self._now())
+            ended = live.end(time.time())
             try:
                 if recorded := await self._record(accepted, ended):
                     event(_log, "job.ended", job_id=accepted.id, state=recorded.state)

@@ -1,7 +1,6 @@
 """A job as its records in the store show it, whichever replica runs it."""
 
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -24,20 +23,12 @@ class JobSettings:
 
 
 class Lookup:
-    """Reads jobs. `now` gives Unix time."""
+    """Reads jobs."""
 
-    def __init__(
-        self,
-        records: Records,
-        heartbeat: Heartbeat,
-        settings: JobSettings,
-        *,
-        now: Callable[[], float] = time.time,
-    ) -> None:
+    def __init__(self, records: Records, heartbeat: Heartbeat, settings: JobSettings) -> None:
         self._records = records
         self._heartbeat = heartbeat
         self._settings = settings
-        self._now = now
 
     async def find(self, job_id: str, owner: str) -> Job:
         """Return a job; a result has a new link.
@@ -69,7 +60,7 @@ class Lookup:
         expires_in_s = self._settings.link_expires_in_s
         expiry = {
             "expires_in": expires_in_s,
-            "expires_at": to_text(self._now() + expires_in_s),
+            "expires_at": to_text(time.time() + expires_in_s),
         }
         keys = [result.object_key for result in results]
         links = {key: await self._records.link(key, expires_in_s=expires_in_s) for key in keys}
@@ -81,7 +72,7 @@ class Lookup:
 
     def is_expired(self, accepted: Accepted) -> bool:
         """Whether a job is over its retention."""
-        return self._now() - accepted.created_at_s > self._settings.retention_s
+        return time.time() - accepted.created_at_s > self._settings.retention_s
 
 
 def _read_progress(beat: dict[str, Any], job_id: str) -> Progress | None:

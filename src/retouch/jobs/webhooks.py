@@ -11,7 +11,7 @@ import hmac
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Protocol
 
@@ -92,20 +92,11 @@ class Webhooks:
     time between tries.
     """
 
-    def __init__(
-        self,
-        records: Records,
-        post: Post,
-        secret: bytes,
-        *,
-        scale: float = 1.0,
-        now: Callable[[], float] = time.time,
-    ) -> None:
+    def __init__(self, records: Records, post: Post, secret: bytes, *, scale: float = 1.0) -> None:
         self._records = records
         self._post = post
         self._secret = secret
         self._scale = scale
-        self._now = now
         self._tries = asyncio.Semaphore(MAX_TRIES_AT_ONCE)
         self._sending: dict[str, asyncio.Task[None]] = {}
         self._progress: dict[str, asyncio.Task[int]] = {}
@@ -146,7 +137,7 @@ class Webhooks:
         """Send progress if asked for: once, at most every 5 s, one message at a time."""
         if not accepted.webhook_progress or accepted.id in self._progress:
             return
-        now_s = self._now()
+        now_s = time.time()
         if now_s - self._reported_at_s.get(accepted.id, 0.0) < PROGRESS_EVERY_S * self._scale:
             return
         self._reported_at_s[accepted.id] = now_s
@@ -182,11 +173,11 @@ class Webhooks:
 
     async def _deliver(self, accepted: Accepted, ended: Ended) -> None:
         began_s = ended.ended_at_s or accepted.created_at_s
-        tries = plan_tries(began_s, self._now(), scale=self._scale)
+        tries = plan_tries(began_s, time.time(), scale=self._scale)
         body = build_end(accepted, ended)
         status = 0
         for number, moment_s in enumerate(tries):
-            await asyncio.sleep(max(0.0, moment_s - self._now()))
+            await asyncio.sleep(max(0.0, moment_s - time.time()))
             if number and await self._is_delivered(accepted.id):
                 return
             status = await self._try(accepted, message_id(accepted), body)
@@ -207,22 +198,11 @@ class Webhooks:
 
     async def _try(self, accepted: Accepted, name: str, body: bytes) -> int:
         """Send a message once; return the status of the answer, or 0 without one."""
-        async with self._tries:
-            return await self._send(accepted, name, body)
-
-    async def _send(self, accepted: Accepted, name: str, body: bytes) -> int:
-        sent_at_s = int(self._now())
-        headers = {
-            "webhook-id": name,
-            "webhook-timestamp": str(sent_at_s),
-            "webhook-signature": sign(self._secret, name, sent_at_s, body),
-        }
         status, reason = 0, "no_answer"
         try:
             url = self._post.parse(accepted.webhook)
-            with tracing.span("webhook.send"):
-                headers |= tracing.headers()
-                status = await self._post.post(url, body, headers, timeout_s=_TRY_S)
+            async with self._tries:
+                status = await self._send(url, name, body)
         except (DownloadFailed, InvalidRequest) as error:
             reason = error.code
         except TimeoutError:
@@ -237,6 +217,17 @@ class Webhooks:
                 reason=reason if not status else "status",
             )
         return status
+
+    async def _send(self, url: SourceUrl, name: str, body: bytes) -> int:
+        sent_at_s = int(time.time())
+        headers = {
+            "webhook-id": name,
+            "webhook-timestamp": str(sent_at_s),
+            "webhook-signature": sign(self._secret, name, sent_at_s, body),
+        }
+        with tracing.span("webhook.send"):
+            headers |= tracing.headers()
+            return await self._post.post(url, body, headers, timeout_s=_TRY_S)
 
     async def _is_delivered(self, job_id: str) -> bool:
         try:

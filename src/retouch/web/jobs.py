@@ -25,9 +25,9 @@ _MAX_KEY_CHARACTERS = 255
 class JobEndpoint:
     """Answers for jobs, and for edits that may become one."""
 
-    def __init__(self, host: ModelHost, edits: EditEndpoint, *, scale: float = 1.0) -> None:
+    def __init__(self, host: ModelHost, edits: EditEndpoint) -> None:
         self._edits = edits
-        self.jobs = build_jobs(host, self._run, scale=scale)
+        self.jobs = build_jobs(host, self._run)
 
     def start(self) -> None:
         """Begin the work in the background. Call it in the event loop, once the store is open."""
