@@ -4,8 +4,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address
 
 import h11
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from retouch.net.address import is_public
 from retouch.net.connect import resolve_host

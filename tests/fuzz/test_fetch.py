@@ -3,8 +3,7 @@ import ssl
 
 import httpcore
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from support.servers.origin import fetch_alone
 
 from retouch.errors import EditError

@@ -5,8 +5,7 @@ from collections.abc import Callable
 from io import BytesIO
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 from support.images import samples
 
 from retouch import errors

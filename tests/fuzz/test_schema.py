@@ -2,8 +2,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import example, given
-from hypothesis import strategies as st
+from hypothesis import example, given, strategies as st
 
 from retouch.errors import EditError, InvalidRequest, MalformedBody, error_classes
 from retouch.schema import EXAMPLE, EditRequest, ErrorBody, error_body

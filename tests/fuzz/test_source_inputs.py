@@ -3,8 +3,7 @@ import contextlib
 import urllib.parse
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from retouch.errors import InvalidRequest
 from retouch.net.cache_headers import parse_date

@@ -4,6 +4,7 @@ from PIL import Image
 
 _EDITED = 255
 _HALF = 128
+_LEAST_PX, _MAX_ASPECT = 64, 4
 
 
 def to_mask(image: Image.Image) -> Image.Image:
@@ -35,16 +36,11 @@ def resize_mask(mask: Image.Image, size_px: tuple[int, int]) -> Image.Image:
 
 
 def grow_box(
-    box: tuple[int, int, int, int],
-    *,
-    by_px: int,
-    within_px: tuple[int, int],
-    least_px: int = 64,
-    max_aspect: float = 4.0,
+    box: tuple[int, int, int, int], *, by_px: int, within_px: tuple[int, int]
 ) -> tuple[int, int, int, int]:
     """Return `box` (left, top, right, bottom) grown on all sides, within an image of that size.
 
-    It then has at least `least_px` a side and `max_aspect` between them, as far as the image allows.
+    A side then has at least 64 pixels and a quarter of the other's, as far as the image allows.
 
     >>> grow_box((100, 100, 101, 101), by_px=8, within_px=(400, 130))
     (68, 66, 132, 130)
@@ -54,7 +50,7 @@ def grow_box(
         for start, end, size in zip(box[:2], box[2:], within_px, strict=True)
     ]
     longest = max(end - start for start, end in spans)
-    least = max(least_px, round(longest / max_aspect))
+    least = max(_LEAST_PX, round(longest / _MAX_ASPECT))
     (left, right), (top, bottom) = (
         _widen(start, end, least, size) for (start, end), size in zip(spans, within_px, strict=True)
     )

@@ -4,88 +4,56 @@
 JSON Schema and OpenAPI are generated from these models, so every field has a description.
 """
 
-from retouch.schema.faults import invalid_request
+from retouch.schema.faults import invalid_request as invalid_request
 from retouch.schema.fields import (
-    MAX_IMAGES,
-    MAX_PROMPT_TOKENS,
-    MAX_STEPS,
-    SCHEDULERS,
-    SIDE_MULTIPLE_PX,
-    CacheMode,
-    ResponseFormat,
+    MAX_IMAGES as MAX_IMAGES,
+    MAX_PROMPT_TOKENS as MAX_PROMPT_TOKENS,
+    MAX_STEPS as MAX_STEPS,
+    SCHEDULERS as SCHEDULERS,
+    SIDE_MULTIPLE_PX as SIDE_MULTIPLE_PX,
+    CacheMode as CacheMode,
+    ResponseFormat as ResponseFormat,
 )
 from retouch.schema.images_api import (
-    ImageData,
-    ImageOptions,
-    ImagesAnswer,
-    ImagesError,
-    ImagesFault,
-    Model,
-    ModelList,
-    Quality,
-    TokenDetails,
-    Usage,
+    ImageData as ImageData,
+    ImageOptions as ImageOptions,
+    ImagesAnswer as ImagesAnswer,
+    ImagesError as ImagesError,
+    ImagesFault as ImagesFault,
+    Model as Model,
+    ModelList as ModelList,
+    Quality as Quality,
+    TokenDetails as TokenDetails,
+    Usage as Usage,
 )
-from retouch.schema.info import InfoDefaults, InfoLora, ServiceInfo
-from retouch.schema.job import Job
-from retouch.schema.lora import MAX_LORAS, Lora, lora_key
-from retouch.schema.request import EditRequest
+from retouch.schema.info import (
+    InfoDefaults as InfoDefaults,
+    InfoLora as InfoLora,
+    ServiceInfo as ServiceInfo,
+)
+from retouch.schema.job import Job as Job
+from retouch.schema.lora import (
+    MAX_LORAS as MAX_LORAS,
+    Lora as Lora,
+    lora_key as lora_key,
+)
+from retouch.schema.request import EditRequest as EditRequest
 from retouch.schema.response import (
-    EditResult,
-    ErrorBody,
-    Geometry,
-    LoraMeta,
-    Meta,
-    Progress,
-    Result,
-    SourceMeta,
-    Timings,
-    error_body,
-    restore_error,
+    EditResult as EditResult,
+    ErrorBody as ErrorBody,
+    Geometry as Geometry,
+    LoraMeta as LoraMeta,
+    Meta as Meta,
+    Progress as Progress,
+    Result as Result,
+    SourceMeta as SourceMeta,
+    Timings as Timings,
+    error_body as error_body,
+    restore_error as restore_error,
 )
-from retouch.schema.rules import BOTH_SIDES_OR_NONE, EXAMPLE, ONE_OR_MANY_IMAGES
-from retouch.schema.upload import Upload
-
-__all__ = [
-    "BOTH_SIDES_OR_NONE",
-    "EXAMPLE",
-    "MAX_IMAGES",
-    "MAX_LORAS",
-    "MAX_PROMPT_TOKENS",
-    "MAX_STEPS",
-    "ONE_OR_MANY_IMAGES",
-    "SCHEDULERS",
-    "SIDE_MULTIPLE_PX",
-    "CacheMode",
-    "EditRequest",
-    "EditResult",
-    "ErrorBody",
-    "Geometry",
-    "ImageData",
-    "ImageOptions",
-    "ImagesAnswer",
-    "ImagesError",
-    "ImagesFault",
-    "InfoDefaults",
-    "InfoLora",
-    "Job",
-    "Lora",
-    "LoraMeta",
-    "Meta",
-    "Model",
-    "ModelList",
-    "Progress",
-    "Quality",
-    "ResponseFormat",
-    "Result",
-    "ServiceInfo",
-    "SourceMeta",
-    "Timings",
-    "TokenDetails",
-    "Upload",
-    "Usage",
-    "error_body",
-    "invalid_request",
-    "lora_key",
-    "restore_error",
-]
+from retouch.schema.rules import (
+    BOTH_SIDES_OR_NONE as BOTH_SIDES_OR_NONE,
+    EXAMPLE as EXAMPLE,
+    ONE_OR_MANY_IMAGES as ONE_OR_MANY_IMAGES,
+)
+from retouch.schema.upload import Upload as Upload

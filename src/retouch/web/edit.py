@@ -85,7 +85,7 @@ class EditEndpoint:
 
         run = self.run(asked, caller, progress=report)
         del asked  # the edit lets go of an image in it once it is decoded
-        if "text/event-stream" in request.headers.get("accept", "").lower():
+        if sse.is_wanted(request):
             return await sse.stream(
                 self.spawn(run),
                 news,

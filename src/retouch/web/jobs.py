@@ -57,7 +57,7 @@ class JobEndpoint:
         del asked  # the edit lets go of an image in it once it is decoded
         if is_async:
             return _answer(job, request, accepted=True)
-        if _wants_events(request):
+        if sse.is_wanted(request):
             return self._stream(job, request)
         return _answer_edit(await self.jobs.wait(job.id, caller.owner), request)
 
@@ -82,7 +82,7 @@ class JobEndpoint:
         asked = await self._edits.bodies.read(request)
         job = await self.jobs.accept(asked, _job_id(request), _caller(request))
         del asked  # as in `post`
-        return self._stream(job, request) if _wants_events(request) else _answer(job, request)
+        return self._stream(job, request) if sse.is_wanted(request) else _answer(job, request)
 
     async def get(self, request: Request) -> Response:
         """Return a job, or stream it until its end.
@@ -91,7 +91,7 @@ class JobEndpoint:
             EditError: as `Jobs.get`.
         """
         job = await self.jobs.get(_job_id(request), _caller(request).owner)
-        if _wants_events(request):
+        if sse.is_wanted(request):
             return self._stream(job, request)
         return _answer(job, request, status=200)
 
@@ -117,11 +117,7 @@ class JobEndpoint:
         return await run
 
     def _stream(self, job: Job, request: Request) -> StreamingResponse:
-        events = self._events(job.id, request)
-        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        return StreamingResponse(
-            _keep_alive(events), media_type="text/event-stream", headers=headers | _location(job)
-        )
+        return sse.respond(_keep_alive(self._events(job.id, request)), _location(job))
 
     async def _events(self, job_id: str, request: Request) -> AsyncGenerator[str]:
         async for job in self.jobs.watch(job_id, _caller(request).owner):
@@ -172,10 +168,6 @@ def _read_key(request: Request) -> str:
         fault = f"must have at most {_MAX_KEY_CHARACTERS} characters"
         raise InvalidRequest.for_fields({"Idempotency-Key": fault})
     return key
-
-
-def _wants_events(request: Request) -> bool:
-    return "text/event-stream" in request.headers.get("accept", "").lower()
 
 
 def _location(job: Job) -> dict[str, str]:

@@ -67,20 +67,14 @@ class Metrics:
         self._running = add(gauge, "retouch_edits_running", "Edits on the model.")
         requests = "HTTP requests, by the pattern of their route and their status."
         self._requests = add(timed, "retouch_http_request_seconds", requests, "route", "status")
-        self._events = add(
-            Counter, "retouch_events", "Log events by name, as store.retried.", "event"
-        )
+        events = "Log events by name, as store.retried."
+        self._events = add(Counter, "retouch_events", events, "event")
         self._ready = add(gauge, "retouch_ready", "Workers whose model is loaded and warm.")
         starts = "Phases of this process's start, from its creation to the first edit it can make."
         self._start = add(gauge, "retouch_start_seconds", starts, "phase", *worker)
         self._model = Info("retouch_model", "What is loaded.", registry=self._own)
-        self._gpu = add(
-            gauge,
-            "retouch_gpu_memory_bytes",
-            "GPU memory; allocated and reserved by this process.",
-            "kind",
-            *worker,
-        )
+        memory = "GPU memory; allocated and reserved by this process."
+        self._gpu = add(gauge, "retouch_gpu_memory_bytes", memory, "kind", *worker)
         for entry in ("edit", "job", "openai"):  # series before the first edit
             self._edits.labels("success", entry, NO_PROFILE)
 

@@ -2,11 +2,12 @@
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing
 from typing import Any
 
 from pydantic import BaseModel
+from starlette.requests import Request
 from starlette.responses import StreamingResponse
 
 from retouch.errors import EditError
@@ -16,10 +17,21 @@ KEEP_ALIVE_S = 15.0
 KEEP_ALIVE = ": still working\n\n"
 
 
+def is_wanted(request: Request) -> bool:
+    """Whether the caller asks for a stream."""
+    return "text/event-stream" in request.headers.get("accept", "").lower()
+
+
 def format_event(name: str, body: BaseModel | Mapping[str, Any]) -> str:
     """Format one server-sent event."""
     text = body.model_dump_json() if isinstance(body, BaseModel) else json.dumps(body)
     return f"event: {name}\ndata: {text}\n\n"
+
+
+def respond(events: AsyncIterator[str], headers: Mapping[str, str]) -> StreamingResponse:
+    """Return the response that streams `events`, with these headers beside its own."""
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no", **headers}
+    return StreamingResponse(events, media_type="text/event-stream", headers=headers)
 
 
 async def stream(
@@ -38,11 +50,7 @@ async def stream(
     """
     events = _events(edit, news, result=result, error=error)
     first = await anext(events)
-    return StreamingResponse(
-        _resume(first, events),
-        media_type="text/event-stream",
-        headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
-    )
+    return respond(_resume(first, events), {})
 
 
 async def _events(

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 import torch
 from support.models.adapters import draw, largest_difference, load, name_adapter
-from support.models.reference_edits import IMAGE
-from support.models.reference_edits import WORK as SMALL
+from support.models.reference_edits import IMAGE, WORK as SMALL
 from support.models.streamed import keep_everything, stream_everything
 from support.models.tiny import PRESET, build_engine, build_tiny_pipeline
 from torch import nn

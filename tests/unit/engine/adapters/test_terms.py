@@ -14,8 +14,7 @@ from support.models.adapters import (
     merge_exactly,
     name_adapter,
 )
-from support.models.reference_edits import IMAGE
-from support.models.reference_edits import WORK as SMALL
+from support.models.reference_edits import IMAGE, WORK as SMALL
 from support.models.streamed import stream_everything
 from support.models.tiny import PRESET, build_engine, build_tiny_pipeline
 

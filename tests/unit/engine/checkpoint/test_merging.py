@@ -13,8 +13,7 @@ from support.models import packed_files
 from support.models.adapters import draw, largest_difference, load, name_adapter
 from support.models.lora_files import Pair
 from support.models.packed_files import Kind, save_gguf
-from support.models.reference_edits import IMAGE
-from support.models.reference_edits import WORK as SMALL
+from support.models.reference_edits import IMAGE, WORK as SMALL
 from support.models.streamed import CPU, plan_streaming
 from support.models.tiny import build_engine, build_tiny_pipeline
 from support.models.tiny_folder import tiny_folder
