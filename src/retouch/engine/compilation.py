@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -82,36 +81,15 @@ class BlockCode:
         self.record.touch()
 
 
-def describe_code(
-    config: Mapping[str, Any],
-    *,
-    dtype: str,
-    attention: str,
-    area_px: int,
-    condition_area_px: int,
-    fp8: bool = False,
-    ranks: tuple[int, ...] = (0,),
-    term_layers: tuple[str, ...] = (),
-) -> BlockCode | None:
-    """Describe a block's code on this GPU, or return None without a GPU or a cache."""
+def find_place() -> tuple[str, str, str] | None:
+    """Return the first three fields of `BlockCode`, or None without a GPU or a cache."""
     import torch
 
     cache = os.environ.get(_CODE_CACHE)
     if not cache or not torch.cuda.is_available():
         return None
-    return BlockCode(  # pragma: no cover - needs a GPU
-        cache=cache,
-        gpu=f"{torch.cuda.get_device_name()} {torch.cuda.get_device_capability()}",
-        torch=f"{torch.__version__} {torch.version.cuda}",
-        config=json.dumps(dict(config), sort_keys=True),
-        dtype=dtype,
-        attention=attention,
-        area_px=area_px,
-        condition_area_px=condition_area_px,
-        fp8=fp8,
-        ranks=ranks,
-        term_layers=term_layers,
-    )
+    gpu = f"{torch.cuda.get_device_name()} {torch.cuda.get_device_capability()}"  # pragma: no cover
+    return cache, gpu, f"{torch.__version__} {torch.version.cuda}"  # pragma: no cover
 
 
 def decide(setting: Setting, code: BlockCode | None) -> bool:

@@ -1,5 +1,6 @@
 """Load a checkpoint into an engine. Importing this module imports no torch."""
 
+import json
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -20,7 +21,7 @@ from retouch.engine.checkpoint.files import (
 from retouch.engine.checkpoint.find import CheckpointSettings, find
 from retouch.engine.checkpoint.read_ahead import reading_ahead
 from retouch.engine.checkpoint.weights_file import find_files
-from retouch.engine.compilation import compile_block, decide, describe_code
+from retouch.engine.compilation import BlockCode, compile_block, decide, find_place
 from retouch.engine.lean_imports import lean_imports
 from retouch.engine.memory.plan import GIB, EditShape, FreeMemory
 from retouch.engine.memory.probe import find_device, measure_cpus, measure_free, measure_host
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from retouch.engine.adapters.loaded import LoadedAdapters
     from retouch.engine.attention import Attention
     from retouch.engine.checkpoint.build import Parts
-    from retouch.engine.compilation import BlockCode
     from retouch.engine.engine import QwenEngine
     from retouch.engine.memory.weights import Weights
     from retouch.engine.team import Team
@@ -108,18 +108,7 @@ def _load_engine(
     clock.end("processor_s")
     adapters, weights = _load_weights(folder, parts, settings, setup, progress)
     clock.end("weights_s")
-    code = describe_code(
-        parts.configs["transformer"],
-        dtype=settings.dtype,
-        attention=setup.attention.name,
-        area_px=setup.preset.area_px,
-        condition_area_px=setup.shape.condition_area_px,
-        fp8=weights.multiplies_fp8,
-        ranks=tuple(adapters.choices),
-        term_layers=tuple(adapters.block_layers),
-    )
-    if settings.splits_tokens:
-        code = None  # what is compiled is not cached for the next start by `keep_code`
+    code = _describe_code(settings, setup, parts, adapters, weights)
     run_block, compiled = _choose_code(settings, setup, code)
     if team:
         team.wait_until_loaded()
@@ -227,8 +216,32 @@ def _load_weights(
     return adapters, weights
 
 
+def _describe_code(
+    settings: CheckpointSettings,
+    setup: _Setup,
+    parts: "Parts",
+    adapters: "LoadedAdapters",
+    weights: "Weights",
+) -> BlockCode | None:
+    """Describe a block's code, or return None where `keep_code` does not cache it: of shares of the tokens."""
+    place = find_place()
+    if not place or settings.splits_tokens:
+        return None
+    return BlockCode(  # pragma: no cover - needs a GPU
+        *place,
+        config=json.dumps(dict(parts.configs["transformer"]), sort_keys=True),
+        dtype=settings.dtype,
+        attention=setup.attention.name,
+        area_px=setup.preset.area_px,
+        condition_area_px=setup.shape.condition_area_px,
+        fp8=weights.multiplies_fp8,
+        ranks=tuple(adapters.choices),
+        term_layers=tuple(adapters.block_layers),
+    )
+
+
 def _choose_code(
-    settings: CheckpointSettings, setup: _Setup, code: "BlockCode | None"
+    settings: CheckpointSettings, setup: _Setup, code: BlockCode | None
 ) -> "tuple[BlockCall, bool]":
     """Return what runs a block, and whether it is compiled."""
     from retouch.engine.transformer import run_block
