@@ -4,6 +4,7 @@ Whoever reads needs no list of them: it asks for the objects of the last minute,
 may differ by 15 s.
 """
 
+import asyncio
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -25,6 +26,7 @@ class Heartbeat:
         self._process = process
         self._every_s = every_s
         self._written_slot = -1
+        self._writing: asyncio.Task[None] | None = None
         self._lease_ends_s = float("-inf")
 
     @property
@@ -43,12 +45,19 @@ class Heartbeat:
     async def beat(self, progress: Mapping[str, Progress | None]) -> None:
         """Write the heartbeat of this slot, with the progress of each job, unless it is written.
 
+        Jobs that begin together wait for one that is being written.
+
         Raises:
             StorageError: it could not be written.
         """
-        slot, began_s = self._slot(), time.monotonic()
-        if slot == self._written_slot:
-            return
+        slot = self._slot()
+        while slot != self._written_slot:
+            if self._writing is None or self._writing.done():
+                self._writing = asyncio.ensure_future(self._write(slot, progress))
+            await asyncio.shield(self._writing)
+
+    async def _write(self, slot: int, progress: Mapping[str, Progress | None]) -> None:
+        began_s = time.monotonic()
         jobs = {name: one.model_dump() if one else None for name, one in progress.items()}
         await self._records.write(f"alive/{self._process}/{slot}", {"jobs": jobs})
         self._written_slot = slot

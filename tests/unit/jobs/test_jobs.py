@@ -58,6 +58,13 @@ async def test_every_object_of_a_job_is_written_once() -> None:
     assert not any(b"warmer" in store.objects[key].body for key in records)
 
 
+async def test_jobs_that_begin_together_write_one_heartbeat() -> None:
+    store = FakeStore()
+    replica = Replica(store, beat_s=86400.0)
+    await asyncio.gather(*(replica.jobs.accept(REQUEST, f"a{n}", CALLER) for n in range(20)))
+    assert len([key for key in store.puts if "/alive/" in key]) == 1
+
+
 async def test_another_replica_answers_with_the_same_end_and_a_new_link() -> None:
     store = FakeStore()
     one, two = Replica(store), Replica(store, link_expires_in_s=60)
