@@ -6,9 +6,8 @@ import sys
 import uuid
 from pathlib import Path
 
-sys.path.insert(
-    0, str(Path(__file__).parent / "src")
-)  # neither serve nor build installs the package
+# Neither serve nor build installs the package.
+sys.path.insert(0, str(Path(__file__).parent / "src"))
 import bentoml
 
 from retouch import logs

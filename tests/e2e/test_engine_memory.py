@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from support.models.streamed import modules_of, stream_everything
-from support.models.tiny import build_tiny_pipeline
+from support.models.tiny import build_tiny_pipeline, keep_resident
 
 from retouch.engine.memory import flat_params, host_memory, prefetch
 from retouch.engine.memory.flat_params import flatten_pipeline
@@ -222,7 +222,7 @@ def test_memory_that_cannot_be_pinned_ends_the_start(
 def test_resident_weights_stay_where_they_are() -> None:
     modules = modules_of(build_tiny_pipeline())
     before = {name: addresses(module) for name, module in modules.items()}
-    weights = Weights.resident(**modules)
+    weights = keep_resident(**modules)
     assert [*weights.blocks()] == [*modules["transformer"].transformer_blocks]
     assert len([*weights.modulations()]) == 2
     weights.release()

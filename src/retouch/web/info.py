@@ -1,5 +1,7 @@
 """`GET /info`: what is loaded, for forms and programs that adapt to it."""
 
+from dataclasses import asdict
+
 from retouch import __version__
 from retouch.editing.ports import EngineInfo
 from retouch.schema import InfoDefaults, InfoLora, ServiceInfo
@@ -24,15 +26,7 @@ def build_info(engine: EngineInfo, *, max_image_bytes: int) -> ServiceInfo:
         max_images=len(engine.max_areas_px),
         max_areas_px=list(engine.max_areas_px),
         max_image_bytes=max_image_bytes,
-        loras=[
-            InfoLora(
-                name=adapter.name,
-                scale=adapter.scale,
-                always=adapter.always,
-                merged=adapter.merged,
-            )
-            for adapter in engine.adapters
-        ],
+        loras=[InfoLora.model_validate(asdict(adapter)) for adapter in engine.adapters],
         examples=list(engine.examples),
         notes=list(engine.notes),
     )

@@ -3,10 +3,9 @@
 import torch
 
 from retouch.engine import transformer
-from retouch.engine.memory.weights import Weights
 from retouch.engine.modulation import ModulationCache, ModulationTable
 from support.models.no_compiler import no_compiler
-from support.models.tiny import build_tiny_pipeline
+from support.models.tiny import build_tiny_pipeline, keep_resident
 
 GRIDS = ((4, 3), (2, 5))
 TIMESTEP = torch.tensor([600.0])
@@ -22,7 +21,7 @@ class Case:
         self.transformer.register_to_config(zero_cond_t=zero_cond_t)
         for module in (self.transformer, *self.transformer.transformer_blocks):
             module.zero_cond_t = zero_cond_t
-        self.weights = Weights.resident(
+        self.weights = keep_resident(
             transformer=pipe.transformer, vae=pipe.vae, text_encoder=pipe.text_encoder
         )
         draw = torch.Generator().manual_seed(1)

@@ -6,11 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from diffusers import QwenImageTransformer2DModel
 
-from retouch.engine.memory.weights import Weights
 from retouch.engine.modulation import ModulationCache
 from retouch.engine.transformer import BlockCall, Transformer, run_block
 from retouch.engine.ulysses import WHOLE, Group, Share, join, open_store
-from support.models.tiny import build_tiny_pipeline
+from support.models.tiny import build_tiny_pipeline, keep_resident
 
 CPU = torch.device("cpu")
 TIMESTEP = torch.tensor([600.0])
@@ -35,7 +34,7 @@ class SharedPass:
         config |= {"axes_dims_rope": (2, 2, 4), "zero_cond_t": zero_cond_t}
         torch.manual_seed(0)
         transformer = QwenImageTransformer2DModel.from_config(config)
-        self.weights = Weights.resident(
+        self.weights = keep_resident(
             transformer=transformer, vae=pipe.vae, text_encoder=pipe.text_encoder
         )
         self.grids = grids

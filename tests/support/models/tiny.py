@@ -25,6 +25,7 @@ from retouch.demo.processor import build_processor
 from retouch.engine.adapters.loaded import LoadedAdapters
 from retouch.engine.branches import Team
 from retouch.engine.engine import QwenEngine
+from retouch.engine.memory.plan import RESIDENT
 from retouch.engine.memory.weights import Weights
 from retouch.engine.preset import PresetFile
 from retouch.engine.text_encoder import describe_template
@@ -72,7 +73,7 @@ def build_engine(
     """Build an engine over the parts of a stock pipeline, which stay where they are by default."""
     return QwenEngine(
         weights
-        or Weights.resident(
+        or keep_resident(
             transformer=pipe.transformer, vae=pipe.vae, text_encoder=pipe.text_encoder
         ),
         processor=pipe.processor,
@@ -85,6 +86,17 @@ def build_engine(
         adapters=adapters,
         prompt_cache_bytes=prompt_cache_bytes,
         team=team,
+    )
+
+
+def keep_resident(*, transformer: Any, vae: Any, text_encoder: Any) -> Weights:
+    """Take modules whose weights stay where they are."""
+    return Weights(
+        transformer=transformer,
+        vae=vae,
+        text_encoder=text_encoder,
+        plan=RESIDENT,
+        device=transformer.device,
     )
 
 

@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.models.tiny import build_tiny_pipeline
+from support.models.tiny import build_tiny_pipeline, keep_resident
 
 from retouch.engine import modulation
 from retouch.engine.memory.weights import Weights
@@ -15,7 +15,7 @@ TIMESTEPS = torch.tensor([1000.0, 731.25, 20.5])
 def weights() -> Weights:
     pipe = build_tiny_pipeline()
     parts = {name: getattr(pipe, name) for name in ("transformer", "vae", "text_encoder")}
-    return Weights.resident(**parts)
+    return keep_resident(**parts)
 
 
 def compute(weights: Weights, timesteps: torch.Tensor = TIMESTEPS) -> ModulationTable:

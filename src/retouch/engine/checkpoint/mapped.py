@@ -32,11 +32,15 @@ def map_modulation(
         path in stored and _is_usable(stored[path], parameter) for path, parameter in wanted.items()
     ):
         return {}
-    files = {stored[path].path for path in wanted}
+    entries = {path: stored[path] for path in wanted}
+    files = {entry.path for entry in entries.values()}
     if not all(is_local(file, mounts) for file in files):
         return {}
     maps = {file: _map(file) for file in files}
-    return {path: _slice(maps[stored[path].path], stored[path]) for path in wanted}
+    return {
+        path: maps[entry.path][entry.offset : entry.offset + entry.size_bytes]
+        for path, entry in entries.items()
+    }
 
 
 def _is_usable(entry: TensorEntry, parameter: torch.Tensor) -> bool:
@@ -45,10 +49,6 @@ def _is_usable(entry: TensorEntry, parameter: torch.Tensor) -> bool:
         and entry.shape == tuple(parameter.shape)
         and entry.offset % parameter.dtype.itemsize == 0
     )
-
-
-def _slice(file: torch.Tensor, entry: TensorEntry) -> torch.Tensor:
-    return file[entry.offset : entry.offset + entry.size_bytes]
 
 
 def _map(path: Path) -> torch.Tensor:

@@ -10,10 +10,9 @@ from retouch.engine.memory.shared_memory import HostShare
 from retouch.errors import ModelError
 
 GIB = 1 << 30
-MIB = 1 << 20
 RING_SLOTS = 3
 """One in use and two being copied; two are enough where copying is faster than computing."""
-RESERVE_BYTES = 1024 * MIB
+RESERVE_BYTES = 1 * GIB
 """Lost by the allocator to rounding and fragmentation, or taken by libraries."""
 HOST_RESERVE_BYTES = 3 * GIB
 """Taken by the process beside the weights."""

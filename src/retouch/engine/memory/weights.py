@@ -4,7 +4,7 @@ import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,7 +19,7 @@ from retouch.engine.memory.flat_params import (
     keep_plain,
 )
 from retouch.engine.memory.host_memory import map_host, pin, unpin
-from retouch.engine.memory.plan import GIB, RESIDENT, Plan
+from retouch.engine.memory.plan import GIB, Plan
 from retouch.engine.memory.prefetch import PrefetchRing
 from retouch.engine.memory.probe import measure_host
 from retouch.engine.memory.shared_memory import SharedMemory
@@ -68,17 +68,6 @@ class Weights:
         self._unpin.atexit = False
         self._ring: PrefetchRing | None = None
         self._expansion: ExpansionBuffer | None = None
-
-    @classmethod
-    def resident(cls, *, transformer: Any, vae: Any, text_encoder: Any) -> Self:
-        """Take modules whose weights stay where they are."""
-        return cls(
-            transformer=transformer,
-            vae=vae,
-            text_encoder=text_encoder,
-            plan=RESIDENT,
-            device=next(transformer.parameters()).device,
-        )
 
     def allocate(self) -> None:
         """Allocate storage where the plan says, and copy the weights there if they have values.

@@ -7,7 +7,7 @@ import pytest
 import torch
 from support.models.no_compiler import no_compiler
 from support.models.streamed import keep_everything, stream_everything
-from support.models.tiny import build_tiny_pipeline
+from support.models.tiny import build_tiny_pipeline, keep_resident
 
 from retouch.engine.memory.encode import PACKERS
 from retouch.engine.memory.quantization import Quantization
@@ -67,7 +67,7 @@ def test_each_block_has_its_expanded_weights_while_it_is_yielded(
 
 def test_the_text_encoder_runs_with_expanded_weights() -> None:
     packed = encode_text(keep_everything(build_tiny_pipeline(), INT8))
-    dense = encode_text(Weights.resident(**parts(rounded(build_tiny_pipeline(), "int8"))))
+    dense = encode_text(keep_resident(**parts(rounded(build_tiny_pipeline(), "int8"))))
     assert torch.equal(packed, dense)
 
 
