@@ -62,7 +62,7 @@ class LocalBranches:
         return int(self._weights.transformer.config.num_attention_heads)
 
     def start(self, inputs: BranchInputs, share: Share = WHOLE) -> Velocities:
-        """Embed what is the same in every step. The velocities are those of the tokens in `share`."""
+        """Embed what is the same in every step. Of the processes that share the tokens the first has all."""
         like = self._weights.transformer.proj_out.weight
         terms = self._adapters.get_terms(inputs.loras, like)
         modulation = self._modulation.get(inputs.timesteps, terms)

@@ -1,7 +1,8 @@
 """A process with the same model on a further GPU, which computes a branch of each edit or a share of it.
 
-Latents go there and velocities come back once a step, 1 MiB each through a pipe: nothing beside the
-0.3 s of a step, and unlike a collective a pipe says at once that the other side has died.
+Once a step latents go to a branch's first process and velocities come back, 1 MiB each through a pipe:
+nothing beside the 0.3 s of a step, and unlike a collective a pipe says at once that the other side has
+died. Those that share its tokens exchange both with it.
 """
 
 import os
@@ -44,7 +45,10 @@ class Begin:
 
 @dataclass(frozen=True)
 class Step:
-    """Asks for the velocities of `latents` (1, token, 4 channels), on the host, at a step of the edit."""
+    """Asks for the velocities of `latents` (1, token, 4 channels), on the host, at a step of the edit.
+
+    Both have no tokens where another process is the first of those that share them.
+    """
 
     latents: torch.Tensor
     number: int

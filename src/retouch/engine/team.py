@@ -36,6 +36,7 @@ class Team:
         self._others = others
         self._groups: Mapping[int, Group] = {}
         self._busy: Sequence[RankProcess] = ()
+        self._size = 1
         self.close = weakref.finalize(self, _close, others)
 
     @property
@@ -58,7 +59,7 @@ class Team:
         Raises:
             ModelLost: one has ended.
         """
-        self._busy = self._others[: len(inputs)]
+        self._busy, self._size = self._others[: len(inputs)], size
         for other, its in zip(self._busy, inputs, strict=True):
             other.send(Begin(its.to("cpu"), size))
 
@@ -68,9 +69,9 @@ class Team:
         Raises:
             ModelLost: one has ended.
         """
-        message = Step(latents.cpu(), step)
-        for other in self._busy:
-            other.send(message)
+        none = torch.empty(1, 0, latents.shape[2])
+        for rank, other in enumerate(self._busy, 1):
+            other.send(Step(none if rank % self._size else latents.cpu(), step))
 
     def collect(self) -> list[list[torch.Tensor]]:
         """Wait for those of the edit: the velocities of each, on the host; none as it begins.

@@ -22,12 +22,12 @@ from retouch.engine.linear import Operands, Term, gather_operands, linear, linea
 from retouch.engine.memory.weights import Weights
 from retouch.engine.modulation import ModulationTable
 from retouch.engine.rotary import Grid, apply_rotary, rotary_embedding
-from retouch.engine.ulysses import WHOLE, Exchange, Share
+from retouch.engine.ulysses import WHOLE, Exchange, Share, split_heads
 
 BlockCall = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 """`run_block`, or its compiled form."""
 Heads = tuple[torch.Tensor, torch.Tensor, tuple[Operands, Operands]]
-"""Query and key of all tokens, each (1, t + i, h, c), and what their values are made of."""
+"""Query and key, each (1, t + i, h, c) or as `split_heads` makes it, and what the values are made of."""
 _NO_BLOCK_TERMS: Mapping[str, Term] = {}
 
 
@@ -123,9 +123,14 @@ class Transformer:
         modulation: ModulationTable,
         step: int,
     ) -> list[torch.Tensor]:
-        """Return each branch's velocity in float32 for `latents` (1, token, 4 channels): of their share."""
-        module, terms = self._module, conditioning.terms
-        latents = conditioning.share.take(latents, 1)
+        """Return each branch's velocity in float32 for `latents` (1, token, 4 channels).
+
+        Of the processes that share the tokens the first has all of both, and the others none.
+        """
+        module, terms, share = self._module, conditioning.terms, conditioning.share
+        exchange = conditioning.branches[0].exchange
+        counts = exchange.outputs if exchange else ()
+        latents = share.spread(latents, counts)
         tokens = torch.cat([latents.to(conditioning.condition.dtype), conditioning.condition], 1)
         image = linear(module.img_in, tokens, terms.others.get("img_in"))  # (1, i, dim)
         streams = [(image, branch.text) for branch in conditioning.branches]
@@ -150,12 +155,14 @@ class Transformer:
         norm = module.norm_out.norm
         term = terms.others.get("proj_out")
         return [
-            linear(module.proj_out, _modulate(image, norm, shift, scale), term).float()
+            share.gather(
+                linear(module.proj_out, _modulate(image, norm, shift, scale), term).float(), counts
+            )
             for image, _ in streams
         ]
 
 
-def project_heads(
+def project_heads(  # noqa: PLR0913, PLR0917 - compiled as one function of tensors
     block: Any,
     image: torch.Tensor,
     text: torch.Tensor,
@@ -164,10 +171,11 @@ def project_heads(
     is_condition: torch.Tensor | None,
     num_output_tokens: int | None,
     terms: Mapping[str, Term],
+    size: int = 1,
 ) -> Heads:
     """Return what a block's joint attention is over: text and image tokens, in upstream's order.
 
-    With `num_output_tokens` only that many image tokens are queries.
+    With `num_output_tokens` only that many image tokens are queries. So many processes share the heads.
     """
     attn = block.attn
     shift_and_scale = [select_modulation(part, is_condition) for part in modulation[0][:2]]
@@ -188,8 +196,8 @@ def project_heads(
         query_angles, count = angles[count:][:num_output_tokens], 0
     query = qk_norm(query.view(shape), attn.norm_added_q, attn.norm_q, count)
     return (
-        apply_rotary(query, query_angles).to(image.dtype),
-        apply_rotary(key, angles).to(image.dtype),
+        split_heads(apply_rotary(query, query_angles), image.dtype, size),
+        split_heads(apply_rotary(key, angles), image.dtype, size),
         values,
     )
 
@@ -253,10 +261,13 @@ def run_block(  # noqa: PLR0913, PLR0917 - compiled as one function of tensors
     not clipped as upstream does: an overflow must show in the latents instead of giving a wrong image.
     """
     rest = is_condition, num_output_tokens, terms
-    query, key, operands = project(block, image, text, modulation, angles, *rest)
+    size = exchange.share.size if exchange else 1
+    query, key, operands = project(block, image, text, modulation, angles, *rest, size)
 
     def make_value() -> torch.Tensor:
-        return linear_joined(*operands).view(key.shape)
+        value, heads = linear_joined(*operands), block.attn.heads
+        value = value.view(1, -1, heads, value.shape[2] // heads)
+        return split_heads(value, value.dtype, size)
 
     if exchange:
         attended = exchange.attend(attend, query, key, make_value)

@@ -47,6 +47,28 @@ class Share:
             shares.append(stream.narrow(dim, begin, end - begin))
         return torch.cat(shares, dim)
 
+    def spread(self, tokens: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
+        """Return this share of the first process's `tokens` (1, token, c); there are `counts` in the shares."""
+        return self._swap_with_first(tokens, counts, from_first=True)
+
+    def gather(self, tokens: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
+        """Return the tokens of all shares (1, token, c) in the first process, and none in the others."""
+        return self._swap_with_first(tokens, counts, from_first=False)
+
+    def _swap_with_first(
+        self, tokens: torch.Tensor, counts: Sequence[int], *, from_first: bool
+    ) -> torch.Tensor:
+        if self.size == 1:
+            return tokens
+        none = [0] * self.size
+        of_first = list(counts) if self.rank == 0 else none
+        mine = [counts[self.rank], *none[1:]]
+        given, got = (of_first, mine) if from_first else (mine, of_first)
+        sent = tokens[0, : sum(given)].contiguous()
+        into = sent.new_empty(sum(got), sent.shape[1])
+        self.group.alltoall_base(into, sent, got, given).wait()
+        return into[None]
+
     def count(self, counts: Sequence[int]) -> list[int]:
         """Return how many tokens each share has, of streams of `counts` tokens.
 
@@ -80,8 +102,8 @@ class Exchange:
     ) -> torch.Tensor:
         """Call `attend` on a share of the heads, and return this share's tokens of what it returns.
 
-        The queries are of all tokens, or of the result's. Queries and keys are on their way while
-        `make_value` is called.
+        Query, key and value are (size, own token, h / size, c). The queries are of all tokens, or of the
+        result's. Queries and keys are on their way while `make_value` is called.
         """
         asked = self.counts if query.shape[1] == key.shape[1] else self.outputs
         heads = [
@@ -94,14 +116,12 @@ class Exchange:
     def _gather_tokens(
         self, mine: torch.Tensor, counts: Sequence[int]
     ) -> Callable[[], torch.Tensor]:
-        """(1, own token, h, c) to (1, every token, h / size, c), in the order of the shares.
+        """(size, own token, h / size, c), a piece for each, to (1, every token, h / size, c).
 
-        The exchange has begun; what is returned waits for it.
+        The tokens are in the order of the shares. The exchange has begun; what is returned waits for it.
         """
-        size, tokens = self.share.size, mine.shape[1]
-        # (1, own token, h, c) -> (size, own token, h / size, c): each process gets one piece
-        parts = torch.unflatten(mine[0].view(_WORD), 1, (size, -1)).transpose(0, 1)
-        sent = parts.flatten(0, 1)
+        size, tokens = mine.shape[:2]
+        sent = mine.view(_WORD).flatten(0, 1)
         every = sent.new_empty(sum(counts), *sent.shape[1:])
         exchanged = self._swap(every, sent, counts, [tokens] * size)
 
@@ -125,6 +145,14 @@ class Exchange:
         self, into: torch.Tensor, sent: torch.Tensor, got: Sequence[int], given: Sequence[int]
     ) -> Any:
         return self.share.group.alltoall_base(into, sent, list(got), list(given))
+
+
+def split_heads(heads: torch.Tensor, dtype: torch.dtype, size: int) -> torch.Tensor:
+    """Return (1, token, h, c) in `dtype`, as (size, token, h / size, c) to be exchanged: one pass for both."""
+    if size == 1:
+        return heads.to(dtype)
+    parts = torch.unflatten(heads[0], 1, (size, -1)).transpose(0, 1)
+    return torch.empty(parts.shape, dtype=dtype, device=parts.device).copy_(parts)
 
 
 def open_store() -> tuple[Store, int]:

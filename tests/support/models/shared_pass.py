@@ -48,14 +48,15 @@ class SharedPass:
         share: Share = WHOLE,
         run_block: BlockCall = run_block,
     ) -> list[torch.Tensor]:
-        """Return the velocity of each branch: of the tokens in `share`."""
+        """Return the velocity of each branch, in the first share: the latents are there alone too."""
         with torch.no_grad():
             transformer = Transformer(self.weights, run_block)
             conditioning = transformer.prepare_conditioning(
                 conditions=[self.condition], texts=texts, grids=self.grids, share=share
             )
             table = ModulationCache(self.weights).get(TIMESTEP)
-            return transformer.forward(self.latents, conditioning, table, 0)
+            latents = self.latents if share.rank == 0 else self.latents[:, :0]
+            return transformer.forward(latents, conditioning, table, 0)
 
     def join(
         self,
