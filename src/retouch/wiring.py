@@ -84,7 +84,10 @@ def build_store(settings: Settings) -> Store:
 def choose_model(
     memory: plan.FreeMemory, quantization: str = "auto", *, modulation_mapped: bool = False
 ) -> str:
-    """Return the full model's id where it fits in `memory` as `quantization` stores it, else the demo checkpoint's directory."""
+    """Return the full model's id if `memory` has room for it, else the demo checkpoint's directory.
+
+    `quantization` is how its weights would be stored.
+    """
     reason = ""
     if memory.gpu_bytes < LEAST_GPU_GIB * plan.GIB:
         reason = f"the default needs {LEAST_GPU_GIB} GiB of free GPU memory"
@@ -227,7 +230,8 @@ def build_editor(
 ) -> Editor:
     """Build the editor over a loaded engine and an open store.
 
-    `exits` lets edits in progress end. `expected_edit_s` is how long an edit is likely to take. `on_model_lost` is called when the model hangs.
+    `exits` lets edits in progress end. `expected_edit_s` is how long an edit is likely to take.
+    `on_model_lost` is called when the model hangs.
     """
     admission = Admission(
         max_queue=settings.max_queue, expected_edit_s=expected_edit_s, on_model_lost=on_model_lost

@@ -14,9 +14,9 @@ from retouch.schema import CacheMode, Upload
 class Source:
     """A decoded source image.
 
-    `image` is RGB in sRGB, or a mask in L (255: edit), upright, at most `images.Limits.working_pixels` large; `width_px` and
-    `height_px` are the picture's own size before that reduction, after orientation. `id` names the
-    source in keys; `content_sha256` is the hash of the file's bytes. Both are 64 hex digits.
+    `image` is RGB in sRGB, or a mask in L (255: edit), upright, of at most
+    `images.Limits.working_pixels`; `width_px` and `height_px` are its own size before that reduction.
+    `id` names the source in keys, `content_sha256` hashes the file's bytes: 64 hex digits each.
     """
 
     id: str

@@ -144,10 +144,7 @@ def describe_source(source: Source) -> SourceMeta:
 
 
 def to_object_metadata(body: bytes, meta: Meta) -> dict[str, str]:
-    """Return the metadata of a result object: its hash, and `meta` where it fits.
-
-    Notes are left out first.
-    """
+    """Return the metadata of a result object: its hash, and `meta` where it fits, if need be without notes."""
     metadata = {"sha256": hashlib.sha256(body).hexdigest()}
     kept = meta.model_dump(mode="json", exclude=_NOT_KEPT)
     for fields in (kept, kept | {"notes": []}):

@@ -83,9 +83,8 @@ def build_scheduler(
 ) -> Any:
     """Build the scheduler `name` for one edit, with the shift of the checkpoint's `config`.
 
-    A `shift` takes its place, whatever the size, and the schedule then ends where it ends.
-
-    A scheduler keeps state between steps, so every edit gets its own.
+    A `shift` takes its place, whatever the size, and the schedule then ends where it ends. A scheduler
+    keeps state between steps, so every edit gets its own.
     """
     scheduler_class, changes = SCHEDULERS[name]
     # With the class name diffusers keeps values that only the pipeline reads (`base_shift`, ...); with

@@ -164,7 +164,8 @@ def _close(others: Sequence[RankProcess]) -> None:
 def start_team(settings: object, device: torch.device, *, processes: int, guidance: bool) -> Team:
     """Start all of `processes` but this one, each on a further GPU.
 
-    The GPUs are those that this one sees; on the CPU all use it. They load meanwhile: `settings` are `CheckpointSettings`, which this module only passes on.
+    The GPUs are those that this process sees; on a CPU all use it. The processes begin to load
+    `settings`, `CheckpointSettings` that this module only passes on.
 
     Raises:
         ModelError: there are fewer GPUs.

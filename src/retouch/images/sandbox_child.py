@@ -1,8 +1,9 @@
 """The child process of the sandbox, and its protocol: one image in, raw pixels out, exit.
 
-The request is `REQUEST` (is it a mask, bytes of the file) and the file. The answer is `HEADER` (bytes of text, width, height, file's width, file's height), the text (format and
-notes, or error code and message, one a line), the pixels. Everything is imported before `_restrict`:
-no file can be opened after it.
+The request is `REQUEST` (is it a mask, bytes of the file) and the file. The answer is `HEADER` (bytes of
+text, width, height, the file's own width and height), the text (format and notes, or error code and
+message, one a line) and the pixels. Everything is imported before `_restrict`: no file can be opened
+after it.
 """
 
 import json

@@ -204,8 +204,8 @@ class LocalStore:
     def sweep(self) -> None:
         """Delete what is too old, and then the oldest objects until the rest fits.
 
-        Too old are results whose links have expired, their index, sources after a month, and drafts of dead writers.
-        One sweep runs at a time; another returns at once.
+        Too old are results whose links have expired, their index, sources after a month, and drafts of
+        dead writers. One sweep runs at a time; another returns at once.
         """
         if not self._sweeping.acquire(blocking=False):
             return

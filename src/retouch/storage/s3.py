@@ -47,9 +47,9 @@ class S3Settings:
     """The bucket, its key and its time limits.
 
     `endpoint` is `host[:port]`; links are signed for `public_endpoint`, or if it is empty for the same.
-    `timeout_s` bounds an operation with its retries; `prefix` starts the
-    key of the object that `check` writes, for keys that are restricted to a prefix. `disposition` is
-    `inline` for links that show the image, `attachment` for links that save it.
+    `timeout_s` bounds an operation with its retries; `prefix` starts the key of the object that `check`
+    writes, for keys that are restricted to a prefix. `disposition` is `inline` for links that show the
+    image, `attachment` for links that save it.
     """
 
     endpoint: str

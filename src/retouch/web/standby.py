@@ -1,7 +1,7 @@
 """The answer that a caller gets whose worker dies: the supervisor has the connection too, and sends it.
 
 A worker hands over each connection and what to send there if it dies, which the request decides, and
-takes both back before its own answer begins. A worker that is killed, by the kernel or by a fault of the GPU, then
+takes both back before its own answer begins. A worker that the kernel or a fault of the GPU kills then
 costs its callers an error that they may retry, and not a broken connection.
 """
 

@@ -60,12 +60,12 @@ def load_weights(  # noqa: PLR0913 - what is loaded, and for what
     adapters: LoadedAdapters | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Weights:
-    """Load a checkpoint's weights, for modules of `configs`, to where the plan for `memory` and edits of `shape` puts them.
+    """Load weights, for modules of `configs`, to where a plan for `memory` and edits of `shape` puts them.
 
     Where `memory` has a share, those on the host are in it, read by one of its processes while the
-    others wait. The weights of parts in `packed` come from their own files. Weights are packed while they are
-    read, as `quantization` says: auto, none, or an encoding's name. Fixed `adapters` are merged into
-    them before, unless that loses too much of one: the plan has room for the terms of the others.
+    others wait. Parts in `packed` have files of their own. Weights are packed while they are read, as
+    `quantization` says: auto, none, or an encoding's name. Fixed `adapters` are merged into them before,
+    unless that loses too much of one: the plan has room for the terms of the others.
 
     Raises:
         ModelError: a weight is missing, a file is damaged, or memory is short.

@@ -32,10 +32,9 @@ class CheckpointSettings:
 
     `model_id` is a directory or a hub id. `dtype` is float16, bfloat16 or float32; a CPU always runs
     float32. `cache_dir` is a directory in the hub library's layout. `gpu_memory_gib` and
-    `host_memory_gib` limit the engine's memory, unless they are 0. With `parallel`
-    further processes share the host's memory with it, and have a GPU each. `max_result_px` is an
-    area of results to make room for. `prompt_cache_bytes` is host memory for the embeddings of
-    repeated prompts.
+    `host_memory_gib` limit the engine's memory, unless they are 0. With `parallel` further processes
+    share the host's memory with it, and have a GPU each. `max_result_px` is an area of results to make
+    room for. `prompt_cache_bytes` is host memory for the embeddings of repeated prompts.
     `transformer_file` and `text_encoder_file` name files with those parts' weights (see
     `weights_file`), and `family` the model that the first is of, where it does not say so itself.
     `adapters` are those that requests may choose among; `fetch` downloads one at an https URL. With

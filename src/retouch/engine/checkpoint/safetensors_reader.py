@@ -65,8 +65,7 @@ def read_weights(
     """Fill the `wanted` from `stored`, each times `scale(path)`, a power of two.
 
     Weights are converted to the tensor's dtype, or packed: on the `device`, else on the GPU if any of
-    them lives there. Stored weights
-    that are not wanted are skipped.
+    them lives there. Stored weights that are not wanted are skipped.
 
     Raises:
         ModelError: a weight is missing or has a wrong shape or dtype, or a file cannot be read.

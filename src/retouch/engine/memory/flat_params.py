@@ -136,7 +136,8 @@ class FlatParams:
         """Return the parameters as they lie in `buffer` (size_bytes,).
 
         Those that are expanded lie in `expansion` (expanded_bytes,) one after the other; without it they
-        have no memory. An fp8 operand's have their attribute `scales` (out,). Never as inference tensors, for which the compiler would compile a second time.
+        have no memory. An fp8 operand has the attribute `scales` (out,). None is an inference tensor:
+        the compiler would compile a second time for those.
         """
         found, offset = [], 0
         with torch.inference_mode(mode=False):

@@ -55,9 +55,8 @@ def require_driver() -> None:
 def measure_free(gpu_memory_gib: float = 0.0, host_memory_gib: float = 0.0) -> FreeMemory:
     """Measure free memory: of GPU and host at most so much, unless it is 0.
 
-    What other processes share with this one counts as free: it will have the same.
-
-    Of the GPU also at most what `torch.cuda.set_per_process_memory_fraction` allows the process.
+    What other processes share with this one counts as free: it will have the same. Of the GPU also at
+    most what `torch.cuda.set_per_process_memory_fraction` allows the process.
     """
     device, gpu_bytes = find_device(), 0
     if device.type == "cuda":
