@@ -17,13 +17,14 @@ from diffusers import QwenImageTransformer2DModel
 from support.models import full_model
 from support.models.tiny import build_tiny_pipeline
 
+from retouch.engine.block import run_block
 from retouch.engine.fp8 import can_multiply_fp8
 from retouch.engine.memory.encode import encode_as
 from retouch.engine.memory.plan import RESIDENT
 from retouch.engine.memory.quantization import Quantization
 from retouch.engine.memory.weights import Weights
 from retouch.engine.modulation import ModulationCache
-from retouch.engine.transformer import Transformer, run_block
+from retouch.engine.transformer import Transformer
 
 ROWS = (
     ("bfloat16", "none", False),

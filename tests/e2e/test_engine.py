@@ -20,9 +20,9 @@ from support.models.tiny import AREA_PX, build_tiny, build_tiny_pipeline
 
 from retouch import schema
 from retouch.editing.ports import EditParams, EngineOutput, run_edit
+from retouch.engine.block import run_block
 from retouch.engine.engine import QwenEngine
 from retouch.engine.text_encoder import TextEncoder, describe_template
-from retouch.engine.transformer import run_block
 
 pytestmark = pytest.mark.e2e
 

@@ -13,7 +13,7 @@ from support.models.shared_pass import SharedPass, join_all
 from support.models.tiny import build_tiny_pipeline
 
 from retouch.editing.adapters import resolve_adapters
-from retouch.engine import transformer
+from retouch.engine.block import run_block
 from retouch.engine.compilation import compile_block
 from retouch.schema import Lora
 
@@ -31,7 +31,7 @@ def test_a_block_compiles_without_breaks_once_for_all_blocks_and_once_for_the_la
         return graph.forward
 
     torch._dynamo.reset()  # noqa: SLF001 - documented for tests
-    compiled = torch.compile(transformer.run_block, backend=backend, fullgraph=True)
+    compiled = torch.compile(run_block, backend=backend, fullgraph=True)
     first = case.predict(compiled)
     torch.testing.assert_close(first, case.stock(), rtol=0, atol=1e-6)
     assert len(graphs) == 2
@@ -54,7 +54,7 @@ def test_blocks_compile_once_for_a_rank_and_not_again_for_other_adapters_of_it(
         name_adapter(tmp_path, "wide", draw(rank=20, seed=3)),
     )
     torch._dynamo.reset()  # noqa: SLF001 - documented for tests
-    compiled = torch.compile(transformer.run_block, backend=backend, fullgraph=True)
+    compiled = torch.compile(run_block, backend=backend, fullgraph=True)
     block = build_tiny_pipeline().transformer.transformer_blocks[0]
     streams = torch.randn(1, 6, 32), torch.randn(1, 5, 32)
     modulation = torch.randn(6, 1, 32), torch.randn(6, 1, 32)
@@ -88,11 +88,11 @@ def test_shares_of_the_tokens_compile_once_for_all_prompts(monkeypatch: pytest.M
 
     torch._dynamo.reset()  # noqa: SLF001 - documented for tests
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend, fullgraph=True))
-    run_block = compile_block(transformer.run_block)
+    compiled = compile_block(run_block)
     case, groups = SharedPass(zero_cond_t=True, grids=((4, 3), (2, 4))), join_all(2)
     for count in (8, 12, 6):
         texts = [torch.randn(1, count, 32)]
-        (parts,), (whole,) = case.join(texts, groups, run_block), case.predict(texts)
+        (parts,), (whole,) = case.join(texts, groups, compiled), case.predict(texts)
         torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=0, atol=1e-5)
     assert len(graphs) == 4, "what is before attention and what is after it; and of the last block"
     torch._dynamo.reset()  # noqa: SLF001 - as above

@@ -12,9 +12,9 @@ from support.models.reference_edits import IMAGE, WORK, edit, ignore
 from support.models.tiny import build_tiny, build_tiny_pipeline
 
 from retouch.editing.ports import run_edit
+from retouch.engine.block import run_block
 from retouch.engine.engine import QwenEngine
 from retouch.engine.hooks import StepState
-from retouch.engine.transformer import run_block
 from retouch.errors import ModelError, NonFiniteResult, OutOfMemory
 
 pytestmark = pytest.mark.e2e

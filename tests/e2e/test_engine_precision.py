@@ -19,8 +19,8 @@ from support.models.reference_edits import (
 from support.models.tiny import build_engine
 
 from retouch.editing.ports import run_edit
+from retouch.engine.block import run_block
 from retouch.engine.engine import QwenEngine
-from retouch.engine.transformer import run_block
 from retouch.errors import NonFiniteResult
 
 pytestmark = pytest.mark.e2e

@@ -15,7 +15,7 @@ from support.models.reference_edits import WORK, edit
 from support.models.streamed import stream_everything
 from support.models.tiny import build_engine, build_tiny, build_tiny_pipeline
 
-from retouch.engine import attention, compilation, transformer
+from retouch.engine import attention, block, compilation
 from retouch.errors import ModelError
 
 pytestmark = pytest.mark.e2e
@@ -118,7 +118,7 @@ def test_one_compiled_function_runs_every_block_prompt_and_size(
     torch._dynamo.reset()  # noqa: SLF001 - documented for tests
     compile_ = torch.compile
     monkeypatch.setattr(torch, "compile", lambda function: compile_(function, backend=count))
-    run_block = compilation.compile_block(transformer.run_block)
+    run_block = compilation.compile_block(block.run_block)
     stayed, resident = build_tiny(), build_tiny(run_block=run_block)
     pipe = build_tiny_pipeline()
     streaming = build_engine(pipe, stream_everything(pipe), run_block=run_block)

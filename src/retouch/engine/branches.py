@@ -8,10 +8,11 @@ import torch
 
 from retouch.editing.ports import AppliedAdapter
 from retouch.engine.adapters.loaded import LoadedAdapters
+from retouch.engine.block import BlockCall
 from retouch.engine.memory.weights import Weights
 from retouch.engine.modulation import ModulationCache
 from retouch.engine.rotary import Grid
-from retouch.engine.transformer import BlockCall, Transformer
+from retouch.engine.transformer import Transformer
 from retouch.engine.ulysses import WHOLE, Share
 
 Velocities = Callable[[torch.Tensor, int], list[torch.Tensor]]

@@ -16,7 +16,7 @@ from retouch.engine.memory.plan import GIB
 from retouch.logs import event
 
 if TYPE_CHECKING:
-    from retouch.engine.transformer import BlockCall
+    from retouch.engine.block import BlockCall
 
 Setting = bool | Literal["auto"]
 
@@ -152,7 +152,7 @@ def compile_block(run_block: "BlockCall") -> "BlockCall":
     """
     import torch
 
-    from retouch.engine.transformer import finish_block, project_heads
+    from retouch.engine.block import finish_block, project_heads
 
     # Beyond the limit, by default 8, calls run uncompiled: the last block and the ranks of adapters
     # have code of their own, each for the first size and for any.

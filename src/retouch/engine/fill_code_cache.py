@@ -20,6 +20,7 @@ from diffusers import QwenImageTransformer2DModel
 from retouch.engine import precision
 from retouch.engine.adapters.terms import NO_TERMS, Terms
 from retouch.engine.attention import Attention, AttentionShape, choose_attention
+from retouch.engine.block import run_block
 from retouch.engine.compilation import FILL_GPU_BYTES, BlockCode, compile_block
 from retouch.engine.inputs import fit
 from retouch.engine.memory.encode import encode_as
@@ -28,7 +29,7 @@ from retouch.engine.memory.quantization import Quantization
 from retouch.engine.modulation import ModulationCache
 from retouch.engine.packing.rows import Fp8Operand
 from retouch.engine.rotary import Grid
-from retouch.engine.transformer import Transformer, run_block
+from retouch.engine.transformer import Transformer
 
 _BLOCKS = 2
 _TEXT_TOKENS = 1024

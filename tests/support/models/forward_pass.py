@@ -2,7 +2,7 @@
 
 import torch
 
-from retouch.engine import transformer
+from retouch.engine import block, transformer
 from retouch.engine.modulation import ModulationCache, ModulationTable
 from support.models.no_compiler import no_compiler
 from support.models.tiny import build_tiny_pipeline, keep_resident
@@ -30,17 +30,17 @@ class Case:
         self.text = torch.randn(1, TEXT_TOKENS, 32, generator=draw)
 
     def prepare_conditioning(self) -> transformer.Conditioning:
-        return self.over(transformer.run_block).prepare_conditioning(
+        return self.over(block.run_block).prepare_conditioning(
             conditions=[self.condition], texts=[self.text], grids=GRIDS
         )
 
-    def over(self, run_block: transformer.BlockCall) -> transformer.Transformer:
+    def over(self, run_block: block.BlockCall) -> transformer.Transformer:
         return transformer.Transformer(self.weights, run_block)
 
     def table(self) -> ModulationTable:
         return ModulationCache(self.weights).get(TIMESTEP)
 
-    def predict(self, run_block: transformer.BlockCall = transformer.run_block) -> torch.Tensor:
+    def predict(self, run_block: block.BlockCall = block.run_block) -> torch.Tensor:
         with torch.no_grad():
             (velocity,) = self.over(run_block).forward(
                 self.sample, self.prepare_conditioning(), self.table(), 0

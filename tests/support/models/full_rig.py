@@ -15,7 +15,7 @@ from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit, pipeline_qwen
 from PIL import Image
 
 from retouch.editing.ports import EditParams, EngineOutput, run_edit
-from retouch.engine import attention, compilation, precision, transformer
+from retouch.engine import attention, block, compilation, precision
 from retouch.engine.checkpoint import build
 from retouch.engine.engine import QwenEngine
 from retouch.engine.fp8 import can_multiply_fp8
@@ -125,7 +125,7 @@ class Rig:
         chosen, self.notes["attention_ms"] = attention.choose_attention(
             self.attention, device=self.device, dtype=self.dtype, shape=shape
         )
-        run_block: transformer.BlockCall = partial(transformer.run_block, attend=chosen.attend)
+        run_block: block.BlockCall = partial(block.run_block, attend=chosen.attend)
         return QwenEngine(
             weights,
             processor=toy.processor,

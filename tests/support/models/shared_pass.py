@@ -6,8 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from diffusers import QwenImageTransformer2DModel
 
+from retouch.engine.block import BlockCall, run_block
 from retouch.engine.modulation import ModulationCache
-from retouch.engine.transformer import BlockCall, Transformer, run_block
+from retouch.engine.transformer import Transformer
 from retouch.engine.ulysses import WHOLE, Group, Share, join, open_store
 from support.models.tiny import build_tiny_pipeline, keep_resident
 

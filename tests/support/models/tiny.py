@@ -23,13 +23,13 @@ from transformers import (
 
 from retouch.demo.processor import build_processor
 from retouch.engine.adapters.loaded import LoadedAdapters
+from retouch.engine.block import BlockCall, run_block
 from retouch.engine.branches import Team
 from retouch.engine.engine import QwenEngine
 from retouch.engine.memory.plan import RESIDENT
 from retouch.engine.memory.weights import Weights
 from retouch.engine.preset import PresetFile
 from retouch.engine.text_encoder import describe_template
-from retouch.engine.transformer import BlockCall, run_block
 
 AREA_PX = 128 * 128
 WIDTH = 32

@@ -3,7 +3,7 @@ import torch
 from support.models.forward_pass import TEXT_TOKENS, Case
 from support.models.tiny import build_tiny_pipeline
 
-from retouch.engine import guidance, transformer, vae
+from retouch.engine import block, guidance, vae
 
 
 @pytest.mark.parametrize("zero_cond_t", [False, True])
@@ -19,7 +19,7 @@ def test_a_block_leaves_its_inputs_as_they_are() -> None:
     image, text = torch.randn(1, 22, 32), torch.randn(1, TEXT_TOKENS, 32)
     before = image.clone(), text.clone()
     with torch.no_grad():
-        transformer.run_block(
+        block.run_block(
             case.transformer.transformer_blocks[0],
             image,
             text,

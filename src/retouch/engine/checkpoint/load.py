@@ -35,11 +35,11 @@ from retouch.schema import MAX_PROMPT_TOKENS
 if TYPE_CHECKING:
     from retouch.engine.adapters.loaded import LoadedAdapters
     from retouch.engine.attention import Attention
+    from retouch.engine.block import BlockCall
     from retouch.engine.checkpoint.build import Parts
     from retouch.engine.engine import QwenEngine
     from retouch.engine.memory.weights import Weights
     from retouch.engine.team import Team
-    from retouch.engine.transformer import BlockCall
 
 _log = logging.getLogger(__name__)
 _TOKEN_AREA_PX = 16 * 16
@@ -244,7 +244,7 @@ def _choose_code(
     settings: CheckpointSettings, setup: _Setup, code: BlockCode | None
 ) -> "tuple[BlockCall, bool]":
     """Return what runs a block, and whether it is compiled."""
-    from retouch.engine.transformer import run_block
+    from retouch.engine.block import run_block
 
     run: BlockCall = partial(run_block, attend=setup.attention.attend)
     compiled = decide(settings.compile, code)
