@@ -57,10 +57,8 @@ class Metrics:
         phases = "Phases of successful edits."
         self._phases = add(timed, "retouch_phase_seconds", phases, "phase", "profile")
         self._sources = add(Counter, "retouch_sources", "Sources used, by cache hit.", "cached")
-        precision = (
-            "Edits delivered, by the transformer's dtype; bfloat16 where float16 overflowed."
-        )
-        self._precision = add(Counter, "retouch_precision", precision, "dtype")
+        dtypes = "Edits delivered, by the transformer's dtype; bfloat16 where float16 overflowed."
+        self._precision = add(Counter, "retouch_precision", dtypes, "dtype")
         self._profiles = add(Counter, "retouch_profile", "Edits delivered, by profile.", "profile")
         self._inside = add(gauge, "retouch_edits_inside", "Edits in progress.")
         self._waiting = add(gauge, "retouch_edits_waiting", "Edits that wait for the model.")
