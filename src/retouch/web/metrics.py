@@ -122,7 +122,7 @@ class Metrics:
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     def observe(self) -> None:
-        """Set the gauges to what is so now."""
+        """Set the gauges to the present state."""
         worker = [str(self._workers.index)] if self._workers.several else []
         try:
             editor = self._host.editor
