@@ -1,7 +1,7 @@
 """Join the jobs to the process that edits."""
 
 from retouch.jobs.jobs import Jobs
-from retouch.jobs.live import Run
+from retouch.jobs.live import LoadingLine, Run
 from retouch.jobs.lookup import JobSettings
 from retouch.jobs.records import Records
 from retouch.jobs.webhooks import Webhooks
@@ -29,7 +29,8 @@ def build_jobs(host: ModelHost, run: Run) -> Jobs:
             max_unfinished=settings.max_queue + 1,
             allowed_source_hosts=frozenset(settings.allowed_source_hosts),
         ),
-        run=run,
+        # A source over MAX_DOWNLOADS is refused, which is no answer to an accepted job.
+        run=LoadingLine(run, max_loading=max(1, settings.max_downloads // 2)).run,
         require_ready=lambda: host.editor,
         webhooks=Webhooks(records, Poster(limits), secret),
     )

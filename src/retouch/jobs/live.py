@@ -1,8 +1,9 @@
-"""A job while this process runs it."""
+"""A job while this process runs it, and the line of those that load their sources."""
 
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from retouch.errors import Cancelled, EditError, InternalError
@@ -24,6 +25,35 @@ class Caller:
 
 Run = Callable[[EditRequest, str, Caller, Callable[[Progress], None]], Awaitable[EditResult]]
 """Edits: takes the request, the job's id, its caller and where progress goes."""
+
+
+class LoadingLine:
+    """Runs edits of jobs, of which `max_loading` load their sources at the same time; more wait in line."""
+
+    def __init__(self, run: Run, *, max_loading: int) -> None:
+        self._run = run
+        self._turns = asyncio.Semaphore(max_loading)
+
+    async def run(
+        self,
+        request: EditRequest,
+        job_id: str,
+        caller: Caller,
+        progress: Callable[[Progress], None],
+    ) -> EditResult:
+        """Edit when it is the job's turn. The turn ends once its sources are loaded."""
+        await self._turns.acquire()
+        with ExitStack() as turn:
+            turn.callback(self._turns.release)
+
+            def report(made: Progress) -> None:
+                if made.stage != "source":
+                    turn.close()
+                progress(made)
+
+            edit = self._run(request, job_id, caller, report)
+            del request  # the edit lets go of an image in it once it is decoded
+            return await edit
 
 
 @dataclass
