@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from retouch.schema.fields import ResponseFormat
+from retouch.schema.fields import ResponseFormat, ToInteger
 
 Quality = Literal["auto", "low", "medium", "high", "xhigh", "max", "standard", "hd"]
 
@@ -15,7 +15,7 @@ Quality = Literal["auto", "low", "medium", "high", "xhigh", "max", "standard", "
 class ImageOptions(BaseModel):
     """Fields of OpenAI's that no edit of ours has; other fields are ignored."""
 
-    model_config = ConfigDict(extra="ignore", frozen=True)
+    model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
 
     size: Annotated[str, Field(pattern=r"^(auto|[0-9]{1,5}x[0-9]{1,5})$")] = Field(
         default="auto",
@@ -31,7 +31,7 @@ class ImageOptions(BaseModel):
     background: Literal["auto", "opaque"] = Field(
         default="auto", description="Results are opaque.", examples=["auto"]
     )
-    output_compression: Annotated[int, Field(ge=0, le=100)] | None = Field(
+    output_compression: Annotated[int, Field(ge=0, le=100), ToInteger] | None = Field(
         default=None, description="Quality of jpeg, webp and avif.", examples=[90]
     )
     response_format: ResponseFormat = Field(
@@ -40,7 +40,7 @@ class ImageOptions(BaseModel):
     stream: bool = Field(
         default=False, description="Answer by server-sent events.", examples=[False]
     )
-    partial_images: Annotated[int, Field(ge=0, le=3)] = Field(
+    partial_images: Annotated[int, Field(ge=0, le=3), ToInteger] = Field(
         default=0,
         description="Intermediate images in a stream; fewer come where there are few steps.",
         examples=[2],

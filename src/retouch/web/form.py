@@ -5,7 +5,7 @@ Starlette's parser writes a file over 1 MiB to the temporary directory.
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from io import BytesIO
 from typing import Any
@@ -24,7 +24,8 @@ _MAX_PARTS = 64
 _MAX_TYPE_CHARACTERS = 1024
 _NO_FORM = "the body must be one multipart/form-data form"
 _NO_FILE = "must be a file, as in -F image=@photo.jpg; for a URL there are image_url and mask_url"
-_SCHEMA = EditRequest.model_json_schema()["properties"]
+FIELDS: Mapping[str, Any] = EditRequest.model_json_schema()["properties"]
+"""The schemas of the fields of a request."""
 _TEXT_KINDS = (b"text/", b"application/json")  # OpenAPI 3 sends lists as JSON
 _NUMBER = re.compile(r"[+-]?(\d{1,15}\.?\d{0,15}|\.\d{1,15})")
 _TRUTHS = {"true": True, "on": True, "false": False, "off": False}
@@ -97,7 +98,7 @@ class FormParser:
         return self._form
 
     def release(self) -> None:
-        """Release the files: parser and callbacks refer to each other, which would keep them in memory."""
+        """Let go of the files; parser and callbacks refer to each other, which would keep them."""
         self._parser.callbacks = {}
         self._form, self._part = Form(), BytesIO()
 
@@ -194,8 +195,10 @@ def parse_edit_form(form: Form) -> EditRequest:
         raise invalid_request(error) from None
 
 
-def read_texts(texts: Iterable[tuple[str, str]]) -> dict[str, object]:
-    """Return the texts of a form as the types of the request's fields; wrong ones stay texts.
+def read_texts(
+    texts: Iterable[tuple[str, str]], known: Mapping[str, Any] = FIELDS
+) -> dict[str, object]:
+    """Return the texts of a form as the types of the `known` fields; wrong ones stay texts.
 
     A blank text is as none, except for the prompt. Numbers and truth values may be spelled as in shells,
     Python and HTML. A list is one JSON text, or a text for each item, as OpenAPI 3.1 encodes it.
@@ -209,10 +212,11 @@ def read_texts(texts: Iterable[tuple[str, str]]) -> dict[str, object]:
     fields: dict[str, object] = {}
     lists: dict[str, list[object]] = {}
     for name, text in texts:
-        kinds = _find_types(name)
+        schema = known.get(name, {"type": "string"})
+        kinds = {one.get("type", "") for one in [schema, *schema.get("anyOf", ())]}
         if name in fields:
             raise InvalidRequest.for_fields({name[:64]: "is given twice"})
-        if name in _SCHEMA and name != "prompt" and not text.strip():
+        if name in known and name != "prompt" and not text.strip():
             continue
         value = text if "string" in kinds else _parse(text)
         if "array" in kinds:
@@ -220,12 +224,6 @@ def read_texts(texts: Iterable[tuple[str, str]]) -> dict[str, object]:
         else:
             fields[name] = value
     return fields | lists
-
-
-def _find_types(name: str) -> set[str]:
-    """Return the JSON types that a field of the request takes; an unknown one takes a text."""
-    schema = _SCHEMA.get(name, {"type": "string"})
-    return {one.get("type", "") for one in [schema, *schema.get("anyOf", ())]}
 
 
 def _parse(text: str) -> object:

@@ -11,9 +11,10 @@ from retouch.editing.ports import ProfileInfo
 from retouch.errors import InvalidRequest, MalformedBody
 from retouch.schema import EditRequest, ImageOptions, Quality, Upload, invalid_request
 from retouch.web.body import Body, require_small_frame
-from retouch.web.form import Form, read_texts
+from retouch.web.form import FIELDS, Form, read_texts
 
 _FILE_FIELD = re.compile(r"(image|images|url|mask|markup)(?:\[\d*\])?(?:\[image_url\])?")
+_FIELDS = {**FIELDS, **ImageOptions.model_json_schema()["properties"], "n": {"type": "integer"}}
 _MEDIUM_STEPS = 8
 _NESTED = re.compile(r"(\w+)\[\]\[(\w+)\]")
 _OUR_NAMES = (
@@ -134,9 +135,9 @@ def _read_form(form: Form) -> _Given:
             given.add_image(found[1], text)
         elif found := _NESTED.fullmatch(name):
             _add_nested(given.fields, found[1], found[2], text)
-        elif text.strip():
+        elif name in _FIELDS and text.strip():
             rest.append((name, text))
-    given.fields |= read_texts(rest)
+    given.fields |= read_texts(rest, _FIELDS)
     return given
 
 

@@ -10,6 +10,8 @@ from PIL import Image
 from support.fakes import PNG, URL, House, picture
 from support.web import client, open_host, settings
 
+from retouch.schema import ImageOptions
+
 DATA_URL = f"data:image/png;base64,{base64.b64encode(PNG).decode()}"
 
 
@@ -32,6 +34,48 @@ async def test_json_that_is_no_request_is_refused(body: bytes) -> None:
         response = await http.post("/v1/images/edits", content=body, headers=headers)
     assert response.status_code == 400
     assert response.json()["error"]["code"] in {"malformed_body", "invalid_request"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("partial_images", False),
+        ("partial_images", "2"),
+        ("stream", 1),
+        ("output_compression", "9"),
+    ],
+)
+async def test_a_field_of_another_json_type_is_refused(name: str, value: object) -> None:
+    async with client() as http:
+        given = {"prompt": "x", "images": [{"image_url": URL}], name: value}
+        response = await http.post("/v1/images/edits", json=given)
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == name
+
+
+async def test_fields_that_are_null_are_as_unset() -> None:
+    async with client(host=open_host(settings(max_image_bytes=4096), House())) as http:
+        unset = dict.fromkeys(ImageOptions.model_fields)
+        given = {"prompt": "x", "image": DATA_URL, **unset, "n": None}
+        response = await http.post("/v1/images/edits", json=given)
+    assert response.status_code == 200, response.text
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        [("other[]", "a"), ("other[]", "b"), ("model", "a"), ("model", "b")],
+        [("output_compression", "null"), ("partial_images", "2.0"), ("stream", "False")],
+    ],
+)
+async def test_a_form_has_numbers_as_texts_and_other_fields_as_often_as_it_likes(
+    fields: list[tuple[str, str]],
+) -> None:
+    parts = [("image", ("a.png", PNG)), ("prompt", (None, "x"))]
+    async with client(host=open_host(settings(max_image_bytes=4096), House())) as http:
+        parts += [(name, (None, text)) for name, text in fields]
+        response = await http.post("/v1/images/edits", files=parts)
+    assert response.status_code == 200, response.text
 
 
 @pytest.mark.parametrize(
