@@ -241,15 +241,7 @@ def build_editor(
         engine=engine,
         storage=store,
         adapters=_build_adapter_loader(settings, engine, exits),
-        settings=EditorSettings(
-            prefix=settings.s3_object_prefix,
-            link_expires_in_s=settings.presign_expiry,
-            store_timeout_s=settings.timeout_seconds,
-            job_timeout_s=settings.job_timeout_seconds,
-            grace_s=settings.edit_grace_seconds,
-            reuse=settings.reuse_results,
-            max_source_bytes=settings.max_request_image_bytes,
-        ),
+        settings=_describe_limits(settings),
         on_model_lost=admission.lose_model,
     )
     editor = Editor(steps, admission)
@@ -258,6 +250,18 @@ def build_editor(
         exits.callback(asyncio.ensure_future(engine.watch()).cancel)
     exits.push_async_callback(editor.close)
     return editor
+
+
+def _describe_limits(settings: Settings) -> EditorSettings:
+    return EditorSettings(
+        prefix=settings.s3_object_prefix,
+        link_expires_in_s=settings.presign_expiry,
+        store_timeout_s=settings.timeout_seconds,
+        job_timeout_s=settings.job_timeout_seconds,
+        grace_s=settings.edit_grace_seconds,
+        reuse=settings.reuse_results,
+        max_source_bytes=settings.max_request_image_bytes,
+    )
 
 
 def _build_adapter_loader(

@@ -17,7 +17,7 @@ class _Calls(NamedTuple):
     audit: int
     clone: int
     clone3: int
-    refused: tuple[int, ...]  # those of fork, vfork, execve and execveat that exist
+    refused: tuple[int, ...]  # fork, vfork, execve, execveat, as far as there are
 
 
 _BY_MACHINE: Final = {

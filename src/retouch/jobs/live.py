@@ -76,6 +76,7 @@ class Live:
 
     def end(self, now_s: float) -> Ended:
         """Return the end of the job, whose edit has ended."""
+        request_id = self.accepted.request_id
         error = (
             Cancelled("the job was cancelled") if self.edit.cancelled() else self.edit.exception()
         )
@@ -83,5 +84,5 @@ class Live:
             return Ended.of_result(self.edit.result(), now_s)
         if not isinstance(error, EditError):
             event(_log, "job.crashed", level=logging.ERROR, cause=error)
-            error = InternalError()
-        return Ended.of_error(error, now_s, request_id=self.accepted.request_id)
+        fault = error if isinstance(error, EditError) else InternalError()
+        return Ended.of_error(fault, now_s, request_id=request_id)

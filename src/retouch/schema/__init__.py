@@ -52,8 +52,8 @@ from retouch.schema.response import (
     restore_error as restore_error,
 )
 from retouch.schema.rules import (
-    BOTH_SIDES_OR_NONE as BOTH_SIDES_OR_NONE,
     EXAMPLE as EXAMPLE,
-    ONE_OR_MANY_IMAGES as ONE_OR_MANY_IMAGES,
+    FORM_RULES as FORM_RULES,
+    REQUEST_RULES as REQUEST_RULES,
 )
 from retouch.schema.upload import Upload as Upload

@@ -17,27 +17,61 @@ EXAMPLE: Mapping[str, object] = {
     "output_quality": 95,
 }
 
-BOTH_SIDES_OR_NONE: Mapping[str, JsonValue] = {
-    "if": {"properties": {"width": {"type": "integer"}}, "required": ["width"]},
-    "then": {"properties": {"height": {"type": "integer"}}, "required": ["height"]},
-    "else": {"properties": {"height": {"type": "null"}}},
-}
-"""The rule on width and height as JSON Schema, added to `EditRequest` in OpenAPI.
+_INTEGER: JsonValue = {"type": "integer"}
+_URL: JsonValue = {"type": "string", "pattern": r"\S"}
+
+
+def _give(**fields: JsonValue) -> dict[str, JsonValue]:
+    """Return the schema of an object that has these fields."""
+    return {"properties": fields, "required": [*fields]}
+
+
+def _leave(**fields: JsonValue) -> dict[str, JsonValue]:
+    """Return the schema of an object that has none of these fields, or null or a blank for it."""
+    return {"properties": {name: {"not": field} for name, field in fields.items()}}
+
+
+def _join(sources: JsonValue, mask: JsonValue) -> dict[str, JsonValue]:
+    """Return the rules; `sources` is that on images, `mask` that a mask is given."""
+    several: JsonValue = {"type": "array", "minItems": 2}
+    below_1: JsonValue = {"type": "number", "exclusiveMaximum": 1}
+    return {
+        "if": _give(width=_INTEGER),
+        "then": _give(height=_INTEGER),
+        "else": _leave(height=_INTEGER),
+        "dependentSchemas": {
+            "prompt": sources,  # which every request has
+            "mask_padding": {
+                "if": _give(mask_padding=_INTEGER),
+                "then": {"allOf": [mask, _leave(width=_INTEGER)]},
+            },
+            "size_from": {
+                "if": _give(size_from={"const": "last"}, image_urls=several),
+                "then": _leave(mask_url=_URL, strength=below_1),
+            },
+        },
+    }
+
+
+REQUEST_RULES: Mapping[str, JsonValue] = _join(
+    {
+        "if": _give(image_urls={"type": "array"}),
+        "then": _leave(image_url=_URL),
+        "else": _give(image_url=_URL),
+    },
+    _give(mask_url=_URL),
+)
+"""The rules that join fields as JSON Schema, added to `EditRequest` in OpenAPI.
 
 Not in the model: BentoML's build does not know `if`. Not `anyOf`: client generators would make several
 models of it.
 """
 
-ONE_OR_MANY_IMAGES: Mapping[str, JsonValue] = {
-    "dependentSchemas": {
-        "prompt": {
-            "if": {"properties": {"image_urls": {"type": "array"}}, "required": ["image_urls"]},
-            "then": {"properties": {"image_url": {"type": "null"}}},
-            "else": {"properties": {"image_url": {"type": "string"}}, "required": ["image_url"]},
-        }
-    }
-}
-"""The rule on image_url and image_urls as JSON Schema, added in OpenAPI as `BOTH_SIDES_OR_NONE`.
-
-It hangs on `prompt`, which every request has, because a schema takes one `if`.
-"""
+FORM_RULES: Mapping[str, JsonValue] = _join(
+    {
+        "oneOf": [_give(image={}), _give(image_url=_URL), _give(image_urls={"type": "array"})],
+        "dependentSchemas": {"mask": _leave(mask_url=_URL)},
+    },
+    {"oneOf": [_give(mask={}), _give(mask_url=_URL)]},
+)
+"""The same for a form, which has files."""

@@ -12,9 +12,9 @@ from pydantic.json_schema import models_json_schema
 from retouch import __version__
 from retouch.errors import error_classes
 from retouch.schema import (
-    BOTH_SIDES_OR_NONE,
     EXAMPLE,
-    ONE_OR_MANY_IMAGES,
+    FORM_RULES,
+    REQUEST_RULES,
     EditRequest,
     EditResult,
     ErrorBody,
@@ -27,10 +27,11 @@ from retouch.schema import (
     ServiceInfo,
 )
 from retouch.storage.local import LINK_QUERY
-from retouch.web.openapi_images import images_paths, images_requests
+from retouch.web.openapi_images import FILE, form_field, images_paths, images_requests
 from retouch.web.openapi_jobs import ACCEPTED_EDIT, EDIT_HEADERS, jobs_paths, parameter
 
 _CLIENT_CLOSED = 499  # nginx's; no RFC has it
+_BY_LINK = {"properties": {"response_format": {"not": {"const": "b64_json"}}}}  # as jobs answer
 _SECURITY: list[dict[str, list[str]]] = [{"bearer": []}, {"apiKey": []}, {}]
 
 
@@ -79,15 +80,16 @@ def _get(name: str, summary: str, responses: dict[str, Any], **more: Any) -> dic
     return {"get": about | more}
 
 
-def _edit_body() -> dict[str, Any]:
+def _edit_body(rule: dict[str, Any]) -> dict[str, Any]:
+    """Describe the body of an edit, which has to keep a further rule."""
     return {
         "required": True,
         "content": {
             "application/json": {
-                "schema": _ref("schemas", "EditRequest"),
+                "schema": {**_ref("schemas", "EditRequest"), **rule},
                 "example": dict(EXAMPLE),
             },
-            **_content("multipart/form-data", _ref("schemas", "EditForm")),
+            **_content("multipart/form-data", {**_ref("schemas", "EditForm"), **rule}),
         },
     }
 
@@ -114,7 +116,7 @@ def _edit() -> dict[str, Any]:
             "error before the first event has its HTTP status.",
             "operationId": "edit",
             "parameters": [request_id, *EDIT_HEADERS],
-            "requestBody": _edit_body(),
+            "requestBody": _edit_body({}),
             "responses": {
                 "200": success,
                 "202": ACCEPTED_EDIT,
@@ -139,15 +141,17 @@ def _file() -> dict[str, Any]:
 
 
 def _paths() -> dict[str, Any]:
-    alive = {"200": _text("Alive."), **_errors(500)}
-    ready = {"200": _text("Ready."), **_errors(500)}
+    alive, ready = (
+        {"200": _text("Alive."), **_errors(500)},
+        {"200": _text("Ready."), **_errors(500)},
+    )
     loading = {"204": {"description": "Loading."}}
     metrics = {"200": _text("Metrics."), **_errors(401)}
     loaded = _content("application/json", _ref("schemas", "ServiceInfo"))
     info = {"200": {"description": "The model.", "content": loaded}, **_errors(401, 500, 503)}
     return {
         "/edit": _edit(),
-        **jobs_paths(_edit_body()),
+        **jobs_paths(_edit_body(_BY_LINK)),
         **images_paths(),
         "/info": _get("info", "What is loaded", info, security=_SECURITY),
         "/livez": _get("livez", "Is the process alive?", alive),
@@ -197,20 +201,19 @@ def _word_defaults(schema: dict[str, Any]) -> None:
 
 
 def _edit_form(request: dict[str, Any]) -> dict[str, Any]:
-    """Return the schema of a form: the fields of a request, and a file in place of `image_url`."""
-    image = {
-        "type": "string",
-        "format": "binary",
-        "description": "The image to edit, in place of image_url. Its bytes say what it is.",
-        "examples": ["(a file)"],
-    }
+    """Return the schema of a form: the fields of a request, and files in place of URLs."""
+    image, mask = (
+        FILE | {"description": f"{what}, in place of {name}_url. Its bytes say what it is."}
+        for what, name in (("The image to edit", "image"), ("The mask", "mask"))
+    )
+    all_of = request["properties"]
+    fields = {name: form_field(field) for name, field in all_of.items()}
     return {
-        "type": "object",
+        **request,
         "title": "Edit form",
         "description": "A file and the instruction to edit it by.",
-        "properties": {"image": image, **request["properties"]},
-        "required": ["prompt"],
-        "additionalProperties": False,
+        "properties": {"image": image, "mask": mask, **fields, "prompt": all_of["prompt"]},
+        **FORM_RULES,
     }
 
 
@@ -231,7 +234,7 @@ def _schemas(max_area_px: int | None) -> dict[str, Any]:
         ref_template="#/components/schemas/{model}",
     )
     schemas: dict[str, Any] = document["$defs"]
-    schemas["EditRequest"] |= {**BOTH_SIDES_OR_NONE, **ONE_OR_MANY_IMAGES}
+    schemas["EditRequest"] |= REQUEST_RULES
     options = schemas.pop("ImageOptions")
     for schema in (schemas["EditRequest"], options):
         _word_defaults(schema)
@@ -239,8 +242,9 @@ def _schemas(max_area_px: int | None) -> dict[str, Any]:
         most = f" width x height is at most {max_area_px} pixels with the loaded model."
         for side in ("width", "height"):
             schemas["EditRequest"]["properties"][side]["description"] += most
-    form = _edit_form(schemas["EditRequest"])
-    return schemas | _event_schemas() | images_requests(options) | {"EditForm": form}
+    request = schemas["EditRequest"]
+    schemas["EditForm"] = _edit_form(request)
+    return schemas | _event_schemas() | images_requests(options, request)
 
 
 @cache

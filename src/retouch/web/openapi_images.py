@@ -2,9 +2,22 @@
 
 from typing import Any
 
+from retouch.schema import MAX_IMAGES
+
 _STATUSES = (400, 401, 403, 405, 413, 415, 429, 499, 500, 502, 503, 504)
-_FILE = {"type": "string", "format": "binary"}
-_PROMPT = {"type": "string", "description": "What to change.", "examples": ["make it warmer"]}
+_NULL = {"type": "null"}
+_BLANK = {"type": "string", "pattern": r"^\s*$"}
+FILE = {"type": "string", "format": "binary"}
+"""A file in a form. It has no example: none can be written in JSON."""
+_EVENTS = ["image_edit.partial_image", "image_edit.completed", "error"]
+_EVENT = {  # as OpenAPI has events since 3.2: `data` is a text
+    "type": "object",
+    "properties": {
+        "event": {"enum": _EVENTS},
+        "data": {"type": "string", "contentMediaType": "application/json"},
+    },
+    "required": ["event", "data"],
+}
 
 
 def _json(name: str) -> dict[str, Any]:
@@ -30,7 +43,10 @@ def images_paths() -> dict[str, Any]:
             },
         },
         "responses": {
-            "200": {"description": "The image is edited.", "content": _json("ImagesAnswer")},
+            "200": {
+                "description": "The image is edited.",
+                "content": {**_json("ImagesAnswer"), "text/event-stream": {"schema": _EVENT}},
+            },
             **failures,
         },
     }
@@ -45,35 +61,61 @@ def images_paths() -> dict[str, Any]:
     return {"/v1/images/edits": {"post": edit}, "/v1/models": {"get": models}}
 
 
-def images_requests(options: dict[str, Any]) -> dict[str, Any]:
-    """Return the schemas of both kinds of request; `options` is that of `ImageOptions`."""
+def images_requests(options: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
+    """Return the schemas of both kinds of request.
+
+    `options` is that of `ImageOptions`, `request` that of `EditRequest`.
+    """
+    url = request["properties"]["image_url"]
+    url = {**url["anyOf"][0], **_words(url), "description": "An http, https or data: URL."}
     image = {
         "type": "object",
         "title": "Image reference",
-        "properties": {
-            "image_url": {
-                "type": "string",
-                "description": "An http, https or data: URL.",
-                "examples": ["https://example.com/image.jpg"],
-            }
-        },
+        "properties": {"image_url": url},
         "required": ["image_url"],
     }
     images = {
         "type": "array",
         "items": {"$ref": "#/components/schemas/ImageReference"},
-        "description": "The image to edit.",
+        "minItems": 1,
+        "maxItems": MAX_IMAGES,
+        "description": "The images to edit.",
         "examples": [[{"image_url": "https://example.com/image.jpg"}]],
     }
-    file = _FILE | {"description": "The image to edit.", "examples": ["(a file)"]}
+    file = FILE | {"description": "The image to edit."}
+    prompt = request["properties"]["prompt"]
+    fields = options["properties"]
     return {
         "ImageReference": image,
-        "ImagesRequest": _request("Images request", {"images": images}, options),
-        "ImagesForm": _request("Images form", {"image": file}, options),
+        "ImagesRequest": _request(
+            "Images request",
+            {"images": images, "prompt": prompt},
+            {name: _allow_null(field) for name, field in fields.items()},
+        ),
+        "ImagesForm": _request(
+            "Images form",
+            {"image": file, "prompt": prompt},
+            {name: form_field(field) for name, field in fields.items()},
+        ),
     }
 
 
-def _request(title: str, image: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
-    properties = {**image, "prompt": _PROMPT, **options["properties"]}
-    required = [*image, "prompt"]
-    return {"type": "object", "title": title, "properties": properties, "required": required}
+def _request(title: str, needed: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    properties = {**needed, **options}
+    return {"type": "object", "title": title, "properties": properties, "required": [*needed]}
+
+
+def _allow_null(field: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of a field that may be null, as OpenAI's clients send what is not set."""
+    return {"anyOf": [field, _NULL], **_words(field)}
+
+
+def form_field(field: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of a field in a form: it may be blank, and only a number may be `null`."""
+    kinds = field.get("anyOf", [field])
+    kinds = kinds[:1] if kinds[0].get("type") in ("string", "array") else kinds
+    return {"anyOf": [*kinds, _BLANK], **_words(field)}
+
+
+def _words(field: dict[str, Any]) -> dict[str, Any]:
+    return {name: field[name] for name in ("description", "examples")}

@@ -6,10 +6,12 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 from openapi_spec_validator import validate
+from pydantic import ValidationError
 
-from retouch.errors import NotReady, error_classes
-from retouch.schema import EXAMPLE, EditRequest, ErrorBody, error_body
+from retouch.errors import InvalidRequest, NotReady, error_classes
+from retouch.schema import EXAMPLE, EditRequest, ErrorBody, ImageOptions, Upload, error_body
 from retouch.storage.local import LocalStore
+from retouch.web.form import Form, parse_edit_form
 from retouch.web.openapi import openapi_document
 
 DOCUMENT = openapi_document()
@@ -52,7 +54,8 @@ def test_every_schema_is_json_schema_whose_fields_have_descriptions_and_examples
         # Beside a reference only what differs from its target is written.
         target = resolve(of["$ref"]) if "$ref" in of else {}
         assert of.get("description") or target.get("description"), field
-        assert "$ref" in of or of.get("examples"), field
+        is_file = of.get("format") == "binary"  # JSON has no example of one
+        assert "$ref" in of or of.get("examples") or is_file, field
 
 
 def test_the_example_is_valid_under_the_schema() -> None:
@@ -80,11 +83,77 @@ def test_the_example_is_valid_under_the_schema() -> None:
         {"width": 64, "height": None},
         {"height": 64},
         {"more": 1},
+        {"mask_padding": 8},
+        {"mask_padding": 8, "mask_url": "http://a/", "width": 64, "height": 64},
+        {
+            "image_url": None,
+            "image_urls": ["http://a/"] * 2,
+            "size_from": "last",
+            "strength": 0.5,
+        },
     ],
 )
 def test_the_schema_refuses_what_the_service_refuses(wrong: dict[str, Any]) -> None:
     schema = DOCUMENT["components"]["schemas"]["EditRequest"]
     assert list(Draft202012Validator(schema).iter_errors(dict(EXAMPLE) | wrong))
+    with pytest.raises(ValidationError):
+        EditRequest.model_validate(dict(EXAMPLE) | wrong)
+
+
+@pytest.mark.parametrize(
+    ("fields", "is_taken"),
+    [
+        ({"image": "(a file)"}, True),
+        ({"image": "(a file)", "image_url": " ", "seed": "", "size_from": ""}, True),
+        ({"image": "(a file)", "mask": "(a file)", "mask_padding": 8}, True),
+        ({"image_url": "http://a/", "mask_url": "http://a/", "mask_padding": 8}, True),
+        ({"image_urls": ["http://a/"], "width": 64, "height": 64}, True),
+        ({}, False),
+        ({"image_url": ""}, False),
+        ({"image": "(a file)", "image_url": "http://a/"}, False),
+        ({"image": "(a file)", "width": 64}, False),
+        ({"image": "(a file)", "mask_padding": 8}, False),
+        ({"image": "(a file)", "mask": "(a file)", "mask_url": "http://a/"}, False),
+    ],
+)
+def test_a_form_is_valid_under_its_schema_if_the_service_takes_it(
+    fields: dict[str, Any], *, is_taken: bool
+) -> None:
+    schema = DOCUMENT["components"]["schemas"]["EditForm"]
+    assert Draft202012Validator(schema).is_valid({"prompt": "x", **fields}) is is_taken
+    texts = [("prompt", "x")]
+    for name, value in fields.items():
+        if value != "(a file)":
+            texts.append((name, value if isinstance(value, str) else json.dumps(value)))
+    files = [(name, Upload.of(b"x")) for name, value in fields.items() if value == "(a file)"]
+    if is_taken:
+        parse_edit_form(Form(texts, files))
+        return
+    with pytest.raises(InvalidRequest):
+        parse_edit_form(Form(texts, files))
+
+
+def test_openais_fields_may_be_null_in_json_and_blank_in_a_form() -> None:
+    schemas = DOCUMENT["components"]["schemas"]
+    names = ImageOptions.model_fields
+    unset = {"prompt": "x", **dict.fromkeys(names)}
+    json_schema = {**schemas["ImagesRequest"], "components": DOCUMENT["components"]}
+    images = [{"image_url": "http://a/"}]
+    assert Draft202012Validator(json_schema).is_valid({**unset, "images": images})
+    blank = {"prompt": "x", "image": "(a file)", **dict.fromkeys(names, " ")}
+    assert Draft202012Validator(schemas["ImagesForm"]).is_valid(blank)
+
+
+def test_a_job_may_not_ask_for_base64() -> None:
+    content = DOCUMENT["paths"]["/jobs/{id}"]["put"]["requestBody"]["content"]
+    schema = {**content["application/json"]["schema"], "components": DOCUMENT["components"]}
+    given = [{**EXAMPLE, "response_format": name} for name in ("url", "b64_json")]
+    assert [Draft202012Validator(schema).is_valid(one) for one in given] == [True, False]
+
+
+def test_the_images_api_may_answer_by_a_stream() -> None:
+    success = DOCUMENT["paths"]["/v1/images/edits"]["post"]["responses"]["200"]
+    assert list(success["content"]) == ["application/json", "text/event-stream"]
 
 
 def test_every_status_of_an_error_has_a_response_that_lists_its_codes() -> None:

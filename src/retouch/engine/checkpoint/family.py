@@ -1,4 +1,4 @@
-"""Decide which model of the family a file of weights belongs to."""
+"""Which model of the family a file of weights is of: nothing else in it tells them apart."""
 
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
