@@ -241,7 +241,15 @@ def build_editor(
         engine=engine,
         storage=store,
         adapters=_build_adapter_loader(settings, engine, exits),
-        settings=_describe_limits(settings),
+        settings=EditorSettings(
+            prefix=settings.s3_object_prefix,
+            link_expires_in_s=settings.presign_expiry,
+            store_timeout_s=settings.timeout_seconds,
+            job_timeout_s=settings.job_timeout_seconds,
+            grace_s=settings.edit_grace_seconds,
+            reuse=settings.reuse_results,
+            max_source_bytes=settings.max_request_image_bytes,
+        ),
         on_model_lost=admission.lose_model,
     )
     editor = Editor(steps, admission)
@@ -250,18 +258,6 @@ def build_editor(
         exits.callback(asyncio.ensure_future(engine.watch()).cancel)
     exits.push_async_callback(editor.close)
     return editor
-
-
-def _describe_limits(settings: Settings) -> EditorSettings:
-    return EditorSettings(
-        prefix=settings.s3_object_prefix,
-        link_expires_in_s=settings.presign_expiry,
-        store_timeout_s=settings.timeout_seconds,
-        job_timeout_s=settings.job_timeout_seconds,
-        grace_s=settings.edit_grace_seconds,
-        reuse=settings.reuse_results,
-        max_source_bytes=settings.max_request_image_bytes,
-    )
 
 
 def _build_adapter_loader(

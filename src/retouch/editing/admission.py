@@ -48,7 +48,7 @@ class Admission:
         self._typical_edit_s = expected_edit_s
         self._has_measured = False
         self._began_s = 0.0
-        # Those who wait for the model, in order of arrival; each is told how many are before it.
+        # Edits waiting for the model, in order of arrival; each learns how many are ahead of it.
         self._line: list[_Waiter] = []
         self.in_progress = 0
         """Edits between arrival and answer."""
@@ -120,7 +120,7 @@ class Admission:
     ) -> AsyncIterator[None]:
         """Wait for the model and hold it.
 
-        `on_place` is told how many edits are before this one when one has gone.
+        `on_place` gets the number of edits ahead of this one, each time that one leaves.
 
         Raises:
             DeadlineExceeded: it did not come free within `timeout_s`.

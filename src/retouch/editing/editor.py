@@ -98,7 +98,7 @@ class Editor:
                 sources = loaded
                 request = request.without_sources()  # they are decoded
                 job = replace(job, request=request)
-            del loaded  # whoever waits for an equal request holds no picture
+            del loaded  # a request that waits for an equal one holds no picture
             made = await self._reuse_or_edit(job, sources, flight)
         more_ms = load_ms | self._count_total(job)
         return self.answer(
@@ -120,9 +120,9 @@ class Editor:
     async def _reuse_or_edit(
         self, job: Job, sources: SourceSet | None, flight: Flight | None
     ) -> list[Finished]:
-        """Return the stored results of an equal request, or edit. `sources` is None if let go."""
+        """Return the stored results of an equal request, or edit. `sources` is None if it was released."""
         if flight is None:
-            assert sources is not None  # noqa: S101 - let go only for a flight
+            assert sources is not None  # noqa: S101 - released only for a flight
             return await self._edit_and_store(job, sources)
         job.progress(Progress(stage="queue"))
         queued_s = self._clock()

@@ -42,7 +42,7 @@ class EditInputs:
 
 @dataclass(frozen=True, slots=True)
 class Conditioning:
-    """What the prompts and images of an edit come to, on the GPU; it does not depend on the seed.
+    """Embedded prompts and images of an edit, on the GPU. They do not depend on the seed.
 
     `texts` (1, text token, width) has the prompt's hidden states, then the negative prompt's.
     `images` (1, rows x columns, 4 c) has the latents of each condition image, `source` those of the

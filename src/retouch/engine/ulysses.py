@@ -157,7 +157,7 @@ def split_heads(heads: torch.Tensor, dtype: torch.dtype, size: int) -> torch.Ten
 
 def open_store() -> tuple[Store, int]:
     """Return a store that processes of this host meet at, and its port."""
-    listener = socket.create_server((_HOST, 0))  # of its own accord the store listens to every host
+    listener = socket.create_server((_HOST, 0))  # by default the store listens to every host
     port = listener.getsockname()[1]
     return _connect(port, is_master=True, master_listen_fd=listener.detach()), port
 

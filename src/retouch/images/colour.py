@@ -34,7 +34,7 @@ def scale_transparent_colour(source: ImageFile) -> None:
 
 
 def is_hdr(source: ImageFile) -> bool:
-    """Tell whether `to_srgb` maps PQ or HLG tones to standard range."""
+    """Whether `to_srgb` maps PQ or HLG tones to standard range."""
     _, transfer = source.info.get("cicp") or (0, 0)
     return transfer in (PQ, HLG) and "icc_profile" not in source.info
 

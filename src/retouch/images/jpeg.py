@@ -90,7 +90,7 @@ def _require_few_scans(body: bytes) -> None:
 
 
 def _has_all_scans(body: bytes) -> bool:
-    """Tell whether each component has a scan that gives its last coefficient in full precision."""
+    """Whether each component has a scan that gives its last coefficient in full precision."""
     frame = max(body.rfind(marker) for marker in _FRAMES)
     components: set[int] = set()
     for scan in _SCAN.finditer(body, frame):

@@ -17,7 +17,7 @@ class _Calls(NamedTuple):
     audit: int
     clone: int
     clone3: int
-    refused: tuple[int, ...]  # fork, vfork, execve, execveat, as far as there are
+    refused: tuple[int, ...]  # those of fork, vfork, execve and execveat that exist
 
 
 _BY_MACHINE: Final = {

@@ -76,7 +76,6 @@ class Live:
 
     def end(self, now_s: float) -> Ended:
         """Return the end of the job, whose edit has ended."""
-        request_id = self.accepted.request_id
         error = (
             Cancelled("the job was cancelled") if self.edit.cancelled() else self.edit.exception()
         )
@@ -84,5 +83,5 @@ class Live:
             return Ended.of_result(self.edit.result(), now_s)
         if not isinstance(error, EditError):
             event(_log, "job.crashed", level=logging.ERROR, cause=error)
-        fault = error if isinstance(error, EditError) else InternalError()
-        return Ended.of_error(fault, now_s, request_id=request_id)
+            error = InternalError()
+        return Ended.of_error(error, now_s, request_id=self.accepted.request_id)

@@ -102,12 +102,10 @@ def describe(
     accepted: Accepted, ended: Ended | None = None, progress: Progress | None = None
 ) -> Job:
     """Return the job as callers see it; before the model works on it, it is queued."""
-    state: Any = (
-        "queued" if progress is None or progress.stage in ("source", "queue") else "running"
-    )
+    is_queued = progress is None or progress.stage in ("source", "queue")
     return Job(
         id=accepted.id,
-        state=ended.state if ended else state,
+        state=ended.state if ended else "queued" if is_queued else "running",
         request_id=accepted.request_id,
         created_at=to_text(accepted.created_at_s),
         ended_at=to_text(ended.ended_at_s) if ended and ended.ended_at_s else None,

@@ -34,7 +34,7 @@ def read_names(names: list[str]) -> dict[str, list[str]]:
 
 
 class Sweeper:
-    """Sweeps once a minute. `adopt` delivers the end of a job, `is_mine` tells jobs of this process."""
+    """Sweeps once a minute. `adopt` delivers the end of a job, `is_mine` says whether this process has a job."""
 
     def __init__(
         self,

@@ -164,7 +164,7 @@ class Webhooks:
             await asyncio.wait([task])
 
     async def close(self) -> None:
-        """Give messages under way a moment; other processes deliver what is left."""
+        """Give messages being sent a moment; other processes deliver the rest."""
         if tasks := [*self._sending.values(), *self._progress.values()]:
             await asyncio.wait(tasks, timeout=_CLOSE_S)
             for task in tasks:

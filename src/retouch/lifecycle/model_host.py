@@ -213,7 +213,7 @@ class ModelHost:
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - for mypy: a coroutine runs in a task
         edit = self.editor.run(request, job_id=job_id, request_id=request_id, **options)
-        del request  # the edit lets go of the image in it once it is decoded
+        del request  # the edit releases the image in it once it is decoded
         self.edits.add(task)
         try:
             return await edit

@@ -134,7 +134,7 @@ class RemoteEngine:
     def edit(self, prepared: PreparedEdit, *, on_step: Callable[[int, int], None]) -> EngineOutput:
         """Send the request and wait for the picture. Where `on_step` raises, the connection closes.
 
-        The server tells no progress: `on_step` gets 0 until it has answered.
+        The server reports no progress: `on_step` gets 0 until it has answered.
 
         Raises:
             EngineRefused, EngineDenied, EngineUnavailable: as `read_picture`.
@@ -211,7 +211,7 @@ class RemoteEngine:
 
 
 def connect(settings: RemoteSettings, *, progress: Callable[[str], None]) -> RemoteEngine:
-    """Wait until the server answers, and return the engine. `progress` is told what is waited for.
+    """Wait until the server answers, and return the engine; report to `progress` why it waits.
 
     Raises:
         ModelError: it refuses the key, or did not answer in an hour.

@@ -1,4 +1,4 @@
-"""What is loaded, as `GET /info` tells it: what a form needs before the first request."""
+"""The answer of `GET /info`: what is loaded, which a form needs before the first request."""
 
 from pydantic import BaseModel, Field
 

@@ -72,7 +72,7 @@ class EditEndpoint:
         """Edits, cancelled ones until they have ended too: the loop itself keeps no task alive."""
 
     async def respond(self, asked: EditRequest, request: Request) -> Response:
-        """Edit and answer; the edit is cancelled if the caller disconnects. `asked` is what `request` asks for.
+        """Make the edit `asked` for by `request`, and answer; a caller that disconnects cancels it.
 
         Raises:
             EditError: any. Once a stream has begun it is the last event instead.
@@ -84,7 +84,7 @@ class EditEndpoint:
             news.put_nowait(sse.format_event("progress", progress))
 
         run = self.run(asked, caller, progress=report)
-        del asked  # the edit lets go of an image in it once it is decoded
+        del asked  # the edit releases an image in it once it is decoded
         if sse.is_wanted(request):
             return await sse.stream(
                 self.spawn(run),
@@ -147,7 +147,7 @@ class EditEndpoint:
                 previews=previews,
             )
         )
-        del request  # with the image in it, of which the edit lets go once it is decoded
+        del request  # with the image in it, which the edit releases once it is decoded
         disconnected = asyncio.ensure_future(caller.disconnected())
         complete = partial(complete_link, base_url=caller.base_url)
         try:

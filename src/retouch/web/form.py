@@ -98,7 +98,7 @@ class FormParser:
         return self._form
 
     def release(self) -> None:
-        """Let go of the files; parser and callbacks refer to each other, which would keep them."""
+        """Release the files: parser and callbacks refer to each other, which would keep them in memory."""
         self._parser.callbacks = {}
         self._form, self._part = Form(), BytesIO()
 

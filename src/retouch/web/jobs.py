@@ -54,7 +54,7 @@ class JobEndpoint:
             job = await self.jobs.accept_repeatable(asked, key, caller)
         else:
             job = await self.jobs.accept(asked, request.state.job_id, caller, is_new=True)
-        del asked  # the edit lets go of an image in it once it is decoded
+        del asked  # the edit releases an image in it once it is decoded
         if is_async:
             return _answer(job, request, accepted=True)
         if sse.is_wanted(request):

@@ -57,10 +57,8 @@ class Metrics:
         phases = "Phases of successful edits."
         self._phases = add(timed, "retouch_phase_seconds", phases, "phase", "profile")
         self._sources = add(Counter, "retouch_sources", "Sources used, by cache hit.", "cached")
-        precision = (
-            "Edits delivered, by the transformer's dtype; bfloat16 where float16 overflowed."
-        )
-        self._precision = add(Counter, "retouch_precision", precision, "dtype")
+        dtypes = "Edits delivered, by the transformer's dtype; bfloat16 where float16 overflowed."
+        self._precision = add(Counter, "retouch_precision", dtypes, "dtype")
         self._profiles = add(Counter, "retouch_profile", "Edits delivered, by profile.", "profile")
         self._inside = add(gauge, "retouch_edits_inside", "Edits in progress.")
         self._waiting = add(gauge, "retouch_edits_waiting", "Edits that wait for the model.")
@@ -124,7 +122,7 @@ class Metrics:
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     def observe(self) -> None:
-        """Set the gauges to what is so now."""
+        """Set the gauges to the present state."""
         worker = [str(self._workers.index)] if self._workers.several else []
         try:
             editor = self._host.editor

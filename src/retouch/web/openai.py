@@ -130,7 +130,7 @@ class ImagesEndpoint:
 
         count = options.partial_images if options.stream else 0
         run = self._edits.run(edit, caller, previews=Previews(count, show) if count else None)
-        del edit  # the edit lets go of the image in it once it is decoded
+        del edit  # the edit releases the image in it once it is decoded
         if not options.stream:
             answer = answers.build((await run).all)
             return JSONResponse(answer.model_dump(mode="json"))

@@ -141,10 +141,8 @@ def _file() -> dict[str, Any]:
 
 
 def _paths() -> dict[str, Any]:
-    alive, ready = (
-        {"200": _text("Alive."), **_errors(500)},
-        {"200": _text("Ready."), **_errors(500)},
-    )
+    alive = {"200": _text("Alive."), **_errors(500)}
+    ready = {"200": _text("Ready."), **_errors(500)}
     loading = {"204": {"description": "Loading."}}
     metrics = {"200": _text("Metrics."), **_errors(401)}
     loaded = _content("application/json", _ref("schemas", "ServiceInfo"))

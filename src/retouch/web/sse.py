@@ -41,7 +41,7 @@ async def stream(
     result: Callable[[EditResult], str],
     error: Callable[[EditError], str],
 ) -> StreamingResponse:
-    """Return the response that streams the events in `news` and ends with what `edit` comes to.
+    """Return the response that streams the events in `news` and ends with the outcome of `edit`.
 
     `result` and `error` write the last event. Closing the stream cancels the edit.
 

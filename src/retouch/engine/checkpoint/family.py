@@ -1,4 +1,4 @@
-"""Which model of the family a file of weights is of: nothing else in it tells them apart."""
+"""Decide which model of the family a file of weights belongs to."""
 
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
