@@ -23,7 +23,7 @@ def read_cache_headers(header: Callable[[bytes], str]) -> tuple[int | None, bool
     section 4.2.1).
     """
     directives = _read_directives(header)
-    age_s = _read_seconds(header(b"age"))
+    age_s = _read_seconds(header(b"age").partition(",")[0].strip())  # the first (section 5.1)
     lifetime = directives.get("s-maxage", directives.get("max-age"))
     max_age_s = None
     if "no-cache" in directives:

@@ -42,6 +42,7 @@ _log = logging.getLogger(__name__)
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _WITH_IMAGE = frozenset({200, 203})
 """203 comes from a proxy that changed the image, such as one that saves bytes."""
+_RANGE = re.compile(r"bytes 0-(\d{1,10})/(\d{1,10})")
 _TRANSIENT = frozenset({502, 503, 504})
 # Any other name is none: S3 and its like return what an upload said, such as aws-chunked or utf-8.
 _CODINGS = frozenset(
@@ -188,7 +189,7 @@ class Downloader:
         self, host: str, exchange: Exchange, response: h11.Response, chain: _Chain
     ) -> Download:
         body = None
-        if response.status_code in _WITH_IMAGE:
+        if response.status_code in _WITH_IMAGE or _is_whole(response):
             body = await self._read_body(host, exchange, response, chain.place)
         elif not (response.status_code == HTTPStatus.NOT_MODIFIED and chain.conditions):
             raise _status_error(response.status_code, host)
@@ -250,6 +251,13 @@ def _too_large(limit: int, host: str) -> SourceTooLarge:
     # Not a local of `_read_body`: an error in a frame of its own traceback is a reference cycle,
     # which would keep the body until garbage is collected.
     return SourceTooLarge(f"the image is over {limit} bytes (MAX_IMAGE_BYTES)", host=host)
+
+
+def _is_whole(response: h11.Response) -> bool:
+    """Whether it is partial by its status, although nobody asked for a part, and has all the bytes."""
+    found = _RANGE.fullmatch(_header(response, b"content-range"))
+    is_all = found is not None and int(found[1]) + 1 == int(found[2])
+    return is_all and response.status_code == HTTPStatus.PARTIAL_CONTENT
 
 
 def _status_error(status: int, host: str) -> DownloadFailed:

@@ -13,6 +13,8 @@ _HEAD_BYTES = _BODY_READ_BYTES = 64 * 1024
 _HEAD_END = re.compile(rb"\r?\n\r?\n")
 # What h11 takes (RFC 9110, section 5), and beside it white space before the colon, as browsers do.
 _HEADER_LINE = re.compile(rb"([-!#$%&'*+.^_`|~0-9a-zA-Z]+)[ \t]*:([^\x00\x0b\x0c\r]*)")
+# What h11 refuses although it says nothing about the body, which then ends with the connection.
+_EMPTY_FRAMING = re.compile(rb"content-length:\s*|transfer-encoding:\s*identity\s*", re.IGNORECASE)
 _FOLDED_LINE = re.compile(rb"[ \t][^\x00\x0b\x0c\r]*")
 
 
@@ -69,14 +71,17 @@ class Exchange:
 
 
 def _clean(head: bytes) -> bytes:
-    """Return the head without the header lines that h11 would refuse."""
+    """Return the head without the header lines that h11 would refuse, and each line once."""
     status, *lines = head.rstrip(b"\r\n").split(b"\n")
     kept, may_fold = [status.removesuffix(b"\r")], False
+    seen: set[bytes] = set()
     for line in lines:
         plain = line.removesuffix(b"\r")
         if header := _HEADER_LINE.fullmatch(plain):
-            kept.append(header[1] + b":" + header[2])
-            may_fold = True
+            field = header[1] + b": " + header[2].strip(b" \t")
+            may_fold = field not in seen and not _EMPTY_FRAMING.fullmatch(field)
+            kept += [field] if may_fold else []
+            seen.add(field)
         elif may_fold and _FOLDED_LINE.fullmatch(plain):
             kept.append(plain)
         else:

@@ -14,7 +14,8 @@ from retouch.net.address import is_public
 
 MAX_URL_LENGTH = 4096
 _DEFAULT_PORTS = {"http": 80, "https": 443}
-_PRINTABLE = "".join(map(chr, range(0x21, 0x7F)))
+# Those that no URI may hold are encoded (RFC 3986, 2): some servers refuse them, such as Tomcat.
+_PRINTABLE = "".join(set(map(chr, range(0x21, 0x7F))) - set('"<>^`{|}'))
 
 _FORBIDDEN = re.compile(r"[\\\x00-\x1f\x7f]")
 _TABS_AND_LINES = str.maketrans("", "", "\t\r\n")

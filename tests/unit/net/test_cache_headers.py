@@ -20,6 +20,7 @@ from retouch.net.cache_headers import (
         ("max-age=60, max-age=90", "", (60, True)),
         ("max-age=60", "45", (15, True)),
         ("max-age=60", "100", (0, True)),
+        ("max-age=60", "45, 90", (15, True)),
         ("max-age=60", "soon", (60, True)),
         ("max-age=soon", "", (0, True)),
         ("max-age", "", (0, True)),

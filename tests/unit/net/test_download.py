@@ -76,6 +76,11 @@ async def test_missing_headers_are_none() -> None:
     assert await fetch(head(200), b"abc") == Download(b"abc", None, None, None, storable=True)
 
 
+@pytest.mark.parametrize("said", ["bytes 0-2/3", "bytes 0-0/1"])
+async def test_a_partial_answer_with_all_the_bytes_is_an_image(said: str) -> None:
+    assert (await fetch(head(206, f"Content-Range: {said}"), b"abc")).body == b"abc"
+
+
 @pytest.mark.parametrize("value", [b"\xff\xfe", b'"' + b"x" * 2000 + b'"', "é".encode()])
 async def test_a_validator_that_is_not_short_ascii_is_dropped(value: bytes) -> None:
     fetched = await fetch(b"HTTP/1.1 200 -\r\nETag: " + value + b"\r\nContent-Length: 0\r\n\r\n")
@@ -110,6 +115,10 @@ async def test_not_modified_is_accepted_only_for_a_conditional_request() -> None
         (head(201), SourceStatusError),
         (head(204), SourceStatusError),
         (head(206), SourceStatusError),
+        (head(206, "Content-Range: bytes 0-2/4") + b"abc", SourceStatusError),
+        (head(206, "Content-Range: bytes 1-3/4") + b"abc", SourceStatusError),
+        (head(206, "Content-Range: bytes 0-2/*") + b"abc", SourceStatusError),
+        (head(201, "Content-Range: bytes 0-2/3") + b"abc", SourceStatusError),
         (head(300), SourceStatusError),
         (head(305), SourceStatusError),
         (head(400), SourceStatusError),
@@ -178,6 +187,20 @@ async def test_a_header_line_that_is_not_http_is_dropped(line: str, at: int) -> 
     lines = ['ETag: "x"', "Content-Length: 3"]
     lines.insert(at, line)
     download = await fetch(head(200, *lines).replace("Ö".encode(), b"\xd6"), b"abc")
+    assert (download.body, download.etag) == (b"abc", '"x"')
+
+
+@pytest.mark.parametrize(
+    "line", ["Transfer-Encoding: identity", "transfer-encoding:Identity ", "Content-Length:"]
+)
+async def test_a_header_that_says_nothing_about_the_length_is_ignored(line: str) -> None:
+    assert (await fetch(head(200, line), b"abc")).body == b"abc"
+    assert (await fetch(head(200, line, "Content-Length: 3"), b"abcdef")).body == b"abc"
+
+
+async def test_a_header_line_that_is_repeated_counts_once() -> None:
+    lines = ["Transfer-Encoding: chunked", 'ETag: "x"'] * 2
+    download = await fetch(head(200, *lines), b"3\r\nabc\r\n0\r\n\r\n")
     assert (download.body, download.etag) == (b"abc", '"x"')
 
 

@@ -71,8 +71,12 @@ def test_an_internet_address_is_public(address: str) -> None:
         ("http://under_score.example/", "http://under_score.example/"),
         ("http://[2606:4700:0:0::1]:443/", "http://[2606:4700::1]:443/"),
         (
-            "http://example.com/%7e/a..;b?q=%20+'\"/../<|>",
-            "http://example.com/%7e/a..;b?q=%20+'\"/../<|>",
+            "http://example.com/%7e/a..;b[1]?q[]=%20+'/..|",
+            "http://example.com/%7e/a..;b[1]?q[]=%20+'/..%7C",
+        ),
+        (
+            'http://example.com/"<a>^`{b}|?"<a>^`{b}|',
+            "http://example.com/%22%3Ca%3E%5E%60%7Bb%7D%7C?%22%3Ca%3E%5E%60%7Bb%7D%7C",
         ),
         ("http://example.com/a/../b/./c/..", "http://example.com/b/"),
         ("http://example.com/../../a//.", "http://example.com/a//"),
