@@ -125,12 +125,16 @@ def _allocate(
     return bias.new_empty(count, weight.shape[0])
 
 
-_operator: Any = torch.library.custom_op("retouch::multiply", multiply_operands, mutates_args=())
-_operator.register_fake(_allocate)
+# Not by `custom_op`, whose wrappers take as long as the launch of several kernels.
+_library: Any = torch.library.Library("retouch", "DEF")
+_library.define("multiply(Tensor?[] first, Tensor?[] second) -> Tensor")
+_library.impl("multiply", multiply_operands, "CompositeExplicitAutograd")
+torch.library.register_fake("retouch::multiply", _allocate)
 
 
 def _multiply(first: Operands, second: Operands | tuple[()] = ()) -> torch.Tensor:
     # Only the compiler needs an operator; a call of one would import the compiler, which takes seconds.
-    multiply: Any = _operator if torch.compiler.is_compiling() else multiply_operands
+    compiling = torch.compiler.is_compiling()
+    multiply: Any = torch.ops.retouch.multiply.default if compiling else multiply_operands
     product: torch.Tensor = multiply(first, second)
     return product[None]
