@@ -126,7 +126,7 @@ def _allocate(
 
 
 # Not by `custom_op`, whose wrappers take as long as the launch of several kernels.
-_library: Any = torch.library.Library("retouch", "DEF")
+_library: Any = torch.library.Library("retouch", "DEF")  # type: ignore[no-untyped-call]
 _library.define("multiply(Tensor?[] first, Tensor?[] second) -> Tensor")
 _library.impl("multiply", multiply_operands, "CompositeExplicitAutograd")
 torch.library.register_fake("retouch::multiply", _allocate)
