@@ -3,21 +3,25 @@
 import base64
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from urllib.parse import parse_qsl
 
 from retouch.net.url import SourceUrl
 
-# Names of query parameters: the signatures of S3, GCS and Alibaba, Azure, CloudFront, Tencent, Akamai
-# and Google's CDN, Discord, Facebook, Alibaba's and Tencent's CDN.
+# Names of query parameters: the signatures of S3, GCS, Alibaba and their like, Azure, CloudFront, Tencent,
+# Akamai and Google's CDN, Discord, Facebook, Alibaba's and Tencent's CDN, ImageKit; then what stands for
+# a login of some hours, as at Backblaze, Google and SharePoint.
 _SIGNATURE = re.compile(
-    r"(x-(amz|goog|oss)|q)-signature|sig|signature|hdnts|hdnea|__token__|__hdnea__"
-    r"|hmac|hm|oh|auth_key|wssecret"
+    r"(x-|x-\w+-|q-)?signature|sig|hdnts|hdnea|__token__|__hdnea__|hmac|hm|oh|auth_key|wssecret|ik-s"
+    r"|authorization|access_token|tempauth"
 )
-# Signatures only beside an expiry: alone they are an id, or a token that lasts.
-_TOKENS = frozenset(["token", "md5", "hash", "st"])
+# Signatures only beside an expiry: alone they are an id, or a token that lasts. `t` is LinkedIn's.
+_TOKENS = frozenset(["token", "md5", "hash", "st", "t"])
+_VENDORS_DATE = re.compile(r"(x-\w+)-date")
 _POLICY_EPOCH = re.compile(rb'"AWS:EpochTime"\s*:\s*(\d+)')
 _AKAMAI_EPOCH = re.compile(r"(?:^|~)exp=(\d+)")
+_JWT_EPOCH = re.compile(rb'"exp"\s*:\s*(\d+)')  # RFC 7519, 4.1.4
 
 
 def valid_for_s(url: SourceUrl, now_s: float) -> float | None:
@@ -37,13 +41,12 @@ def valid_for_s(url: SourceUrl, now_s: float) -> float | None:
 def _expiry_s(query: Mapping[str, str]) -> float | None:
     """Return the expiry in Unix time, None if no parameter says it in a known form."""
     try:
-        for vendor in ("x-amz", "x-goog", "x-oss"):
-            if signed := query.get(f"{vendor}-date"):
-                date = datetime.strptime(f"{signed}+0000", "%Y%m%dT%H%M%SZ%z")
-                return date.timestamp() + int(query[f"{vendor}-expires"])
+        for vendor in filter(None, map(_VENDORS_DATE.fullmatch, query)):
+            date = datetime.strptime(f"{query[vendor[0]]}+0000", "%Y%m%dT%H%M%SZ%z")
+            return date.timestamp() + int(query[f"{vendor[1]}-expires"])
         for name, read in _EXPIRIES.items():
-            if name in query:
-                return read(query[name])
+            if name in query and (expiry_s := read(query[name])):
+                return expiry_s
     except (ValueError, KeyError, OverflowError, TypeError):
         pass
     return None
@@ -60,9 +63,17 @@ def _read_policy(text: str) -> float:
     return float(int(found[1])) if found else 0.0
 
 
-def _read_akamai(text: str) -> float:
-    found = _AKAMAI_EPOCH.search(text)
+def _read_token(text: str) -> float:
+    """Return the expiry in one of Akamai's tokens or a JWT, 0 if there is none."""
+    found = _AKAMAI_EPOCH.search(text) or _JWT_EPOCH.search(_decode_claims(text))
     return float(int(found[1])) if found else 0.0
+
+
+def _decode_claims(token: str) -> bytes:
+    claims = token.split(".")[1] if token.count(".") == 2 else ""  # noqa: PLR2004 - RFC 7519, 3
+    with suppress(ValueError):
+        return base64.urlsafe_b64decode(claims + "=" * (-len(claims) % 4))
+    return b""
 
 
 def _read_epoch(text: str, base: int = 10) -> float:
@@ -73,7 +84,7 @@ _EXPIRIES: Mapping[str, Callable[[str], float]] = {
     "se": _read_iso,
     "policy": _read_policy,
     "q-sign-time": lambda text: _read_epoch(text.partition(";")[2]),
-    **dict.fromkeys(("hdnts", "hdnea", "__token__", "__hdnea__"), _read_akamai),
-    **dict.fromkeys(("expires", "exp", "expire", "expiry", "x-expires", "e"), _read_epoch),
+    **dict.fromkeys(("hdnts", "hdnea", "__token__", "__hdnea__", "token"), _read_token),
+    **dict.fromkeys(("expires", "exp", "expire", "expiry", "x-expires", "e", "ik-t"), _read_epoch),
     **dict.fromkeys(("ex", "oe"), lambda text: _read_epoch(text, 16)),
 }
