@@ -13,12 +13,12 @@ import logging
 import time
 from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Protocol
 
 from retouch import tracing
 from retouch.errors import DownloadFailed, InvalidRequest, Overloaded, StorageError
 from retouch.jobs.records import Accepted, Ended, Records, to_text
 from retouch.logs import event
+from retouch.net.post import Poster
 from retouch.net.url import SourceUrl
 from retouch.schema import Progress
 
@@ -32,20 +32,6 @@ _CLOSE_S = 2.0
 MAX_SENDING = 4096
 """Messages of one process that are not delivered yet; one takes some 10 kB for up to 6 hours."""
 MAX_TRIES_AT_ONCE = 128
-
-
-class Post(Protocol):
-    """Posts to an untrusted URL; `Poster` implements it."""
-
-    def parse(self, text: str) -> SourceUrl:
-        """Return the URL, or raise InvalidRequest."""
-        ...
-
-    async def post(
-        self, url: SourceUrl, body: bytes, headers: Mapping[str, str], *, timeout_s: float
-    ) -> int:
-        """Return the status of the answer."""
-        ...
 
 
 def message_id(accepted: Accepted) -> str:
@@ -92,9 +78,11 @@ class Webhooks:
     time between tries.
     """
 
-    def __init__(self, records: Records, post: Post, secret: bytes, *, scale: float = 1.0) -> None:
+    def __init__(
+        self, records: Records, poster: Poster, secret: bytes, *, scale: float = 1.0
+    ) -> None:
         self._records = records
-        self._post = post
+        self._poster = poster
         self._secret = secret
         self._scale = scale
         self._tries = asyncio.Semaphore(MAX_TRIES_AT_ONCE)
@@ -122,7 +110,7 @@ class Webhooks:
             raise InvalidRequest.for_fields(
                 {"webhook": "is not offered: WEBHOOK_SECRET is not set"}
             )
-        self._post.parse(url)
+        self._poster.parse(url)
 
     def require_room(self) -> None:
         """Require that another message may wait for its receiver.
@@ -200,7 +188,7 @@ class Webhooks:
         """Send a message once; return the status of the answer, or 0 without one."""
         status, reason = 0, "no_answer"
         try:
-            url = self._post.parse(accepted.webhook)
+            url = self._poster.parse(accepted.webhook)
             async with self._tries:
                 status = await self._send(url, name, body)
         except (DownloadFailed, InvalidRequest) as error:
@@ -227,7 +215,7 @@ class Webhooks:
         }
         with tracing.span("webhook.send"):
             headers |= tracing.headers()
-            return await self._post.post(url, body, headers, timeout_s=_TRY_S)
+            return await self._poster.post(url, body, headers, timeout_s=_TRY_S)
 
     async def _is_delivered(self, job_id: str) -> bool:
         try:
