@@ -5,6 +5,7 @@ Of the loads the slowest makes room for a new one.
 
 import asyncio
 import contextlib
+import math
 from collections.abc import AsyncIterator, Iterator
 from weakref import WeakValueDictionary
 
@@ -20,7 +21,7 @@ class Place:
 
     def __init__(self, limiter: "DownloadLimiter") -> None:
         self._limiter = limiter
-        self._began_s: float | None = None
+        self._began_s = math.inf
         self._deadline: asyncio.Timeout | None = None
         self._is_ended = False
         self.held_bytes = 0
@@ -42,8 +43,7 @@ class Place:
             TimeoutError: the time is over.
             DownloadsFull: it made room for another download.
         """
-        if self._began_s is None:
-            self._began_s = asyncio.get_running_loop().time()
+        self._began_s = min(self._began_s, asyncio.get_running_loop().time())
         try:
             async with asyncio.timeout(timeout_s) as self._deadline:
                 yield
@@ -56,15 +56,11 @@ class Place:
 
     def may_end(self, now_s: float) -> bool:
         """Whether its origin is sending and had time to show its rate."""
-        return (
-            self._began_s is not None
-            and self._deadline is not None
-            and now_s - self._began_s >= _MIN_AGE_S
-        )
+        return self._deadline is not None and now_s - self._began_s >= _MIN_AGE_S
 
     def rate(self, now_s: float) -> float:
         """Return the bytes per second since its download began. Only if `may_end`."""
-        return self.held_bytes / (now_s - (self._began_s or 0.0))
+        return self.held_bytes / (now_s - self._began_s)
 
     def end(self, now_s: float) -> None:
         """Interrupt the download."""
