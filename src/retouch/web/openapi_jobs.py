@@ -4,6 +4,7 @@ from typing import Any
 
 _STATUSES = (400, 401, 403, 404, 405, 500, 503)
 _STATUSES_OF_PUT = (409, 413, 415, 429, 499, 504)
+_ID = "^[0-9A-Za-z][0-9A-Za-z_-]{0,127}$"
 _JOB = {"application/json": {"schema": {"$ref": "#/components/schemas/Job"}}}
 
 ACCEPTED_EDIT = {
@@ -15,24 +16,29 @@ ACCEPTED_EDIT = {
 _ACCEPTED = {"description": "The job has not ended.", "content": _JOB}
 
 
-def parameter(name: str, place: str, description: str, *, required: bool) -> dict[str, Any]:
-    """Return a parameter of an operation; `place` is where it stands: path, query or header."""
+def parameter(
+    name: str, place: str, description: str, *, required: bool, **limits: Any
+) -> dict[str, Any]:
+    """Return a text of an operation within `limits`; `place` is where it stands: path, query or header."""
     return {
         "name": name,
         "in": place,
         "required": required,
         "description": description,
-        "schema": {"type": "string"},
+        "schema": {"type": "string", **limits},
     }
 
 
 EDIT_HEADERS = [
-    parameter(name, "header", description, required=False)
-    for name, description in {
-        "Prefer": "respond-async: answer 202 with a job at once.",
-        "Idempotency-Key": "Makes the edit a job that goes on without its caller; the same request with "
-        "the same key gets its answer, and runs again only after a failure that may be retried.",
-    }.items()
+    parameter("Prefer", "header", "respond-async: answer 202 with a job at once.", required=False),
+    parameter(
+        "Idempotency-Key",
+        "header",
+        "Makes the edit a job that goes on without its caller; the same request with the same key gets "
+        "its answer, and runs again only after a failure that may be retried.",
+        required=False,
+        maxLength=255,
+    ),
 ]
 
 
@@ -41,9 +47,10 @@ def jobs_paths(request_body: dict[str, Any]) -> dict[str, Any]:
     ended = {"description": "The job.", "content": _JOB}
     followed = ended | {"x-event-stream": {"$ref": "#/components/schemas/EditEvent"}}
     spelled = "1 to 128 of a-z, 0-9, - and _; A-Z are as a-z."
+    job_id = parameter("id", "path", spelled, required=True, pattern=_ID)
     return {
         "/jobs/{id}": {
-            "parameters": [parameter("id", "path", spelled, required=True)],
+            "parameters": [job_id],
             "put": _describe(
                 "Begin a job under an id of your own",
                 "The same request again returns the job; another one is a conflict. With Accept: "
