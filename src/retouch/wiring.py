@@ -190,8 +190,8 @@ def build_sources(settings: Settings, store: Store, *, exits: AsyncExitStack) ->
     exits.callback(decoder.close)
     sources = SourceLoader(
         store=store,
-        fetch=downloader.fetch,
-        decode=decoder.decode,
+        downloader=downloader,
+        decoder=decoder,
         limiter=DownloadLimiter(
             max_downloads=settings.max_downloads,
             max_bytes=max(
@@ -267,7 +267,7 @@ def _build_adapter_loader(
         return None
     limits = _limit_fetches(settings, settings.lora_url_bytes // URL_FILES)
     loader = AdapterLoader(
-        fetch=Downloader(limits).fetch,
+        downloader=Downloader(limits),
         limiter=DownloadLimiter(max_downloads=MAX_LORAS, max_bytes=limits.max_bytes),
         keeper=engine.keeper,
     )

@@ -56,8 +56,8 @@ class Sharing(RuleBasedStateMachine):
         self.clock = Clock()
         self.sources = SourceLoader(
             store=FakeStore(),
-            fetch=self.origin.fetch,
-            decode=FakeDecoder().decode,
+            downloader=self.origin,
+            decoder=FakeDecoder(),
             limiter=DownloadLimiter(),
             settings=SourceSettings(),
             now=self.clock,

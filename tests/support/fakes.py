@@ -109,8 +109,8 @@ class FakeOrigin:
         *,
         timeout_s: float,
         place: Place,
-        etag: str | None,
-        last_modified: str | None,
+        etag: str | None = None,
+        last_modified: str | None = None,
     ) -> Download:
         assert timeout_s > 0
         self.asked.append(Asked(url.canonical, etag, last_modified))
@@ -341,8 +341,8 @@ def build_test_sources(
 ) -> SourceLoader:
     return SourceLoader(
         store=store,
-        fetch=origin.fetch,
-        decode=(decoder or FakeDecoder()).decode,
+        downloader=origin,
+        decoder=decoder or FakeDecoder(),
         limiter=limiter or DownloadLimiter(),
         settings=settings or SourceSettings(prefix="p/"),
         now=now or Clock(),

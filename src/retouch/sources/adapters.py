@@ -9,9 +9,9 @@ from retouch import tracing
 from retouch.editing.adapter_ports import AdapterKeeper, HeldAdapter
 from retouch.errors import BadInput, DownloadFailed
 from retouch.logs import event
+from retouch.net.download import Downloader
 from retouch.net.download_limiter import DownloadLimiter
 from retouch.net.url import SourceUrl, parse_url
-from retouch.sources.ports import Fetch
 from retouch.sources.single_flight import SingleFlight
 
 _log = logging.getLogger(__name__)
@@ -32,8 +32,10 @@ class AdapterLoader:
     keeper's memory has a bound too.
     """
 
-    def __init__(self, *, fetch: Fetch, limiter: DownloadLimiter, keeper: AdapterKeeper) -> None:
-        self._fetch = fetch
+    def __init__(
+        self, *, downloader: Downloader, limiter: DownloadLimiter, keeper: AdapterKeeper
+    ) -> None:
+        self._downloader = downloader
         self._limiter = limiter
         self._keeper = keeper
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="adapter")
@@ -55,9 +57,7 @@ class AdapterLoader:
     async def _load(self, url: SourceUrl, sha256: str, timeout_s: float) -> HeldAdapter:
         with self._limiter.admit() as place:
             try:
-                download = await self._fetch(
-                    url, timeout_s=timeout_s, place=place, etag=None, last_modified=None
-                )
+                download = await self._downloader.fetch(url, timeout_s=timeout_s, place=place)
             except (BadInput, DownloadFailed) as error:
                 raise _retell(error) from error
             body = download.body or b""

@@ -24,14 +24,15 @@ from retouch.errors import (
     StorageError,
 )
 from retouch.images.kind import MODES, Kind
+from retouch.images.sandbox import Decoder
 from retouch.logs import event
+from retouch.net.download import Downloader
 from retouch.net.download_limiter import DownloadLimiter, Place
 from retouch.net.url import SourceUrl, parse_url
 from retouch.schema import CacheMode, Upload
 from retouch.sources.cache import SourceCache
 from retouch.sources.cache_entry import CachedSource, lifetime_s, sha256_hex
 from retouch.sources.data_url import decode_data_url, is_data_url
-from retouch.sources.ports import Decode, Fetch
 from retouch.sources.signed_url import valid_for_s
 from retouch.sources.single_flight import SingleFlight
 from retouch.sources.trailing_bytes import trim
@@ -92,15 +93,15 @@ class SourceLoader:
         self,
         *,
         store: Store,
-        fetch: Fetch,
-        decode: Decode,
+        downloader: Downloader,
+        decoder: Decoder,
         limiter: DownloadLimiter,
         settings: SourceSettings,
         now: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._fetch = fetch
-        self._decode = decode
+        self._downloader = downloader
+        self._decoder = decoder
         self._settings = settings
         self._now = now
         self._limiter = limiter
@@ -206,7 +207,7 @@ class SourceLoader:
     ) -> Source:
         began = time.perf_counter()
         with tracing.span("source.decode"):
-            decoded = await self._decode(found.body, timeout_s=timeout_s, kind=kind)
+            decoded = await self._decoder.decode(found.body, timeout_s=timeout_s, kind=kind)
         return Source(
             id=source_id,
             content_sha256=found.sha256,
@@ -256,7 +257,7 @@ class SourceLoader:
             raise
 
     async def _ask_origin(self, load: _Load, cached: CachedSource | None) -> CachedSource:
-        download = await self._fetch(
+        download = await self._downloader.fetch(
             load.url,
             timeout_s=self._settings.timeout_s,
             place=load.place,

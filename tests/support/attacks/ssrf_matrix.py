@@ -156,7 +156,7 @@ class LoraRunner(Runner):
             self._limits, Connector(self._limits, resolve=self.resolve, network=self._passage)
         )
         self._loader = AdapterLoader(
-            fetch=fetcher.fetch, limiter=DownloadLimiter(max_bytes=1 << 16), keeper=self
+            downloader=fetcher, limiter=DownloadLimiter(max_bytes=1 << 16), keeper=self
         )
 
     async def call(self, url: str) -> bytes:
@@ -181,8 +181,8 @@ class FieldRunner(Runner):
         )
         self._sources = SourceLoader(
             store=FakeStore(),
-            fetch=fetcher.fetch,
-            decode=FakeDecoder().decode,
+            downloader=fetcher,
+            decoder=FakeDecoder(),
             limiter=DownloadLimiter(),
             settings=SourceSettings(timeout_s=10),
         )

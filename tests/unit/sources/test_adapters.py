@@ -41,7 +41,7 @@ class World:
     def __init__(self, **limits: int) -> None:
         self.origin, self.keeper = FakeOrigin({URL: Page(BODY)}), FakeKeeper()
         limiter = DownloadLimiter(**limits)
-        self.loader = AdapterLoader(fetch=self.origin.fetch, limiter=limiter, keeper=self.keeper)
+        self.loader = AdapterLoader(downloader=self.origin, limiter=limiter, keeper=self.keeper)
 
     async def load(self, url: str = URL, sha256: str = SHA) -> HeldAdapter:
         return await self.loader.load(url, sha256, timeout_s=5)
