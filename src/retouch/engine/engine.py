@@ -23,7 +23,7 @@ from retouch.editing.ports import (
 from retouch.engine.adapters.loaded import LoadedAdapters
 from retouch.engine.attention import NATIVE
 from retouch.engine.block import BlockCall, run_block
-from retouch.engine.branches import BranchInputs, LocalBranches, SplitBranches, Team
+from retouch.engine.branches import BranchInputs, LocalBranches
 from retouch.engine.compilation import BlockCode
 from retouch.engine.guidance import classifier_free_guidance
 from retouch.engine.hooks import (
@@ -41,6 +41,7 @@ from retouch.engine.memory.weights import Weights
 from retouch.engine.precision import Fp16Overflow
 from retouch.engine.preset import PresetFile
 from retouch.engine.schedulers import build_scheduler, start_schedule
+from retouch.engine.team import SplitBranches, Team
 from retouch.engine.text_encoder import PromptTemplate, TextEncoder
 from retouch.engine.vae import SingleFrameVae, draw_noise
 from retouch.errors import EditError, ModelError, NonFiniteResult, OutOfMemory

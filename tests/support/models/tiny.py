@@ -24,11 +24,11 @@ from transformers import (
 from retouch.demo.processor import build_processor
 from retouch.engine.adapters.loaded import LoadedAdapters
 from retouch.engine.block import BlockCall, run_block
-from retouch.engine.branches import Team
 from retouch.engine.engine import QwenEngine
 from retouch.engine.memory.plan import RESIDENT
 from retouch.engine.memory.weights import Weights
 from retouch.engine.preset import PresetFile
+from retouch.engine.team import Team
 from retouch.engine.text_encoder import describe_template
 
 AREA_PX = 128 * 128
