@@ -59,7 +59,7 @@ class Heartbeat:
     async def _write(self, slot: int, progress: Mapping[str, Progress | None]) -> None:
         began_s = time.monotonic()
         jobs = {name: one.model_dump() if one else None for name, one in progress.items()}
-        await self._records.write(f"alive/{self._process}/{slot}", {"jobs": jobs})
+        await self._records.write(f"alive/{self._process}/{slot}", {"jobs": jobs}, is_urgent=True)
         self._written_slot = slot
         self._lease_ends_s = began_s + _LEASE_SLOTS * self._every_s
 

@@ -14,7 +14,7 @@ from retouch.editing.source_set import require_destinations
 from retouch.errors import InvalidRequest, JobConflict, JobNotFound, Overloaded, StorageError
 from retouch.jobs.attempts import accept_attempt
 from retouch.jobs.heartbeat import Heartbeat
-from retouch.jobs.live import Caller, Live, Run
+from retouch.jobs.live import Caller, Live, Run, keep_cancelling
 from retouch.jobs.lookup import JobSettings, Lookup
 from retouch.jobs.records import Accepted, Ended, Records, derive_id, digest, require_job_id
 from retouch.jobs.sweep import Sweeper
@@ -284,15 +284,15 @@ class Jobs:
 
     async def _keep_beating(self) -> None:
         """Write a heartbeat in every slot while there is work, and cancel what is to be cancelled."""
-        while self._live or self._webhooks.sending:
-            try:
-                await self._beat()
-                for job_id, live in list(self._live.items()):
-                    if await self._records.read(f"{job_id}/cancel") is not None:
-                        live.edit.cancel()
-            except StorageError as error:
-                event(_log, "job.heartbeat_failed", level=logging.WARNING, code=error.code)
-            await asyncio.sleep(self._heartbeat.left_in_slot_s)
+        async with asyncio.TaskGroup() as group:
+            reads = group.create_task(keep_cancelling(self._live, self._records, self._heartbeat))
+            while self._live or self._webhooks.sending:
+                try:
+                    await self._beat()
+                except StorageError as error:
+                    event(_log, "job.heartbeat_failed", level=logging.WARNING, code=error.code)
+                await asyncio.sleep(self._heartbeat.left_in_slot_s)
+            reads.cancel()
 
     async def _beat(self) -> None:
         await self._heartbeat.beat({name: live.progress for name, live in self._live.items()})

@@ -2,12 +2,13 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
-from contextlib import ExitStack
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 
-from retouch.errors import Cancelled, EditError, InternalError
-from retouch.jobs.records import Accepted, Ended, describe
+from retouch.errors import Cancelled, EditError, InternalError, StorageError
+from retouch.jobs.heartbeat import Heartbeat
+from retouch.jobs.records import Accepted, Ended, Records, describe
 from retouch.logs import event
 from retouch.schema import EditRequest, EditResult, Job, Progress
 
@@ -85,3 +86,16 @@ class Live:
             event(_log, "job.crashed", level=logging.ERROR, cause=error)
             error = InternalError()
         return Ended.of_error(error, now_s, request_id=self.accepted.request_id)
+
+
+async def keep_cancelling(jobs: Mapping[str, Live], records: Records, heartbeat: Heartbeat) -> None:
+    """Cancel the jobs that another replica was asked to cancel, once in a slot and until cancelled.
+
+    Apart from heartbeats: it takes a read of the store for each job, which may be longer than a slot.
+    """
+    while True:
+        with suppress(StorageError):
+            for job_id, live in list(jobs.items()):
+                if await records.read(f"{job_id}/cancel") is not None:
+                    live.edit.cancel()
+        await asyncio.sleep(heartbeat.left_in_slot_s)

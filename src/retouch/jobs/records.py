@@ -127,10 +127,12 @@ class Records:
         self._store = store
         self._prefix = f"{prefix}jobs/"
         self._threads = ThreadPoolExecutor(8, thread_name_prefix="jobs")
+        self._urgent = ThreadPoolExecutor(1, thread_name_prefix="jobs-urgent")
 
     def close(self) -> None:
         """End the threads once they have nothing left to do; do not wait."""
         self._threads.shutdown(wait=False)
+        self._urgent.shutdown(wait=False)
 
     async def accepted(self, job_id: str) -> Accepted | None:
         """Return the job's acceptance, or None."""
@@ -168,21 +170,22 @@ class Records:
             raise StorageError("the record of a job is damaged", key=key) from error
         return value if isinstance(value, dict) else {}
 
-    async def write(self, name: str, value: Mapping[str, Any]) -> None:
-        """Write an object.
+    async def write(self, name: str, value: Mapping[str, Any], *, is_urgent: bool = False) -> None:
+        """Write an object. An urgent one does not wait behind other calls.
 
         Raises:
             StorageError: it could not be written.
         """
         body = json.dumps(value).encode()
-        await self.run(
+        await tracing.run_in(
+            self._urgent if is_urgent else self._threads,
             lambda: self._store().put(
                 self._prefix + name,
                 body,
                 content_type="application/json",
                 metadata={},
                 timeout_s=_TIMEOUT_S,
-            )
+            ),
         )
 
     async def list(self, folder: str) -> list[str]:

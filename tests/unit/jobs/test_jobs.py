@@ -1,6 +1,7 @@
 """Jobs of two replicas on one store."""
 
 import asyncio
+import threading
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from retouch.jobs.attempts import find_last
 from retouch.jobs.live import Caller
 from retouch.jobs.records import derive_id
 from retouch.schema import EditResult, ErrorBody, Job
+from retouch.storage.port import StoredObject
 
 
 def code(job: Job) -> str:
@@ -63,6 +65,36 @@ async def test_jobs_that_begin_together_write_one_heartbeat() -> None:
     replica = Replica(store, beat_s=86400.0)
     await asyncio.gather(*(replica.jobs.accept(REQUEST, f"a{n}", CALLER) for n in range(20)))
     assert len([key for key in store.puts if "/alive/" in key]) == 1
+
+
+class SlowReads(FakeStore):
+    """A store that answers no read until `may_read` is set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may_read = threading.Event()
+        self.may_read.set()
+
+    def get(self, key: str, *, max_bytes: int, timeout_s: float) -> StoredObject | None:
+        self.may_read.wait()
+        return super().get(key, max_bytes=max_bytes, timeout_s=timeout_s)
+
+
+async def test_heartbeats_go_on_while_all_other_calls_of_the_store_are_slow() -> None:
+    store, pause = SlowReads(), Pause()
+    replica = Replica(store, beat_s=0.1)
+    replica.house.engine.at_step = lambda _: pause.hold()
+    await replica.jobs.accept(REQUEST, "a", CALLER)
+    store.may_read.clear()
+    reads = [asyncio.create_task(replica.jobs.get(f"b{n}", "")) for n in range(20)]
+    try:
+        written = {key for key in store.puts if "/alive/" in key}
+        await until(lambda: len({key for key in store.puts if "/alive/" in key} - written) >= 3)
+    finally:
+        store.may_read.set()
+        pause.release()
+    await asyncio.gather(*reads, return_exceptions=True)
+    assert (await replica.jobs.wait("a", "")).answer
 
 
 async def test_another_replica_answers_with_the_same_end_and_a_new_link() -> None:
