@@ -216,18 +216,12 @@ def _edit_form(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _schemas(max_area_px: int | None) -> dict[str, Any]:
+    received = (EditRequest, ImageOptions)
+    sent = (EditResult, ErrorBody, Progress, Job, ImagesAnswer, ImagesError, ModelList, ServiceInfo)
     _, document = models_json_schema(
         [
-            (EditRequest, "validation"),
-            (EditResult, "serialization"),
-            (ErrorBody, "serialization"),
-            (Progress, "serialization"),
-            (Job, "serialization"),
-            (ImageOptions, "validation"),
-            (ImagesAnswer, "serialization"),
-            (ImagesError, "serialization"),
-            (ModelList, "serialization"),
-            (ServiceInfo, "serialization"),
+            *((model, "validation") for model in received),
+            *((model, "serialization") for model in sent),
         ],
         ref_template="#/components/schemas/{model}",
     )

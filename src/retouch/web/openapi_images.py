@@ -13,7 +13,7 @@ _EVENTS = ["image_edit.partial_image", "image_edit.completed", "error"]
 _EVENT = {  # as OpenAPI has events since 3.2: `data` is a text
     "type": "object",
     "properties": {
-        "event": {"enum": _EVENTS},
+        "event": {"type": "string", "enum": _EVENTS},
         "data": {"type": "string", "contentMediaType": "application/json"},
     },
     "required": ["event", "data"],
@@ -68,12 +68,6 @@ def images_requests(options: dict[str, Any], request: dict[str, Any]) -> dict[st
     """
     url = request["properties"]["image_url"]
     url = {**url["anyOf"][0], **_words(url), "description": "An http, https or data: URL."}
-    image = {
-        "type": "object",
-        "title": "Image reference",
-        "properties": {"image_url": url},
-        "required": ["image_url"],
-    }
     images = {
         "type": "array",
         "items": {"$ref": "#/components/schemas/ImageReference"},
@@ -83,31 +77,25 @@ def images_requests(options: dict[str, Any], request: dict[str, Any]) -> dict[st
         "examples": [[{"image_url": "https://example.com/image.jpg"}]],
     }
     file = FILE | {"description": "The image to edit."}
-    prompt = request["properties"]["prompt"]
+    prompt = {"prompt": request["properties"]["prompt"]}
     fields = options["properties"]
+    unset = {name: _allow_null(field) for name, field in fields.items()}
+    blank = {name: form_field(field) for name, field in fields.items()}
     return {
-        "ImageReference": image,
-        "ImagesRequest": _request(
-            "Images request",
-            {"images": images, "prompt": prompt},
-            {name: _allow_null(field) for name, field in fields.items()},
-        ),
-        "ImagesForm": _request(
-            "Images form",
-            {"image": file, "prompt": prompt},
-            {name: form_field(field) for name, field in fields.items()},
-        ),
+        "ImageReference": _require({"image_url": url}, {}),
+        "ImagesRequest": _require({"images": images, **prompt}, unset),
+        "ImagesForm": _require({"image": file, **prompt}, blank),
     }
 
 
-def _request(title: str, needed: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
-    properties = {**needed, **options}
-    return {"type": "object", "title": title, "properties": properties, "required": [*needed]}
+def _require(needed: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of an object of fields that are `needed`, and `more`."""
+    return {"type": "object", "properties": {**needed, **more}, "required": [*needed]}
 
 
 def _allow_null(field: dict[str, Any]) -> dict[str, Any]:
     """Return the schema of a field that may be null, as OpenAI's clients send what is not set."""
-    return {"anyOf": [field, _NULL], **_words(field)}
+    return field if "anyOf" in field else {"anyOf": [field, _NULL], **_words(field)}
 
 
 def form_field(field: dict[str, Any]) -> dict[str, Any]:
