@@ -108,8 +108,7 @@ def _load_engine(
     clock.end("processor_s")
     adapters, weights = _load_weights(folder, parts, settings, setup, progress)
     clock.end("weights_s")
-    code = _describe_code(settings, setup, parts, adapters, weights)
-    run_block, compiled = _choose_code(settings, setup, code)
+    run_block, code, compiled = _choose_code(settings, setup, parts, adapters, weights)
     if team:
         team.wait_until_loaded()
         if settings.splits_tokens:
@@ -216,39 +215,32 @@ def _load_weights(
     return adapters, weights
 
 
-def _describe_code(
+def _choose_code(
     settings: CheckpointSettings,
     setup: _Setup,
     parts: "Parts",
     adapters: "LoadedAdapters",
     weights: "Weights",
-) -> BlockCode | None:
-    """Describe a block's code, or return None where `keep_code` does not cache it: of shares of the tokens."""
-    place = find_place()
-    if not place or settings.splits_tokens:
-        return None
-    return BlockCode(  # pragma: no cover - needs a GPU
-        *place,
-        config=json.dumps(dict(parts.configs["transformer"]), sort_keys=True),
-        dtype=settings.dtype,
-        attention=setup.attention.name,
-        area_px=setup.preset.area_px,
-        condition_area_px=setup.shape.condition_area_px,
-        fp8=weights.multiplies_fp8,
-        ranks=tuple(adapters.choices),
-        term_layers=tuple(adapters.block_layers),
-    )
-
-
-def _choose_code(
-    settings: CheckpointSettings, setup: _Setup, code: BlockCode | None
-) -> "tuple[BlockCall, bool]":
-    """Return what runs a block, and whether it is compiled."""
+) -> "tuple[BlockCall, BlockCode | None, bool]":
+    """Return what runs a block, its code where that can be cached, and whether it is compiled."""
     from retouch.engine.block import run_block
 
     run: BlockCall = partial(run_block, attend=setup.attention.attend)
+    place, code = find_place(), None
+    if place and not settings.splits_tokens:  # pragma: no cover - needs a GPU
+        code = BlockCode(
+            *place,
+            config=json.dumps(dict(parts.configs["transformer"]), sort_keys=True),
+            dtype=settings.dtype,
+            attention=setup.attention.name,
+            area_px=setup.preset.area_px,
+            condition_area_px=setup.shape.condition_area_px,
+            fp8=weights.multiplies_fp8,
+            ranks=tuple(adapters.choices),
+            term_layers=tuple(adapters.block_layers),
+        )
     compiled = decide(settings.compile, code)
-    return compile_block(run) if compiled else run, compiled
+    return compile_block(run) if compiled else run, code, compiled
 
 
 def _choose_attention(
