@@ -142,12 +142,12 @@ def test_filling_runs_both_kinds_of_block_in_two_sizes(
     seen = list[tuple[int, bool]]()
 
     def compile_block(run_block: Any) -> Any:
-        def run(block: Any, image: Any, text: Any, *rest: Any) -> Any:
+        def run(block: Any, image: Any, text: Any, *rest: Any, exchange: None) -> Any:
             seen.append((image.shape[1], rest[3] is None))
             assert str(image.dtype) == f"torch.{dtype}"
             assert is_fp8(block.attn.to_q) == fp8
             assert not is_fp8(block.img_mod[1])
-            return run_block(block, image, text, *rest)
+            return run_block(block, image, text, *rest, exchange=exchange)
 
         return run
 
@@ -164,10 +164,10 @@ def test_filling_runs_blocks_with_the_terms_of_each_rank(
     seen = list[tuple[int, dict[str, list[tuple[int, ...]]]]]()
 
     def compile_block(run_block: Any) -> Any:
-        def run(block: Any, image: Any, text: Any, *rest: Any) -> Any:
+        def run(block: Any, image: Any, text: Any, *rest: Any, exchange: None) -> Any:
             terms = rest[4]
             seen.append((image.shape[1], {n: [tuple(t.shape) for t in terms[n]] for n in terms}))
-            return run_block(block, image, text, *rest)
+            return run_block(block, image, text, *rest, exchange=exchange)
 
         return run
 
