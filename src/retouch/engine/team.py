@@ -35,10 +35,11 @@ class Team:
     def __init__(self, others: Sequence[RankProcess], *, guidance: bool) -> None:
         self.guidance = guidance
         self._others = others
-        self._groups: Mapping[int, Group] = {}
+        self._groups: dict[int, Group] = {}
         self._busy: Sequence[RankProcess] = ()
         self._size = 1
-        self.close = weakref.finalize(self, _close, others)
+        self._closing = threading.Event()
+        self.close = weakref.finalize(self, _close, others, self._groups, self._closing)
 
     @property
     def processes(self) -> int:
@@ -128,13 +129,13 @@ class Team:
         store, port = ulysses.open_store()
         for rank, other in enumerate(self._others, 1):
             other.send(Join(port, rank, self.processes))
-        self._groups = ulysses.join(port, 0, self.processes, device)
+        self._groups.update(ulysses.join(port, 0, self.processes, device))
         self._busy = self._others
         self.collect()
         self._store = store  # the groups use it
         ends = [os.pidfd_open(other.process.pid) for other in self._others if other.process]
         threading.Thread(
-            target=_end_with, args=(ends, self._others, self._groups), daemon=True
+            target=_end_with, args=(ends, self._others, self._groups, self._closing), daemon=True
         ).start()
 
 
@@ -203,12 +204,19 @@ class SplitBranches:
 
 
 def _end_with(
-    ends: Sequence[int], others: Sequence[RankProcess], groups: Mapping[int, Group]
+    ends: Sequence[int],
+    others: Sequence[RankProcess],
+    groups: Mapping[int, Group],
+    closing: threading.Event,
 ) -> None:
-    """End all once one has ended: a GPU would wait for it in an exchange for ever."""
+    """End all once one has ended: a GPU would wait for it in an exchange for ever.
+
+    But not as they close: the interpreter may be on its way out, and would stop this thread within NCCL.
+    """
     if ends:
         wait(ends)
-        _end(others, groups)
+        if not closing.is_set():
+            _end(others, groups)
     for descriptor in ends:
         os.close(descriptor)
 
@@ -216,14 +224,22 @@ def _end_with(
 def _end(others: Sequence[RankProcess], groups: Mapping[int, Group]) -> None:
     for other in others:
         other.kill()
+    _abort(groups)
+
+
+def _close(
+    others: Sequence[RankProcess], groups: Mapping[int, Group], closing: threading.Event
+) -> None:
+    closing.set()
+    for other in others:
+        other.close()
+    _abort(groups)
+
+
+def _abort(groups: Mapping[int, Group]) -> None:
     for group in groups.values():
         with suppress(RuntimeError):  # it is aborted
             group.abort()
-
-
-def _close(others: Sequence[RankProcess]) -> None:
-    for other in others:
-        other.close()
 
 
 def start_team(settings: object, device: torch.device, *, processes: int, guidance: bool) -> Team:
