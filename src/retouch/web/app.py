@@ -4,6 +4,7 @@ BentoML answers unknown routes, malformed bodies and crashes in forms of its own
 `/edit` is answered here, with `Retouch.edit` as its description in `/schema.json`.
 """
 
+import asyncio
 import json
 import logging
 import re
@@ -73,6 +74,7 @@ class App:
         """
         self._app = app
         self._closes = closes
+        self._turn = asyncio.Lock()
         self._host = host
         self._metrics = metrics
         settings = host.settings
@@ -118,10 +120,14 @@ class App:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        began = time.perf_counter()
+        if scope["method"] in {"POST", "PUT"}:
+            # Of a burst one begins in each pass of the event loop: others, such as probes, go between.
+            async with self._turn:
+                await asyncio.sleep(0)
         scope.setdefault("app", self)  # without one, Starlette's routes answer errors themselves
         ids = _name_request(Headers(scope=scope))
         scope.setdefault("state", {}).update(ids)
-        began = time.perf_counter()
         status = 0
         hold = begin_hold(scope, ids["request_id"])
 

@@ -1,3 +1,4 @@
+import asyncio
 import logging
 import shutil
 from collections.abc import AsyncIterator
@@ -43,6 +44,20 @@ async def test_while_the_model_loads_health_says_so() -> None:
         assert response.headers["retry-after"] == "5"
         response = await http.get("/ping")
         assert (response.status_code, response.content) == (204, b"")
+
+
+async def test_a_burst_of_requests_does_not_delay_a_probe() -> None:
+    answered: list[str] = []
+
+    async def ask(method: str, path: str) -> None:
+        await http.request(method, path, content=b"no JSON")
+        answered.append(path)
+
+    async with client() as http, asyncio.TaskGroup() as group:
+        for _ in range(100):
+            group.create_task(ask("POST", "/edit"))
+        group.create_task(ask("GET", "/livez"))
+    assert answered.index("/livez") < 50
 
 
 async def test_once_the_model_is_warm_health_names_it() -> None:
