@@ -6,8 +6,6 @@ Reads a `BlockCode` as JSON. The model has two blocks, as the last has code of i
 import json
 import os
 import sys
-import threading
-import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import product
@@ -28,6 +26,7 @@ from retouch.engine.memory.param_view import view_operand
 from retouch.engine.memory.quantization import Quantization
 from retouch.engine.modulation import ModulationCache
 from retouch.engine.packing.rows import Fp8Operand
+from retouch.engine.parent import watch_parent
 from retouch.engine.rotary import Grid
 from retouch.engine.transformer import Transformer
 
@@ -36,7 +35,6 @@ _TEXT_TOKENS = 1024
 _TOKEN_PX = 16
 _WIDER_PX = 32
 _LOWEST_PRIORITY = 19
-_CHECK_EVERY_S = 1.0
 
 
 class EmptyWeights:
@@ -140,16 +138,9 @@ def empty_tokens(grid: Grid, channels: int, device: torch.device) -> torch.Tenso
     return torch.zeros(1, grid[0] * grid[1], channels, device=device)
 
 
-def end_with_parent(parent: int) -> None:
-    """End the process once `parent` is no longer the parent."""
-    while os.getppid() == parent:
-        time.sleep(_CHECK_EVERY_S)
-    os._exit(1)  # pragma: no cover - ends the test too
-
-
 def main() -> None:  # pragma: no cover - needs a GPU
     """Fill the cache for the `BlockCode` on standard input."""
-    threading.Thread(target=end_with_parent, args=(os.getppid(),), daemon=True).start()
+    watch_parent()
     os.nice(_LOWEST_PRIORITY)
     code = BlockCode(**json.load(sys.stdin))
     device = torch.device("cuda")

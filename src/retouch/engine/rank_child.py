@@ -8,8 +8,6 @@ import os
 import pickle
 import signal
 import sys
-import threading
-import time
 import traceback
 from contextlib import suppress
 from multiprocessing.connection import Connection
@@ -21,13 +19,13 @@ from retouch import logs
 from retouch.engine.branches import LocalBranches, Velocities
 from retouch.engine.checkpoint.find import CheckpointSettings
 from retouch.engine.checkpoint.load import load
+from retouch.engine.parent import watch_parent
 from retouch.engine.rank_process import Answer, Begin, Cast, Join, Step
 from retouch.engine.ulysses import WHOLE, Share, join
 from retouch.errors import EditError
 from retouch.logs import event
 
 _log = logging.getLogger(__name__)
-_CHECK_EVERY_S = 1.0
 
 
 def main() -> None:
@@ -35,7 +33,7 @@ def main() -> None:
     connection = Connection(int(sys.argv[1]))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)  # the other process lets its edits end first
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    watch_parent()
     try:
         settings: CheckpointSettings = pickle.loads(connection.recv_bytes())  # noqa: S301 - our parent
         logs.install("WARNING", secrets=[settings.hf_token] if settings.hf_token else [])
@@ -107,13 +105,6 @@ class Rank:
 
 def _send(connection: Any, answer: Answer) -> None:
     connection.send_bytes(pickle.dumps(answer))
-
-
-def _end_with(parent: int) -> None:
-    """End when the parent has, also in the middle of a step that hangs."""
-    while os.getppid() == parent:
-        time.sleep(_CHECK_EVERY_S)
-    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 import json
 import logging
-import os
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -176,14 +175,3 @@ def test_filling_runs_blocks_with_the_terms_of_each_rank(
     fill_code_cache.fill(code, Attention(NATIVE, attend_native), torch.device("cpu"))
     terms = {"attn.to_q": [(16, 32), (32, 16)]}
     assert seen == [(32, {})] * 2 + [(40, {})] * 2 + [(32, terms)] * 2 + [(40, terms)] * 2
-
-
-def test_a_child_ends_once_its_parent_is_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Ended(Exception): ...
-
-    def end(status: int) -> None:
-        raise Ended(status)
-
-    monkeypatch.setattr(os, "_exit", end)
-    with pytest.raises(Ended):
-        fill_code_cache.end_with_parent(os.getppid() + 1)
