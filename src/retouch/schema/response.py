@@ -110,7 +110,7 @@ class Meta(BaseModel):
     source: SourceMeta = Field(description="The source image, or the first of several.")
     sources: list[SourceMeta] = Field(
         description="All source images, in the order of the request.",
-        examples=[[{"width": 1600, "height": 1200, "format": "jpeg", "bytes": 482113}]],
+        examples=[[{name: (of.examples or [])[0] for name, of in SourceMeta.model_fields.items()}]],
     )
     timings_ms: Timings = Field(description="Milliseconds of each phase.")
     reused: bool = Field(

@@ -47,7 +47,9 @@ def test_every_reference_leads_somewhere() -> None:
 
 
 @pytest.mark.parametrize("name", DOCUMENT["components"]["schemas"])
-def test_every_schema_is_json_schema_whose_fields_have_descriptions_and_examples(name: str) -> None:
+def test_every_schema_is_json_schema_whose_fields_have_descriptions_and_valid_examples(
+    name: str,
+) -> None:
     schema = DOCUMENT["components"]["schemas"][name]
     Draft202012Validator.check_schema(schema)
     for field, of in schema.get("properties", {}).items():
@@ -56,6 +58,8 @@ def test_every_schema_is_json_schema_whose_fields_have_descriptions_and_examples
         assert of.get("description") or target.get("description"), field
         is_file = of.get("format") == "binary"  # JSON has no example of one
         assert "$ref" in of or of.get("examples") or is_file, field
+        validator = Draft202012Validator({**of, "components": DOCUMENT["components"]})
+        assert all(validator.is_valid(example) for example in of.get("examples", ())), field
 
 
 def test_the_example_is_valid_under_the_schema() -> None:
