@@ -165,9 +165,9 @@ def test_a_repeated_prompt_and_image_are_encoded_once_and_give_the_same_bits() -
 def test_both_branches_go_through_a_block_before_the_next() -> None:
     order: list[torch.nn.Module] = []
 
-    def record(block: torch.nn.Module, *rest: Any) -> Any:
+    def record(block: torch.nn.Module, *rest: Any, exchange: None) -> Any:
         order.append(block)
-        return run_block(block, *rest)
+        return run_block(block, *rest, exchange=exchange)
 
     engine = build_tiny(run_block=record)
     edit(engine, replace(WORK, steps=2))

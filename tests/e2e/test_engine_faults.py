@@ -28,9 +28,9 @@ def engine() -> QwenEngine:
 def test_steps_are_reported_before_they_run_and_the_phases_timed() -> None:
     reported, forwards = [], []
 
-    def record(*block_and_streams: Any) -> Any:
+    def record(*block_and_streams: Any, exchange: None) -> Any:
         forwards.append(len(reported))
-        return run_block(*block_and_streams)
+        return run_block(*block_and_streams, exchange=exchange)
 
     engine = build_tiny(run_block=record)
     _, edited = run_edit(engine, [IMAGE], WORK, on_step=lambda *step: reported.append(step))

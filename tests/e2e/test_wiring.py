@@ -43,9 +43,9 @@ def test_compiled_code_is_made_at_the_start_for_two_sizes(
     sizes = set()
 
     def compile_block(run_block: Any) -> Any:
-        def run(block: Any, image: Any, *rest: Any) -> Any:
+        def run(block: Any, image: Any, *rest: Any, exchange: None) -> Any:
             sizes.add(image.shape[1])
-            return run_block(block, image, *rest)
+            return run_block(block, image, *rest, exchange=exchange)
 
         return run
 
