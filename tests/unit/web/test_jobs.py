@@ -6,7 +6,7 @@ from typing import Any
 import httpx
 import pytest
 from pydantic import SecretStr
-from support.fakes import House, Pause, until
+from support.fakes import URL, House, Page, Pause, settle, until
 from support.replicas import SECRET
 from support.web import BODY, client, open_host, parse_events, require_error, settings
 
@@ -62,6 +62,22 @@ async def test_a_put_begins_a_job_once() -> None:
         require_error(await http.put("/jobs/mine", json={**BODY, "seed": 1}), JobConflict)
         require_error(await http.put("/jobs/not.mine", json=BODY), InvalidRequest)
     assert len(house.engine.edits) == 1
+
+
+async def test_half_of_the_downloads_serve_jobs_and_the_other_jobs_wait() -> None:
+    house = House()
+    urls = [f"{URL}&{n}" for n in range(5)]
+    house.origin.pages |= {url: Page() for url in urls}
+    house.origin.is_open.clear()
+    async with client(host=open_host(settings(max_downloads=4), house)) as http:
+        for n, url in enumerate(urls):
+            await http.put(f"/jobs/a{n}", json={**BODY, "image_url": url})
+        await until(lambda: house.origin.flying == 2)
+        await settle()
+        assert house.origin.flying == 2
+        house.origin.is_open.set()
+        jobs = [await ended(http, f"/jobs/a{n}") for n in range(5)]
+    assert {job["state"] for job in jobs} == {"completed"}
 
 
 async def test_an_id_in_capitals_is_the_same_job() -> None:
