@@ -30,6 +30,8 @@ from support.attacks.raw_http import MIB, Call, fault, get, post, send
 from support.attacks.slow_clients import SLOW, Watch, connect, count, hold_slow, push, time_calls
 from support.servers.bentoml_service import Service, serving
 
+from retouch.schema import BLANK_PATTERN
+
 HOOKS = str(Path(__file__).parents[1] / "e2e" / "schemathesis_hooks.py")
 KEY = "key-" + "5d1f0c" * 6
 # 25 MiB of image, in base64, and 64 KiB.
@@ -37,7 +39,7 @@ MAX_BODY_BYTES = 2 * 26_214_400 * 4 // 3 + 65536
 # One whole body, its pieces before they are joined, and garbage not yet collected.
 GROWTH_BAR_BYTES = 4 * MAX_BODY_BYTES
 LIVE = Call("health", get(b"/readyz"), frozenset({200}))
-BLANKS: list[dict[str, str]] = [{"type": "null"}, {"type": "string", "pattern": r"^\s*$"}]
+BLANKS: list[dict[str, str]] = [{"type": "null"}, {"type": "string", "pattern": BLANK_PATTERN}]
 CONFIG = """
 [[operations]]
 include-path = "/jobs/{id}"

@@ -6,6 +6,7 @@ JSON Schema and OpenAPI are generated from these models, so every field has a de
 
 from retouch.schema.faults import invalid_request as invalid_request
 from retouch.schema.fields import (
+    BLANK_PATTERN as BLANK_PATTERN,
     MAX_IMAGES as MAX_IMAGES,
     MAX_PROMPT_TOKENS as MAX_PROMPT_TOKENS,
     MAX_STEPS as MAX_STEPS,

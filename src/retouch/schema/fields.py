@@ -25,7 +25,11 @@ MAX_SIDE_PX = 2048
 # The markers of the text encoder's chat template; a prompt must not open or close a turn.
 _CONTROL_TOKEN = re.compile(r"<\|.*?\|>", re.DOTALL)
 _URL_PATTERN = "^([hH][tT][tT][pP][sS]?://|[dD][aA][tT][aA]:)"
-PROMPT_PATTERN = r"^(?![\s\S]*<\|[\s\S]*\|>)[\s\S]*\S[\s\S]*$"
+# What Python strips; JSON Schema's \s lacks the control characters.
+_SPACES = r"\s\x1c-\x1f\x85"
+BLANK_PATTERN = rf"^[{_SPACES}]*$"
+NOT_BLANK = rf"[^{_SPACES}]"
+PROMPT_PATTERN = rf"^(?![\s\S]*<\|[\s\S]*\|>)[\s\S]*{NOT_BLANK}[\s\S]*$"
 TEXT_PATTERN = r"^(?![\s\S]*<\|[\s\S]*\|>)[\s\S]*$"
 
 # How JPEG, PNG, GIF, WebP, TIFF, AVIF and HEIC files begin in base64.

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 
 from pydantic import JsonValue
 
+from retouch.schema.fields import NOT_BLANK
+
 # A whole request. Not in the model, because BentoML's schema ignores examples.
 EXAMPLE: Mapping[str, object] = {
     "image_url": "https://example.com/image.jpg",
@@ -18,7 +20,7 @@ EXAMPLE: Mapping[str, object] = {
 }
 
 _INTEGER: JsonValue = {"type": "integer"}
-_URL: JsonValue = {"type": "string", "pattern": r"\S"}
+_URL: JsonValue = {"type": "string", "pattern": NOT_BLANK}
 
 
 def _give(**fields: JsonValue) -> dict[str, JsonValue]:

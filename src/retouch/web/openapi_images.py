@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from retouch.schema import MAX_IMAGES
+from retouch.schema import BLANK_PATTERN, MAX_IMAGES
 
 _STATUSES = (400, 401, 403, 405, 413, 415, 429, 499, 500, 502, 503, 504)
 _NULL = {"type": "null"}
-_BLANK = {"type": "string", "pattern": r"^\s*$"}
+_BLANK = {"type": "string", "pattern": BLANK_PATTERN}
 FILE = {"type": "string", "format": "binary"}
 """A file in a form. It has no example: none can be written in JSON."""
 _EVENTS = ["image_edit.partial_image", "image_edit.completed", "error"]

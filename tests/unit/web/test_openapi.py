@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -135,6 +136,15 @@ def test_a_form_is_valid_under_its_schema_if_the_service_takes_it(
         return
     with pytest.raises(InvalidRequest):
         parse_edit_form(Form(texts, files))
+
+
+def test_spaces_are_those_of_the_service_whatever_a_reader_of_patterns_takes_for_one() -> None:
+    schemas = DOCUMENT["components"]["schemas"]
+    prompt = schemas["EditRequest"]["properties"]["prompt"]["pattern"]
+    blank = schemas["EditForm"]["properties"]["seed"]["anyOf"][-1]["pattern"]
+    # As in JSON Schema, \s has no control characters here but those of C.
+    assert not re.search(prompt, "\x1c\x1f\x85", re.ASCII)
+    assert re.search(blank, "\x1c\x1f\x85", re.ASCII)
 
 
 def test_openais_fields_may_be_null_in_json_and_blank_in_a_form() -> None:
