@@ -93,8 +93,6 @@ class DownloadLimiter:
         self._max_downloads = max_downloads
         self._max_bytes = max_bytes
         self._places: set[Place] = set()
-        self.with_request = asyncio.Semaphore(max(1, max_downloads // 2))
-        """For sources that come with a request: no origin is slow, so they wait for one another."""
 
     @contextlib.contextmanager
     def admit(self) -> Iterator[Place]:

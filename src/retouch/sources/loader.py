@@ -145,11 +145,10 @@ class SourceLoader:
     ) -> Source:
         """Return the picture; concurrent calls for one URL share one cache read and one download."""
         if isinstance(image, Upload) or is_data_url(image):
-            async with self._limiter.with_request:
-                with self._limiter.admit() as place:
-                    found = await self._read_image(image)
-                    place.hold(len(found.body))
-                    return await self._decode_source(found.sha256, found, kind, timeout_s=timeout_s)
+            with self._limiter.admit() as place:
+                found = await self._read_image(image)
+                place.hold(len(found.body))
+                return await self._decode_source(found.sha256, found, kind, timeout_s=timeout_s)
         url = parse_url(image)
         source_id = _hash_url(url)
         if cache == "default":

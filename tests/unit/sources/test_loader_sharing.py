@@ -179,13 +179,6 @@ async def test_a_load_holds_its_place_until_the_image_is_decoded() -> None:
     await world.refused(SourceStatusError, URL + "&2")  # asked, so the refusal was not remembered
 
 
-async def test_sources_that_come_with_their_requests_wait_for_a_place() -> None:
-    world = World(limiter=DownloadLimiter(max_downloads=4))
-    url = f"data:;base64,{base64.b64encode(PNG).decode()}"
-    loaded = await asyncio.gather(*(world.load(url) for _ in range(20)))
-    assert {source.size_bytes for source in loaded} == {len(PNG)}
-
-
 @pytest.mark.parametrize("kind", ["cached", "fetched", "data"])
 async def test_the_bytes_of_every_kind_of_source_count(kind: str) -> None:
     world = World()
