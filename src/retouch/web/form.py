@@ -28,7 +28,7 @@ FIELDS: Mapping[str, Any] = EditRequest.model_json_schema()["properties"]
 """The schemas of the fields of a request."""
 _TEXT_KINDS = (b"text/", b"application/json")  # OpenAPI 3 sends lists as JSON
 _NUMBER = re.compile(r"[+-]?(\d{1,15}\.?\d{0,15}|\.\d{1,15})")
-_TRUTHS = {"true": True, "on": True, "false": False, "off": False}
+_TRUTHS = {"true": True, "on": True, "1": True, "false": False, "off": False, "0": False}
 _INDEX = re.compile(r"\[\d*\]$")  # image[] and image[0] of JavaScript and PHP
 
 
@@ -201,7 +201,7 @@ def read_texts(
     """Return the texts of a form as the types of the `known` fields; wrong ones stay texts.
 
     A blank text is as none, except for the prompt. Numbers and truth values may be spelled as in shells,
-    Python and HTML. A list is one JSON text, or a text for each item, as OpenAPI 3.1 encodes it.
+    Python, PHP and HTML. A list is one JSON text, or a text for each item, as OpenAPI 3.1 encodes it.
 
     Raises:
         InvalidRequest: a field is given twice.
@@ -218,7 +218,10 @@ def read_texts(
             raise InvalidRequest.for_fields({name[:64]: "is given twice"})
         if name in known and name != "prompt" and not text.strip():
             continue
-        value = text if "string" in kinds else _parse(text)
+        if "boolean" in kinds:
+            value: object = _TRUTHS.get(text.strip().lower(), text)
+        else:
+            value = text if "string" in kinds else _parse(text)
         if "array" in kinds:
             lists.setdefault(name, []).extend(value if isinstance(value, list) else [value])
         else:
@@ -231,4 +234,4 @@ def _parse(text: str) -> object:
         return from_json(text, allow_inf_nan=False)
     except ValueError:
         plain = text.strip().lower()
-        return float(plain) if _NUMBER.fullmatch(plain) else _TRUTHS.get(plain, text)
+        return float(plain) if _NUMBER.fullmatch(plain) else text

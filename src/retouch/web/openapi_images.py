@@ -7,6 +7,10 @@ from retouch.schema import BLANK_PATTERN, MAX_IMAGES
 _STATUSES = (400, 401, 403, 405, 413, 415, 429, 499, 500, 502, 503, 504)
 _NULL = {"type": "null"}
 _BLANK = {"type": "string", "pattern": BLANK_PATTERN}
+_DIGITS = [
+    {"type": "integer", "minimum": 0, "maximum": 1},
+    {"type": "string", "pattern": rf"{BLANK_PATTERN}|^[01]$"},
+]
 FILE = {"type": "string", "format": "binary"}
 """A file in a form. It has no example: none can be written in JSON."""
 _EVENTS = ["image_edit.partial_image", "image_edit.completed", "error"]
@@ -99,8 +103,10 @@ def _allow_null(field: dict[str, Any]) -> dict[str, Any]:
 
 
 def form_field(field: dict[str, Any]) -> dict[str, Any]:
-    """Return the schema of a field in a form: it may be blank, and only a number may be `null`."""
+    """Return the schema of a field in a form: it may be blank, a truth 0 or 1, and only a number `null`."""
     kinds = field.get("anyOf", [field])
+    if kinds[0].get("type") == "boolean":
+        return {"anyOf": [*kinds, *_DIGITS], **_words(field)}
     kinds = kinds[:1] if kinds[0].get("type") in ("string", "array") else kinds
     return {"anyOf": [*kinds, _BLANK], **_words(field)}
 

@@ -110,6 +110,8 @@ def test_texts_become_the_types_of_their_fields() -> None:
         ("seed", " 007 ", 7),
         ("webhook_progress", "True", True),
         ("webhook_progress", "off", False),
+        ("webhook_progress", "1", True),
+        ("webhook_progress", "0", False),
     ],
 )
 def test_numbers_and_truth_values_may_be_spelled_as_elsewhere(
