@@ -125,8 +125,7 @@ def run_block(  # noqa: PLR0913, PLR0917 - compiled as one function of tensors
     query, key, operands = project(block, image, text, modulation, angles, *rest, size)
 
     def make_value() -> torch.Tensor:
-        value, heads = linear_joined(*operands), block.attn.heads
-        value = value.view(1, -1, heads, value.shape[2] // heads)
+        value = linear_joined(*operands).view(1, -1, block.attn.heads, key.shape[-1])
         return split_heads(value, value.dtype, size)
 
     if exchange:

@@ -66,8 +66,17 @@ class Share:
         given, got = (of_first, mine) if from_first else (mine, of_first)
         sent = tokens[0, : sum(given)].contiguous()
         into = sent.new_empty(sum(got), sent.shape[1])
-        self.group.alltoall_base(into, sent, got, given).wait()
+        self.swap(into, sent, got, given).wait()
         return into[None]
+
+    def swap(
+        self, into: torch.Tensor, sent: torch.Tensor, got: Sequence[int], given: Sequence[int]
+    ) -> Any:
+        """Begin to send each process its `given` rows of `sent`; `got` rows of each come into `into`.
+
+        Wait for what is returned before `into` is read.
+        """
+        return self.group.alltoall_base(into, sent, list(got), list(given))
 
     def count(self, counts: Sequence[int]) -> list[int]:
         """Return how many tokens each share has, of streams of `counts` tokens.
@@ -123,7 +132,7 @@ class Exchange:
         size, tokens = mine.shape[:2]
         sent = mine.view(_WORD).flatten(0, 1)
         every = sent.new_empty(sum(counts), *sent.shape[1:])
-        exchanged = self._swap(every, sent, counts, [tokens] * size)
+        exchanged = self.share.swap(every, sent, counts, [tokens] * size)
 
         def receive() -> torch.Tensor:
             exchanged.wait()
@@ -136,15 +145,10 @@ class Exchange:
         size, tokens = self.share.size, counts[self.share.rank]
         sent = mine[0].contiguous().view(_WORD)
         got = sent.new_empty(size * tokens, *sent.shape[1:])
-        self._swap(got, sent, [tokens] * size, counts).wait()
+        self.share.swap(got, sent, [tokens] * size, counts).wait()
         # (size x own token, h / size, c) -> (1, own token, h, c)
         heads = got.view(size, tokens, *sent.shape[1:]).transpose(0, 1).flatten(1, 2)
         return heads.view(mine.dtype)[None]
-
-    def _swap(
-        self, into: torch.Tensor, sent: torch.Tensor, got: Sequence[int], given: Sequence[int]
-    ) -> Any:
-        return self.share.group.alltoall_base(into, sent, list(got), list(given))
 
 
 def split_heads(heads: torch.Tensor, dtype: torch.dtype, size: int) -> torch.Tensor:

@@ -29,7 +29,7 @@ def build_jobs(host: ModelHost, run: Run) -> Jobs:
             max_unfinished=settings.max_queue + 1,
             allowed_source_hosts=frozenset(settings.allowed_source_hosts),
         ),
-        # A source over MAX_DOWNLOADS is refused, which is no answer to an accepted job.
+        # Over MAX_DOWNLOADS a source is refused: an accepted job waits instead.
         run=LoadingLine(run, max_loading=max(1, settings.max_downloads // 2)).run,
         require_ready=lambda: host.editor,
         webhooks=Webhooks(records, Poster(limits), secret),

@@ -41,7 +41,7 @@ class Terms:
 NO_TERMS = Terms()
 _NONE: dict[str, Term] = {}
 _COPIED_BYTES = 1 << 25
-"""Terms are made of so many bytes of float32 at once: of more at once fewer launches, but more memory."""
+"""Of float32, made into terms at once: more would need fewer launches and more memory."""
 
 
 def pad_rank(rank: int) -> int:
