@@ -89,7 +89,7 @@ def compute_velocity(
         conditions=[condition], texts=[text], grids=[(side, side)] * 2
     )
     modulation = ModulationCache(weights).get(torch.tensor([TIMESTEP]))
-    return transformer.forward(latents.to(device), conditioning, modulation, 0)[0]
+    return transformer.forward(latents.to(device), conditioning, modulation.of_step(0))[0]
 
 
 def main() -> None:

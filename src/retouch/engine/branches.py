@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
@@ -10,6 +11,7 @@ from retouch.engine.adapters.loaded import LoadedAdapters
 from retouch.engine.block import BlockCall
 from retouch.engine.memory.weights import Weights
 from retouch.engine.modulation import ModulationCache
+from retouch.engine.recording import RecordedSteps, record_graphs
 from retouch.engine.rotary import Grid
 from retouch.engine.transformer import Transformer
 from retouch.engine.ulysses import WHOLE, Share
@@ -73,9 +75,12 @@ class LocalBranches:
             terms=terms,
             share=share,
         )
-        return lambda latents, step: self._transformer.forward(
-            latents, conditioning, modulation, step
-        )
+        forward = partial(self._transformer.forward, conditioning=conditioning)
+        # Streamed weights come at other times in each step. Without an exchange the CPU is fast enough.
+        is_resident = self.device.type == "cuda" and not self._weights.plan.slots
+        if share.size > 1 and is_resident:  # pragma: no cover - needs GPUs
+            return RecordedSteps(forward, modulation, record_graphs)
+        return lambda latents, step: forward(latents, modulation=modulation.of_step(step))
 
     def has(self, loras: Sequence[AppliedAdapter]) -> bool:
         """Whether the adapters came with the checkpoint: then every process that loaded it has them."""

@@ -120,7 +120,7 @@ def fill(code: BlockCode, attention: Attention, device: torch.device) -> None:
                 terms=stand_in.make_terms(rank, code.term_layers),
             )
             latents = empty_tokens(result, config["in_channels"], device)
-            transformer.forward(latents, conditioning, modulation, 0)
+            transformer.forward(latents, conditioning, modulation.of_step(0))
     code.mark_cached()
 
 

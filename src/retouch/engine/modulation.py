@@ -6,7 +6,7 @@ for all its steps in one product a block, and kept.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from cachetools import LRUCache
@@ -19,6 +19,14 @@ from retouch.engine.memory.weights import Weights
 
 MAX_TABLE_BYTES = 1 << 30
 """Host memory for tables: of the full model in half precision, 8 of 30 steps or 60 of 4 steps."""
+
+
+class StepModulation(NamedTuple):
+    """What a `ModulationTable` has of one step: (block, 6, row, dim), (block, 6, 1, dim) and (2, 1, dim)."""
+
+    image: torch.Tensor
+    text: torch.Tensor
+    last: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -38,6 +46,10 @@ class ModulationTable:
     def size_bytes(self) -> int:
         """Bytes of the table."""
         return self.image.nbytes + self.text.nbytes + self.last.nbytes
+
+    def of_step(self, step: int) -> StepModulation:
+        """Return views of what one step needs."""
+        return StepModulation(self.image[step], self.text[step], self.last[step])
 
     def to(self, device: torch.device) -> "ModulationTable":
         """Return the table on `device`; the same tensors if it is there already."""

@@ -2,6 +2,7 @@
 
 import os
 import threading
+import traceback
 import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -197,6 +198,7 @@ class SplitBranches:
             return here(latents, step)
         except Exception as error:
             if size > 1:  # the others wait for this one in an exchange, or it failed with them
+                traceback.clear_frames(error.__traceback__)  # they hold a recording of the exchange
                 self._team.end()
             if size == 1 or not isinstance(error, torch.OutOfMemoryError):
                 self._team.collect()  # which raises what is known of the others

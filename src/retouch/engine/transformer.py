@@ -7,7 +7,7 @@ the modulation read from a table.
 Shapes as in `block`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -17,9 +17,13 @@ from retouch.engine.adapters.terms import NO_TERMS, Terms
 from retouch.engine.block import BlockCall, modulate
 from retouch.engine.linear import linear
 from retouch.engine.memory.weights import Weights
-from retouch.engine.modulation import ModulationTable
+from retouch.engine.modulation import StepModulation
 from retouch.engine.rotary import Grid, rotary_embedding
 from retouch.engine.ulysses import WHOLE, Exchange, Share
+
+
+def _do_nothing() -> None:
+    pass
 
 
 @dataclass(frozen=True)
@@ -111,12 +115,13 @@ class Transformer:
         self,
         latents: torch.Tensor,
         conditioning: Conditioning,
-        modulation: ModulationTable,
-        step: int,
+        modulation: StepModulation,
+        *,
+        after_block: Callable[[], None] = _do_nothing,
     ) -> list[torch.Tensor]:
         """Return each branch's velocity in float32 for `latents` (1, token, 4 channels).
 
-        Of the processes that share the tokens the first has all of both, and the others none.
+        Calls `after_block` after each block. Of the processes that share the tokens the first has all of both, and the others none.
         """
         module, terms, share = self._module, conditioning.terms, conditioning.share
         exchange = conditioning.branches[0].exchange
@@ -131,14 +136,15 @@ class Transformer:
                 streams[at] = self._run_block(
                     block,
                     *streams[at],
-                    (modulation.image[step, index], modulation.text[step, index]),
+                    (modulation.image[index], modulation.text[index]),
                     branch.angles,
                     conditioning.is_condition,
                     latents.shape[1] if index == last else None,
                     terms.of_block(index),
                     exchange=branch.exchange,
                 )
-        scale, shift = modulation.last[step]
+            after_block()
+        scale, shift = modulation.last
         norm = module.norm_out.norm
         term = terms.others.get("proj_out")
         return [

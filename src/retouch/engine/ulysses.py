@@ -18,8 +18,15 @@ from retouch.engine.attention import Attend
 
 _HOST = "127.0.0.1"
 _JOIN_S = 60
-_NCCL = {"NCCL_SOCKET_IFNAME": "lo", "TORCH_NCCL_ASYNC_ERROR_HANDLING": "0"}
-"""NCCL listens to this host only, and torch does not end the process with a peer: the team says what died."""
+_NCCL = {
+    "NCCL_SOCKET_IFNAME": "lo",
+    "TORCH_NCCL_ASYNC_ERROR_HANDLING": "0",
+    "NCCL_GRAPH_REGISTER": "0",
+}
+"""NCCL listens to this host only, and torch does not end the process with a peer: the team says what died.
+
+Registering the memory of what is recorded takes longer than it saves in an edit.
+"""
 _WORD = torch.int64
 """What is exchanged is copied as: four half-precision channels at once."""
 _c10d: Any = distributed  # most of its names are not exported explicitly

@@ -43,7 +43,7 @@ class Case:
     def predict(self, run_block: block.BlockCall = block.run_block) -> torch.Tensor:
         with torch.no_grad():
             (velocity,) = self.over(run_block).forward(
-                self.sample, self.prepare_conditioning(), self.table(), 0
+                self.sample, self.prepare_conditioning(), self.table().of_step(0)
             )
         return velocity
 

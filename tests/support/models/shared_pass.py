@@ -57,7 +57,7 @@ class SharedPass:
             )
             table = ModulationCache(self.weights).get(TIMESTEP)
             latents = self.latents if share.rank == 0 else self.latents[:, :0]
-            return transformer.forward(latents, conditioning, table, 0)
+            return transformer.forward(latents, conditioning, table.of_step(0))
 
     def join(
         self,
