@@ -11,6 +11,7 @@ from support.models.adapters import draw, load, name_adapter
 from support.models.forward_pass import Case
 from support.models.shared_pass import SharedPass, join_all
 from support.models.tiny import build_tiny_pipeline
+from torch._dynamo.utils import counters
 
 from retouch.editing.adapters import resolve_adapters
 from retouch.engine.block import run_block
@@ -79,6 +80,7 @@ def test_blocks_compile_once_for_a_rank_and_not_again_for_other_adapters_of_it(
     torch._dynamo.reset()  # noqa: SLF001 - as above
 
 
+@pytest.mark.filterwarnings("ignore")
 def test_shares_of_the_tokens_compile_once_for_all_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
     graphs: list[Any] = []
 
@@ -87,7 +89,8 @@ def test_shares_of_the_tokens_compile_once_for_all_prompts(monkeypatch: pytest.M
         return graph.forward
 
     torch._dynamo.reset()  # noqa: SLF001 - documented for tests
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend, fullgraph=True))
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, fullgraph=True))
+    monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", backend)
     compiled = compile_block(run_block)
     case, groups = SharedPass(zero_cond_t=True, grids=((4, 3), (2, 4))), join_all(2)
     for count in (8, 12, 6):
@@ -95,4 +98,38 @@ def test_shares_of_the_tokens_compile_once_for_all_prompts(monkeypatch: pytest.M
         (parts,), (whole,) = case.join(texts, groups, compiled), case.predict(texts)
         torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=0, atol=1e-5)
     assert len(graphs) == 4, "what is before attention and what is after it; and of the last block"
+    torch._dynamo.reset()  # noqa: SLF001 - as above
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_cached_code_is_found_wherever_the_weights_lie_in_memory(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from torch._inductor import compile_fx  # warns
+
+    compile_graph = compile_fx._compile_fx_inner  # noqa: SLF001 - where the compiler marks them
+
+    def mark_as_on_a_gpu(graph: Any, inputs: Any, **options: Any) -> Any:
+        for at in options["static_input_idxs"]:
+            inputs[at]._is_inductor_static = True  # noqa: SLF001 - as above
+        return compile_graph(graph, inputs, **options)
+
+    monkeypatch.setattr(compile_fx, "_compile_fx_inner", mark_as_on_a_gpu)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    block = build_tiny_pipeline().transformer.transformer_blocks[0]
+    inputs = torch.randn(1, 6, 32), torch.randn(1, 5, 32), (torch.randn(6, 1, 32),) * 2
+    counters.clear()
+    for _start in range(2):
+        torch._dynamo.reset()  # noqa: SLF001 - documented for tests
+        with torch.no_grad():
+            compile_block(run_block)(block, *inputs, torch.randn(11, 1, 8, 2), None, None, {})
+        storage = torch.cat([weight.view(-1) for weight in block.parameters()])
+        for weight, part in zip(
+            block.parameters(),
+            storage.split([weight.numel() for weight in block.parameters()]),
+            strict=True,
+        ):
+            weight.data = part.view_as(weight)
+    assert counters["inductor"]["fxgraph_cache_miss"] == 1
+    assert counters["inductor"]["fxgraph_cache_hit"] == 1
     torch._dynamo.reset()  # noqa: SLF001 - as above

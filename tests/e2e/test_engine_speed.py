@@ -116,8 +116,7 @@ def test_one_compiled_function_runs_every_block_prompt_and_size(
         return graph.forward
 
     torch._dynamo.reset()  # noqa: SLF001 - documented for tests
-    compile_ = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda function: compile_(function, backend=count))
+    monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", count)
     run_block = compilation.compile_block(block.run_block)
     stayed, resident = build_tiny(), build_tiny(run_block=run_block)
     pipe = build_tiny_pipeline()

@@ -157,9 +157,10 @@ def compile_block(run_block: "BlockCall") -> "BlockCall":
     # Beyond the limit, by default 8, calls run uncompiled: the last block and the ranks of adapters
     # have code of their own, each for the first size and for any.
     torch._dynamo.config.recompile_limit = _MAX_VARIANTS  # noqa: SLF001 - the documented switch
-    compiled: Any = torch.compile(run_block)
-    project: Any = torch.compile(project_heads)
-    finish: Any = torch.compile(finish_block)
+    compiled, project, finish = (
+        torch.compile(part, backend=_compile_anywhere)
+        for part in (run_block, project_heads, finish_block)
+    )
     mark: Any = torch._dynamo.maybe_mark_dynamic  # noqa: SLF001 - documented for this use
 
     def finish_marked(block: Any, image: Any, text: Any, attended: Any, *rest: Any) -> Any:
@@ -182,3 +183,16 @@ def compile_block(run_block: "BlockCall") -> "BlockCall":
         return compiled(block, image, text, *rest)
 
     return run
+
+
+def _compile_anywhere(graph: Any, inputs: Any) -> Any:
+    """Compile by torch's own compiler, for weights wherever they lie in memory.
+
+    It takes the weights of a module for inputs with fixed addresses, of use to its CUDA graphs only, and
+    looks cached code up by their place in memory too: no two checkpoints have the same.
+    """
+    from torch._inductor.compile_fx import compile_fx
+
+    for node in graph.graph.find_nodes(op="placeholder"):
+        node.meta.get("tensor_dict", {}).pop("_dynamo_static_input_type", None)
+    return compile_fx(graph, inputs)

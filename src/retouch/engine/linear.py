@@ -136,5 +136,6 @@ def _multiply(first: Operands, second: Operands | tuple[()] = ()) -> torch.Tenso
     # Only the compiler needs an operator; a call of one would import the compiler, which takes seconds.
     compiling = torch.compiler.is_compiling()
     multiply: Any = torch.ops.retouch.multiply.default if compiling else multiply_operands
-    product: torch.Tensor = multiply(first, second)
+    # As plain tuples: what the compiler traced is not cached with named ones in it.
+    product: torch.Tensor = multiply(tuple(first), tuple(second))
     return product[None]
