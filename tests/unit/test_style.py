@@ -5,7 +5,10 @@ from pathlib import Path
 
 TESTS = Path(__file__).parents[1]
 # Private names of libraries that have no public form: what may be read, in tests, of others than src.
-FOREIGN = re.compile(r"torch\._dynamo|torch\._addmm_activation|\._pack_latents|\._unpack_latents")
+FOREIGN = re.compile(
+    r"torch\._dynamo|torch\._addmm_activation|\._pack_latents|\._unpack_latents"
+    r"|\._compile_fx_inner|\._is_inductor_static"
+)
 
 STARTS = re.compile(
     r"^import subprocess|Popen\(|create_subprocess|start_(process|child)\(|torch\.compile\("
