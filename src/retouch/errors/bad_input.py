@@ -45,7 +45,7 @@ class JobNotFound(BadInput):
     """There is no such job, it is another caller's, or its record has expired."""
 
     code, status = "job_not_found", 404
-    default_message = "there is no such job, or it ended too long ago (JOB_RETENTION_SECONDS)"
+    default_message = "there is no such job, or it began too long ago (JOB_RETENTION_SECONDS)"
 
 
 class JobConflict(BadInput):

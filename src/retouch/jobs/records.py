@@ -80,7 +80,7 @@ def require_job_id(job_id: str) -> None:
         InvalidRequest: it cannot.
     """
     if not _ID.fullmatch(job_id) or job_id in _RESERVED:
-        fault = "must be 1 to 128 of a-z, 0-9, - and _, and begin with a letter or a digit"
+        fault = "must be 1 to 128 of a-z, 0-9, - and _, begin with a letter or a digit, and not be alive or webhooks"
         raise InvalidRequest.for_fields({"id": fault})
 
 

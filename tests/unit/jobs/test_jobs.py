@@ -223,7 +223,7 @@ async def test_a_job_of_another_caller_is_not_there() -> None:
 @pytest.mark.parametrize("job_id", ["", "A", "-a", "a/b", "..", "alive", "webhooks", "a" * 129])
 async def test_an_id_that_no_key_can_have_is_refused_and_never_found(job_id: str) -> None:
     replica = Replica(FakeStore())
-    with pytest.raises(InvalidRequest):
+    with pytest.raises(InvalidRequest, match="and not be alive or webhooks"):
         await replica.jobs.accept(REQUEST, job_id, CALLER)
     with pytest.raises(JobNotFound):
         await replica.jobs.get(job_id, "")
