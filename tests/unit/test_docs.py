@@ -6,8 +6,10 @@ import typing
 from pathlib import Path
 
 import pytest
-from pydantic import SecretStr
+from pydantic import BaseModel, SecretStr
 
+from retouch.engine.preset import PresetFile
+from retouch.engine.profiles import ProfileFile
 from retouch.errors import error_classes
 from retouch.schema import EXAMPLE, SCHEDULERS, EditRequest, EditResult
 from retouch.schema.response import ErrorInfo, Meta, Result
@@ -214,7 +216,28 @@ def test_every_metric_stands_in_the_docs() -> None:
 
 def test_the_answer_of_the_readme_parses() -> None:
     body = README.split("```json\n", 1)[1].split("```", 1)[0]
-    assert EditResult.model_validate(json.loads(body)).result.meta.model
+    answer = json.loads(body)
+    assert EditResult.model_validate(answer)
+    assert set(answer["result"]["meta"]) == set(Meta.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("heading", "model"),
+    [("## Choose a checkpoint", PresetFile), ("## Offer few-step profiles", ProfileFile)],
+)
+def test_every_field_of_a_file_that_operators_write_stands_in_the_docs(
+    heading: str, model: type[BaseModel]
+) -> None:
+    section = DOCS.split(f"\n{heading}\n", 1)[1].split("\n## ", 1)[0]
+    assert [name for name in model.model_fields if not re.search(rf'[`"]{name}[`"]', section)] == []
+
+
+def test_every_detail_of_an_error_stands_in_the_docs() -> None:
+    given = set(re.findall(r'details=\{"(\w+)"', SOURCE))
+    given |= set(re.findall(r'details(?:\["| = \{\*\*error\.details, ")(\w+)"', SOURCE))
+    section = DOCS.split("\n## Handle errors\n", 1)[1].split("\n| code |", 1)[0]
+    assert {name for name in given if f"`{name}`" not in section} == set()
+    assert {"fields", "source", "results", "allow"} <= given
 
 
 def test_ci_runs_the_readmes_test_command() -> None:
