@@ -11,6 +11,7 @@ from pydantic import BaseModel, SecretStr
 from retouch.engine.preset import PresetFile
 from retouch.engine.profiles import ProfileFile
 from retouch.errors import error_classes
+from retouch.images.decode import Limits
 from retouch.schema import EXAMPLE, SCHEDULERS, EditRequest, EditResult
 from retouch.schema.response import ErrorInfo, Meta, Result
 from retouch.settings import DEFAULT_REGION, Settings
@@ -230,6 +231,11 @@ def test_every_field_of_a_file_that_operators_write_stands_in_the_docs(
 ) -> None:
     section = DOCS.split(f"\n{heading}\n", 1)[1].split("\n## ", 1)[0]
     assert [name for name in model.model_fields if not re.search(rf'[`"]{name}[`"]', section)] == []
+
+
+def test_the_size_that_sources_are_reduced_to_stands_in_the_docs() -> None:
+    section = DOCS.split("\n## Send a request\n", 1)[1].split("\n## ", 1)[0]
+    assert section.count(f"{Limits().working_pixels:,} pixels") > 1
 
 
 def test_every_detail_of_an_error_stands_in_the_docs() -> None:

@@ -144,7 +144,7 @@ class EditRequest(BaseModel):
     mask_padding: Annotated[int, Field(ge=0, le=1024), ToInteger] | None = Field(
         default=None,
         description="Edit only the mask's box and this many pixels around it, at the model's full size, "
-        "and put it back: the result has the image's size. Null: edit the whole image.",
+        "and put it back: the result has the image's size, up to 4 MP. Null: edit the whole image.",
         examples=[64],
     )
     strength: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = Field(
