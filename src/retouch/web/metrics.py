@@ -87,7 +87,8 @@ class Metrics:
         """Count a delivered edit and its phases."""
         meta = answer.result.meta
         self._edits.labels("success", entry, meta.profile).inc()
-        self._sources.labels(str(meta.source.cached).lower()).inc()
+        for source in meta.sources:
+            self._sources.labels(str(source.cached).lower()).inc()
         self._precision.labels(meta.dtype).inc()
         self._profiles.labels(meta.profile).inc()
         if meta.reused:
@@ -179,9 +180,8 @@ class _EventCounter(logging.Handler):
 
 def _measure_gpu() -> dict[str, int]:
     """Return bytes of the current GPU, or nothing without one; never the first to import torch."""
-    torch = sys.modules.get("torch")
     # While another thread imports torch it has no `cuda`: that is set once the submodule is whole.
-    cuda = getattr(torch, "cuda", None)
+    cuda = getattr(sys.modules.get("torch"), "cuda", None)
     if cuda is None or not cuda.is_initialized():
         return {}
     free, total = cuda.mem_get_info()

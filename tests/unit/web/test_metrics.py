@@ -1,15 +1,17 @@
 import asyncio
 import logging
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from support.fakes import REQUEST, House, Pause, until
+from support.fakes import REQUEST, URL, House, Pause, until
 from support.web import Endpoint, client, open_host, settings
 
 from retouch.errors import error_classes
 from retouch.logs import event
+from retouch.schema import EditRequest
 from retouch.web.metrics import Metrics
 
 KINDS = ("allocated", "reserved", "free", "total")
@@ -49,6 +51,14 @@ async def test_a_success_is_counted_with_its_phases_and_its_source() -> None:
     for phase in answer.result.meta.timings_ms.model_dump():
         name = f"retouch_phase_seconds_count[('phase', '{phase}'), ('profile', 'full')]"
         assert found[name] == 2
+
+
+async def test_each_source_of_an_edit_is_counted() -> None:
+    house, metrics = House(), build()
+    house.engine.info = replace(house.engine.info, max_areas_px=(1 << 22,) * 3)
+    request = EditRequest(image_urls=[URL] * 3, prompt="join")
+    metrics.count_success(await house.editor.run(request, job_id="a", request_id="r"), entry="edit")
+    assert samples(metrics)["retouch_sources_total[('cached', 'false')]"] == 3
 
 
 def test_a_failure_is_counted_by_its_code() -> None:
