@@ -18,6 +18,7 @@ def log_success(result: EditResult) -> None:
         job_id=meta.job_id,
         source_cached=meta.source.cached,
         reused=meta.reused,
+        profile=meta.profile,
         dtype=meta.dtype,
         steps=meta.num_inference_steps,
         width=meta.width,
@@ -29,12 +30,11 @@ def log_success(result: EditResult) -> None:
 
 def log_failure(error: EditError, job_id: str, *, cause: Exception | None = None) -> None:
     """Log `edit.failed` at the level of the error, a fault of ours with the trace of `cause`."""
-    is_ours = error.log_level >= logging.ERROR
     event(
         _log,
         "edit.failed",
         level=error.log_level,
-        cause=cause if is_ours else None,
+        cause=cause if error.log_level >= logging.ERROR else None,
         **{
             "reason": error.message,
             **error.context,  # an error's own `reason` is more exact

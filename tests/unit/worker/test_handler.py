@@ -291,7 +291,7 @@ async def test_each_job_is_logged_with_its_id(caplog: pytest.LogCaptureFixture) 
     assert [record.message for record in lines] == ["edit.finished", "edit.failed"]
     assert [vars(record)["fields"]["job_id"] for record in lines] == ["job-1", "job-1"]
     finished = vars(lines[0])["fields"]
-    assert {"source_cached", "dtype", "denoise_ms", "total_ms"} <= finished.keys()
+    assert {"source_cached", "profile", "dtype", "denoise_ms", "total_ms"} <= finished.keys()
     assert lines[1].levelno == logging.INFO
 
 
