@@ -20,6 +20,8 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCS = (ROOT / "DOCS.md").read_text(encoding="utf-8")
 ENV = (ROOT / ".env.example").read_text(encoding="utf-8")
+CONTRIBUTING = (ROOT / ".github/CONTRIBUTING.md").read_text(encoding="utf-8")
+RESULTS = (ROOT / "tests/bench/RESULTS.md").read_text(encoding="utf-8")
 METRICS = (ROOT / "src/retouch/web/metrics.py").read_text(encoding="utf-8")
 PAGES = [
     Path(name)
@@ -79,6 +81,17 @@ def plain_defaults() -> dict[str, str]:
 
 def test_every_setting_stands_in_env_example_with_its_default() -> None:
     assert dict(re.findall(r"^#?([A-Z0-9_]+)=(.*)$", ENV, re.MULTILINE)) == plain_defaults()
+
+
+def test_env_example_says_the_range_of_each_number() -> None:
+    found = re.findall(r"^#.* \(((?:over|at least) [^()]+)\)\n#?([A-Z0-9_]+)=", ENV, re.MULTILINE)
+    words = {"gt": "over", "ge": "at least", "le": "at most"}
+    expected = {}
+    for name, field in Settings.model_fields.items():
+        bounds = [(bound, getattr(one, bound, None)) for one in field.metadata for bound in words]
+        texts = [f"{words[bound]} {value}" for bound, value in bounds if value is not None]
+        expected |= {name.upper(): ", ".join(texts)} if texts else {}
+    assert {name: text for text, name in found} == expected
 
 
 def test_env_example_sets_nothing_that_the_image_sets() -> None:
@@ -192,6 +205,27 @@ def test_every_link_leads_to_a_file_and_a_heading(page: Path) -> None:
         file = (ROOT / page).parent / name if name else ROOT / page
         assert file.exists(), target
         assert not anchor or anchor in anchors(file.read_text("utf-8")), target
+
+
+def test_the_contents_of_the_results_link_each_of_its_sections() -> None:
+    contents, sections = RESULTS.split("\n## ", 1)
+    assert re.findall(r"\[([^]]+)\]\(#", contents) == re.findall(
+        r"^## (.+)$", f"## {sections}", re.MULTILINE
+    )
+
+
+def test_a_package_stands_below_what_it_imports() -> None:
+    table = CONTRIBUTING.split("\n## Where things are\n", 1)[1].split("\n## ", 1)[0]
+    above: set[str] = set()
+    for row in re.findall(r"^\| (`.+?) \|", table, re.MULTILINE):
+        names = {name.removesuffix(".py") for name in re.findall(r"`([\w/.]+)`", row)}
+        above |= names
+        for name in names:
+            folder = ROOT / "src/retouch" / name
+            files = folder.rglob("*.py") if folder.is_dir() else [folder.with_suffix(".py")]
+            text = "\n".join(path.read_text(encoding="utf-8") for path in files)
+            imported = set(re.findall(r"^\s*from retouch\.(\w+)", text, re.MULTILINE))
+            assert imported - above == set(), name
 
 
 @pytest.mark.parametrize("part", ["Use", "Operate", "Change"])
