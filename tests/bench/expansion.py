@@ -1,6 +1,6 @@
 """Time the expansion of packed weights to 16 bits, beside a copy of as many bytes.
 
-PYTHONPATH=src:. python tests/bench/expansion.py [--device cuda] [NAME ...]
+PYTHONPATH=src:tests python tests/bench/expansion.py [--device cuda] [NAME ...]
 
 Each encoding expands the largest matrix of a block (12288 x 3072), compiled as the engine does it. A
 line says milliseconds, bytes read and written a second, their share of what a copy on the device
@@ -18,12 +18,12 @@ from collections.abc import Callable
 
 import gguf
 import torch
+from support.models.gguf_blocks import make_blocks
 
 from retouch.engine.packing.encoding import Encoding, Packer
 from retouch.engine.packing.gguf import TYPES
 from retouch.engine.packing.nf4 import NF4
 from retouch.engine.packing.rows import FP8, INT8
-from tests.support.models.gguf_blocks import make_blocks
 
 SHAPE = 12288, 3072
 BLOCK = ((3072, 3072),) * 8 + ((12288, 3072),) * 2 + ((3072, 12288),) * 2

@@ -161,7 +161,8 @@ ATTACKS: dict[str, Callable[[argparse.Namespace], Awaitable[list[Row]]]] = {
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("attacks", nargs="*", choices=[[], *ATTACKS], metavar="ATTACK")
+    told = f"of {', '.join(ATTACKS)}; all if none is named"
+    parser.add_argument("attacks", nargs="*", choices=[[], *ATTACKS], metavar="ATTACK", help=told)
     parser.add_argument("--seconds", type=int, default=50, help="of the attack by slow origins")
     return run_attacks(ATTACKS, parser.parse_args())
 

@@ -129,7 +129,9 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=20, help="kills of each; default: 20")
-    parser.add_argument("--what", default="remote,rank", help="default: remote,rank")
+    parser.add_argument(
+        "--what", default="remote,rank", help="of remote, rank, ulysses; default: remote,rank"
+    )
     asked = parser.parse_args()
     are_right = [measure(what, asked.rounds) for what in asked.what.split(",")]
     return 0 if all(are_right) else 1

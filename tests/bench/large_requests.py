@@ -190,7 +190,8 @@ ATTACKS: dict[str, Callable[[argparse.Namespace], Awaitable[list[Row]]]] = {
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("attacks", nargs="*", choices=[[], *ATTACKS], metavar="ATTACK")
+    told = f"of {', '.join(ATTACKS)}; all if none is named"
+    parser.add_argument("attacks", nargs="*", choices=[[], *ATTACKS], metavar="ATTACK", help=told)
     return run_attacks(ATTACKS, parser.parse_args())
 
 

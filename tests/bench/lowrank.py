@@ -1,6 +1,6 @@
 """Time ways to add a LoRA's low-rank term to the products of one block, in eager PyTorch.
 
-    PYTHONPATH=src:. python tests/bench/lowrank.py [--rank 64] [--device cuda]
+    PYTHONPATH=src:tests python tests/bench/lowrank.py [--rank 64] [--device cuda]
 
 Each line is one group of layers of one stream: milliseconds of the plain products and of each way. The
 last lines add up a block: what each way costs beyond the plain products, where one way is used for all
@@ -25,9 +25,8 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+from expansion import time_ms
 from torch.nn import functional
-
-from tests.bench.expansion import time_ms
 
 BLOCK_MS = 5.28
 """One branch of 8192 image tokens and 1440 text tokens, bfloat16, FA3, on an H100 at 700 W."""

@@ -1,5 +1,7 @@
 """Measures the service without the model: an edit over HTTP with an engine that takes no time.
 
+PYTHONPATH=.:src:tests python tests/bench/overhead.py --store local
+
 A JPEG of 1 MP goes in, a PNG of 1 MP comes out, the source is in the cache. Two bars: what is neither
 decoding, encoding nor storage stays under 15 ms, and so does what the decoder's child costs over
 decoding in place. The exit status is 1 if one is missed.

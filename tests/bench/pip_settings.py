@@ -56,6 +56,8 @@ def admit(lock: Path, folders: list[Path]) -> None:
 
 def main() -> None:
     """Write the three files, and add the hashes of local folders' files."""
+    if len(sys.argv) != 3:
+        raise SystemExit(__doc__)
     work, lock = map(Path, sys.argv[1:])
     settings = read_settings()
     settings["cert"] = "/etc/ssl/certs/ca-certificates.crt"  # Debian's path, in the image

@@ -4,11 +4,11 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from support.models.gguf_blocks import make_blocks, pack_q6_k
 from support.models.no_compiler import no_compiler
 
 from retouch.engine.packing.encoding import Encoding
 from retouch.engine.packing.gguf import TYPES, GgufBlocks
-from tests.support.models.gguf_blocks import make_blocks, pack_q6_k
 
 ROWS, COLUMNS = 24, 1024
 
