@@ -17,7 +17,7 @@ USER 1034:1034
 
 # All that is written at run time lies under /tmp: with a tmpfs there the root file system can be read-only.
 # Freed images go back to the system at once: glibc would keep them, and hold a source twice for a while.
-# HF_HOME is written only where weights are downloaded: mount a volume, or bake them.
+# HF_HOME takes weights that are downloaded and code that is compiled: mount a volume, or bake the weights.
 ENV HOME=/tmp \
     BENTOML_HOME=/tmp/bentoml \
     LOCAL_STORE_DIR=/tmp/store \
