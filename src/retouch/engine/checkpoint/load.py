@@ -258,7 +258,8 @@ def _choose_attention(
         tokens, config["num_attention_heads"], config["attention_head_dim"]
     )
     chosen, times_ms = attention.choose_attention(name, device=device, dtype=dtype, shape=size)
-    event(_log, "attention.chosen", name=chosen.name, times_ms=times_ms)
+    measured: dict[str, Any] = {f"{kernel}_ms": round(ms, 3) for kernel, ms in times_ms.items()}
+    event(_log, "attention.chosen", name=chosen.name, **measured)
     return chosen
 
 
