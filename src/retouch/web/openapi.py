@@ -31,7 +31,9 @@ from retouch.web.openapi_images import FILE, form_field, images_paths, images_re
 from retouch.web.openapi_jobs import ACCEPTED_EDIT, EDIT_HEADERS, jobs_paths, parameter
 
 _CLIENT_CLOSED = 499  # nginx's; no RFC has it
-_BY_LINK = {"properties": {"response_format": {"not": {"const": "b64_json"}}}}  # as jobs answer
+_AS_BASE64 = {"properties": {"response_format": {"const": "b64_json"}}}
+# As jobs answer; of properties beside a reference, generators of clients would make another type.
+_BY_LINK = {"not": {**_AS_BASE64, "required": ["response_format"]}}
 _SECURITY: list[dict[str, list[str]]] = [{"bearer": []}, {"apiKey": []}, {}]
 
 

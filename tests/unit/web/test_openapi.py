@@ -163,6 +163,8 @@ def test_a_job_may_not_ask_for_base64() -> None:
     schema = {**content["application/json"]["schema"], "components": DOCUMENT["components"]}
     given = [{**EXAMPLE, "response_format": name} for name in ("url", "b64_json")]
     assert [Draft202012Validator(schema).is_valid(one) for one in given] == [True, False]
+    assert Draft202012Validator(schema).is_valid(EXAMPLE)
+    assert "properties" not in schema  # beside which openapi-generator drops the reference
 
 
 def test_the_images_api_may_answer_by_a_stream() -> None:
