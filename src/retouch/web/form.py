@@ -26,10 +26,10 @@ _NO_FORM = "the body must be one multipart/form-data form"
 _NO_FILE = "must be a file, as in -F image=@photo.jpg; for a URL there are image_url and mask_url"
 FIELDS: Mapping[str, Any] = EditRequest.model_json_schema()["properties"]
 """The schemas of the fields of a request."""
-_TEXT_KINDS = (b"text/", b"application/json")  # OpenAPI 3 sends lists as JSON
 _NUMBER = re.compile(r"[+-]?(\d{1,15}\.?\d{0,15}|\.\d{1,15})")
 _TRUTHS = {"true": True, "on": True, "1": True, "false": False, "off": False, "0": False}
-_INDEX = re.compile(r"\[\d*\]$")  # image[] and image[0] of JavaScript and PHP
+INDEX = re.compile(r"\[\d*\]$")
+"""What JavaScript and PHP add to the name of a list: image[], image[0]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,9 @@ class FormParser:
         except FormParserError as error:
             raise MalformedBody(_NO_FORM) from error
         if self._frame_bytes > MAX_FRAME_BYTES:
-            raise BodyTooLarge(f"beside its files the form is over {MAX_FRAME_BYTES} bytes")
+            raise BodyTooLarge(
+                f"parts without a filename are over {MAX_FRAME_BYTES} bytes together"
+            )
 
     def close(self) -> Form:
         """Return the form.
@@ -127,10 +129,11 @@ class FormParser:
         self._field = disposition.get(b"name", b"").decode("utf-8", "replace")
         kind = self._headers.get(b"content-type", b"text/plain").lower()
         # RFC 7578 forbids filename*, which older clients send where the name is not ASCII.
-        has_name = b"filename" in disposition or b"filename*=" in header
-        self._is_file = has_name or not kind.startswith(_TEXT_KINDS)
-        # A browser sends a file that nobody chose as an empty one without a name.
-        self._is_absent = disposition.get(b"filename") == b""
+        name = disposition.get(b"filename", b"*" if b"filename*=" in header else None)
+        # So OpenAPI 3 sends what is no plain text; browsers call it "blob".
+        self._is_json = name in {None, b"blob"} and kind.startswith(b"application/json")
+        self._is_file = not self._is_json and (name is not None or not kind.startswith(b"text/"))
+        self._is_absent = name == b""  # so a browser sends a file that nobody chose
 
     def _add_data(self, data: bytes, start: int, end: int) -> None:
         self._part.write(memoryview(data)[start:end])
@@ -151,9 +154,11 @@ class FormParser:
                 self._form.files.append((self._field, Upload(body, self._hash.hexdigest())))
             return
         try:
-            self._form.texts.append((self._field, body.decode()))
+            text = body.decode()
         except UnicodeDecodeError as error:
-            raise MalformedBody(f"the text of {self._field[:64]} must be UTF-8") from error
+            raise MalformedBody(f"{self._field[:64]} must be UTF-8, or have a filename") from error
+        value = _parse(text) if self._is_json else text
+        self._form.texts.append((self._field, value if isinstance(value, str) else text))
 
     def _end(self) -> None:
         self._is_whole = True
@@ -169,7 +174,7 @@ def parse_edit_form(form: Form) -> EditRequest:
     sent: dict[str, list[Upload]] = {"image": [], "mask": []}
     faults = dict.fromkeys(sorted(sent.keys() & fields.keys()), _NO_FILE)
     for full_name, upload in form.files:
-        name = _INDEX.sub("", full_name)
+        name = INDEX.sub("", full_name)
         if name not in sent:
             faults[name[:64]] = "takes no file: send it as image"
         elif not upload.body:
@@ -211,7 +216,8 @@ def read_texts(
     """
     fields: dict[str, object] = {}
     lists: dict[str, list[object]] = {}
-    for name, text in texts:
+    for full_name, text in texts:
+        name = INDEX.sub("", full_name)
         schema = known.get(name, {"type": "string"})
         kinds = {one.get("type", "") for one in [schema, *schema.get("anyOf", ())]}
         if name in fields:

@@ -60,7 +60,9 @@ def test_a_content_type_that_takes_long_to_parse_is_refused_unread(junk: str) ->
 
 
 @pytest.mark.parametrize("name", ["image", "image[]", "image[0]"])
-@pytest.mark.parametrize("kind", ["image/png", "application/octet-stream", "text/plain"])
+@pytest.mark.parametrize(
+    "kind", ["image/png", "application/octet-stream", "text/plain", "application/json"]
+)
 def test_a_file_is_the_source_whatever_type_it_is_declared_as(name: str, kind: str) -> None:
     request = ask((name, ("upload", PNG, kind)), PROMPT)
     assert request.sources == {"image_url": Upload.of(PNG)}
@@ -71,9 +73,14 @@ def test_a_name_in_the_extended_notation_marks_a_file() -> None:
     assert parse(KIND, part(head)).files == [("image", Upload.of(b"x"))]
 
 
-def test_json_without_a_file_name_is_a_text() -> None:
-    head = 'Content-Disposition: form-data; name="loras"\r\nContent-Type: application/json'
-    assert parse(KIND, part(head, "[]")).texts == [("loras", "[]")]
+@pytest.mark.parametrize("name", ["", '; filename="blob"'])
+@pytest.mark.parametrize(
+    ("sent", "text"),
+    [("[]", "[]"), ('"64x64"', "64x64"), ('"\\u00e9"', "é"), ("7", "7"), ("x", "x")],
+)
+def test_a_part_of_json_is_a_text_also_as_browsers_name_it(name: str, sent: str, text: str) -> None:
+    head = f'Content-Disposition: form-data; name="a"{name}\r\nContent-Type: application/json'
+    assert parse(KIND, part(head, sent)).texts == [("a", text)]
 
 
 def test_several_files_are_the_sources_in_their_order() -> None:
@@ -220,7 +227,7 @@ def test_nothing_but_a_file_may_be_large_in_a_form(parts: list[tuple[str, Any]])
     ],
 )
 def test_what_is_no_whole_form_is_malformed(kind: str, body: bytes) -> None:
-    with pytest.raises(MalformedBody, match=r"multipart/form-data|UTF-8"):
+    with pytest.raises(MalformedBody, match=r"multipart/form-data|prompt must be UTF-8, or have a"):
         parse(kind, body)
 
 
@@ -249,4 +256,5 @@ def test_read_texts_keeps_what_it_does_not_know() -> None:
 )
 def test_a_list_is_one_json_text_or_a_text_for_each_item(texts: list[str]) -> None:
     expected = {"image_urls": ["https://a.example/1", "https://a.example/2"]}
-    assert read_texts([("image_urls", text) for text in texts]) == expected
+    for index in ("", "[]", "[0]"):
+        assert read_texts([(f"image_urls{index}", text) for text in texts]) == expected
