@@ -11,26 +11,23 @@ from retouch.editing.ports import ProfileInfo
 from retouch.errors import InvalidRequest, MalformedBody
 from retouch.schema import EditRequest, ImageOptions, Quality, Upload, invalid_request
 from retouch.web.body import Body, require_small_frame
-from retouch.web.form import FIELDS, Form, read_texts
+from retouch.web.form import FIELDS, INDEX, Form, read_texts
 
-_FILE_FIELD = re.compile(r"(image|images|url|mask|markup)(?:\[\d*\])?(?:\[image_url\])?")
+_IMAGES = ("image", "images", "image_url", "image_urls", "url", "mask", "mask_url", "markup")
+_FILE_FIELD = re.compile(rf"({'|'.join(_IMAGES)})(?:\[\d*\])?(?:\[image_url\])?")
 _FIELDS = {**FIELDS, **ImageOptions.model_json_schema()["properties"], "n": {"type": "integer"}}
 _MEDIUM_STEPS = 8
-_NESTED = re.compile(r"(\w+)\[\]\[(\w+)\]")
-_OUR_NAMES = (
-    EditRequest.model_fields.keys()
-    - {"image_url", "image_urls", "mask_url", "num_images"}
-    - {"response_format", "webhook", "webhook_progress"}
-)
-"""Fields of `POST /edit` that may be sent too; the rest follow from OpenAI's."""
+_NESTED = re.compile(r"(\w+)\[\d*\]\[(\w+)\]")
+_REFUSED = {
+    "markup": "is not taken: say in the prompt what to do",
+    "webhook": "is not taken: begin a job by POST /edit",
+}
 _THEIR_NAMES = {
-    "image_url": "image",
-    "image_urls": "image",
+    **dict.fromkeys(("images", "image_url", "image_urls", "url"), "image"),
     "mask_url": "mask",
     "num_images": "n",
     "output_quality": "output_compression",
-    "width": "size",
-    "height": "size",
+    **dict.fromkeys(("width", "height"), "size"),
 }
 
 
@@ -47,13 +44,13 @@ class _Given:
 
     def add_image(self, name: str, url: str) -> None:
         """Add an image under `image`, `mask` or `markup`; vLLM-Omni and SGLang call it `url` too."""
-        self.urls.setdefault("image" if name in {"images", "url"} else name, []).append(url)
+        self.urls.setdefault(_THEIR_NAMES.get(name, name), []).append(url)
 
 
 def parse_images_edit(
     body: Body, profiles: Sequence[ProfileInfo] = ()
 ) -> tuple[EditRequest, ImageOptions]:
-    """Return the edit and the options that a body asks for. Unknown fields and `model` are ignored.
+    """Return the edit and the options that a body asks for. Unknown texts and `model` are ignored.
 
     `profiles` are those loaded, among which `quality` chooses.
 
@@ -99,15 +96,12 @@ def choose_profile(quality: Quality, profiles: Sequence[ProfileInfo]) -> str | N
 
 
 def _to_edit(given: _Given, options: ImageOptions) -> dict[str, object]:
-    fields = {name: value for name, value in given.fields.items() if name in _OUR_NAMES}
+    if refused := _REFUSED.keys() & {*given.urls, *given.fields}:
+        raise InvalidRequest.for_fields({name: _REFUSED[name] for name in refused})
+    fields = {name: value for name, value in given.fields.items() if name in FIELDS}
     fields["response_format"] = options.response_format
-    if "markup" in given.urls:
-        raise InvalidRequest.for_fields({"markup": "is not taken: say in the prompt what to do"})
-    images = given.urls.get("image", [])
-    if len(images) > 1:
-        fields["image_urls"] = images
-    elif images:
-        fields["image_url"] = images[0]
+    if images := given.urls.get("image"):
+        fields |= {"image_urls": images} if len(images) > 1 else {"image_url": images[0]}
     if mask := given.urls.get("mask"):
         if len(mask) > 1:
             raise InvalidRequest.for_fields({"mask": "must be one image"})
@@ -124,25 +118,29 @@ def _to_edit(given: _Given, options: ImageOptions) -> dict[str, object]:
 def _read_form(form: Form) -> _Given:
     given = _Given()
     for name, upload in form.files:
-        if found := _FILE_FIELD.fullmatch(name):
-            if not upload.body:
-                raise InvalidRequest.for_fields({found[1]: "the file is empty"})
-            given.add_image(found[1], upload.reference)
-            given.uploads.append(upload)
+        if not (found := _FILE_FIELD.fullmatch(name)):
+            raise InvalidRequest.for_fields({name[:64]: "takes no file: send it as image"})
+        if not upload.body:
+            raise InvalidRequest.for_fields({found[1]: "the file is empty"})
+        given.add_image(found[1], upload.reference)
+        given.uploads.append(upload)
     rest = []
     for name, text in form.texts:
-        if found := _FILE_FIELD.fullmatch(name):
+        if (found := _FILE_FIELD.fullmatch(name)) and text.strip():
             given.add_image(found[1], text)
         elif found := _NESTED.fullmatch(name):
             _add_nested(given.fields, found[1], found[2], text)
-        elif name in _FIELDS and text.strip():
+        elif INDEX.sub("", name) in _FIELDS and text.strip():
             rest.append((name, text))
     given.fields |= read_texts(rest, _FIELDS)
     return given
 
 
 def _add_nested(fields: dict[str, object], name: str, key: str, text: str) -> None:
-    """Add `name[][key]`, as openai-python sends a list of objects: a key seen before begins the next."""
+    """Add `name[][key]`, as openai-python sends a list of objects, or axios' `name[0][key]`.
+
+    A key seen before begins the next object.
+    """
     objects = fields.setdefault(name, [])
     assert isinstance(objects, list)  # noqa: S101 - only nested texts are in `fields` yet
     if not objects or key in objects[-1]:
@@ -161,13 +159,11 @@ def _read_number(value: object) -> object:
 def _read_json(body: bytes | bytearray) -> _Given:
     require_small_frame(body)
     try:
-        fields = from_json(body, allow_inf_nan=False)
-    except ValueError as error:
+        fields = {} | from_json(body, allow_inf_nan=False)
+    except (TypeError, ValueError) as error:  # the former of what is no object
         raise MalformedBody("the body must be one JSON object in UTF-8") from error
-    if not isinstance(fields, dict):
-        raise MalformedBody("the body must be one JSON object in UTF-8")
     given = _Given()
-    for name in ("image", "images", "mask", "markup"):
+    for name in _IMAGES:
         for one in _as_list(fields.pop(name, None)):
             url = one.get("image_url", one.get("url")) if isinstance(one, dict) else one
             if not isinstance(url, str):

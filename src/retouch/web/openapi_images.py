@@ -36,7 +36,7 @@ def images_paths() -> dict[str, Any]:
     }
     edit = {
         "summary": "Edit an image, as OpenAI's clients ask for it",
-        "description": "Takes the fields of POST /edit too, but for image_url. Other fields are "
+        "description": "Takes the fields of POST /edit too, but for webhook. Other fields are "
         "ignored, and any model name is taken. A stream ends with image_edit.completed.",
         "operationId": "images_edit",
         "requestBody": {

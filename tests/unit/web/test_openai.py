@@ -66,6 +66,7 @@ async def test_fields_that_are_null_are_as_unset() -> None:
     [
         [("other[]", "a"), ("other[]", "b"), ("model", "a"), ("model", "b")],
         [("output_compression", "null"), ("partial_images", "2.0"), ("stream", "False")],
+        [("image_url", ""), ("mask", " "), ("webhook", "")],
     ],
 )
 async def test_a_form_has_numbers_as_texts_and_other_fields_as_often_as_it_likes(
@@ -89,6 +90,41 @@ async def test_advice_on_images_can_be_followed(given: dict[str, Any], message: 
     async with client() as http:
         response = await http.post("/v1/images/edits", json={"prompt": "x", **given})
     assert response.json()["error"]["message"] == message
+
+
+@pytest.mark.parametrize("is_form", [True, False])
+async def test_the_fields_of_our_own_request_are_taken_too(is_form: bool) -> None:
+    house = House()
+    mask = f"data:image/png;base64,{base64.b64encode(clear_left_half()).decode()}"
+    asked = {"prompt": "warmer", "image_url": URL, "mask_url": mask, "num_images": 2}
+    sent = {name: (None, str(value)) for name, value in asked.items()}
+    async with client(host=open_host(settings(max_image_bytes=4096), house)) as http:
+        body: dict[str, Any] = {"files": sent} if is_form else {"json": asked}
+        response = await http.post("/v1/images/edits", **body)
+    assert response.status_code == 200, response.text
+    assert len(response.json()["data"]) == 2
+    assert house.engine.masks[0] is not None
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        (("webhook", (None, "https://a.example/")), "webhook: is not taken: begin a job by"),
+        (("image_url", (None, URL)), "image: fake takes 1 image, not 2"),
+        (("image_urls[]", (None, URL)), "image: fake takes 1 image, not 2"),
+        (("image2", ("b.png", PNG)), "image2: takes no file: send it as image"),
+        (("n", ("n", b"2", "text/plain")), "n: takes no file: send it as image"),
+        (("size", ("blob", b'"99x9"', "application/json")), "size: "),
+        (("loras[0][name]", (None, "x")), "loras: x is not loaded"),
+        (("loras[]", (None, '{"name": "x"}')), "loras: x is not loaded"),
+    ],
+)
+async def test_what_changes_an_edit_is_never_ignored(part: tuple[str, Any], message: str) -> None:
+    parts = [("image", ("a.png", PNG)), ("prompt", (None, "x")), part]
+    async with client(host=open_host(settings(max_image_bytes=4096), House())) as http:
+        response = await http.post("/v1/images/edits", files=parts)
+    assert response.status_code == 400, response.text
+    assert response.json()["error"]["message"].startswith(message)
 
 
 async def test_a_form_may_name_a_url_as_vllm_omni_and_sglang_do() -> None:
