@@ -7,12 +7,15 @@ is launched at once, with the exchanges in it.
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cache
+from threading import Lock
 from typing import NamedTuple
 
 import torch
 
 from retouch.engine.modulation import ModulationTable, StepModulation
 
+LOCK = Lock()
+"""Held while a step is recorded: to end an exchange meanwhile would block the recording, and wait for it."""
 _BLOCKS = 10
 """Of a graph: a sixth of the full model's."""
 Forward = Callable[..., list[torch.Tensor]]
@@ -52,11 +55,11 @@ class RecordedSteps:
             return self._forward(latents, modulation=modulation)
         try:
             if self._recording is None:
-                self._recording = self._record(self._forward, latents, modulation)
+                with LOCK:
+                    self._recording = self._record(self._forward, latents, modulation)
             else:
-                inputs = zip(self._recording.inputs, (latents, *modulation), strict=True)
-                for recorded, given in inputs:
-                    recorded.copy_(given)
+                for into, given in zip(self._recording.inputs, (latents, *modulation), strict=True):
+                    into.copy_(given)
                 self._recording.repeat()
             return [output.clone() for output in self._recording.outputs]
         except Exception:
@@ -77,9 +80,7 @@ def record_graphs(
         graphs.begin()
         try:
             outputs = forward(
-                inputs[0],
-                modulation=StepModulation(*inputs[1:]),
-                after_block=graphs.count_block,
+                inputs[0], modulation=StepModulation(*inputs[1:]), after_block=graphs.count_block
             )
         except Exception:
             graphs.abandon()

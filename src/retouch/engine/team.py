@@ -11,7 +11,7 @@ from multiprocessing.connection import wait
 
 import torch
 
-from retouch.engine import ulysses
+from retouch.engine import recording, ulysses
 from retouch.engine.branches import BranchInputs, LocalBranches, Velocities
 from retouch.engine.memory.probe import VISIBLE
 from retouch.engine.rank_process import (
@@ -239,9 +239,10 @@ def _close(
 
 
 def _abort(groups: Mapping[int, Group]) -> None:
-    for group in groups.values():
-        with suppress(RuntimeError):  # it is aborted
-            group.abort()
+    with recording.LOCK:
+        for group in groups.values():
+            with suppress(RuntimeError):  # it is aborted
+                group.abort()
 
 
 def start_team(settings: object, device: torch.device, *, processes: int, guidance: bool) -> Team:

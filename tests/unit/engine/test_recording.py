@@ -8,22 +8,27 @@ from support.models.forward_pass import Case
 
 from retouch.engine.block import run_block
 from retouch.engine.modulation import ModulationCache, StepModulation
-from retouch.engine.recording import Forward, RecordedSteps, Recording
+from retouch.engine.recording import LOCK, Forward, RecordedSteps, Recording
 
 TIMESTEPS = torch.tensor([900.0, 600.0, 300.0, 100.0])
 
 
 class Recorder:
-    """Records by calling; `repeats` counts. With `fault` a recording cannot be repeated."""
+    """Records by calling; `repeats` counts. With `fault` a recording cannot be repeated.
+
+    `held` says of both whether an exchange had to wait for them to be ended.
+    """
 
     def __init__(self) -> None:
         self.records = self.repeats = self.blocks = 0
+        self.held: list[bool] = []
         self.fault: Exception | None = None
 
     def record(
         self, forward: Forward, latents: torch.Tensor, modulation: StepModulation
     ) -> Recording:
         self.records += 1
+        self.held.append(LOCK.locked())
         inputs = latents.clone(), *(part.clone() for part in modulation)
 
         def run() -> list[torch.Tensor]:
@@ -35,6 +40,7 @@ class Recorder:
 
         def repeat() -> None:
             self.repeats += 1
+            self.held.append(LOCK.locked())
             if self.fault:
                 raise self.fault
             for output, found in zip(outputs, run(), strict=True):
@@ -93,3 +99,12 @@ def test_a_recording_is_let_go_of_where_a_step_fails(case: Case, recorder: Recor
     recorder.fault = None
     torch.testing.assert_close(steps(case.sample, 2), plain(case.sample, 2))
     assert recorder.records == 2
+
+
+@torch.no_grad()
+def test_an_exchange_is_not_ended_while_it_is_recorded(case: Case, recorder: Recorder) -> None:
+    steps, _ = start(case, recorder)
+    for step in range(3):
+        steps(case.sample, step)
+    assert recorder.held == [True, False]  # a repeat that waits for a lost process has to be ended
+    assert not LOCK.locked()
