@@ -42,8 +42,9 @@ def main() -> None:
         _send(connection, Answer(fault=error.message))
         return
     _send(connection, Answer())
+    rank = Rank(engine.local)  # kept: its exchanges do not end while it has a recording of them
     with suppress(EOFError, OSError):  # the other process has ended
-        Rank(engine.local).serve(connection)
+        rank.serve(connection)
     os._exit(0)  # without waiting for a GPU that waits for another
 
 
