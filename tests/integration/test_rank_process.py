@@ -201,6 +201,19 @@ def test_a_process_that_fails_while_others_wait_for_it_ends_the_edit_and_then_th
             pixels(engine)
 
 
+def test_a_process_whose_gpu_is_broken_still_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = build_tiny()
+
+    def fail() -> None:
+        raise RuntimeError("the GPU is broken")
+
+    monkeypatch.setattr(there.local, "release", fail)
+    with split(there, guidance=False, tokens=True) as (engine, _):
+        replace_call(there, "proj_out", ValueError("bug"))
+        with pytest.raises(ModelError):
+            pixels(engine)
+
+
 def test_a_failed_start_of_shared_tokens_spoils_no_later_edit() -> None:
     there = build_tiny()
     with split(there, guidance=False, tokens=True) as (engine, _):

@@ -83,10 +83,10 @@ class Rank:
             event(_log, "guidance.failed", level=logging.ERROR, cause=error)
             traceback.clear_frames(error.__traceback__)  # they hold this edit's tensors
             self._velocities = None
-            self._branches.release()
+            with suppress(Exception):  # on a broken GPU this fails too
+                self._branches.release()
             return Answer(
-                fault=type(error).__name__,
-                out_of_memory=isinstance(error, torch.OutOfMemoryError),
+                fault=type(error).__name__, out_of_memory=isinstance(error, torch.OutOfMemoryError)
             )
 
     def _follow(self, message: Join | Begin | Step) -> list[torch.Tensor]:
