@@ -97,6 +97,7 @@ def test_shares_of_the_tokens_compile_once_for_all_prompts(monkeypatch: pytest.M
         texts = [torch.randn(1, count, 32)]
         (parts,), (whole,) = case.join(texts, groups, compiled), case.predict(texts)
         torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=0, atol=1e-5)
+    # And none in a second step: what is compiled cannot be recorded.
     assert len(graphs) == 4, "what is before attention and what is after it; and of the last block"
     torch._dynamo.reset()  # noqa: SLF001 - as above
 

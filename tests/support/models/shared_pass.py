@@ -7,7 +7,7 @@ import torch
 from diffusers import QwenImageTransformer2DModel
 
 from retouch.engine.block import BlockCall, run_block
-from retouch.engine.modulation import ModulationCache
+from retouch.engine.modulation import ModulationCache, StepModulation
 from retouch.engine.transformer import Transformer
 from retouch.engine.ulysses import WHOLE, Group, Share, join, open_store
 from support.models.tiny import build_tiny_pipeline, keep_resident
@@ -49,15 +49,20 @@ class SharedPass:
         share: Share = WHOLE,
         run_block: BlockCall = run_block,
     ) -> list[torch.Tensor]:
-        """Return the velocity of each branch, in the first share: the latents are there alone too."""
+        """Return the velocity of each branch, in the first share: the latents are there alone too.
+
+        It is of a second step, over copies as a recording makes them.
+        """
         with torch.no_grad():
             transformer = Transformer(self.weights, run_block)
             conditioning = transformer.prepare_conditioning(
                 conditions=[self.condition], texts=texts, grids=self.grids, share=share
             )
-            table = ModulationCache(self.weights).get(TIMESTEP)
+            modulation = ModulationCache(self.weights).get(TIMESTEP).of_step(0)
             latents = self.latents if share.rank == 0 else self.latents[:, :0]
-            return transformer.forward(latents, conditioning, table.of_step(0))
+            transformer.forward(latents, conditioning, modulation)
+            copied = StepModulation(*(part.clone() for part in modulation))
+            return transformer.forward(latents.clone(), conditioning, copied)
 
     def join(
         self,
