@@ -5,7 +5,7 @@ Every weight in it is understood or the file is refused with the first that is n
 
 import json
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,16 +45,13 @@ def read_transformer(path: Path) -> TransformerFile:
     entries, metadata, architecture = _read_file(path)
     if architecture not in {None, ARCHITECTURE, *_UNNAMED}:
         raise ModelError(f"{path.name} holds the architecture {architecture}, not {ARCHITECTURE}")
-    prefix = next((one for one in _PREFIXES if any(name.startswith(one) for name in entries)), "")
+    prefix = next((one for one in _PREFIXES if any(e.name.startswith(one) for e in entries)), "")
     others = _OTHER_PARTS if prefix == _PREFIXES[0] else ()
-    kept: dict[str, TensorEntry] = {}
-    for name, entry in entries.items():
-        if name.startswith(others):
-            continue
-        own = name.removeprefix(prefix)
-        if own in kept:
-            raise ModelError(f"{entry.file}: {own} is there twice")
-        kept[own] = entry
+    kept = _by_name(
+        (entry.name.removeprefix(prefix), entry)
+        for entry in entries
+        if not entry.name.startswith(others)
+    )
     is_2511 = kept.pop(ZERO_CONDITION, None) is not None
     declared = {
         name.removeprefix(prefix): form
@@ -73,8 +70,9 @@ def read_text_encoder(path: Path) -> dict[str, TensorEntry]:
     entries, metadata, architecture = _read_file(path)
     if architecture is not None:
         raise ModelError(f"{path.name} is a GGUF file, which has no vision tower")
-    scaled = _require_known(apply_scales(entries, _declared_formats(path, metadata)))
-    return {rename(name): entry for name, entry in scaled.items() if name != _UNUSED}
+    named = _by_name((entry.name, entry) for entry in entries)
+    scaled = _require_known(apply_scales(named, _declared_formats(path, metadata)))
+    return _by_name((rename(name), entry) for name, entry in scaled.items() if name != _UNUSED)
 
 
 def require_used(packed: Mapping[str, Mapping[str, TensorEntry]], wanted: Collection[str]) -> None:
@@ -98,7 +96,7 @@ def describe_format(entries: Mapping[str, TensorEntry]) -> str:
     return f"{sizes.most_common(1)[0][0]} (file)" if sizes else ""
 
 
-def _read_file(path: Path) -> tuple[dict[str, TensorEntry], dict[str, str], str | None]:
+def _read_file(path: Path) -> tuple[list[TensorEntry], dict[str, str], str | None]:
     """Return weights, metadata and, of a GGUF file, the architecture."""
     try:
         with path.open("rb") as file:
@@ -107,27 +105,24 @@ def _read_file(path: Path) -> tuple[dict[str, TensorEntry], dict[str, str], str 
         raise ModelError(f"{path.name} cannot be read") from error
     if is_gguf:
         entries, metadata = read_gguf(path)
-        return _by_name(entries), {}, str(metadata.get("general.architecture", ""))
+        return entries, {}, str(metadata.get("general.architecture", ""))
     require_complete_weights(path)
-    found, texts = read_safetensors(path)
-    return _by_name(found), texts, None
+    return *read_safetensors(path), None
 
 
-def _by_name(entries: list[TensorEntry]) -> dict[str, TensorEntry]:
-    by_name = {}
-    for entry in entries:
-        if entry.name in by_name:
-            raise ModelError(f"{entry.file}: {entry.name} is there twice")
-        by_name[entry.name] = entry
+def _by_name(named: Iterable[tuple[str, TensorEntry]]) -> dict[str, TensorEntry]:
+    by_name: dict[str, TensorEntry] = {}
+    for name, entry in named:
+        if name in by_name:
+            raise ModelError(f"{entry.file}: {name} is there twice")
+        by_name[name] = entry
     return by_name
 
 
 def _declared_formats(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     """Return each layer's format as the file's metadata declares it."""
-    if METADATA not in metadata:
-        return {}
     try:
-        return dict(json.loads(metadata[METADATA])["layers"])
+        return dict(json.loads(metadata.get(METADATA, '{"layers": {}}'))["layers"])
     except (ValueError, LookupError, TypeError, RecursionError):
         raise ModelError(f"{path.name}: {METADATA} cannot be read") from None
 

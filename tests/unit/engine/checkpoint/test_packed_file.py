@@ -362,6 +362,15 @@ def test_a_text_encoders_file_has_the_old_names_and_its_output_layer_is_not_used
     }
 
 
+def test_a_text_encoders_weight_by_both_its_names_is_refused(tmp_path: Path) -> None:
+    new = "model.language_model.layers.0.mlp.up_proj.weight"
+    tensors = make_text_encoder(("model.layers.0.mlp.up_proj.weight", new))
+    path = Packed(tensors, None, {}).save(tmp_path / "w.safetensors")
+
+    with pytest.raises(ModelError, match=f"w.safetensors: {new} is there twice"):
+        packed_file.read_text_encoder(path)
+
+
 def test_a_text_encoder_in_gguf_is_refused(tmp_path: Path) -> None:
     save_gguf(WEIGHTS, tmp_path / "w.gguf", Q.Q8_0, architecture="qwen2vl")
     with pytest.raises(ModelError, match="no vision tower"):
