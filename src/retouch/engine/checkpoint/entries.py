@@ -60,7 +60,7 @@ class TensorEntry:
             ModelError: not a type of this family's weights.
         """
         if self.encoding is None:
-            raise ModelError(f"{self.file} holds {self.kind} weights")
+            raise ModelError(f"{self.file}: {self.name} is {self.kind}, not in 16 or 32 bits")
         return self.encoding.dtype if self.encoding in PLAIN.values() else None  # type: ignore[attr-defined]
 
     @property
@@ -176,9 +176,8 @@ def read_safetensors(path: Path) -> tuple[list[TensorEntry], dict[str, str]]:
     for name, entry in header.items():
         begin, end = entry["data_offsets"]
         kind, shape = entry["dtype"], tuple(entry["shape"])
-        encoding = PLAIN.get(kind)
         entries.append(
-            TensorEntry(path, name, 8 + length + begin, end - begin, shape, kind, encoding)
+            TensorEntry(path, name, 8 + length + begin, end - begin, shape, kind, PLAIN.get(kind))
         )
     return entries, metadata
 

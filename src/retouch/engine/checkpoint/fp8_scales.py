@@ -42,17 +42,16 @@ def apply_scales(
     formats: dict[str, Any] = dict(declared)
     for name in [name for name in left if name.endswith(_MARK)]:
         formats[name.removesuffix(_MARK)] = _read_mark(left.pop(name))
-    scaled = FILE_MARK in left or bool(formats)
-    left.pop(FILE_MARK, None)
+    scaled = left.pop(FILE_MARK, None) is not None or bool(formats)
     for layer, form in formats.items():
         _require_format(layer, form, entries)
     scales = {}
-    for layer in _layers(left):
+    for name in [name for name, entry in left.items() if entry.kind == FP8]:
+        layer = name.removesuffix(".weight")
         for suffix in _UNUSED:
             left.pop(layer + suffix, None)
-        found = next((name for suffix in _SCALES if (name := layer + suffix) in left), None)
-        if found:
-            scales[layer] = _read_scales(left.pop(found), left[f"{layer}.weight"])
+        if found := next((key for suffix in _SCALES if (key := layer + suffix) in left), None):
+            scales[layer] = _read_scales(left.pop(found), left[name])
     for name, entry in left.items():
         if entry.kind != FP8:
             continue
@@ -61,12 +60,6 @@ def apply_scales(
             raise ModelError(f"{entry.file}: {layer}{_SCALES[0]} is missing")
         left[name] = replace(entry, encoding=Plain(torch.float8_e4m3fn), scales=scales.get(layer))
     return left
-
-
-def _layers(entries: Mapping[str, TensorEntry]) -> list[str]:
-    """Return the layers whose weight is fp8."""
-    fp8 = [name for name, entry in entries.items() if entry.kind == FP8]
-    return [name.removesuffix(".weight") for name in fp8 if name.endswith(".weight")]
 
 
 def _read_mark(entry: TensorEntry) -> Any:
@@ -89,13 +82,11 @@ def _require_format(layer: str, form: Any, entries: Mapping[str, TensorEntry]) -
 
 
 def _read_scales(entry: TensorEntry, weight: TensorEntry) -> torch.Tensor:
-    """Read the scales of `weight`: (1,), or (row,)."""
-    rows = weight.shape[0] if weight.shape else 1
+    """Read the scales of `weight`: (1,), or (row,) of a matrix."""
+    rows = weight.shape[0] if len(weight.shape) >= _MATRIX else 1
     if entry.shape not in {(), (1,), (1, 1), (rows,), (rows, 1)}:
         raise ModelError(f"{entry.file}: {entry.name} has the wrong shape {entry.shape}")
-    dtype = entry.dtype if entry.encoding else None
-    if dtype is None:
-        raise ModelError(f"{entry.file}: {entry.name} is {entry.kind}")
+    dtype = entry.dtype or torch.float32
     scales = torch.frombuffer(bytearray(_read_bytes(entry)), dtype=dtype).float()
     if not bool((scales.isfinite() & (scales > 0)).all()):
         raise ModelError(f"{entry.file}: {entry.name} has a scale that is not a positive number")

@@ -183,6 +183,7 @@ def layer(name: str, **form: Any) -> str:
 
 
 SCALE, OLD = f"{BLOCK}.weight_scale", f"{BLOCK}.scale_weight"
+NORM = "transformer_blocks.0.attn.norm_q.weight"
 MUTATIONS: list[tuple[Callable[[Weights], Packed], Callable[[Packed], None], str]] = [
     # a scale is missing, or is none
     (in_old_scaled_fp8, without(OLD), SCALE),
@@ -196,6 +197,9 @@ MUTATIONS: list[tuple[Callable[[Weights], Packed], Callable[[Packed], None], str
     (in_marked_fp8, having(SCALE, torch.ones(64)), SCALE),
     (in_marked_fp8, having(SCALE, torch.ones(1, 48)), SCALE),
     (in_marked_fp8, having(SCALE, torch.ones(1, dtype=torch.int32)), SCALE),
+    (in_plain_fp8, having(f"{NORM}_scale", torch.ones(8)), f"{NORM}_scale"),
+    (in_marked_fp8, having(SCALE, torch.ones(48, 2).byte()), SCALE),
+    (in_marked_fp8, having(SCALE, torch.tensor(1).byte()), SCALE),
     # a format is not known, or not what the weight has
     (in_marked_fp8, having(f"{BLOCK}.comfy_quant", mark(format="nvfp4")), BLOCK),
     (in_marked_fp8, having(f"{BLOCK}.comfy_quant", mark(format="mxfp8")), BLOCK),
