@@ -16,7 +16,8 @@ from retouch.engine.adapters.source import PEFT_CONFIG, PEFT_FILE
 
 _CONFIG = "lora_adapter_metadata"
 _NAMES = ("lora_alpha", "network_alpha", "alpha")
-_MODULE = re.compile(r"[\w.]+")
+_MODULE = re.compile(r"\^?[\w.]+")
+"""A name in `alpha_pattern`, or its end. diffusers writes `^` before a full one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +59,8 @@ def read_header_alphas(metadata: Mapping[str, str] | None, path: Path) -> Header
     try:
         given |= json.loads(str(given.pop(_CONFIG, "{}")))
         config = {name.removeprefix("transformer."): value for name, value in given.items()}
-        alpha = next((config[name] for name in _NAMES if config.get(name) is not None), None)
+        default = next((_read(config[key]) for key in _NAMES if config.get(key) is not None), None)
         by_module = {name: _read(one) for name, one in _read_patterns(config).items()}
-        default = None if alpha is None else _read(alpha)
     except (ValueError, TypeError, RecursionError) as error:
         raise AdapterRefused("the alpha in the file's metadata cannot be read") from error
     return HeaderAlphas(default, by_module, config.get("use_rslora") is True)
@@ -70,7 +70,7 @@ def _read_patterns(config: Mapping[str, object]) -> dict[str, object]:
     patterns = config.get("alpha_pattern") or {}
     if not isinstance(patterns, dict) or not all(map(_MODULE.fullmatch, patterns)):
         raise ValueError("not names of layers")
-    return patterns
+    return {name.removeprefix("^"): alpha for name, alpha in patterns.items()}
 
 
 def _read(alpha: object) -> float:

@@ -72,7 +72,7 @@ def test_alpha_may_stand_in_the_header(
 
 
 def test_a_layer_may_have_an_alpha_of_its_own_in_the_header(tmp_path: Path) -> None:
-    metadata = as_diffusers(lora_alpha=4, alpha_pattern={"attn.to_q": 8, "proj_out": 2})
+    metadata = as_diffusers(lora_alpha=4, alpha_pattern={"attn.to_q": 8, "^proj_out": 2})
     path = write(tmp_path / "a.safetensors", build_tensors(PAIRS, "diffusers"), metadata)
     factors = {name: layer.factor for name, layer in read_adapter(path, SHAPES).layers.items()}
     others = dict.fromkeys(SHAPES, 1.0)
