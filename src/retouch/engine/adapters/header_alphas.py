@@ -18,6 +18,8 @@ _CONFIG = "lora_adapter_metadata"
 _NAMES = ("lora_alpha", "network_alpha", "alpha")
 _MODULE = re.compile(r"\^?[\w.]+")
 """A name in `alpha_pattern`, or its end. diffusers writes `^` before a full one."""
+_CHANGING = ("pissa", "olora", "loftq", "corda", "lora_ga")
+"""Values of peft's `init_lora_weights` that change the model's own weights before the training."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,7 @@ def read_header_alphas(metadata: Mapping[str, str] | None, path: Path) -> Header
     """Return what the metadata of a safetensors file at `path`, or peft's file beside it, says.
 
     Raises:
-        AdapterRefused: it is damaged, or names layers by a pattern.
+        AdapterRefused: it is damaged, names layers by a pattern, or was trained on changed weights.
         OSError: peft's file cannot be read.
 
     >>> given = read_header_alphas({"lora_adapter_metadata": '{"transformer.lora_alpha": 4}'}, Path())
@@ -63,6 +65,8 @@ def read_header_alphas(metadata: Mapping[str, str] | None, path: Path) -> Header
         by_module = {name: _read(one) for name, one in _read_patterns(config).items()}
     except (ValueError, TypeError, RecursionError) as error:
         raise AdapterRefused("the alpha in the file's metadata cannot be read") from error
+    if str(init := config.get("init_lora_weights")).lower().startswith(_CHANGING):
+        raise AdapterRefused(f"trained on weights that {init} changed: convert it to a plain LoRA")
     return HeaderAlphas(default, by_module, config.get("use_rslora") is True)
 
 

@@ -113,6 +113,22 @@ def test_an_alpha_in_the_header_that_cannot_be_read_is_refused(
         read_adapter(path, SHAPES)
 
 
+@pytest.mark.parametrize("init", ["pissa", "pissa_niter_16", "OLoRA", "loftq", "corda", "lora_ga"])
+def test_a_file_trained_on_changed_weights_is_refused(init: str, tmp_path: Path) -> None:
+    metadata = as_diffusers(r=4, lora_alpha=4, init_lora_weights=init)
+    path = write(tmp_path / "a.safetensors", build_tensors(PAIRS, "diffusers"), metadata)
+    with pytest.raises(AdapterRefused, match=f"weights that {init} changed"):
+        read_adapter(path, SHAPES)
+
+
+@pytest.mark.parametrize("init", [True, False, None, "gaussian", "eva", "orthogonal"])
+def test_how_else_the_training_began_does_not_matter(init: object, tmp_path: Path) -> None:
+    config = {"peft_type": "LORA", "lora_alpha": 8, "init_lora_weights": init}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    path = write(tmp_path / "adapter_model.safetensors", build_tensors(PAIRS, "peft"))
+    assert {layer.factor for layer in read_adapter(path, SHAPES).layers.values()} == {2.0}
+
+
 def test_ranks_may_differ_from_layer_to_layer(tmp_path: Path) -> None:
     wide = draw_pairs({"img_in": SHAPES["img_in"]}, rank=5)
     tensors = build_tensors(PAIRS | wide, "diffusers")
