@@ -2,7 +2,6 @@
 
 import hashlib
 import math
-import re
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,10 +19,10 @@ from retouch.engine.adapters.keys import (
     describe_style,
     parse_keys,
 )
+from retouch.engine.adapters.source import SHARD
 from retouch.engine.header_limit import MAX_HEADER_BYTES, has_long_header
 
 MAX_RANK = 256
-_SHARD = re.compile(r"-\d{5}-of-(\d{5})\.safetensors\Z")
 _OTHERS = {
     b"version https://git-lfs": "it is a Git LFS pointer, which `git lfs pull` replaces by the file",
     b"<": "it is a web page",
@@ -89,8 +88,8 @@ def read_adapter(path: Path, shapes: Mapping[str, Shape]) -> Adapter:
     Raises:
         AdapterRefused: the file is not safetensors, or cannot be applied in full.
     """
-    if (shard := _SHARD.search(path.name)) and int(shard[1]) > 1:
-        raise AdapterRefused(f"one of {int(shard[1])} shards of an adapter: join them in one file")
+    if SHARD.search(path.name):
+        raise AdapterRefused("it is one of several shards: join them in one file")
     head = b""
     try:
         with path.open("rb") as opened:
@@ -148,11 +147,10 @@ def _check_layer(file: Any, module: str, names: Mapping[Part, str], shape: Shape
                 f"the type {entry.get_dtype()} is not supported for LoRA weights (key {key})"
             )
         found[part] = entry.get_shape()
-    out_features, in_features = shape
     rank = found["down"][0] if found["down"] else 0
     if not 0 < rank <= MAX_RANK:
         raise AdapterRefused(f"rank {rank} is not from 1 to {MAX_RANK} (key {names['down']})")
-    wanted: dict[Part, list[int]] = {"down": [rank, in_features], "up": [out_features, rank]}
+    wanted: dict[Part, list[int]] = {"down": [rank, shape[1]], "up": [shape[0], rank]}
     for part, sizes in wanted.items():
         if found[part] != sizes:
             raise AdapterRefused(

@@ -1,6 +1,7 @@
 """Where the adapters of the settings come from. Importing this module imports no torch."""
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -8,6 +9,8 @@ from pathlib import Path
 
 PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 """The names that peft gives an adapter and the file beside it with its alpha."""
+SHARD = re.compile(r"-\d{5}-of-(?!00001)\d{5}\.(safetensors|gguf)")
+"""How the name of a file ends that holds only a part of the weights."""
 URL_FILES = 4
 """A file of a request may take this part of the memory for them, so that those of one edit fit."""
 

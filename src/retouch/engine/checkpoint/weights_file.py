@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Self
 
-from retouch.engine.adapters.source import PEFT_CONFIG, PEFT_FILE
+from retouch.engine.adapters.source import PEFT_CONFIG, PEFT_FILE, SHARD
 from retouch.engine.checkpoint import hub
 from retouch.engine.checkpoint.find import CheckpointSettings, find_cache
 from retouch.errors import ModelError
@@ -102,12 +102,15 @@ def find_files(
     """Return the files that hold a whole part's weights, by the part's name.
 
     Raises:
-        ModelError: one cannot be found or downloaded, or is not the one that is pinned.
+        ModelError: one cannot be found or downloaded, is a shard, or is not the one that is pinned.
     """
     named = {
         "transformer": ("TRANSFORMER_FILE", settings.transformer_file),
         "text_encoder": ("TEXT_ENCODER_FILE", settings.text_encoder_file),
     }
+    for setting, text in named.values():
+        if SHARD.search(text):
+            raise ModelError(f"{setting}: {text} is one of several shards: join them in one file")
     return {
         part: find_weights_file(text, setting=setting, token=settings.hf_token, progress=progress)
         for part, (setting, text) in named.items()

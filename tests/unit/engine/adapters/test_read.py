@@ -279,7 +279,7 @@ def test_one_shard_of_an_adapter_is_refused(tmp_path: Path) -> None:
     whole = write(tmp_path / "adapter_model-00001-of-00001.safetensors", tensors)
     assert read_adapter(whole, SHAPES)
     part = write(tmp_path / "adapter_model-00001-of-00002.safetensors", tensors)
-    with pytest.raises(AdapterRefused, match="one of 2 shards"):
+    with pytest.raises(AdapterRefused, match="one of several shards"):
         read_adapter(part, SHAPES)
 
 

@@ -81,6 +81,12 @@ def test_a_hub_that_cannot_be_reached_is_told(
         find(HUB_FILE, tmp_path)
 
 
+@pytest.mark.parametrize("name", ["w-00002-of-00005.safetensors", "w-00001-of-00003.gguf@v1"])
+def test_one_shard_of_a_part_is_refused_before_it_is_downloaded(name: str) -> None:
+    with pytest.raises(ModelError, match=f"TRANSFORMER_FILE: org/name/{name} is one of several"):
+        find_files(CheckpointSettings(transformer_file=f"org/name/{name}"))
+
+
 def test_each_part_has_the_file_that_its_setting_names(tmp_path: Path) -> None:
     for name in ("a.gguf", "b.safetensors"):
         (tmp_path / name).touch()
