@@ -41,6 +41,7 @@ from retouch.engine.memory.plan import RESIDENT, EditShape, FreeMemory, Plan, Si
 from retouch.engine.memory.quantization import Quantization, choose_quantization, list_choices
 from retouch.engine.memory.weights import Weights
 from retouch.engine.packing.encoding import Encoding
+from retouch.errors import ModelError
 
 Dtypes = dict[str, torch.dtype]
 PackedParts = Mapping[str, Mapping[str, TensorEntry]]
@@ -207,6 +208,9 @@ def read_parts(
         processor = tokenizer.load_processor(folder / "processor")
         text_encoder.require_template(template, processor.tokenizer)
     configs = read_configs(folder)
+    for part in sorted(configs.keys() - files.keys()):
+        if read_json(folder / part / "config.json").get("quantization_config"):
+            raise ModelError(f"{part}/ is quantized: name a checkpoint in 16 or 32 bits")
     require_markers(folder, processor.tokenizer, configs["text_encoder"])
     require_patches(processor.image_processor, configs["text_encoder"].vision_config)
     with naming("scheduler/scheduler_config.json"):

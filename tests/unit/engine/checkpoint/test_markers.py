@@ -39,6 +39,11 @@ def resize(name: str, value: int) -> Callable[[Path], None]:
     )
 
 
+def copy_tiny(tmp_path: Path) -> Path:
+    ignore = shutil.ignore_patterns("*.safetensors")
+    return Path(shutil.copytree(tiny_folder(), tmp_path / "model", ignore=ignore))
+
+
 @pytest.mark.parametrize(
     ("damage", "fault"),
     [
@@ -51,8 +56,17 @@ def resize(name: str, value: int) -> Callable[[Path], None]:
 def test_files_of_different_versions_are_refused_before_the_weights_are_read(
     tmp_path: Path, damage: Callable[[Path], None], fault: str
 ) -> None:
-    folder = tmp_path / "model"
-    shutil.copytree(tiny_folder(), folder, ignore=shutil.ignore_patterns("*.safetensors"))
-    damage(folder)
+    damage(folder := copy_tiny(tmp_path))
     with pytest.raises(ModelError, match=fault):
         read_parts(folder)
+
+
+@pytest.mark.parametrize("part", ["transformer", "text_encoder"])
+@pytest.mark.parametrize("method", ["bitsandbytes", "torchao", "sdnq", "awq"])
+def test_a_part_that_another_library_quantized_is_refused(
+    tmp_path: Path, part: str, method: str
+) -> None:
+    config = {"quantization_config": {"quant_method": method}}
+    change(copy_tiny(tmp_path) / part / "config.json", lambda found: found.update(config))
+    with pytest.raises(ModelError, match=f"^{part}/ is quantized: name a checkpoint in 16"):
+        read_parts(tmp_path / "model")
