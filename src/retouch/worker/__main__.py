@@ -3,7 +3,7 @@
 import argparse
 import asyncio
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import partial, update_wrapper
 from typing import Any
 
 from runpod import serverless
@@ -60,13 +60,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _serve(checks: Sequence[Callable[[], None]], config: dict[str, Any], *, is_local: bool) -> None:
-    """Run the checks, here or by the SDK, which reports a failure to the platform; then take jobs."""
+    """Run the checks, here or by the SDK, which reports a failure to the platform; then take jobs.
+
+    The SDK runs them in its event loop. Loading runs loops of its own, so each check has a thread.
+    """
     try:
         for check in checks:
             if is_local:
                 check()
             else:
-                serverless.register_fitness_check(check)
+                apart = partial(asyncio.to_thread, check)
+                serverless.register_fitness_check(update_wrapper(apart, check))
         serverless.start(config)
     except StartupError as error:
         raise SystemExit(f"the worker cannot start: {error}") from None

@@ -1,5 +1,7 @@
+import asyncio
+import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -17,7 +19,7 @@ class Sdk:
     """What the SDK was given: checks and a config. `run` is what its loop does."""
 
     def __init__(self) -> None:
-        self.checks: list[Callable[[], None]] = []
+        self.checks: list[Callable[[], Awaitable[None]]] = []
         self.config: dict[str, Any] = {}
         self.started = 0
         self.run: Callable[[], None] = lambda: None
@@ -26,6 +28,12 @@ class Sdk:
         self.config = config
         self.started += 1
         self.run()
+
+    async def check(self) -> None:
+        """Run the checks in a loop, as the SDK does."""
+        for check in self.checks:
+            assert inspect.iscoroutinefunction(check)
+            await check()
 
     @property
     def names(self) -> list[str]:
@@ -75,6 +83,20 @@ def test_on_the_platform_the_sdk_runs_the_checks(platform: Sdk, ran: list[str]) 
     assert set(platform.config) == {"handler"}
 
 
+def test_a_check_on_the_platform_may_run_an_event_loop(
+    platform: Sdk, ran: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As loading does for adapters at URLs and for a server's model."""
+
+    def weights(_: StartupChecks) -> None:
+        ran.append(asyncio.run(asyncio.sleep(0, "loop")))
+
+    monkeypatch.setattr(StartupChecks, "weights", weights)
+    __main__.main([])
+    asyncio.run(platform.check())
+    assert ran == ["bucket", "gpu", "loop"]
+
+
 @pytest.mark.parametrize("options", [["--test_input", "{}"], ["--rp_serve_api"]])
 def test_off_the_platform_they_run_before_the_sdk_starts(
     platform: Sdk, ran: list[str], options: list[str]
@@ -103,7 +125,7 @@ def test_on_the_platform_wrong_settings_are_a_check_that_fails(
     __main__.main([])
     assert platform.names == ["settings"]
     with pytest.raises(StartupError, match="set S3_BUCKET"):
-        platform.checks[0]()
+        asyncio.run(platform.check())
 
 
 def test_the_host_is_closed_at_the_end(
