@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from tqdm import tqdm
 
 from retouch import __version__, logs, wiring
+from retouch.editing.ports import Engine
 from retouch.engine.checkpoint.find import FULL_MODEL, find_cache
 from retouch.engine.checkpoint.local_disk import is_local
 from retouch.engine.memory.estimate import CARDS
@@ -220,11 +221,10 @@ def _request(options: argparse.Namespace, output: Path) -> EditRequest:
         raise invalid_request(error) from None
 
 
-async def _edit(request: EditRequest, settings: Settings, output: Path) -> EditResult:
-    engine = wiring.build_engine(settings)
+async def _edit(request: EditRequest, engine: Engine, settings: Settings, out: Path) -> EditResult:
     job_id = uuid.uuid4().hex
     async with AsyncExitStack() as exits:
-        editor = wiring.build_editor(settings, engine, FileStore(output), exits=exits)
+        editor = wiring.build_editor(settings, engine, FileStore(out), exits=exits)
         return await editor.run(request, job_id=job_id, request_id=job_id, progress=_Bar().show)
 
 
@@ -272,7 +272,8 @@ def _run_adapter(options: argparse.Namespace, settings: Settings) -> None:
 
 def _run_edit(options: argparse.Namespace, settings: Settings) -> None:
     output = options.output or Path("edited.png")
-    answer = asyncio.run(_edit(_request(options, output), settings, output))
+    request, engine = _request(options, output), wiring.build_engine(settings)
+    answer = asyncio.run(_edit(request, engine, settings, output))
     for result in answer.all:
         meta = result.meta
         seconds = meta.timings_ms.total / 1000

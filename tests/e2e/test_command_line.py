@@ -83,6 +83,15 @@ def test_what_is_wrong_is_said_in_one_line(
     assert not list(tmp_path.iterdir())
 
 
+def test_an_adapter_at_a_url_is_fetched_through_the_guard(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MODEL_ID", str(demo.CHECKPOINT_DIR))
+    monkeypatch.setenv("LORAS", "a=https://127.0.0.1/a.safetensors")
+    assert main(["edit", str(SAMPLE), "make it warmer"]) == 1
+    assert "LORAS: a: it cannot be downloaded (source_unreachable)" in capsys.readouterr().err
+
+
 def test_the_plan_for_another_machine_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "--gpu-gib=16", "--host-gib=64", "--disk=network"]) == 0
     first, *rest = capsys.readouterr().out.splitlines()
