@@ -21,6 +21,7 @@ from retouch.engine import preset
 from retouch.engine.checkpoint import build, entries, find, load, safetensors_reader
 from retouch.engine.checkpoint.files import WEIGHTED, compute_revision
 from retouch.engine.checkpoint.find import CheckpointSettings
+from retouch.engine.checkpoint.packed_file import ZERO_CONDITION
 from retouch.engine.checkpoint.weights_file import find_weights_file
 from retouch.engine.memory.weights import Weights
 from retouch.errors import ModelError
@@ -178,6 +179,23 @@ def damage_number(folder: Path) -> None:
     path.write_text(json.dumps(json.loads(path.read_bytes()) | {"base_dim": "wide"}))
 
 
+def change_transformer(folder: Path, **changes: Any) -> None:
+    path = folder / "transformer" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_bytes()) | changes))
+
+
+def mark_as_2511(folder: Path) -> None:
+    path = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    save_file({**load_file(path), ZERO_CONDITION: torch.zeros(0)}, path)
+
+
+def test_the_mark_of_2511_is_of_use_to_that_model_only(tmp_path: Path) -> None:
+    save_checkpoint(build_tiny_pipeline(plus=True), tmp_path, preset=PRESET)
+    mark_as_2511(tmp_path)
+    change_transformer(tmp_path, zero_cond_t=True)
+    assert load.load(CheckpointSettings(model_id=str(tmp_path)))
+
+
 def drop_vocabulary(folder: Path) -> None:
     (folder / "processor" / "tokenizer.json").unlink()
 
@@ -191,6 +209,11 @@ def drop_vocabulary(folder: Path) -> None:
         ),
         (cut_weights, "transformer/diffusion_pytorch_model.safetensors is damaged or truncated"),
         (damage_config, r"32 weights are missing .* transformer\.transformer_blocks\.2"),
+        (
+            lambda folder: change_transformer(folder, num_layers=1),
+            r"transformer/.*: the model has no weight transformer_blocks\.1\.",
+        ),
+        (mark_as_2511, f"transformer/.*: the model has no weight {ZERO_CONDITION}"),
         (damage_preset, "retouch_preset.json: steps: "),
         (
             change_image_token,

@@ -62,7 +62,8 @@ def mutate(data: st.DataObject, body: bytes) -> bytes:
 def load(path: Path) -> None:
     entries = packed_file.read_transformer(path).entries
     wanted = {name: torch.full_like(one, torch.nan) for name, one in WEIGHTS.items()}
-    packed_file.require_used({"t": entries}, {f"t.{name}" for name in wanted})
+    named = {f"t.{name}": one for name, one in entries.items()}
+    packed_file.require_used(named, {"t"}, {f"t.{name}" for name in wanted})
     safetensors_reader.read_weights(entries, wanted)
     assert all(weight.isfinite().all() for weight in wanted.values())
 

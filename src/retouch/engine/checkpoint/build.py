@@ -20,18 +20,13 @@ from transformers.initialization import no_init_weights
 
 from retouch.engine import precision, text_encoder, tokenizer
 from retouch.engine.adapters.loaded import LoadedAdapters
+from retouch.engine.checkpoint import packed_file
 from retouch.engine.checkpoint.entries import TensorEntry, read_headers
 from retouch.engine.checkpoint.family import choose_family, family_of
 from retouch.engine.checkpoint.files import INDEX_FILE, WEIGHTED, naming, read_json
 from retouch.engine.checkpoint.mapped import map_modulation
 from retouch.engine.checkpoint.markers import require_markers, require_patches
 from retouch.engine.checkpoint.merging import Storage, choose_merged, merge_into, plan_with_adapters
-from retouch.engine.checkpoint.packed_file import (
-    describe_format,
-    read_text_encoder,
-    read_transformer,
-    require_used,
-)
 from retouch.engine.checkpoint.safetensors_reader import read_weights
 from retouch.engine.checkpoint.shared import place
 from retouch.engine.fp8 import can_multiply_fp8
@@ -91,7 +86,10 @@ def load_weights(  # noqa: PLR0913 - what is loaded, and for what
     weights = place(
         modules, make_plan, memory, stored, adapters, dtype=dtype, device=device, mapped=mapped
     )
-    require_used(packed, {view.path for params in weights.params for view in params.views})
+    used = {view.path for params in weights.params for view in params.views}
+    if configs["transformer"].get("zero_cond_t"):
+        used.add(f"transformer.{packed_file.ZERO_CONDITION}")
+    packed_file.require_used(stored, {"transformer", *packed}, used)
     _read(stored, weights, adapters, scale=scale, progress=progress)
     if dtype == torch.float16:  # pragma: no cover - a CPU runs float32
         precision.scale_norms(weights.transformer)
@@ -148,7 +146,7 @@ def list_filed(packed: PackedParts, scale: Callable[[str], float]) -> Filed:
             path = f"{part}.{name}"
             if kept := entry.kept_as(scale(path)):
                 encodings[path] = kept
-        if described := describe_format(entries):
+        if described := packed_file.describe_format(entries):
             formats[part] = described
     return Filed(encodings, formats)
 
@@ -217,13 +215,13 @@ def read_parts(
         scheduler = read_scheduler(folder / "scheduler")
     packed = {}
     if path := files.get("transformer"):
-        found = read_transformer(path)
+        found = packed_file.read_transformer(path)
         base = family_of(pipeline, configs["transformer"])
         chosen = choose_family(base=base, named=family, is_2511=found.is_2511)
         configs["transformer"] = {**configs["transformer"], "zero_cond_t": chosen == "2511"}
         packed["transformer"] = found.entries
     if path := files.get("text_encoder"):
-        packed["text_encoder"] = read_text_encoder(path)
+        packed["text_encoder"] = packed_file.read_text_encoder(path)
     return Parts(template, processor, configs, scheduler, packed)
 
 
@@ -289,5 +287,4 @@ def keep_modulation(transformer: Any, stored: Mapping[str, TensorEntry]) -> None
 def read_scheduler(folder: Path) -> dict[str, Any]:
     """Read the scheduler's configuration."""
     scheduler: Any = FlowMatchEulerDiscreteScheduler
-    config: dict[str, Any] = dict(scheduler.from_pretrained(folder).config)
-    return config
+    return dict(scheduler.from_pretrained(folder).config)

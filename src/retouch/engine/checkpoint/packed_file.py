@@ -75,16 +75,17 @@ def read_text_encoder(path: Path) -> dict[str, TensorEntry]:
     return _by_name((rename(name), entry) for name, entry in scaled.items() if name != _UNUSED)
 
 
-def require_used(packed: Mapping[str, Mapping[str, TensorEntry]], wanted: Collection[str]) -> None:
-    """Check that the model has a place, among the paths `wanted`, for every weight of parts' files.
+def require_used(
+    stored: Mapping[str, TensorEntry], parts: Collection[str], wanted: Collection[str]
+) -> None:
+    """Check that the model has a place, among the paths `wanted`, for every weight of these parts.
 
     Raises:
         ModelError: names the first weight that has none.
     """
-    for part, entries in packed.items():
-        for name, entry in entries.items():
-            if f"{part}.{name}" not in wanted:
-                raise ModelError(f"{entry.file}: the model has no weight {entry.name}")
+    for path, entry in stored.items():
+        if path.partition(".")[0] in parts and path not in wanted:
+            raise ModelError(f"{entry.file}: the model has no weight {entry.name}")
 
 
 def describe_format(entries: Mapping[str, TensorEntry]) -> str:

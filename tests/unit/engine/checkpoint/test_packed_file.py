@@ -49,7 +49,8 @@ WEIGHTS = make_weights()
 def load(path: Path, dtype: torch.dtype = torch.float32) -> Weights:
     """Read a file into weights of `dtype`, as the loader does."""
     entries = packed_file.read_transformer(path).entries
-    packed_file.require_used({"t": entries}, {f"t.{name}" for name in WEIGHTS})
+    named = {f"t.{name}": one for name, one in entries.items()}
+    packed_file.require_used(named, {"t"}, {f"t.{name}" for name in WEIGHTS})
     wanted = {name: torch.full_like(one, torch.nan, dtype=dtype) for name, one in WEIGHTS.items()}
     safetensors_reader.read_weights(entries, wanted)
     return wanted
