@@ -107,7 +107,7 @@ def require_stored(stored: Mapping[str, TensorEntry], wanted: Mapping[str, Desti
     """Check that every weight that is wanted is there, in its shape.
 
     Raises:
-        ModelError: names one that is not.
+        ModelError: names one that is not, and the file if its part has only one.
     """
     missing = [
         path
@@ -115,8 +115,12 @@ def require_stored(stored: Mapping[str, TensorEntry], wanted: Mapping[str, Desti
         if path not in stored or stored[path].shape != tuple(into.shape)
     ]
     if missing:
-        count, first = len(missing), min(missing)
-        raise ModelError(f"{count} weights are missing or have the wrong shape, such as {first}")
+        first = min(missing)
+        part = first.partition(".")[0]
+        files = {one.file for path, one in stored.items() if path.startswith(f"{part}.")}
+        where = files.pop() if len(files) == 1 else f"{part}/"
+        fault = f"{len(missing)} weights are missing or have the wrong shape, such as {first}"
+        raise ModelError(f"{where}: {fault}")
 
 
 def _empty(jobs: "queue.SimpleQueue[Job]") -> None:
