@@ -92,10 +92,10 @@ def test_shares_of_the_tokens_compile_once_for_all_prompts(monkeypatch: pytest.M
     monkeypatch.setattr(torch, "compile", partial(torch.compile, fullgraph=True))
     monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", backend)
     compiled = compile_block(run_block)
-    case, groups = SharedPass(zero_cond_t=True, grids=((4, 3), (2, 4))), join_all(2)
+    case, shares = SharedPass(zero_cond_t=True, grids=((4, 3), (2, 4))), join_all(2)
     for count in (8, 12, 6):
         texts = [torch.randn(1, count, 32)]
-        (parts,), (whole,) = case.join(texts, groups, compiled), case.predict(texts)
+        (parts,), (whole,) = case.join(texts, shares, compiled), case.predict(texts)
         torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=0, atol=1e-5)
     # And none in a second step: what is compiled cannot be recorded.
     assert len(graphs) == 4, "what is before attention and what is after it; and of the last block"

@@ -45,7 +45,7 @@ def split(
             pool.submit(serve, theirs, engine)
         team = Team([RankProcess(ours) for ours, _ in pairs], guidance=guidance)
         if tokens:
-            team.join(torch.device("cpu"))
+            team.join(torch.device("cpu"), is_resident=True)
         yield build_engine(build_tiny_pipeline(), team=team), team
         team.close()
 

@@ -59,6 +59,11 @@ class LocalBranches:
         return self._weights.device
 
     @property
+    def is_resident(self) -> bool:
+        """Whether no weights stream."""
+        return not self._weights.plan.slots
+
+    @property
     def heads(self) -> int:
         """Attention heads of the model."""
         return int(self._weights.transformer.config.num_attention_heads)
@@ -76,9 +81,9 @@ class LocalBranches:
             share=share,
         )
         forward = partial(self._transformer.forward, conditioning=conditioning)
-        # Streamed weights come at other times in each step. Without an exchange the CPU is fast enough.
-        is_resident = self.device.type == "cuda" and not self._weights.plan.slots
-        if share.size > 1 and is_resident:  # pragma: no cover - needs GPUs
+        # Streamed weights come at other times in each step. Without an exchange the CPU is fast enough,
+        # and an exchange is recorded by all or by none.
+        if share.is_resident and self.device.type == "cuda":  # pragma: no cover - needs GPUs
             return RecordedSteps(forward, modulation, record_graphs)
         return lambda latents, step: forward(latents, modulation=modulation.of_step(step))
 

@@ -91,9 +91,13 @@ class Rank:
 
     def _follow(self, message: Join | Begin | Step) -> list[torch.Tensor]:
         if isinstance(message, Join):
-            groups = join(message.port, message.rank, message.size, self._branches.device)
-            for size, group in groups.items():
-                self._shares[size] = Share(message.rank % size, size, group)
+            self._shares |= join(
+                message.port,
+                message.rank,
+                message.size,
+                self._branches.device,
+                is_resident=self._branches.is_resident,
+            )
         elif isinstance(message, Begin):
             # What the last edit's tensors took stays with the allocator: the next needs it again.
             self._velocities, self._size = None, message.size

@@ -23,24 +23,24 @@ from retouch.engine.rank_process import (
     Step,
     start_process,
 )
-from retouch.engine.ulysses import WHOLE, Group, Share
+from retouch.engine.ulysses import WHOLE, Share
 from retouch.errors import ModelError, ModelLost, OutOfMemory
 
 
 class Team:
     """The processes besides this one. With `guidance` they have branches of their own.
 
-    With `groups`, by size, they share a branch's tokens. `close` ends them.
+    Once they `join` they share a branch's tokens. `close` ends them.
     """
 
     def __init__(self, others: Sequence[RankProcess], *, guidance: bool) -> None:
         self.guidance = guidance
         self._others = others
-        self._groups: dict[int, Group] = {}
+        self._shares: dict[int, Share] = {}
         self._busy: Sequence[RankProcess] = ()
         self._size = 1
         self._closing = threading.Event()
-        self.close = weakref.finalize(self, _close, others, self._groups, self._closing)
+        self.close = weakref.finalize(self, _close, others, self._shares, self._closing)
 
     @property
     def processes(self) -> int:
@@ -49,12 +49,12 @@ class Team:
 
     def choose_size(self, processes: int, heads: int) -> int:
         """Return how many of `processes` share the tokens of a branch: each needs as many heads."""
-        sizes = (size for size in self._groups if size <= processes and heads % size == 0)
+        sizes = (size for size in self._shares if size <= processes and heads % size == 0)
         return max(sizes, default=1)
 
     def share(self, size: int) -> Share:
         """Return this process's share of the tokens, of so many."""
-        return Share(0, size, self._groups[size]) if size > 1 else WHOLE
+        return self._shares.get(size, WHOLE)
 
     def start(self, inputs: Sequence[BranchInputs], size: int) -> None:
         """Begin an edit in as many of them as there are `inputs`; collect what comes of it.
@@ -105,7 +105,7 @@ class Team:
 
     def end(self) -> None:
         """End the processes at once, and what this one waits for in an exchange with them."""
-        _end(self._others, self._groups)
+        _end(self._others, self._shares)
 
     def wait_until_loaded(self) -> None:
         """Wait for the model there.
@@ -120,8 +120,10 @@ class Team:
             if answer.fault:
                 raise ModelError(f"on another GPU: {answer.fault}")
 
-    def join(self, device: torch.device) -> None:
+    def join(self, device: torch.device, *, is_resident: bool) -> None:
         """Have all processes share the tokens of a branch from now on, and end together.
+
+        `is_resident` where this one streams no weights.
 
         Raises:
             RuntimeError: they do not find each other.
@@ -130,13 +132,14 @@ class Team:
         store, port = ulysses.open_store()
         for rank, other in enumerate(self._others, 1):
             other.send(Join(port, rank, self.processes))
-        self._groups.update(ulysses.join(port, 0, self.processes, device))
+        shares = ulysses.join(port, 0, self.processes, device, is_resident=is_resident)
+        self._shares.update(shares)
         self._busy = self._others
         self.collect()
-        self._store = store  # the groups use it
+        self._store = store  # the shares use it
         ends = [os.pidfd_open(other.process.pid) for other in self._others if other.process]
         threading.Thread(
-            target=_end_with, args=(ends, self._others, self._groups, self._closing), daemon=True
+            target=_end_with, args=(ends, self._others, self._shares, self._closing), daemon=True
         ).start()
 
 
@@ -208,7 +211,7 @@ class SplitBranches:
 def _end_with(
     ends: Sequence[int],
     others: Sequence[RankProcess],
-    groups: Mapping[int, Group],
+    shares: Mapping[int, Share],
     closing: threading.Event,
 ) -> None:
     """End all once one has ended: a GPU would wait for it in an exchange for ever.
@@ -218,31 +221,31 @@ def _end_with(
     if ends:
         wait(ends)
         if not closing.is_set():
-            _end(others, groups)
+            _end(others, shares)
     for descriptor in ends:
         os.close(descriptor)
 
 
-def _end(others: Sequence[RankProcess], groups: Mapping[int, Group]) -> None:
+def _end(others: Sequence[RankProcess], shares: Mapping[int, Share]) -> None:
     for other in others:
         other.kill()
-    _abort(groups)
+    _abort(shares)
 
 
 def _close(
-    others: Sequence[RankProcess], groups: Mapping[int, Group], closing: threading.Event
+    others: Sequence[RankProcess], shares: Mapping[int, Share], closing: threading.Event
 ) -> None:
     closing.set()
     for other in others:
         other.close()
-    _abort(groups)
+    _abort(shares)
 
 
-def _abort(groups: Mapping[int, Group]) -> None:
+def _abort(shares: Mapping[int, Share]) -> None:
     with recording.LOCK:
-        for group in groups.values():
+        for share in shares.values():
             with suppress(RuntimeError):  # it is aborted
-                group.abort()
+                share.group.abort()
 
 
 def start_team(settings: object, device: torch.device, *, processes: int, guidance: bool) -> Team:

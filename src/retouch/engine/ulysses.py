@@ -38,11 +38,15 @@ Store = Any
 
 @dataclass(frozen=True)
 class Share:
-    """The `rank`-th of `size` shares of the tokens; the processes of `group` have one each, by rank."""
+    """The `rank`-th of `size` shares of the tokens; the processes of `group` have one each, by rank.
+
+    `is_resident` where no process streams weights.
+    """
 
     rank: int = 0
     size: int = 1
     group: Group = None
+    is_resident: bool = False
 
     def take(self, tokens: torch.Tensor, dim: int, counts: Sequence[int] = ()) -> torch.Tensor:
         """Return this share of `tokens` along `dim`; of each of the streams that `counts` divide them in."""
@@ -173,23 +177,27 @@ def open_store() -> tuple[Store, int]:
     return _connect(port, is_master=True, master_listen_fd=listener.detach()), port
 
 
-def join(port: int, rank: int, size: int, device: torch.device) -> Mapping[int, Group]:
-    """Meet the other processes; return the groups that the one at `rank` of `size` is in, by their size.
+def join(
+    port: int, rank: int, size: int, device: torch.device, *, is_resident: bool
+) -> Mapping[int, Share]:
+    """Meet the other processes; return the shares that the one at `rank` of `size` can take, by their size.
 
-    All are in one, and each half of four in another.
+    All are in one group, and each half of four in another.
 
     Raises:
         RuntimeError: they did not come.
     """
-    store, groups = _connect(port), {}
+    store, shares = _connect(port), {}
     for count in sorted({size, max(2, size // 2)}):
         first = rank - rank % count
         within = _c10d.PrefixStore(f"{first} of {count}", store)
-        groups[count] = _build_group(within, rank - first, count, device)
-        pieces = torch.zeros(count, device=device)
+        group = _build_group(within, rank - first, count, device)
+        mine = torch.full([count], is_resident, dtype=torch.uint8, device=device)
+        each = torch.empty_like(mine)
         # The first exchange connects them.
-        groups[count].alltoall_base(pieces.clone(), pieces, [1] * count, [1] * count).wait()
-    return groups
+        group.alltoall_base(each, mine, [1] * count, [1] * count).wait()
+        shares[count] = Share(rank - first, count, group, bool(each.all()))
+    return shares
 
 
 def _connect(port: int, **options: Any) -> Store:

@@ -9,21 +9,23 @@ from diffusers import QwenImageTransformer2DModel
 from retouch.engine.block import BlockCall, run_block
 from retouch.engine.modulation import ModulationCache, StepModulation
 from retouch.engine.transformer import Transformer
-from retouch.engine.ulysses import WHOLE, Group, Share, join, open_store
+from retouch.engine.ulysses import WHOLE, Share, join, open_store
 from support.models.tiny import build_tiny_pipeline, keep_resident
 
 CPU = torch.device("cpu")
 TIMESTEP = torch.tensor([600.0])
 
 
-def join_all(size: int) -> list[Group]:
-    """The group of all of `size` processes, as each of them has it."""
+def join_all(size: int, streaming: int | None = None) -> list[Share]:
+    """The shares of all of `size` processes, one of which may stream."""
     store, port = open_store()
     with ThreadPoolExecutor(size) as pool:
-        joined = pool.map(lambda rank: join(port, rank, size, CPU), range(size))
-        groups = [groups[size] for groups in joined]
+        joined = pool.map(
+            lambda rank: join(port, rank, size, CPU, is_resident=rank != streaming), range(size)
+        )
+        found = [shares[size] for shares in joined]
     del store
-    return groups
+    return found
 
 
 class SharedPass:
@@ -67,11 +69,10 @@ class SharedPass:
     def join(
         self,
         texts: Sequence[torch.Tensor],
-        groups: Sequence[Group],
+        shares: Sequence[Share],
         first: BlockCall = run_block,
     ) -> list[list[torch.Tensor]]:
         """Return the velocities of each branch, one of each share: `first` runs the first share's blocks."""
-        shares = [Share(rank, len(groups), group) for rank, group in enumerate(groups)]
         with ThreadPoolExecutor(len(shares)) as pool:
             others = [pool.submit(self.predict, texts, share) for share in shares[1:]]
             parts = [self.predict(texts, shares[0], first), *(other.result() for other in others)]

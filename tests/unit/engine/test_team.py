@@ -4,6 +4,7 @@ import torch
 from retouch.engine import ulysses
 from retouch.engine.recording import LOCK
 from retouch.engine.team import Team, choose_gpus
+from retouch.engine.ulysses import Share
 from retouch.errors import ModelError
 
 
@@ -22,8 +23,8 @@ def test_an_exchange_is_not_ended_while_it_is_recorded(monkeypatch: pytest.Monke
             self.ends += 1
 
     group, team = Group(), Team([], guidance=False)
-    monkeypatch.setattr(ulysses, "join", lambda *_: {2: group})
-    team.join(torch.device("cpu"))
+    monkeypatch.setattr(ulysses, "join", lambda *_, **__: {2: Share(0, 2, group)})
+    team.join(torch.device("cpu"), is_resident=True)
     team.end()
     team.close()
     assert group.ends == 2

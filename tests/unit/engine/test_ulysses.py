@@ -7,6 +7,11 @@ import torch
 from support.models.shared_pass import SharedPass, join_all
 
 
+def test_all_processes_know_whether_one_of_them_streams() -> None:
+    assert [share.is_resident for share in join_all(4)] == [True] * 4
+    assert [share.is_resident for share in join_all(2, streaming=1)] == [False] * 2
+
+
 @pytest.mark.parametrize("zero_cond_t", [False, True])
 @pytest.mark.parametrize("grids", [((4, 3), (2, 5)), ((3, 3), (5, 1))])
 @pytest.mark.parametrize("size", [2, 4])

@@ -112,7 +112,7 @@ def _load_engine(
     if team:
         team.wait_until_loaded()
         if settings.splits_tokens:
-            team.join(setup.device)
+            team.join(setup.device, is_resident=not weights.plan.slots)
     return QwenEngine(
         weights,
         processor=parts.processor,
