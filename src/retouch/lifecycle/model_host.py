@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from enum import StrEnum
 from typing import Any, Unpack
 
@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 EXIT_STATUS = 70
 """What a process ends with whose model hangs: EX_SOFTWARE of sysexits.h."""
 _LINGER_S = 2.0
-_CANCEL_S = 4.0
+CANCEL_S = 4.0
 """For cancelled edits to end at their next step: with the grace below the 30 s of Kubernetes."""
 _STOPPING = "the service is stopping"
 
@@ -237,9 +237,11 @@ class ModelHost:
         if not self._is_stopping:
             self._is_stopping = True
             await self._end_edits()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_CANCEL_S):
-                await self._exits.aclose()
+        closing = asyncio.ensure_future(self._exits.aclose())
+        await asyncio.wait([closing], timeout=CANCEL_S)
+        while not closing.done():
+            closing.cancel()  # it goes on with the next part, which may wait too
+            await asyncio.sleep(0)
 
     async def _end_edits(self) -> None:
         edits = set(self.edits)
@@ -251,7 +253,7 @@ class ModelHost:
         for edit in late:
             edit.cancel()
         if late:
-            await asyncio.wait(late, timeout=_CANCEL_S)
+            await asyncio.wait(late, timeout=CANCEL_S)
         event(_log, "stop.finished", finished=len(edits) - len(late), cancelled=len(late))
 
     def _check_store(self) -> None:

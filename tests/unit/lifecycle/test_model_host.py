@@ -18,7 +18,7 @@ from retouch.editing.editor import Editor
 from retouch.editing.ports import Engine
 from retouch.engine import compilation
 from retouch.errors import ModelError, ModelLost, NotReady, StoreUnavailable
-from retouch.lifecycle import ModelHost, State
+from retouch.lifecycle import ModelHost, State, model_host
 from retouch.schema import EditResult
 from retouch.settings import Settings
 from retouch.storage.port import Store
@@ -350,6 +350,25 @@ async def test_an_edit_that_its_caller_cancels_while_the_host_stops_stays_cancel
 
 async def test_closing_before_the_model_is_loaded_is_no_fault() -> None:
     await ModelHost(settings()).close()
+
+
+async def test_a_part_that_never_ends_holds_up_neither_the_others_nor_the_stop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(model_host, "CANCEL_S", 0.01)
+    host, closed = ModelHost(settings()), asyncio.Event()
+
+    async def close() -> None:
+        closed.set()
+
+    async def never() -> None:
+        await asyncio.Event().wait()
+
+    for part in (close, never, never):  # the last one is closed first
+        host.close_at_end(part)
+    async with asyncio.timeout(PATIENCE_S):
+        await host.close()
+    assert closed.is_set()
 
 
 async def test_a_model_that_is_loaded_after_closing_gets_no_editor(wires: Wires) -> None:
