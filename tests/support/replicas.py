@@ -63,21 +63,22 @@ class Replica:
         receiver: FakeReceiver | None = None,
         webhook_scale: float | None = None,
         run: Run | None = None,
+        records: type[Records] = Records,
         **settings: Any,
     ) -> None:
         self.is_dead = False
         self.receiver = receiver or FakeReceiver()
         self.house = House(store=store)
         self.not_ready: Exception | None = None
-        records = Records(lambda: self._reach(store), prefix="p/")
+        kept = records(lambda: self._reach(store), prefix="p/")
         scale = beat_s / 15
         self.jobs = Jobs(
-            records,
+            kept,
             JobSettings(**({"poll_s": 0.01} | settings)),
             run=run or self._run,
             require_ready=self._require_ready,
             webhooks=Webhooks(
-                records,
+                kept,
                 self,
                 decode_webhook_secret(SECRET) if receiver else b"",
                 scale=webhook_scale or scale,

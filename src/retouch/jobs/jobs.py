@@ -292,6 +292,7 @@ class Jobs:
                 except StorageError as error:
                     event(_log, "job.heartbeat_failed", level=logging.WARNING, code=error.code)
                 await asyncio.sleep(self._heartbeat.left_in_slot_s)
+            self._beating = None  # a job that begins before the reads have ended begins anew
             reads.cancel()
 
     async def _beat(self) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -20,9 +21,9 @@ from retouch.errors import (
 )
 from retouch.jobs.attempts import find_last
 from retouch.jobs.live import Caller
-from retouch.jobs.records import derive_id
+from retouch.jobs.records import Accepted, Records, derive_id
 from retouch.schema import EditResult, ErrorBody, Job
-from retouch.storage.port import StoredObject
+from retouch.storage.port import Store, StoredObject
 
 
 def code(job: Job) -> str:
@@ -95,6 +96,42 @@ async def test_heartbeats_go_on_while_all_other_calls_of_the_store_are_slow() ->
         pause.release()
     await asyncio.gather(*reads, return_exceptions=True)
     assert (await replica.jobs.wait("a", "")).answer
+
+
+class LateRecords(Records):
+    """Accepts the job `b` at the moment when a process that has no more work ends its reads."""
+
+    def __init__(self, store: Callable[[], Store], *, prefix: str) -> None:
+        super().__init__(store, prefix=prefix)
+        self._are_over = asyncio.Event()
+
+    async def read(self, name: str) -> dict[str, Any] | None:
+        if not name.endswith("/cancel"):
+            return await super().read(name)
+        try:
+            return await asyncio.get_running_loop().create_future()
+        finally:
+            self._are_over.set()
+
+    async def accept(self, accepted: Accepted) -> None:
+        await super().accept(accepted)
+        if accepted.id == "b":
+            await self._are_over.wait()
+
+
+async def test_a_job_that_begins_as_the_heartbeats_of_another_end_has_its_own() -> None:
+    store, pause = FakeStore(), Pause()
+    replica = Replica(store, beat_s=0.2, records=LateRecords)
+    await replica.jobs.accept(REQUEST, "a", CALLER)
+    await replica.jobs.wait("a", "")
+    replica.house.engine.at_step = lambda _: pause.hold()
+    await replica.jobs.accept(request(seed=2), "b", CALLER)
+    written = {key for key in store.puts if "/alive/" in key}
+    try:
+        await until(lambda: len({key for key in store.puts if "/alive/" in key} - written) >= 2)
+    finally:
+        pause.release()
+    assert (await replica.jobs.wait("b", "")).answer
 
 
 async def test_another_replica_answers_with_the_same_end_and_a_new_link() -> None:
