@@ -129,7 +129,6 @@ async def read_ends(folder: Path, jobs: list[str]) -> Counter[str]:
         ended = await records.ended(job_id)
         error = ended.answer.get("error") if ended else None
         ends[error["details"]["code"] if error else ended.state if ended else "none"] += 1
-    records.close()
     return ends
 
 

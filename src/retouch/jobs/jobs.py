@@ -73,9 +73,8 @@ class Jobs:
             await asyncio.wait(self._tasks)
         await self._webhooks.close()
         for task in filter(None, (self._beating, self._sweeping)):
-            task.cancel()
-            await asyncio.wait([task])
-        self._records.close()
+            if task.cancel():  # else it has ended, perhaps with a loop that is closed
+                await asyncio.wait([task])
 
     async def accept(
         self, request: EditRequest, job_id: str, caller: Caller, *, is_new: bool = False

@@ -120,7 +120,10 @@ def to_text(moment_s: float) -> str:
 
 
 class Records:
-    """The objects of all jobs in a store, read and written in threads of their own."""
+    """The objects of all jobs in a store, read and written in threads of their own.
+
+    They answer until the process ends, as callers wait for jobs of other processes.
+    """
 
     def __init__(self, store: Callable[[], Store], *, prefix: str) -> None:
         """`store` gives the store, or raises while it is not open."""
@@ -128,11 +131,6 @@ class Records:
         self._prefix = f"{prefix}jobs/"
         self._threads = ThreadPoolExecutor(8, thread_name_prefix="jobs")
         self._urgent = ThreadPoolExecutor(1, thread_name_prefix="jobs-urgent")
-
-    def close(self) -> None:
-        """End the threads once they have nothing left to do; do not wait."""
-        self._threads.shutdown(wait=False)
-        self._urgent.shutdown(wait=False)
 
     async def accepted(self, job_id: str) -> Accepted | None:
         """Return the job's acceptance, or None."""

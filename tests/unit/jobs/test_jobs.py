@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from support.fakes import REQUEST, FakeStore, Pause, until
-from support.replicas import CALLER, Replica
+from support.replicas import CALLER, FakeReceiver, Replica
 from support.worlds import request
 
 from retouch.errors import (
@@ -159,6 +159,28 @@ async def test_another_replica_sees_the_progress_of_the_last_heartbeat() -> None
     assert (job.state, job.progress.steps) == ("running", 4)
     pause.release()
     assert (await two.jobs.wait("a", "")).state == "completed"
+
+
+async def test_a_replica_that_has_closed_still_answers_who_waits_for_a_job_of_another() -> None:
+    store, pause = FakeStore(), Pause()
+    one, two = Replica(store), Replica(store)
+    one.house.engine.at_step = lambda _: pause.hold()
+    await one.jobs.accept(REQUEST, "a", CALLER)
+    waiting = asyncio.create_task(two.jobs.wait("a", ""))
+    await two.jobs.close()
+    pause.release()
+    assert (await waiting).state == "completed"
+
+
+def test_jobs_are_closed_although_their_event_loop_has_ended() -> None:
+    async def begin() -> Replica:
+        replica = Replica(FakeStore(), receiver=FakeReceiver())
+        replica.jobs.start()
+        await replica.jobs.accept(REQUEST, "a", CALLER)
+        await replica.jobs.wait("a", "")
+        return replica
+
+    asyncio.run(asyncio.run(begin()).jobs.close())
 
 
 async def test_a_failed_edit_is_a_failed_job_with_its_error() -> None:
