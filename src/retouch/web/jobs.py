@@ -9,17 +9,26 @@ from functools import partial
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from retouch.errors import InvalidRequest
+from retouch.errors import EditError, InvalidRequest
 from retouch.jobs.build import build_jobs
 from retouch.jobs.live import Caller
 from retouch.lifecycle import ModelHost
-from retouch.schema import EditRequest, EditResult, ErrorBody, Job, Progress, restore_error
+from retouch.schema import (
+    EditRequest,
+    EditResult,
+    ErrorBody,
+    Job,
+    Progress,
+    error_body,
+    restore_error,
+)
 from retouch.web import edit, sse
 from retouch.web.edit import EditEndpoint
 from retouch.web.files import complete_link
 
 _ASYNC = re.compile(r"(^|[,;\s])respond-async($|[,;\s])", re.IGNORECASE)
 _MAX_KEY_CHARACTERS = 255
+_EVENTS = {EditResult: "result", ErrorBody: "error", Progress: "progress"}
 
 
 class JobEndpoint:
@@ -120,14 +129,14 @@ class JobEndpoint:
         return sse.respond(_keep_alive(self._events(job.id, request)), _location(job))
 
     async def _events(self, job_id: str, request: Request) -> AsyncGenerator[str]:
-        async for job in self.jobs.watch(job_id, _caller(request).owner):
-            answer = _complete(job, request).answer
-            if isinstance(answer, EditResult):
-                yield sse.format_event("result", answer)
-            elif answer:
-                yield sse.format_event("error", answer)
-            else:
-                yield sse.format_event("progress", job.progress or Progress(stage="queue"))
+        try:
+            async for job in self.jobs.watch(job_id, _caller(request).owner):
+                answer = _complete(job, request).answer
+                body = answer or job.progress or Progress(stage="queue")
+                yield sse.format_event(_EVENTS[type(body)], body)
+        except EditError as error:  # the store failed, or the job has expired
+            body = error_body(error, request_id=request.state.request_id)
+            yield sse.format_event("error", body)
 
 
 async def _keep_alive(events: AsyncGenerator[str]) -> AsyncIterator[str]:

@@ -6,7 +6,7 @@ from typing import Any
 import httpx
 import pytest
 from pydantic import SecretStr
-from support.fakes import URL, House, Page, Pause, settle, until
+from support.fakes import URL, FakeStore, House, Page, Pause, settle, until
 from support.replicas import SECRET
 from support.web import BODY, client, open_host, parse_events, require_error, settings
 
@@ -18,8 +18,10 @@ from retouch.errors import (
     MethodNotAllowed,
     OutOfMemory,
     SourceUnreachable,
+    StoreUnavailable,
     Unauthorized,
 )
+from retouch.storage.port import StoredObject
 
 KEYS = {"api_keys": ("key-of-the-first-caller", "key-of-the-second-caller")}
 FIRST, SECOND = ({"X-API-Key": key} for key in KEYS["api_keys"])
@@ -199,6 +201,23 @@ async def test_a_stream_of_a_failed_job_ends_with_its_error() -> None:
         stream = await http.get("/jobs/mine", headers={"Accept": "text/event-stream"})
         name, body = parse_events(stream.text)[-1]
         assert (name, body["error"]["details"]["code"]) == ("error", "out_of_memory")
+
+
+class UnreadableEnds(FakeStore):
+    def get(self, key: str, *, max_bytes: int, timeout_s: float) -> StoredObject | None:
+        if key.endswith("/ended"):
+            raise StoreUnavailable("no answer")
+        return super().get(key, max_bytes=max_bytes, timeout_s=timeout_s)
+
+
+async def test_a_stream_ends_with_an_error_where_the_job_can_no_longer_be_read() -> None:
+    house = House(store=UnreadableEnds())
+    async with client(host=open_host(settings(), house)) as http:
+        stream = await http.put("/jobs/mine", json=BODY, headers={"Accept": "text/event-stream"})
+    *_, (name, body) = parse_events(stream.text)
+    details = body["error"]["details"]
+    assert (name, details["code"], details["retryable"]) == ("error", "store_unavailable", True)
+    assert details["request_id"] == stream.headers["x-request-id"]
 
 
 async def test_a_job_is_cancelled_within_a_step() -> None:
