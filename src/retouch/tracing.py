@@ -19,16 +19,6 @@ Link = Any
 _tracers: list[Any] = []  # the one in use is the last: none, unless the process records spans
 
 
-@contextmanager
-def recording(provider: Any) -> Iterator[None]:
-    """Record spans with a `TracerProvider` inside; see `record_with`."""
-    record_with(provider)
-    try:
-        yield
-    finally:
-        _tracers.pop()
-
-
 def record_with(provider: Any) -> None:
     """Record spans with a `TracerProvider` for as long as the process lives."""
     _tracers.append(provider.get_tracer("retouch"))
