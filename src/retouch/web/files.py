@@ -49,7 +49,7 @@ async def serve_file(store: LocalStore, request: Request) -> Response:
         "ETag": etag,
         "Accept-Ranges": "bytes",
     }
-    if etag in request.headers.get("if-none-match", ""):
+    if any(etag in one for one in request.headers.getlist("if-none-match")):
         return Response(status_code=304, headers=headers)
     body, status = file.body, 200
     if request.headers.get("if-range", etag) == etag and request.method == "GET":

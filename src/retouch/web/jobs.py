@@ -51,7 +51,7 @@ class JobEndpoint:
         Raises:
             EditError: any.
         """
-        is_async = bool(_ASYNC.search(request.headers.get("prefer", "")))
+        is_async = bool(_ASYNC.search(",".join(request.headers.getlist("prefer"))))
         key = _read_key(request)
         asked = await self._edits.bodies.read(request)
         if not (is_async or key or asked.webhook):

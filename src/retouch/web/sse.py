@@ -19,7 +19,7 @@ KEEP_ALIVE = ": still working\n\n"
 
 def is_wanted(request: Request) -> bool:
     """Whether the caller asks for a stream."""
-    return "text/event-stream" in request.headers.get("accept", "").lower()
+    return any("text/event-stream" in one.lower() for one in request.headers.getlist("accept"))
 
 
 def format_event(name: str, body: BaseModel | Mapping[str, Any]) -> str:

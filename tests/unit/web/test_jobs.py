@@ -53,6 +53,16 @@ async def test_an_edit_that_prefers_it_is_answered_by_a_job_whose_answer_is_that
         assert job["answer"]["result"]["meta"]["job_id"] == job["id"]
 
 
+async def test_a_preference_may_stand_in_a_header_of_its_own_beside_others() -> None:
+    house = House()
+    async with client(host=open_host(settings(), house)) as http:
+        lines = [("Prefer", "wait=5"), ("Prefer", "respond-async")]
+        assert (await http.post("/edit", json=BODY, headers=lines)).status_code == 202
+        lines = [("Accept", "application/json"), ("Accept", "text/event-stream")]
+        stream = await http.post("/edit", json=BODY, headers=lines)
+        assert parse_events(stream.text)[-1][0] == "result"
+
+
 async def test_a_put_begins_a_job_once() -> None:
     house = House()
     async with client(host=open_host(settings(), house)) as http:
