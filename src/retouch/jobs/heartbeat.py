@@ -24,7 +24,7 @@ class Heartbeat:
     def __init__(self, records: Records, process: str, *, every_s: float = 15.0) -> None:
         self._records = records
         self._process = process
-        self._every_s = every_s
+        self.every_s = every_s
         self._written_slot = -1
         self._writing: asyncio.Task[None] | None = None
         self._lease_ends_s = float("-inf")
@@ -32,7 +32,7 @@ class Heartbeat:
     @property
     def left_in_slot_s(self) -> float:
         """Seconds until the next heartbeat is due."""
-        return self._every_s - time.time() % self._every_s
+        return self.every_s - time.time() % self.every_s
 
     @property
     def holds_lease(self) -> bool:
@@ -61,7 +61,7 @@ class Heartbeat:
         jobs = {name: one.model_dump() if one else None for name, one in progress.items()}
         await self._records.write(f"alive/{self._process}/{slot}", {"jobs": jobs}, is_urgent=True)
         self._written_slot = slot
-        self._lease_ends_s = began_s + _LEASE_SLOTS * self._every_s
+        self._lease_ends_s = began_s + _LEASE_SLOTS * self.every_s
 
     async def find(self, process: str) -> dict[str, Any] | None:
         """Return the newest heartbeat of a process, or None if it is lost.
@@ -77,4 +77,4 @@ class Heartbeat:
         return None
 
     def _slot(self) -> int:
-        return int(time.time() // self._every_s)
+        return int(time.time() // self.every_s)

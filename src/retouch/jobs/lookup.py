@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from retouch.errors import InvalidRequest, JobNotFound
-from retouch.jobs.heartbeat import Heartbeat
+from retouch.jobs.heartbeat import SLOTS, Heartbeat
 from retouch.jobs.records import Accepted, Ended, Records, describe, require_job_id, to_text
 from retouch.schema import Job, Progress, Result
 
@@ -48,9 +48,12 @@ class Lookup:
         ended = await self._records.ended(accepted.id)
         if ended is None:
             beat = await self._heartbeat.find(accepted.process)
-            if beat is not None:
+            age_s = time.time() - accepted.created_at_s
+            is_new = age_s < 4 * SLOTS * self._heartbeat.every_s  # a beat may be older than the job
+            if beat is not None and (is_new or accepted.id in beat.get("jobs", ())):
                 return describe(accepted, progress=_read_progress(beat, accepted.id))
-            ended = Ended.of_lost(accepted)
+            # Ended since; or never begun, where the store failed only after it had the acceptance.
+            ended = await self._records.ended(accepted.id) or Ended.of_lost(accepted)
         return await self._renew(describe(accepted, ended))
 
     async def _renew(self, job: Job) -> Job:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from support.fakes import REQUEST, FakeStore, Pause, until
+from support.fakes import PATIENCE_S, REQUEST, FakeStore, Pause, until
 from support.replicas import CALLER, FakeReceiver, Replica
 from support.worlds import request
 
@@ -227,6 +227,31 @@ async def test_the_job_of_a_process_that_died_is_lost_and_may_be_retried() -> No
     assert (job.state, code(job), job.ended_at) == ("failed", "worker_lost", None)
     assert isinstance(job.answer, ErrorBody)
     assert job.answer.error.details.retryable
+
+
+class LateFaults(FakeStore):
+    """Writes that the job `a` is accepted, and fails."""
+
+    def put(self, key: str, body: bytes, **more: Any) -> None:
+        super().put(key, body, **more)
+        if key.endswith("/a/accepted"):
+            raise StoreUnavailable("no answer")
+
+
+async def test_a_job_that_was_recorded_and_never_begun_is_lost_although_its_process_lives() -> None:
+    store, pause = LateFaults(), Pause()
+    one, two = Replica(store, beat_s=0.05), Replica(store, beat_s=0.05)
+    one.house.engine.at_step = lambda _: pause.hold()
+    await one.jobs.accept(REQUEST, "b", CALLER)
+    with pytest.raises(StoreUnavailable):
+        await one.jobs.accept(request(seed=2), "a", CALLER)
+    assert (await two.jobs.get("a", "")).state == "queued"
+    async with asyncio.timeout(PATIENCE_S):
+        lost = await two.jobs.wait("a", "")
+    assert (lost.state, code(lost)) == ("failed", "worker_lost")
+    assert (await two.jobs.get("b", "")).answer is None
+    pause.release()
+    assert (await two.jobs.wait("b", "")).state == "completed"
 
 
 async def test_the_same_request_again_is_the_same_job_and_another_one_a_conflict() -> None:
