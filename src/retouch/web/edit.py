@@ -116,8 +116,8 @@ class EditEndpoint:
         with self._metrics.in_progress(), bind(caller.request_id, private=private):
             try:
                 result = await edit
-            except asyncio.CancelledError:  # how a stream learns that its reader has gone
-                fail(Cancelled("the caller disconnected"))
+            except asyncio.CancelledError:  # a stream's reader has gone, or a job is cancelled
+                fail(Cancelled("the caller left or cancelled"))
                 raise
             except EditError as error:
                 fail(error, cause=error)

@@ -1,6 +1,7 @@
 """Jobs over HTTP, over an editor of fakes."""
 
 import asyncio
+import logging
 from typing import Any
 
 import httpx
@@ -230,7 +231,8 @@ async def test_a_stream_ends_with_an_error_where_the_job_can_no_longer_be_read()
     assert details["request_id"] == stream.headers["x-request-id"]
 
 
-async def test_a_job_is_cancelled_within_a_step() -> None:
+async def test_a_job_is_cancelled_within_a_step(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
     house = House()
     house.engine.stay_at = 1
     async with client(host=open_host(settings(), house)) as http:
@@ -238,6 +240,8 @@ async def test_a_job_is_cancelled_within_a_step() -> None:
         await until(lambda: house.engine.steps_taken == 1)
         response = await http.delete("/jobs/mine")
         assert (response.status_code, response.json()["state"]) == (200, "cancelled")
+    [failed] = [vars(one)["fields"] for one in caplog.records if one.message == "edit.failed"]
+    assert failed["reason"] == "the caller left or cancelled"
     assert house.engine.steps_taken == 1
 
 
