@@ -1,6 +1,7 @@
 """The attempts of an Idempotency-Key: numbered from 0 without gaps, each after the one before failed."""
 
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 from retouch.errors import JobNotFound
 from retouch.schema import ErrorBody, Job
@@ -16,11 +17,8 @@ async def accept_attempt(
     """
     attempt = 0
     while True:
-        try:
+        with suppress(JobNotFound):
             job = await accept(attempt)
-        except JobNotFound:
-            pass
-        else:
             if not (isinstance(job.answer, ErrorBody) and job.answer.error.details.retryable):
                 return job
         attempt = max(attempt + 1, await find_last(has_begun, attempt))

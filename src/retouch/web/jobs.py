@@ -76,9 +76,8 @@ class JobEndpoint:
         Raises:
             EditError: any.
         """
-        if request.method == "PUT":
-            return await self.put(request)
-        return await (self.delete if request.method == "DELETE" else self.get)(request)
+        others = {"PUT": self.put, "DELETE": self.delete}
+        return await others.get(request.method, self.get)(request)
 
     async def put(self, request: Request) -> Response:
         """Begin the job of this id, or find it if this very request began it before.
