@@ -1,6 +1,7 @@
 """What callers get whose worker is killed: from the process that holds their connections as well."""
 
 import asyncio
+import os
 import socket
 import subprocess
 import sys
@@ -183,3 +184,23 @@ def test_without_a_supervisor_nothing_is_held() -> None:
             hold.follow(START)
         accepted.close()
         assert read_all(caller) == b""
+
+
+def test_where_no_process_can_be_watched_nothing_is_held_and_no_worker_waits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(_: int) -> int:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "pidfd_open", refuse)
+    standby = Standby()
+    standby.start()
+    standby.outbox.settimeout(1)
+    channel = Channel(standby.outbox, os.getpid())
+    with connected() as (caller, accepted):
+        for number in range(100):
+            assert channel.send(number, b"lost", accepted)
+            assert channel.send(number, b"")
+        assert channel.send(100, b"lost", accepted)
+        accepted.close()
+        assert caller.recv(1) == b""

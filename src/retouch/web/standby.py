@@ -167,6 +167,9 @@ class Standby:
             process = os.pidfd_open(pid)
         except ProcessLookupError:
             self._answer_for(pid)
+        except OSError:  # some sandboxes refuse it: then nothing is held
+            for connection, _ in self._held.pop(pid).values():
+                connection.close()
         else:
             self._selector.register(
                 process, selectors.EVENT_READ, partial(self._lose, pid, process)
