@@ -44,7 +44,7 @@ class Masking:
 def plan_masking(
     source: Source, mask: Source, *, feather_px: int, padding_px: int | None
 ) -> Masking | None:
-    """Return how to confine an edit of `source` to `mask`, or None where the mask is full.
+    """Return how to confine an edit of `source` to `mask`, or None where the mask is full and nothing is cropped.
 
     With `padding_px` the box is the mask's with that much around it; else it is the whole image.
 
@@ -58,10 +58,11 @@ def plan_masking(
     painted = area.getbbox()
     if painted is None:
         raise MaskEmpty
-    if area.getextrema() == (255, 255):
-        return None
     box = (0, 0, *size_px)
-    if padding_px is not None:
+    if padding_px is None:
+        if area.getextrema() == (255, 255):
+            return None
+    else:
         box = grow_box(painted, by_px=max(padding_px, feather_px), within_px=size_px)
     return Masking(source.image, area, box, feather_px, crops=padding_px is not None)
 

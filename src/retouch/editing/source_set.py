@@ -22,7 +22,7 @@ _FIELD = "image_url"  # as the texts of a single source's errors call it
 class SourceSet:
     """The images of a request in order, its mask with what follows from it, and the adapters it brings.
 
-    `masking` is None where there is no mask, or where it is full.
+    `masking` is None where there is no mask, or where it is full and nothing is cropped.
     """
 
     images: tuple[Source, ...]

@@ -78,6 +78,11 @@ async def test_a_full_mask_is_as_none() -> None:
     assert house.engine.masks == [None]
 
 
+async def test_with_padding_the_result_of_a_full_mask_has_the_images_size_too() -> None:
+    result, pixels = await edit(House(), mask_url=mask_of((0, 0, *SIZE)), mask_padding=10)
+    assert (result.meta.width, result.meta.height) == SIZE == pixels.shape[1::-1]
+
+
 @pytest.mark.parametrize(
     ("mask", "kind", "text"),
     [
