@@ -154,9 +154,8 @@ class ImagesEndpoint:
     def _prepare(self, edit: EditRequest, options: ImageOptions) -> _Answers:
         editor = self._host.editor
         text = editor.steps.engine.count_tokens(edit.prompt)
-        return _Answers(
-            options, text, editor.info.preset.area_px // _TOKEN_PX, file_format=edit.file_format
-        )
+        images = len(edit.sources) * (editor.info.preset.area_px // _TOKEN_PX)
+        return _Answers(options, text, images, file_format=edit.file_format)
 
 
 def translate_error(error: EditError, response: Response) -> Response:

@@ -2,6 +2,7 @@
 
 import base64
 import json
+from dataclasses import replace
 from io import BytesIO
 from typing import Any
 
@@ -125,6 +126,16 @@ async def test_what_changes_an_edit_is_never_ignored(part: tuple[str, Any], mess
         response = await http.post("/v1/images/edits", files=parts)
     assert response.status_code == 400, response.text
     assert response.json()["error"]["message"].startswith(message)
+
+
+async def test_usage_counts_every_image() -> None:
+    house = House()
+    house.engine.info = replace(house.engine.info, max_areas_px=(1 << 22,) * 3)
+    async with client(host=open_host(settings(max_image_bytes=4096), house)) as http:
+        given = {"prompt": "x", "images": [{"image_url": DATA_URL}] * 3}
+        answer = (await http.post("/v1/images/edits", json=given)).json()
+    of_one = house.engine.info.preset.area_px // 256
+    assert answer["usage"]["input_tokens_details"]["image_tokens"] == 3 * of_one
 
 
 async def test_a_form_may_name_a_url_as_vllm_omni_and_sglang_do() -> None:
