@@ -141,12 +141,16 @@ class ReuseIndex:
         if flight.made and job.request.response_format == "url":
             return flight.made
         try:
-            return await self._read(flight.fingerprint, job)
+            named = [(one.key, one.content_type) for one in flight.made]  # the index may come later
+            named = named or await self._read_index(flight.fingerprint)
+            read = await asyncio.gather(*(self._read_one(*one, job) for one in named))
         except StorageError as error:
             event(_log, "reuse.unknown", level=logging.WARNING, code=error.code, **error.context)
             return []
+        made = [one for one in read if one]
+        return made if len(made) == len(read) else []
 
-    async def _read(self, fingerprint: str, job: Job) -> list[Made]:
+    async def _read_index(self, fingerprint: str) -> list[tuple[str, str]]:
         settings = self._steps.settings
         index = await self._steps.get_stored(reuse_key(settings.prefix, fingerprint))
         if index is None:
@@ -157,11 +161,7 @@ class ReuseIndex:
             age_s = time.time() - float(entry["made_at"])
         except (KeyError, TypeError, ValueError):
             return []
-        if age_s >= settings.link_expires_in_s:
-            return []
-        read = await asyncio.gather(*(self._read_one(key, content_type, job) for key in keys))
-        made = [one for one in read if one]
-        return made if len(made) == len(keys) else []
+        return [] if age_s >= settings.link_expires_in_s else [(key, content_type) for key in keys]
 
     async def _read_one(self, key: str, content_type: str, job: Job) -> Made | None:
         found = await self._steps.get_stored(key)

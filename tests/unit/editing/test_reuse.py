@@ -192,6 +192,24 @@ async def test_a_file_is_in_the_answer_of_a_reused_result_too() -> None:
     assert again.result.meta.reused
 
 
+async def test_equal_requests_at_once_for_a_file_run_one_edit_before_the_index_is_there() -> None:
+    house, written = House(), Pause()
+    put = house.store.put
+
+    def put_late(key: str, *args: Any, **options: Any) -> None:
+        if "/reuse/" in key:
+            written.hold()
+        put(key, *args, **options)
+
+    house.store.put = put_late  # type: ignore[method-assign]
+    runs = (run(house, job_id=f"job-{n}", seed=7, response_format="b64_json") for n in range(3))
+    answers = await asyncio.gather(*runs)
+    written.release()
+    await house.editor.close()
+    assert len(house.engine.edits) == 1
+    assert len({answer.result.b64_json for answer in answers}) == 1
+
+
 async def lose_result(house: House, key: str) -> None:
     del house.store.objects[key]
 
