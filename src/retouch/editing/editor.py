@@ -114,8 +114,8 @@ class Editor:
         """Return the flight of all equal requests, or None where the result is not to be reused."""
         if not self._settings.reuse or request.seed in (None, -1) or sources.is_stale:
             return None
-        params, _ = self._resolve(request, sources, job_id=job_id)
-        return self._reuse.join(fingerprint(request, params, sources.content, self.info))
+        params, notes = self._resolve(request, sources, job_id=job_id)
+        return self._reuse.join(fingerprint(request, params, sources.content, self.info, *notes))
 
     async def _reuse_or_edit(
         self, job: Job, sources: SourceSet | None, flight: Flight | None

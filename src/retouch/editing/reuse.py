@@ -34,7 +34,6 @@ _NOT_IN_KEY = {
     "image_urls",
     "mask_url",
     "strength",
-    "size_from",
     "cache",
     "response_format",
     "webhook",
@@ -54,13 +53,14 @@ _NOT_IN_KEY = {
 
 
 def fingerprint(
-    request: EditRequest, params: EditParams, content: Sequence[str], info: EngineInfo
+    request: EditRequest, params: EditParams, content: Sequence[str], info: EngineInfo, *notes: str
 ) -> str:
-    """Hash everything that decides the bytes of a result: 64 hex digits."""
+    """Hash everything that decides the bytes of a result, and its `notes`: 64 hex digits."""
     parts = {
         "engine": _ENGINE_VERSION,
         "info": asdict(info) | {"max_areas_px": None},  # a limit, which changes no result
         "params": asdict(params),
+        "notes": notes,
         "sources": content,
         "format": request.file_format,
         "request": request.model_dump(exclude=_NOT_IN_KEY),

@@ -210,6 +210,24 @@ async def test_equal_requests_at_once_for_a_file_run_one_edit_before_the_index_i
     assert len({answer.result.b64_json for answer in answers}) == 1
 
 
+async def test_a_reused_result_has_no_note_about_another_request() -> None:
+    house = House()
+    await edited(house, num_inference_steps=60)
+    notes = (await run(house, seed=7, num_inference_steps=50)).result.meta.notes
+    assert notes == ["done"]
+
+
+async def test_a_reused_result_has_the_geometry_of_its_own_request() -> None:
+    house = House()
+    house.engine.info = replace(house.engine.info, max_areas_px=(1 << 22,) * 3)
+    files = (picture("red", (64, 64)), picture("red", (128, 128)))
+    urls = [f"data:;base64,{base64.b64encode(file).decode()}" for file in files]
+    images = {"image_url": None, "image_urls": urls}
+    await edited(house, **images, size_from="first")
+    last = await run(house, seed=7, **images, size_from="last")
+    assert last.result.meta.geometry.source == (128, 128)
+
+
 async def lose_result(house: House, key: str) -> None:
     del house.store.objects[key]
 
