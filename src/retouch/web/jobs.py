@@ -192,10 +192,10 @@ def _complete(job: Job, request: Request) -> Job:
 def _answer(
     job: Job, request: Request, *, status: int | None = None, accepted: bool = False
 ) -> JSONResponse:
-    """Return the job: 202 before its end, else 200, unless `status` says otherwise."""
+    """Return the job: 202 before its end or as `accepted`, else 200, unless `status` says otherwise."""
     headers = _location(job) | ({"Preference-Applied": "respond-async"} if accepted else {})
     if status is None:
-        status = 200 if job.answer else 202
+        status = 200 if job.answer and not accepted else 202
     body = _complete(job, request).model_dump(mode="json")
     return JSONResponse(body, status_code=status, headers=headers)
 

@@ -178,6 +178,16 @@ async def test_a_client_that_lost_its_answer_gets_it_by_its_idempotency_key() ->
     assert len(house.engine.edits) == 1
 
 
+async def test_a_job_that_is_asked_for_again_after_its_end_is_answered_by_202_as_at_first() -> None:
+    headers = {"Idempotency-Key": "k", "Prefer": "respond-async"}
+    async with client() as http:
+        begun = await http.post("/edit", json=BODY, headers=headers)
+        job = await ended(http, begun.headers["location"])
+        again = await http.post("/edit", json=BODY, headers=headers)
+    assert (again.status_code, again.json()["state"]) == (202, "completed")
+    assert again.headers["location"] == f"/jobs/{job['id']}"
+
+
 async def test_a_failed_edit_with_an_idempotency_key_has_its_status() -> None:
     house = House()
     house.engine.fault = OutOfMemory("too large")
