@@ -13,15 +13,7 @@ from typing import Final
 
 from PIL.PngImagePlugin import PngImageFile
 
-# The ancillary chunks that change pixels, with their least size.
-_WANTED: Final = {
-    b"gAMA": 4,
-    b"cHRM": 32,
-    b"sRGB": 1,
-    b"iCCP": 4,
-    b"cICP": 4,
-    b"eXIf": 8,
-}
+_SIZES: Final = {b"gAMA": 4, b"cHRM": 32, b"sRGB": 1}
 _KEY_BYTES: Final = {b"\0": 2, b"\2": 6}
 """The size of tRNS by color type, where it names one color; else it has a byte an entry."""
 _ANIMATION: Final = (b"acTL", b"fcTL", b"fdAT")
@@ -43,13 +35,10 @@ def open_png(body: bytes) -> PngImageFile:
         is_intact = checksum == _compute_checksum(name, data)
         if is_intact and name in _ANIMATION:
             animation.add(name, data, chunks)
-        if name == b"IDAT":
-            pixels.append(_pack(name, data, checksum))
-        elif name != b"IEND" and (
-            _is_critical(name) or (is_intact and _is_wanted(name, data, chunks))
-        ):
-            kept.append(_pack(name, data, checksum))
-        chunks.setdefault(name, data)
+        if _is_critical(name) or (is_intact and _is_wanted(name, data, chunks)):
+            chunks.setdefault(name, data)
+            if name != b"IEND":
+                (pixels if name == b"IDAT" else kept).append(_pack(name, data, checksum))
     pixels = animation.first_frame or pixels
     source = PngImageFile(BytesIO(b"".join((body[:8], *kept, *pixels, _END))))
     source.info["bit_depth"] = chunks[b"IHDR"][8]
@@ -104,12 +93,17 @@ def _is_critical(name: bytes) -> bool:
 
 
 def _is_wanted(name: bytes, data: bytes, chunks: Mapping[bytes, bytes]) -> bool:
-    if b"IDAT" in chunks and name != b"eXIf":  # too late (PNG, third edition, 5.6)
+    """Whether an ancillary chunk changes pixels, has the form that libpng requires, and is the first."""
+    if name in chunks or (b"IDAT" in chunks and name != b"eXIf"):  # PNG, third edition, 5.6
         return False
     if name == b"tRNS":
         key_bytes = _KEY_BYTES.get(chunks.get(b"IHDR", b"")[9:10])
         return bool(data) if key_bytes is None else len(data) == key_bytes
-    return name in _WANTED and len(data) >= _WANTED[name] and (name != b"iCCP" or _is_profile(data))
+    if name == b"cICP":
+        return data[2:] == b"\0\1"  # RGB in full range
+    return (
+        name == b"eXIf" or len(data) == _SIZES.get(name) or (name == b"iCCP" and _is_profile(data))
+    )
 
 
 def _is_profile(data: bytes) -> bool:

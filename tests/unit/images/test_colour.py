@@ -203,6 +203,33 @@ def test_a_png_is_converted_by_its_color_codes(
     assert decoded.notes == ()
 
 
+CODES = samples.chunk(b"cICP", bytes((9, 16, 0, 1)))
+LIGHT = struct.pack(">I", 100_000)
+
+
+@pytest.mark.parametrize(
+    ("before", "behind"),
+    [
+        (CODES[:-1] + bytes([CODES[-1] ^ 1]), b""),
+        (b"", CODES),
+        (samples.chunk(b"cICP", b""), b""),
+        (samples.chunk(b"cICP", b"\x09"), b""),
+        (samples.chunk(b"cICP", bytes((9, 16, 0, 1, 0))), b""),
+        (samples.chunk(b"cICP", bytes((9, 16, 0, 0))), b""),
+        (samples.chunk(b"cICP", bytes((1, 13, 0, 1))) + CODES, b""),
+        (samples.chunk(b"gAMA", LIGHT + b"\0"), b""),
+        (samples.chunk(b"gAMA", LIGHT) + samples.chunk(b"sRGB", b"\0"), b""),
+        (samples.chunk(b"gAMA", struct.pack(">I", 45455)) + samples.chunk(b"gAMA", LIGHT), b""),
+    ],
+)
+def test_a_png_is_converted_only_by_sound_chunks_and_the_first(
+    before: bytes, behind: bytes
+) -> None:
+    body = png((1, 1), bytes((200, 100, 50)), bit_depth=8, colour_type=2)
+    body = body[:33] + before + body[33:-12] + behind + body[-12:]
+    assert colour_of(body) == (200, 100, 50)
+
+
 @pytest.mark.parametrize(
     ("transfer", "seen"),
     [
