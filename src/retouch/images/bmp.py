@@ -10,7 +10,7 @@ from retouch.images.bmp_runs import RunLengthBmp
 
 # Offsets of fields from the file's start, and lengths of the header after the first 14 bytes.
 _BITS_AT, _COMPRESSION_AT, _MASKS_AT, _SPACE_AT, _PROFILE_AT = 28, 30, 54, 70, 126
-_V3_BYTES, _V4_BYTES, _V5_BYTES = 56, 108, 124
+_CORE_BYTES, _V3_BYTES, _V4_BYTES, _V5_BYTES = 12, 56, 108, 124
 _FILE_HEADER_BYTES = 14
 _PLAIN, _BY_MASKS, _BY_ALPHA_MASKS = 0, 3, 6
 _EMBEDDED = b"DEBM"
@@ -24,8 +24,9 @@ def open_bmp(body: bytes) -> BmpImageFile:
         Exception: of any type, from Pillow, where the file is damaged.
     """
     (length,) = struct.unpack_from("<I", body, _FILE_HEADER_BYTES)
-    (bits,) = struct.unpack_from("<H", body, _BITS_AT)
-    (compression,) = struct.unpack_from("<I", body, _COMPRESSION_AT)
+    bits, compression = struct.unpack_from("<HI", body, _BITS_AT)
+    if length <= _CORE_BYTES:  # these are pixels, or their palette
+        compression = _PLAIN
     masks: Masks = struct.unpack_from("<4I", body.ljust(_MASKS_AT + 16, b"\0"), _MASKS_AT)
     if length < _V3_BYTES and compression != _BY_ALPHA_MASKS:
         masks = (*masks[:3], 0)

@@ -67,6 +67,14 @@ def test_a_mask_of_alpha_may_stand_behind_a_short_header() -> None:
     assert decode(body, Limits()).image.getpixel((0, 0)) == pytest.approx((255, 127, 127), abs=1)
 
 
+def test_the_pixels_behind_the_oldest_header_are_not_read_as_masks() -> None:
+    header = struct.pack("<IHHHH", 12, 4, 4, 1, 24)
+    pixels = b"\x00\x00\x10\x00\x03\x00\x00\x00\x00\x00\xff\x00" * 4
+    body = b"BM" + struct.pack("<IHHI", 26 + 48, 0, 0, 26) + header + pixels
+    image = decode(body, Limits()).image
+    assert [image.getpixel((x, 0)) for x in (0, 1, 3)] == [(16, 0, 0), (0, 3, 0), (0, 255, 0)]
+
+
 def test_an_embedded_profile_is_applied() -> None:
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     swapped = srgb.replace(b"rXYZ", b"tmp1").replace(b"bXYZ", b"rXYZ").replace(b"tmp1", b"bXYZ")
