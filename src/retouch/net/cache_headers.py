@@ -35,7 +35,7 @@ def read_cache_headers(header: Callable[[bytes], str]) -> tuple[int | None, bool
         date_s = parse_date(header(b"date")) or time.time()
         max_age_s = max(0, int(expires_s - date_s) - age_s) if expires_s else 0
     storable = directives.keys().isdisjoint({"no-store", "private"})
-    return max_age_s, storable and header(b"vary").strip() != "*"  # section 4.1
+    return max_age_s, storable and "*" not in header(b"vary")  # section 4.1
 
 
 def read_max_stale_s(header: Callable[[bytes], str]) -> int:

@@ -86,6 +86,7 @@ ONE = "Thu, 26 Nov 2026 13:00:00 GMT"
         ({"expires": ONE, "date": NOON, "cache-control": "max-age=9"}, (9, True)),
         ({"cache-control": "max-age=9", "vary": "Accept, Cookie"}, (9, True)),
         ({"cache-control": "max-age=9", "vary": "*"}, (9, False)),
+        ({"cache-control": "max-age=9", "vary": "Accept, *"}, (9, False)),
     ],
 )
 def test_expires_and_pragma_hold_where_cache_control_says_nothing(
