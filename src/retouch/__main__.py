@@ -59,7 +59,7 @@ class FileStore:
         timeout_s: float,  # noqa: ARG002
     ) -> None:
         """Write a result."""
-        if "results/" in key:
+        if Path(key).parts[-3] == "results":
             self._find(key).write_bytes(body)
 
     def link(self, key: str, *, expires_in_s: int) -> str:  # noqa: ARG002

@@ -39,9 +39,16 @@ def test_a_photo_is_edited_into_the_file_that_was_named(
     assert "2/2" in printed.err
 
 
-def test_only_the_result_is_written(tmp_path: Path) -> None:
-    assert main(["edit", str(SAMPLE), "make it warmer", "--steps", "1", "--profile", "full"]) == 0
+@pytest.mark.parametrize("prefix", ["qwen-image-edit/", "results/"])
+def test_only_the_result_is_written(
+    prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("S3_OBJECT_PREFIX", prefix)
+    arguments = ["edit", str(SAMPLE), "make it warmer", "--steps", "1", "--profile", "full"]
+    assert main([*arguments, "--seed", "7"]) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["edited.png"]
+    with Image.open(tmp_path / "edited.png") as edited:
+        assert edited.format == "PNG"
 
 
 def test_several_results_are_written_beside_each_other(
