@@ -267,7 +267,7 @@ class SourceLoader:
             download.max_age_s,
             download.heuristic_s,
             ttl_s=self._settings.ttl_s,
-            has_validators=bool(cached or download.etag or download.last_modified),
+            has_validators=download.body is None or bool(download.etag or download.last_modified),
         )
         if load.valid_s is not None:
             fresh_s = min(fresh_s, int(load.valid_s))

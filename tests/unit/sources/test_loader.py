@@ -126,6 +126,15 @@ async def test_the_freshness_of_the_origin_is_kept_within_bounds(
     assert world.store.objects[KEY].metadata["fresh-seconds"] == str(kept_s)
 
 
+async def test_a_copy_that_replaces_one_is_fresh_as_long_as_the_first() -> None:
+    world = World(Page(max_age_s=0))
+    await world.fill()
+    world.clock.now_s += 61
+    await world.fill()
+    assert (await world.load()).cached
+    assert len(world.origin.asked) == 2
+
+
 async def test_without_freshness_of_the_origin_the_setting_holds() -> None:
     world = World(ttl_s=7200)
     await world.fill()
