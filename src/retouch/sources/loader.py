@@ -182,7 +182,8 @@ class SourceLoader:
                     source_id, found, kind, fetch_ms=fetch_ms, timeout_s=_DECODE_TIMEOUT_S
                 )
         except (BadInput, DownloadFailed) as error:
-            self._remember(source_id, error)
+            if cache == "default":  # else others may have a copy
+                self._remember(source_id, error)
             raise
         if not found.stale:
             self._failures.pop(source_id, None)

@@ -48,6 +48,16 @@ async def test_revalidate_is_never_answered_with_a_stale_copy() -> None:
 
 
 @pytest.mark.parametrize("cache", ["no-store", "revalidate"])
+async def test_a_failure_without_the_copy_is_not_that_of_callers_who_take_it(cache: str) -> None:
+    world = World()
+    await world.fill()
+    world.origin.fault = SourceTimedOut("late")
+    with pytest.raises(SourceTimedOut):
+        await world.load(cache=cache)
+    assert (await world.load()).cached
+
+
+@pytest.mark.parametrize("cache", ["no-store", "revalidate"])
 async def test_asking_the_origin_ends_the_memory_of_a_failure(cache: str) -> None:
     world = World()
     world.origin.fault = SourceStatusError("gone")
