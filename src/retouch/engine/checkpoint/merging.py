@@ -118,7 +118,7 @@ def _is_mergeable(
     fixed = next((one.name for one in encodings.values() if not hasattr(one, "pack")), "")
     loss = 0.0
     if not fixed:
-        chosen = sorted(layers)[:: -(-len(layers) // SAMPLE)]
+        chosen = sorted(layers)[:: -(-len(layers) // SAMPLE) or 1]
         updates = {path: (layers[path], named.scale) for path in chosen}
         storages = {path: {"": (encodings[path], storage.scale(path))} for path in encodings}
         loss = measure_losses(updates, stored, storages, device)[""].share

@@ -215,6 +215,12 @@ def test_the_loss_is_measured_on_a_sample_of_many_layers(
     assert 1 < asked[0] <= 5
 
 
+def test_an_adapter_without_layers_to_merge_loses_nothing(tmp_path: Path) -> None:
+    adapters = fix(tmp_path, draw(only="_mod"))
+    plain = Storage(keep_plain, torch.float32, lambda _: 1.0)
+    assert choose(adapters, stored(), plain) == {"a"}
+
+
 def test_what_merging_would_lose_is_said_for_each_storage(tmp_path: Path) -> None:
     adapter = name_adapter(tmp_path, "a", draw()).adapter
     first, *losses = merging.describe_losses(adapter, tiny_folder(), CPU)
