@@ -271,6 +271,10 @@ def test_an_invalid_endpoint_is_refused_by_name(environment: Environment, endpoi
             "ALLOWED_SOURCE_HOSTS",
             ["host", "host:port", "http://h:80", "u@h:80", "h:80,bad", "h:70000", ",", "*.h:80"],
         ),
+        (
+            "ALLOWED_WEBHOOK_HOSTS",
+            ["bücher.example:80", "h.:80", "h:080", "h:0", "[::g]:80", "[1]:80"],
+        ),
         ("API_KEYS", ["clé-of-some-caller", ",", " ", "k" * 15, f"{KEY},short", f'["{KEY}"]']),
         ("S3_BUCKET", ["a b", "bad!", "../x"]),
         ("LOCAL_STORE_DIR", [__file__]),
@@ -393,7 +397,7 @@ def test_a_secret_is_not_in_a_refusal_nor_in_the_repr(environment: Environment) 
 
 def test_lists_are_split_at_commas_and_trimmed(environment: Environment) -> None:
     settings = environment.load(
-        API_KEYS=f" {KEY} , {KEY}2,,", ALLOWED_SOURCE_HOSTS="Files.Local:8080,[::1]:80"
+        API_KEYS=f" {KEY} , {KEY}2,,", ALLOWED_SOURCE_HOSTS="Files.Local:8080,[0:0::1]:80"
     )
     assert settings.api_keys == (KEY, KEY + "2")
     assert settings.allowed_source_hosts == ("files.local:8080", "[::1]:80")

@@ -2,6 +2,7 @@
 
 import base64
 import re
+from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -11,7 +12,7 @@ from pydantic_settings import NoDecode
 from retouch.settings.environment import strip_quotes
 
 _PREFIX = re.compile(r"^([0-9a-z_-][0-9a-z._-]*/)*$")
-_HOST_PORT = re.compile(r"^([^\s/@:*]+|\[[0-9a-fA-F:.]+\]):\d{1,5}$")
+_HOST_PORT = re.compile(r"^([a-z0-9_-]+(\.[a-z0-9_-]+)*|\[[0-9a-f:.]+\]):[1-9][0-9]{0,4}$")
 _BUCKET = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
 _MAX_PORT = 65535
 _MIN_KEY_CHARACTERS = 16
@@ -31,9 +32,10 @@ def _split(value: object) -> object:
 
 
 def _require_host_port(entry: str) -> str:
-    if not _HOST_PORT.match(entry) or int(entry.rpartition(":")[2]) > _MAX_PORT:
-        raise ValueError(f"{entry!r} is not host:port")
-    return entry.lower()
+    host, _, port = entry.lower().rpartition(":")
+    if not _HOST_PORT.match(entry.lower()) or int(port) > _MAX_PORT:
+        raise ValueError(f"{entry!r} is not host:port in ASCII")
+    return f"[{IPv6Address(host[1:-1])}]:{port}" if "[" in host else f"{host}:{port}"
 
 
 def _require_key(key: str) -> str:
