@@ -138,11 +138,7 @@ class LocalStore:
         header = json.dumps({"content_type": content_type, "metadata": dict(metadata)})
         content = header.encode() + b"\n", body
         with map_errors():
-            path = self._path(key)
-            try:
-                write(path, *content, drafts=self._drafts)
-            except FileNotFoundError:  # a sweep removed the directory while it was empty
-                write(path, *content, drafts=self._drafts)
+            write(self._path(key), *content, drafts=self._drafts)
         self._size_bytes += len(body)
         self._written_bytes += len(body)
         is_due = self._clock() - self._swept_at_s >= SWEEP_EVERY_S

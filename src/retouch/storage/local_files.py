@@ -31,14 +31,19 @@ def delete_old(folder: Path, oldest_s: Callable[[Path], float]) -> list[tuple[fl
 
 def write(path: Path, *parts: bytes, drafts: Path) -> None:
     """Write a file that only this user can read. It appears whole, and is on the disk on return."""
-    for needed in (path.parent, drafts):
-        needed.mkdir(mode=0o700, parents=True, exist_ok=True)
+    drafts.mkdir(mode=0o700, parents=True, exist_ok=True)
     handle, draft = tempfile.mkstemp(dir=drafts)
     try:
         with os.fdopen(handle, "wb") as file:
             file.writelines(parts)
             file.flush()
             os.fsync(handle)  # or a power cut after the rename could leave half a body
+        for _ in range(10):
+            # A sweep, also of another process, removes directories while they are empty.
+            with suppress(FileNotFoundError, FileExistsError):
+                path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                Path(draft).replace(path)
+                return
         Path(draft).replace(path)
     except BaseException:
         Path(draft).unlink()
