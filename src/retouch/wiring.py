@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from retouch.editing.admission import Admission
 from retouch.editing.editor import Editor
 from retouch.editing.ports import Engine
 from retouch.editing.steps import EditorSettings, Steps
-from retouch.engine.adapters.source import URL_FILES, AdapterSource
+from retouch.engine.adapters.source import URL_FILES
 from retouch.engine.checkpoint.find import (
     FULL_MODEL,
     CheckpointSettings,
@@ -146,7 +146,7 @@ def _describe_checkpoint(settings: Settings, model_id: str) -> CheckpointSetting
         quantization=settings.quantization,
         attention_backend=settings.attention_backend,
         compile=settings.compile,
-        adapters=tuple(AdapterSource(**asdict(lora)) for lora in settings.loras),
+        adapters=settings.loras,
         merge_adapters=settings.merge_loras,
         lora_url_bytes=settings.lora_url_bytes,
         profiles=settings.profiles,

@@ -7,15 +7,15 @@ from pathlib import Path
 from retouch.engine.adapters.keys import AdapterRefused
 from retouch.engine.adapters.loaded import NamedAdapter
 from retouch.engine.adapters.read import Adapter, Shape, read_adapter
-from retouch.engine.adapters.source import AdapterSource
 from retouch.errors import ModelError
+from retouch.settings.loras import LoraSetting
 
 Find = Callable[[str], AbstractContextManager[Path]]
 """Makes the file of a source readable at a path."""
 
 
 def load_adapters(
-    sources: Sequence[AdapterSource], shapes: Mapping[str, Shape], find: Find
+    sources: Sequence[LoraSetting], shapes: Mapping[str, Shape], find: Find
 ) -> list[NamedAdapter]:
     """Load every source for a transformer whose linear layers have these `shapes`.
 

@@ -1,10 +1,9 @@
-"""Where the adapters of the settings come from. Importing this module imports no torch."""
+"""Names of LoRA files, and bytes readable as one. Importing this module imports no torch."""
 
 import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -13,20 +12,6 @@ SHARD = re.compile(r"-\d{5}-of-(?!00001)\d{5}\.(safetensors|gguf)")
 """How the name of a file ends that holds only a part of the weights."""
 URL_FILES = 4
 """A file of a request may take this part of the memory for them, so that those of one edit fit."""
-
-
-@dataclass(frozen=True, slots=True)
-class AdapterSource:
-    """A LoRA file to load: a path, a hub's `owner/repository/file`, or an https URL.
-
-    `sha256` is empty or the hash that the file must have; `scale` and `always` are as in `AdapterInfo`.
-    """
-
-    name: str
-    source: str
-    sha256: str = ""
-    scale: float = 1.0
-    always: bool = False
 
 
 @contextmanager

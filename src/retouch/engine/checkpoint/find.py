@@ -5,12 +5,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from retouch.engine.adapters.source import AdapterSource
 from retouch.engine.checkpoint import hub
 from retouch.engine.checkpoint.files import WEIGHTED, require_complete
 from retouch.engine.profiles import FULL
 from retouch.errors import ModelError
 from retouch.settings.gpus import PROCESSES, Parallel
+from retouch.settings.loras import LoraSetting
 
 FULL_MODEL = "Qwen/Qwen-Image-Edit"
 RUNPOD_MODELS = Path("/runpod-volume/huggingface-cache/hub")
@@ -56,7 +56,7 @@ class CheckpointSettings:
     quantization: str = "none"
     attention_backend: str = "auto"
     compile: bool | Literal["auto"] = "auto"
-    adapters: tuple[AdapterSource, ...] = ()
+    adapters: tuple[LoraSetting, ...] = ()
     merge_adapters: bool = False
     lora_url_bytes: int = 0
     fetch: Callable[[str], bytes] = refuse_urls

@@ -7,8 +7,9 @@ from support.models.adapters import SHAPES, draw
 from support.models.lora_files import build_tensors, write
 
 from retouch.engine.adapters.load import load_adapters
-from retouch.engine.adapters.source import AdapterSource, hold_in_memory
+from retouch.engine.adapters.source import hold_in_memory
 from retouch.errors import ModelError
+from retouch.settings.loras import LoraSetting
 
 PAIRS = draw(only="attn")
 
@@ -24,23 +25,23 @@ def take(source: str) -> Iterator[Path]:
 
 
 def test_an_adapter_is_loaded_with_its_name_scale_and_rule(path: Path) -> None:
-    (one,) = load_adapters([AdapterSource("warm", str(path), scale=0.5, always=True)], SHAPES, take)
+    (one,) = load_adapters([LoraSetting("warm", str(path), scale=0.5, always=True)], SHAPES, take)
     assert (one.info.name, one.info.scale, one.info.always) == ("warm", 0.5, True)
     assert (one.info.layers, one.info.rank) == (len(PAIRS), 4)
     assert one.info.sha256 == one.adapter.sha256
 
 
 def test_another_hash_than_the_one_given_is_refused(path: Path) -> None:
-    (one,) = load_adapters([AdapterSource("warm", str(path))], SHAPES, take)
-    given = AdapterSource("warm", str(path), sha256=one.adapter.sha256)
+    (one,) = load_adapters([LoraSetting("warm", str(path))], SHAPES, take)
+    given = LoraSetting("warm", str(path), sha256=one.adapter.sha256)
     assert load_adapters([given], SHAPES, take)
-    wrong = AdapterSource("warm", str(path), sha256="0" * 64)
+    wrong = LoraSetting("warm", str(path), sha256="0" * 64)
     with pytest.raises(ModelError, match=r"LORAS: warm: the file's SHA-256 is .*, not the one"):
         load_adapters([wrong], SHAPES, take)
 
 
 def test_a_file_that_cannot_be_used_is_named_in_one_line(tmp_path: Path) -> None:
-    sources = [AdapterSource("warm", str(tmp_path / "none.safetensors"))]
+    sources = [LoraSetting("warm", str(tmp_path / "none.safetensors"))]
     with pytest.raises(ModelError, match=r"^LORAS: warm: there is no file [^\n]*$"):
         load_adapters(sources, SHAPES, take)
 

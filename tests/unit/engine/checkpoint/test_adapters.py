@@ -13,12 +13,12 @@ from support.models.tiny import PRESET, build_tiny_pipeline
 from support.models.tiny_folder import tiny_folder
 
 from retouch.engine.adapters.loaded import LoadedAdapters
-from retouch.engine.adapters.source import AdapterSource
 from retouch.engine.checkpoint import adapters, hub
 from retouch.engine.checkpoint.adapters import load_all
 from retouch.engine.checkpoint.find import CheckpointSettings
 from retouch.engine.checkpoint.load import load
 from retouch.errors import ModelError
+from retouch.settings.loras import LoraSetting
 
 PAIRS = draw(only="attn")
 CONFIG = dict(build_tiny_pipeline().transformer.config)
@@ -56,7 +56,7 @@ def test_a_url_is_fetched_into_memory(path: Path) -> None:
         asked.append(url)
         return path.read_bytes()
 
-    sources = (AdapterSource("warm", "https://a.example/b?c"),)
+    sources = (LoraSetting("warm", "https://a.example/b?c"),)
     (one,) = load_with(adapters=sources, fetch=fetch).info
     assert asked == ["https://a.example/b?c"]
     assert one.layers == len(PAIRS)
@@ -72,10 +72,10 @@ def test_a_hub_name_is_taken_from_the_hub(path: Path, monkeypatch: pytest.Monkey
         return path
 
     monkeypatch.setattr(hub, "download_file", download_file)
-    assert load_with(adapters=(AdapterSource("warm", "o/r/d/f.safetensors"),)).info
+    assert load_with(adapters=(LoraSetting("warm", "o/r/d/f.safetensors"),)).info
     assert asked == [("o/r", "d/f.safetensors")]
     asked.clear()
-    load_with(adapters=(AdapterSource("warm", "o/r/d/adapter_model.safetensors"),))
+    load_with(adapters=(LoraSetting("warm", "o/r/d/adapter_model.safetensors"),))
     assert asked == [("o/r", f"d/adapter_{rest}") for rest in ("model.safetensors", "config.json")]
 
 
@@ -83,7 +83,7 @@ def test_a_checkpoint_is_loaded_with_its_adapters_and_profiles(path: Path) -> No
     engine = load(
         CheckpointSettings(
             model_id=str(tiny_folder()),
-            adapters=(AdapterSource("warm", str(path)),),
+            adapters=(LoraSetting("warm", str(path)),),
             profiles=("fast", "full"),
             profiles_file=describe(path),
         )
@@ -104,8 +104,8 @@ def test_what_is_always_used_is_merged_where_no_request_may_leave_it_out(
         CheckpointSettings(
             model_id=str(tiny_folder()),
             adapters=(
-                AdapterSource("always", str(path), always=True),
-                AdapterSource("named", str(path)),
+                LoraSetting("always", str(path), always=True),
+                LoraSetting("named", str(path)),
             ),
             merge_adapters=merge,
             profiles=("fast",),
@@ -154,7 +154,7 @@ def test_an_unknown_profile_is_refused_with_the_list(path: Path) -> None:
 
 
 def test_a_name_is_either_a_profiles_or_an_adapters(path: Path) -> None:
-    sources = (AdapterSource("fast", str(path)),)
+    sources = (LoraSetting("fast", str(path)),)
     with pytest.raises(ModelError, match="fast is the name of an adapter in LORAS too"):
         load_with(adapters=sources, profiles=("fast",), profiles_file=describe(path))
 
