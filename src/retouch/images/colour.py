@@ -3,8 +3,9 @@
 import struct
 from contextlib import suppress
 from io import BytesIO
+from typing import Any
 
-from PIL import Image, ImageCms
+from PIL import Image, ImageChops, ImageCms
 from PIL.ImageFile import ImageFile
 
 from retouch.images.profile import HLG, PQ, build_cicp_profile, build_profile, gamma_curve
@@ -23,14 +24,21 @@ def scale_to_8_bits(source: ImageFile) -> Image.Image:
     return gray
 
 
-def scale_transparent_colour(source: ImageFile) -> None:
-    """Scale a PNG's transparent colour (tRNS) to 8 bits, as Pillow did with the pixels but not with it."""
-    key, bit_depth = source.info["transparency"], source.info["bit_depth"]
+def to_rgba(source: ImageFile) -> Image.Image:
+    """Convert to RGBA; scale a PNG's transparent colour (tRNS), as Pillow did with the pixels."""
+    key: Any = source.info.get("transparency")
+    bit_depth = source.info.get("bit_depth", 8)
     top = (1 << bit_depth) - 1
-    if source.mode == "L":
+    if (source.format, source.mode) == ("PNG", "L"):
         source.info["transparency"] = (key & top) * 255 // top
-    else:
+    elif (source.format, source.mode) == ("PNG", "RGB"):
         source.info["transparency"] = tuple((value & top) >> (bit_depth - 8) for value in key)
+    image = source.convert("RGBA")
+    if low := source.info.get("low_bytes"):  # a pixel is transparent if both bytes are the key's
+        low.info["transparency"] = tuple(value & 255 for value in key)
+        alphas = (each.getchannel("A") for each in (image, low.convert("RGBA")))
+        image.putalpha(ImageChops.lighter(*alphas))
+    return image
 
 
 def is_hdr(source: ImageFile) -> bool:

@@ -13,7 +13,7 @@ from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 
 from retouch import errors
-from retouch.images.colour import is_hdr, scale_to_8_bits, scale_transparent_colour, to_srgb
+from retouch.images.colour import is_hdr, scale_to_8_bits, to_rgba, to_srgb
 from retouch.images.formats import open_header, sniff
 from retouch.images.heif import name_heif_coding
 from retouch.images.jpeg import load_jpeg
@@ -184,9 +184,7 @@ def to_plain_mode(source: ImageFile) -> Image.Image:
     if mode in ("La", "RGBa"):
         return source.convert(mode.upper())
     if source.has_transparency_data:
-        if source.format == "PNG" and mode in ("L", "RGB"):
-            scale_transparent_colour(source)
-        return source if mode in ("LA", "RGBA") else source.convert("RGBA")
+        return source if mode in ("LA", "RGBA") else to_rgba(source)
     if mode in ("L", "CMYK", "LAB"):
         return source
     return source.convert("L" if mode == "1" else "RGB")

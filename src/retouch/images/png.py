@@ -26,6 +26,8 @@ _CHECKSUM_BYTES: Final = 4
 def open_png(body: bytes) -> PngImageFile:
     """Read the header, and put `bit_depth`, `cicp`, `animated` and `end_missing` into `info`.
 
+    Beside a transparent colour of 16-bit RGB there is `low_bytes`: Pillow reads only the high ones.
+
     Raises:
         Exception: of any type, from Pillow, where a critical chunk is damaged.
     """
@@ -40,7 +42,11 @@ def open_png(body: bytes) -> PngImageFile:
             if name != b"IEND":
                 (pixels if name == b"IDAT" else kept).append(_pack(name, data, checksum))
     pixels = animation.first_frame or pixels
-    source = PngImageFile(BytesIO(b"".join((body[:8], *kept, *pixels, _END))))
+    sound = b"".join((body[:8], *kept, *pixels, _END))
+    source = PngImageFile(BytesIO(sound))
+    if b"tRNS" in chunks and chunks[b"IHDR"][8:10] == b"\x10\2":  # RGB of 16 bits
+        source.info["low_bytes"] = low = PngImageFile(BytesIO(sound))
+        low.tile = [low.tile[0]._replace(args="RGB;16L")]  # of each sample the second byte
     source.info["bit_depth"] = chunks[b"IHDR"][8]
     source.info["animated"] = animation.frames > 1
     source.info["end_missing"] = b"IEND" not in chunks

@@ -34,6 +34,14 @@ def test_16_bit_colour_and_alpha_are_scaled() -> None:
     assert near(colour_of(la), (127, 127, 127), by=1)
 
 
+def test_of_16_bit_colours_only_the_very_one_is_transparent() -> None:
+    pixels = samples_of_16_bits(0, 0, 0, 0, 0, 1, 255, 255, 255, 256, 0, 0)
+    key = (b"tRNS", samples_of_16_bits(0, 0, 0))
+    body = png((4, 1), pixels, bit_depth=16, colour_type=2, chunks=(key,))
+    decoded = decode.decode(body, LIMITS).image
+    assert [decoded.getpixel((x, 0)) for x in range(4)] == [WHITE, BLACK, BLACK, (1, 0, 0)]
+
+
 def test_one_bit_is_black_and_white() -> None:
     image = Image.new("1", (2, 1))
     image.putpixel((1, 0), 1)
