@@ -25,7 +25,7 @@ from retouch.web.workers import join_workers
 
 prepare_process()
 settings = load_settings()
-workers = join_workers(settings.gpus, each=settings.gpus_each)
+workers = join_workers(settings.gpus, each=settings.gpus_each, host_gib=settings.host_memory_gib)
 settings = load_settings()  # again: the host's memory is shared out now
 require_local_store(settings)
 logs.install(settings.log_level, secrets=settings.secrets)

@@ -108,17 +108,19 @@ class Workers:
             mark_process_dead(pid, environment[_METRICS])  # type: ignore[no-untyped-call]
 
 
-def join_workers(gpus: int | Literal["all"], *, each: int = 1) -> Workers:
+def join_workers(gpus: int | Literal["all"], *, each: int = 1, host_gib: float = 0) -> Workers:
     """Return the workers over so many GPUs; in one of several, see only its own from now on.
 
-    Each has `each` of them. Call it before torch is imported.
+    Each has `each` of them, and `host_gib` of host memory or else its share of what is free. Call it
+    before torch is imported.
 
     Raises:
         InvalidSettings: there are fewer GPUs.
     """
     if server_context.worker_index is None:
         count = count_workers(gpus, len(list_gpus()), each=each)
-        return Workers(count, each, board=_prepare_workers(count, each) if count > 1 else None)
+        board = _prepare_workers(count, each, host_gib) if count > 1 else None
+        return Workers(count, each, board=board)
     if _BOARD not in os.environ:
         return Workers(gpus=each)
     descriptor, count = map(int, os.environ[_BOARD].split(","))
@@ -170,11 +172,12 @@ def list_gpus() -> list[str]:
         return []
 
 
-def _prepare_workers(count: int, each: int) -> Board:
+def _prepare_workers(count: int, each: int, host_gib: float) -> Board:
     """Make the board, and share the host's memory and CPUs out before the first worker takes any."""
     descriptor = Board.open_file(count)
     os.environ[_BOARD] = f"{descriptor},{count}"
-    os.environ.setdefault("HOST_MEMORY_GIB", f"{measure_host() / count / GIB:.3f}")
+    # Also where it is there: `--env-file` sets 0 too, and what `.env` says is not in the environment.
+    os.environ["HOST_MEMORY_GIB"] = f"{host_gib or measure_host() / count / GIB:.3f}"
     HostShare.create(count * each)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, measure_cpus() // count)))
     return Board(descriptor, count)

@@ -124,10 +124,18 @@ def test_all_processes_of_all_workers_inherit_one_file_for_weights() -> None:
     assert os.get_inheritable(share.descriptor)
 
 
-def test_a_share_that_the_operator_sets_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOST_MEMORY_GIB", "30")
-    join_workers(4)
-    assert Settings(_env_file=None).host_memory_gib == 30
+@pytest.mark.parametrize(("said", "share"), [("30", 30), ("0", 24), ("", 24)])
+@pytest.mark.parametrize("in_file", [True, False])
+def test_a_share_that_the_operator_sets_is_kept_wherever_it_is_set(
+    said: str, share: int, in_file: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "measure_host", lambda: 96 << 30)
+    file = tmp_path / ".env"
+    file.write_text(f"HOST_MEMORY_GIB={said}" if in_file else "")
+    if not in_file:
+        monkeypatch.setenv("HOST_MEMORY_GIB", said)
+    join_workers(4, host_gib=Settings(_env_file=file).host_memory_gib)
+    assert Settings(_env_file=file).host_memory_gib == share
 
 
 def test_only_the_least_busy_workers_may_listen() -> None:
