@@ -82,7 +82,7 @@ class StartupChecks:
                 raise StartupError(
                     f"the GPU does not compute: {reason}; replace the worker"
                 ) from error
-        elif self._model_id and not Path(self._model_id).is_dir():
+        elif self._model_id and not Path(self._model_id).expanduser().is_dir():
             raise StartupError(
                 "there is no GPU: give the endpoint one, "
                 "or unset MODEL_ID to try the worker with the demo model"

@@ -150,16 +150,17 @@ def test_a_model_without_a_gpu_is_refused(machine: Callable[..., None]) -> None:
     assert "MODEL_ID" in refusal(start(model_id="a/b").gpu)
 
 
-@pytest.mark.parametrize("is_folder", [False, True])
+@pytest.mark.parametrize("model_id", ["", "{home}", "~"])
 def test_the_demo_and_a_folder_need_no_gpu(
     machine: Callable[..., None],
     caplog: pytest.LogCaptureFixture,
+    environment: pytest.MonkeyPatch,
     tmp_path: Path,
-    *,
-    is_folder: bool,
+    model_id: str,
 ) -> None:
+    environment.setenv("HOME", str(tmp_path))
     machine(available=False, driver=False)
-    start(model_id=str(tmp_path) if is_folder else "").gpu()
+    start(model_id=model_id.format(home=tmp_path)).gpu()
     assert [record.message for record in caplog.records] == ["gpu.missing"]
 
 
