@@ -258,6 +258,7 @@ def _run_plan(options: argparse.Namespace, settings: Settings) -> None:
         card=options.card or "",
         quantization=settings.quantization,
         gpu_memory_gib=settings.gpu_memory_gib,
+        host_memory_gib=settings.host_memory_gib,
         max_result_px=settings.max_result_pixels,
         modulation_mapped=is_local(find_cache(FULL_MODEL))
         if options.disk is None

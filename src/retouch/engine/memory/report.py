@@ -17,7 +17,7 @@ from retouch.engine.memory.plan import (
     Sizes,
     make_plan,
 )
-from retouch.engine.memory.probe import find_device, measure_free, measure_host, require_driver
+from retouch.engine.memory.probe import find_device, measure_free, require_driver
 from retouch.engine.memory.quantization import (
     PLAIN,
     Quantization,
@@ -34,14 +34,16 @@ def describe_plan(
     card: str = "",
     quantization: str = "auto",
     gpu_memory_gib: float = 0.0,
+    host_memory_gib: float = 0.0,
     modulation_mapped: bool = False,
     max_result_px: int = 0,
 ) -> list[str]:
     """Describe the full model's plan, and what every QUANTIZATION would need.
 
-    For this machine, a `card` of `CARDS`, or so much GPU or host memory. `gpu_memory_gib` limits what
-    is measured of this machine's GPU, unless it is 0. With `modulation_mapped` the checkpoint is on a
-    local disk. Results may have `max_result_px`, if that is more than the checkpoint's own area.
+    For this machine, a `card` of `CARDS`, or so much GPU or host memory. `gpu_memory_gib` and
+    `host_memory_gib` limit what is measured of this machine, unless they are 0. With
+    `modulation_mapped` the checkpoint is on a local disk. Results may have `max_result_px`, if that is
+    more than the checkpoint's own area.
 
     Raises:
         ModelError: it would not fit, or this machine has no GPU and none is named.
@@ -52,8 +54,9 @@ def describe_plan(
         require_driver()
         if find_device().type == "cpu":
             raise ModelError("torch finds no GPU here: plan for another by --card or --gpu-gib")
-    gpu_bytes = measure_free(gpu_memory_gib).gpu_bytes if gpu_gib is None else int(gpu_gib * GIB)
-    host_bytes = measure_host() if host_gib is None else int(host_gib * GIB)
+    measure = partial(measure_free, gpu_memory_gib, host_memory_gib)
+    gpu_bytes = measure().gpu_bytes if gpu_gib is None else int(gpu_gib * GIB)
+    host_bytes = measure().host_bytes if host_gib is None else int(host_gib * GIB)
     shape, memory = EditShape(), FreeMemory(gpu_bytes, host_bytes)
     shape = replace(shape, area_px=max(shape.area_px, max_result_px))
     sizes = partial(full_sizes, modulation_mapped=modulation_mapped)

@@ -1,5 +1,6 @@
 import pytest
 
+from retouch.engine.memory import probe
 from retouch.engine.memory.estimate import CARDS, estimate_edit_s
 from retouch.engine.memory.plan import GIB, EditShape, FreeMemory, Plan, make_plan
 from retouch.engine.memory.quantization import Quantization, full_sizes
@@ -48,6 +49,14 @@ def test_room_for_large_results_is_planned() -> None:
 def test_what_is_set_is_what_is_planned() -> None:
     with pytest.raises(ModelError, match="short of host memory"):
         describe_plan(gpu_gib=16, host_gib=30, quantization="none")
+
+
+def test_what_may_be_taken_of_this_host_is_what_is_planned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "measure_host", lambda: 64 * GIB)
+    assert describe_plan(gpu_gib=16, host_gib=None) == describe_plan(gpu_gib=16, host_gib=64)
+    for said in (30, 90):
+        limited = describe_plan(gpu_gib=16, host_gib=None, host_memory_gib=said)
+        assert limited == describe_plan(gpu_gib=16, host_gib=min(said, 64))
 
 
 def test_a_faster_card_takes_less_and_streaming_over_a_slow_bus_more() -> None:
