@@ -273,7 +273,7 @@ def _run_adapter(options: argparse.Namespace, settings: Settings) -> None:
 
 def _run_edit(options: argparse.Namespace, settings: Settings) -> None:
     output = options.output or Path("edited.png")
-    request, engine = _request(options, output), wiring.build_engine(settings)
+    request, engine = _request(options, output), wiring.build_engine(settings, server_start_s=0)
     answer = asyncio.run(_edit(request, engine, settings, output))
     for result in answer.all:
         meta = result.meta

@@ -105,10 +105,11 @@ def choose_model(
     return str(demo.CHECKPOINT_DIR)
 
 
-def build_engine(settings: Settings) -> Engine:
+def build_engine(settings: Settings, *, server_start_s: float = 3600.0) -> Engine:
     """Load the checkpoint that MODEL_ID names, or the one that fits this machine.
 
-    With ENGINE_URL nothing is loaded: the engine is the server there.
+    With ENGINE_URL nothing is loaded: the engine is the server there, which may take `server_start_s`
+    to answer.
 
     Raises:
         ModelError: it cannot be found, read or placed in memory, a model of the hub would run on
@@ -120,6 +121,7 @@ def build_engine(settings: Settings) -> Engine:
             key=settings.engine_key.get_secret_value(),
             model=settings.engine_model,
             limits=decode.Limits(max_pixels=settings.max_image_pixels),
+            start_s=server_start_s,
         )
         return connect(server, progress=_report_loading)
     if settings.model_id and not Path(settings.model_id).expanduser().is_dir():

@@ -1,6 +1,7 @@
 """`python -m retouch`, in this process, with the engine that a machine without a GPU gets."""
 
 import logging
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -97,6 +98,17 @@ def test_an_adapter_at_a_url_is_fetched_through_the_guard(
     monkeypatch.setenv("LORAS", "a=https://127.0.0.1/a.safetensors")
     assert main(["edit", str(SAMPLE), "make it warmer"]) == 1
     assert "LORAS: a: it cannot be downloaded (source_unreachable)" in capsys.readouterr().err
+
+
+def test_a_server_that_is_away_is_not_waited_for(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("ENGINE_URL", f"http://127.0.0.1:{closed.getsockname()[1]}")
+        assert main(["edit", str(SAMPLE), "make it warmer"]) == 1
+    said = "retouch: ENGINE_URL: the engine cannot be reached\n"
+    assert capsys.readouterr().err == said
 
 
 def test_the_plan_for_another_machine_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
