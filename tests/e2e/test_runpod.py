@@ -4,6 +4,8 @@ The SDK's loop is the real one; the platform it asks, and its callers ask, is on
 """
 
 import json
+import signal
+import socket
 import subprocess
 import sys
 import time
@@ -258,6 +260,21 @@ def test_workers_that_get_sigterm_deliver_their_jobs(
             worker.terminate()
             assert worker.wait() == 0
             assert job.state == "COMPLETED"
+
+
+def test_a_worker_that_gets_sigterm_while_it_loads_ends_at_once(
+    rgw: Rgw, origin: LiveOrigin, tmp_path: Path
+) -> None:
+    """By a handler: without one the kernel keeps the signal from a container's first process."""
+    with socket.socket() as closed, Platform() as platform:
+        closed.bind(("127.0.0.1", 0))
+        away = {"ENGINE_URL": f"http://127.0.0.1:{closed.getsockname()[1]}"}
+        settings = platform.environment | s3_settings(rgw, origin) | away
+        with WorkerProcess(tmp_path, WORKER, settings) as worker:
+            platform.wait_for(lambda: "waiting for the engine" in worker.output)
+            worker.terminate()
+            assert worker.wait() == 128 + signal.SIGTERM
+            assert platform.batches == []
 
 
 @pytest.mark.parametrize(

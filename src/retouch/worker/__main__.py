@@ -2,6 +2,8 @@
 
 import argparse
 import asyncio
+import os
+import signal
 from collections.abc import Callable, Sequence
 from functools import partial, update_wrapper
 from typing import Any
@@ -33,6 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Check what the worker needs, then take jobs until the platform ends it."""
     options = _build_parser().parse_args(arguments)
     prepare_process()
+    # Until the SDK handles it: the first process of a container ignores it where nobody does.
+    signal.signal(signal.SIGTERM, lambda number, _: os._exit(128 + number))
     sdk.redirect_log()
     credential = sdk.get_credential()
     logs.install("INFO", secrets=[credential])  # after the SDK, which installs a handler too

@@ -65,6 +65,7 @@ def platform(monkeypatch: pytest.MonkeyPatch) -> Sdk:
     monkeypatch.setattr(rp_scale, "JobScaler", rp_scale.JobScaler)
     monkeypatch.setattr(__main__.logs, "install", lambda *_, **__: None)
     monkeypatch.setattr(sdk, "IS_LOCAL_TEST", False)
+    monkeypatch.setattr(__main__.signal, "signal", lambda *_: None)
     return platform
 
 
