@@ -7,9 +7,12 @@ import time
 _CHECK_EVERY_S = 1.0
 
 
-def watch_parent() -> None:
-    """End this process once its parent has ended, also in the middle of a step that hangs."""
-    threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
+def watch_parent(parent: int = 0) -> None:
+    """End this process once its parent has ended, also in the middle of a step that hangs.
+
+    A `parent` that is named may have ended before the call.
+    """
+    threading.Thread(target=end_with, args=(parent or os.getppid(),), daemon=True).start()
 
 
 def end_with(parent: int) -> None:

@@ -1,4 +1,4 @@
-"""A process of `rank_process`: `python -m retouch.engine.rank_child <file descriptor>`.
+"""A process of `rank_process`: `python -m retouch.engine.rank_child <file descriptor> <parent>`.
 
 Reads `CheckpointSettings`, loads, and then computes its part of each edit until the pipe is closed.
 """
@@ -33,7 +33,7 @@ def main() -> None:
     connection = Connection(int(sys.argv[1]))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)  # the other process lets its edits end first
-    watch_parent()
+    watch_parent(int(sys.argv[2]))
     try:
         settings: CheckpointSettings = pickle.loads(connection.recv_bytes())  # noqa: S301 - our parent
         logs.install("WARNING", secrets=[settings.hf_token] if settings.hf_token else [])
@@ -41,9 +41,9 @@ def main() -> None:
     except EditError as error:
         _send(connection, Answer(fault=error.message))
         return
-    _send(connection, Answer())
     rank = Rank(engine.local)  # kept: its exchanges do not end while it has a recording of them
     with suppress(EOFError, OSError):  # the other process has ended
+        _send(connection, Answer())
         rank.serve(connection)
     os._exit(0)  # without waiting for a GPU that waits for another
 

@@ -127,7 +127,7 @@ def start_process(settings: object, gpu: str) -> RankProcess:
     shared = [share.descriptor] if share else []
     ours, theirs = Pipe()
     process = subprocess.Popen(  # noqa: S603 - our own interpreter and program
-        [sys.executable, "-m", "retouch.engine.rank_child", str(theirs.fileno())],
+        [sys.executable, "-m", "retouch.engine.rank_child", str(theirs.fileno()), str(os.getpid())],
         env=environment,
         pass_fds=[theirs.fileno(), *shared],
         stdin=subprocess.DEVNULL,
