@@ -277,9 +277,8 @@ def _run_edit(options: argparse.Namespace, settings: Settings) -> None:
     answer = asyncio.run(_edit(request, engine, settings, output))
     for result in answer.all:
         meta = result.meta
-        seconds = meta.timings_ms.total / 1000
-        size = f"{meta.width} x {meta.height}"
-        print(f"{result.presigned_url}  {size}  {seconds:.1f} s  {meta.model}")
+        facts = f"{meta.width} x {meta.height}  {meta.timings_ms.total / 1000:.1f} s  {meta.model}"
+        print(f"{result.presigned_url}  {facts}")
     for note in dict.fromkeys(note for result in answer.all for note in result.meta.notes):
         print(f"note: {note}")
 
