@@ -16,6 +16,7 @@ from torch._dynamo.utils import counters
 from retouch.editing.adapters import resolve_adapters
 from retouch.engine.block import run_block
 from retouch.engine.compilation import compile_block
+from retouch.engine.linear import linear
 from retouch.schema import Lora
 
 pytestmark = pytest.mark.e2e
@@ -103,9 +104,11 @@ def test_shares_of_the_tokens_compile_once_for_all_prompts(monkeypatch: pytest.M
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("caches_traces", [True, False])
 def test_cached_code_is_found_wherever_the_weights_lie_in_memory(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caches_traces: bool
 ) -> None:
+    from torch._functorch import config
     from torch._inductor import compile_fx  # warns
 
     compile_graph = compile_fx._compile_fx_inner  # noqa: SLF001 - where the compiler marks them
@@ -117,20 +120,20 @@ def test_cached_code_is_found_wherever_the_weights_lie_in_memory(
 
     monkeypatch.setattr(compile_fx, "_compile_fx_inner", mark_as_on_a_gpu)
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    block = build_tiny_pipeline().transformer.transformer_blocks[0]
-    inputs = torch.randn(1, 6, 32), torch.randn(1, 5, 32), (torch.randn(6, 1, 32),) * 2
+    layer, streams, term = torch.nn.Linear(8, 8), torch.randn(2, 1, 6, 8), torch.randn(2, 8, 8)
+
+    def apply(block: Any, image: torch.Tensor, text: torch.Tensor, *_rest: object) -> Any:
+        return linear(block, image, (term[0], term[1])), text
+
     counters.clear()
     for _start in range(2):
         torch._dynamo.reset()  # noqa: SLF001 - documented for tests
-        with torch.no_grad():
-            compile_block(run_block)(block, *inputs, torch.randn(11, 1, 8, 2), None, None, {})
-        storage = torch.cat([weight.view(-1) for weight in block.parameters()])
-        for weight, part in zip(
-            block.parameters(),
-            storage.split([weight.numel() for weight in block.parameters()]),
-            strict=True,
-        ):
-            weight.data = part.view_as(weight)
+        with torch.no_grad(), config.patch(enable_autograd_cache=caches_traces):
+            compile_block(apply)(layer, *streams, None, torch.randn(11, 1, 8, 2))
+        storage = torch.zeros(256)
+        layer.weight.data = storage[64:128].view(8, 8).copy_(layer.weight)
+        layer.bias.data = storage[128:136].copy_(layer.bias)
     assert counters["inductor"]["fxgraph_cache_miss"] == 1
     assert counters["inductor"]["fxgraph_cache_hit"] == 1
+    assert counters["aot_autograd"]["autograd_cache_hit"] == caches_traces
     torch._dynamo.reset()  # noqa: SLF001 - as above

@@ -13,6 +13,7 @@ import httpx
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, Request, Route, expect, sync_playwright
+from support.fakes import PATIENCE_S
 from support.servers.bentoml_service import ROOT, SAMPLE_URL, Service
 
 from retouch.errors import WorkerLost
@@ -38,6 +39,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    expect.set_options(timeout=1000 * PATIENCE_S)  # by default 5 s, which a busy machine may take
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield browser

@@ -12,9 +12,9 @@ pytestmark = pytest.mark.integration
 
 
 def test_killed_workers_leave_each_key_absent_or_whole(rgw: Rgw) -> None:
-    tally = kill_workers(rgw, kills=5, seed=1)
+    tally = kill_workers(rgw, kills=3, seed=1)
     assert tally.faults == []
-    assert tally.counts["kills"] == 5
+    assert tally.counts["kills"] == 3
 
 
 def test_an_incomplete_object_is_detected(rgw: Rgw) -> None:
