@@ -17,13 +17,19 @@ MAX_PROMPT_TOKENS = 512
 
 @hook
 def filter_case(context: HookContext, case: Case) -> bool:
-    """Drop prompts of too many tokens, and jobs of POST /edit that ask for base64."""
+    """Drop prompts of too many tokens, those of a form that are no text, and jobs that ask for base64."""
     if not isinstance(case.body, dict):
         return True
     is_job = {name.lower() for name in case.headers or ()} & {"idempotency-key", "prefer"}
     if is_job and case.body.get("response_format") == "b64_json":
         return False
-    prompts = [str(case.body.get(name)) for name in ("prompt", "negative_prompt")]
+    given = [case.body.get(name) for name in ("prompt", "negative_prompt")]
+    # A form has no types: it sends true as the text "true".
+    if case.media_type == "multipart/form-data" and any(
+        isinstance(one, int | float) for one in given
+    ):
+        return False
+    prompts = list(map(str, given))
     return not any(
         len(prompt) <= MAX_PROMPT_CHARACTERS
         and len(prompt.encode(errors="replace")) > MAX_PROMPT_TOKENS
