@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-LIMIT = 18430
+LIMIT = 18432
 """Lines of code. Raise it in a commit of its own that says what the lines are for."""
 MAX_FILE_LINES = 300
 MAX_FUNCTION_LINES = 40
