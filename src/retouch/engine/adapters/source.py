@@ -8,7 +8,7 @@ from pathlib import Path
 
 PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 """The names that peft gives an adapter and the file beside it with its alpha."""
-SHARD = re.compile(r"-\d{5}-of-(?!00001)\d{5}\.(safetensors|gguf)")
+SHARD = re.compile(r"-\d{5}-of-(?!0000[01])\d{5}\.(safetensors|gguf)\Z")
 """How the name of a file ends that holds only a part of the weights."""
 URL_FILES = 4
 """A file of a request may take this part of the memory for them, so that those of one edit fit."""

@@ -109,7 +109,7 @@ def find_files(
         "text_encoder": ("TEXT_ENCODER_FILE", settings.text_encoder_file),
     }
     for setting, text in named.values():
-        if SHARD.search(text):
+        if SHARD.search(FileReference.parse(text).name):
             raise ModelError(f"{setting}: {text} is one of several shards: join them in one file")
     return {
         part: find_weights_file(text, setting=setting, token=settings.hf_token, progress=progress)

@@ -278,6 +278,8 @@ def test_one_shard_of_an_adapter_is_refused(tmp_path: Path) -> None:
     tensors = build_tensors(PAIRS, "peft")
     whole = write(tmp_path / "adapter_model-00001-of-00001.safetensors", tensors)
     assert read_adapter(whole, SHAPES)
+    joined = write(tmp_path / "a-00001-of-00002.safetensors-joined.safetensors", tensors)
+    assert read_adapter(joined, SHAPES)
     part = write(tmp_path / "adapter_model-00001-of-00002.safetensors", tensors)
     with pytest.raises(AdapterRefused, match="one of several shards"):
         read_adapter(part, SHAPES)
