@@ -1,6 +1,6 @@
 """Build a checkpoint's modules without weights, plan their memory, and read the weights into place."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -86,15 +86,22 @@ def load_weights(  # noqa: PLR0913 - what is loaded, and for what
     weights = place(
         modules, make_plan, memory, stored, adapters, dtype=dtype, device=device, mapped=mapped
     )
-    used = {view.path for params in weights.params for view in params.views}
-    if configs["transformer"].get("zero_cond_t"):
-        used.add(f"transformer.{packed_file.ZERO_CONDITION}")
-    packed_file.require_used(stored, {"transformer", *packed}, used)
+    _require_places(stored, {"transformer", *packed}, weights, configs["transformer"])
     _read(stored, weights, adapters, scale=scale, progress=progress)
     if dtype == torch.float16:  # pragma: no cover - a CPU runs float32
         precision.scale_norms(weights.transformer)
     weights.release()  # the memory that the readers converted in
     return weights
+
+
+def _require_places(
+    stored: Mapping[str, TensorEntry], parts: Collection[str], weights: Weights, config: Any
+) -> None:
+    """Check that the model has a place for every weight of these parts."""
+    places = {view.path for params in weights.params for view in params.views}
+    if config.get("zero_cond_t"):
+        places.add(f"transformer.{packed_file.ZERO_CONDITION}")
+    packed_file.require_used(stored, parts, places)
 
 
 def _read(
