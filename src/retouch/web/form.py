@@ -24,6 +24,7 @@ _MAX_PARTS = 64
 _MAX_TYPE_CHARACTERS = 1024
 _NO_FORM = "the body must be one multipart/form-data form"
 _NO_FILE = "must be a file, as in -F image=@photo.jpg; for a URL there are image_url and mask_url"
+TAKES_NO_FILE = "takes no file: send it as image"
 FIELDS: Mapping[str, Any] = EditRequest.model_json_schema()["properties"]
 """The schemas of the fields of a request."""
 _NUMBER = re.compile(r"[+-]?(\d{1,15}\.?\d{0,15}|\.\d{1,15})")
@@ -130,7 +131,7 @@ class FormParser:
         kind = self._headers.get(b"content-type", b"text/plain").lower()
         # RFC 7578 forbids filename*, which older clients send where the name is not ASCII.
         name = disposition.get(b"filename", b"*" if b"filename*=" in header else None)
-        # So OpenAPI 3 sends what is no plain text; browsers call it "blob".
+        # OpenAPI 3 sends every value but plain text as JSON, and browsers name such a part "blob".
         self._is_json = name in {None, b"blob"} and kind.startswith(b"application/json")
         self._is_file = not self._is_json and (name is not None or not kind.startswith(b"text/"))
         self._is_absent = name == b""  # so a browser sends a file that nobody chose
@@ -176,7 +177,7 @@ def parse_edit_form(form: Form) -> EditRequest:
     for full_name, upload in form.files:
         name = INDEX.sub("", full_name)
         if name not in sent:
-            faults[name[:64]] = "takes no file: send it as image"
+            faults[name[:64]] = TAKES_NO_FILE
         elif not upload.body:
             faults[name] = "the file is empty"
         else:

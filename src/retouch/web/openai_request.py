@@ -11,7 +11,7 @@ from retouch.editing.ports import ProfileInfo
 from retouch.errors import InvalidRequest, MalformedBody
 from retouch.schema import EditRequest, ImageOptions, Quality, Upload, invalid_request
 from retouch.web.body import Body, require_small_frame
-from retouch.web.form import FIELDS, INDEX, Form, read_texts
+from retouch.web.form import FIELDS, INDEX, TAKES_NO_FILE, Form, read_texts
 
 _IMAGES = ("image", "images", "image_url", "image_urls", "url", "mask", "mask_url", "markup")
 _FILE_FIELD = re.compile(rf"({'|'.join(_IMAGES)})(?:\[\d*\])?(?:\[image_url\])?")
@@ -119,7 +119,7 @@ def _read_form(form: Form) -> _Given:
     given = _Given()
     for name, upload in form.files:
         if not (found := _FILE_FIELD.fullmatch(name)):
-            raise InvalidRequest.for_fields({name[:64]: "takes no file: send it as image"})
+            raise InvalidRequest.for_fields({name[:64]: TAKES_NO_FILE})
         if not upload.body:
             raise InvalidRequest.for_fields({found[1]: "the file is empty"})
         given.add_image(found[1], upload.reference)
@@ -160,7 +160,7 @@ def _read_json(body: bytes | bytearray) -> _Given:
     require_small_frame(body)
     try:
         fields = {} | from_json(body, allow_inf_nan=False)
-    except (TypeError, ValueError) as error:  # the former of what is no object
+    except (TypeError, ValueError) as error:  # TypeError: the body is JSON, but not an object
         raise MalformedBody("the body must be one JSON object in UTF-8") from error
     given = _Given()
     for name in _IMAGES:
